@@ -1,0 +1,79 @@
+//! Names that must never mix are types of their own.
+
+use std::fmt;
+use std::sync::Arc;
+
+macro_rules! name {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub Arc<str>);
+
+        impl $name {
+            /// The name as written.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl From<&str> for $name {
+            fn from(text: &str) -> Self {
+                Self(text.into())
+            }
+        }
+
+        impl From<String> for $name {
+            fn from(text: String) -> Self {
+                Self(text.into())
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl std::borrow::Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+    };
+}
+
+name!(
+    /// What a client may say: a key of `models.toml` or one of its aliases. Never sent upstream.
+    PublicModel
+);
+name!(
+    /// What a backend hears. Never shown to a client.
+    UpstreamModel
+);
+name!(
+    /// A tier's name in `tiers.toml`.
+    TierName
+);
+name!(
+    /// A pool's name in `pools.toml`.
+    PoolName
+);
+name!(
+    /// A rail as routes name it: `<section of pontage.toml>/<intent>`, for instance `tempo/charge`.
+    RailId
+);
+name!(
+    /// A public path in its normal form, the identity of a route.
+    RoutePath
+);
+name!(
+    /// One immutable set of rules: the first 16 hex digits of the SHA-256 over its files. It is in every offer and
+    /// every receipt.
+    Generation
+);
+
+/// A new id that sorts by time: 32 hex digits of a UUIDv7 (RFC 9562 §5.7) behind a prefix, e.g. `rcpt_…`, `req_…`.
+pub fn fresh(prefix: &str) -> String {
+    format!("{prefix}_{}", uuid::Uuid::now_v7().simple())
+}

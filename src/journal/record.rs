@@ -1,0 +1,89 @@
+//! What the journal holds.
+
+use crate::clock::UnixSeconds;
+use crate::ids::{Generation, PoolName, PublicModel, RailId, RoutePath, TierName};
+use crate::money::{Atoms, Usd};
+use crate::usage::{Usage, UsageSource};
+use serde::{Deserialize, Serialize};
+
+/// What was used, what was charged, on which rail. Durable before it is sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receipt {
+    /// `rcpt_…`.
+    pub id: String,
+    /// `req_…`, as in the access log.
+    pub request: String,
+    /// When it was written.
+    pub at: UnixSeconds,
+    /// Route.
+    pub route: RoutePath,
+    /// Tier.
+    pub tier: TierName,
+    /// Model as the client knows it.
+    pub model: PublicModel,
+    /// Pool that served it.
+    pub pool: PoolName,
+    /// Rail it was paid on.
+    pub rail: RailId,
+    /// Rules that priced it.
+    pub generation: Generation,
+    /// Amount taken, in atoms of the rail's asset.
+    pub charged: Atoms,
+    /// Decimals of that asset.
+    pub decimals: u8,
+    /// The same in dollars.
+    pub charged_usd: Usd,
+    /// What the reported usage costs at this model's prices. `None` while it is not known (a stream's head) or when nobody
+    /// reported.
+    pub actual_usd: Option<Usd>,
+    /// Tokens.
+    pub usage: Option<Usage>,
+    /// Who counted them.
+    pub usage_source: Option<UsageSource>,
+    /// Reference on chain.
+    pub reference: String,
+    /// Who paid.
+    pub payer: Option<String>,
+    /// The reply was delivered whole; `false` when client or backend went away in the middle.
+    pub complete: bool,
+}
+
+/// One line of the journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "entry", rename_all = "snake_case")]
+pub enum Entry {
+    /// A claim was made (before any broadcast).
+    Claimed {
+        /// Its key.
+        key: String,
+        /// Amount.
+        amount: Atoms,
+        /// Reference on chain.
+        reference: String,
+        /// When.
+        at: UnixSeconds,
+    },
+    /// The payment was seen on chain.
+    Paid {
+        /// The claim.
+        key: String,
+        /// When.
+        at: UnixSeconds,
+    },
+    /// The claim is provably not paid.
+    Dead {
+        /// The claim.
+        key: String,
+        /// When.
+        at: UnixSeconds,
+    },
+    /// Paid, and 0 bytes were delivered: redeemable.
+    Owed {
+        /// The claim.
+        key: String,
+        /// When.
+        at: UnixSeconds,
+    },
+    /// A delivery began or ended; the last one with this receipt id counts.
+    Receipt(Box<Receipt>),
+}

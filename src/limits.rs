@@ -1,0 +1,63 @@
+//! What a tier allows one request, and how a backend spells it. Plain data that floors above pass down.
+
+use crate::money::Usd;
+
+/// What happens to an ask that exceeds a limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OverLimit {
+    /// The limit is written into the request instead.
+    #[default]
+    Clamp,
+    /// 400 that names the limit.
+    Refuse,
+}
+
+/// What happens to a request field that is not on the surface's allow-list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UnknownFields {
+    /// 400 that names the field.
+    #[default]
+    Refuse,
+    /// The field does not leave the gate.
+    Strip,
+}
+
+/// Whether a route streams.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StreamRule {
+    /// As the body says.
+    #[default]
+    Allow,
+    /// Always, whatever the body says.
+    Force,
+    /// `stream: true` is refused.
+    Refuse,
+}
+
+/// The limits of one tier.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest request body read, in bytes; above it 413.
+    pub max_body_bytes: usize,
+    /// Most output tokens of one choice.
+    pub max_output_tokens: u64,
+    /// Most prompt tokens, counted exactly where the vocabulary is known, else bytes. `None`: only the body limit.
+    pub max_input_tokens: Option<u64>,
+    /// Most choices (`n`).
+    pub max_n: u64,
+    /// What happens above `max_output_tokens` (above the others: always refused).
+    pub over_limit: OverLimit,
+    /// What happens to fields outside the surface's allow-list.
+    pub unknown_fields: UnknownFields,
+    /// Flat price of one image URL in the prompt; `None`: images are refused.
+    pub image_url: Option<Usd>,
+}
+
+/// How a backend profile spells the limit on output tokens. Exactly one field is ever written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spelling {
+    /// `max_tokens` (vLLM, SGLang, llama.cpp, Ollama).
+    MaxTokens,
+    /// `max_completion_tokens` (OpenAI).
+    MaxCompletionTokens,
+}

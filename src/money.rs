@@ -1,0 +1,292 @@
+//! Money is integers: US dollars as counts of 1e-18, assets as counts of their smallest unit. No float, no sign.
+//!
+//! Rounding happens once per request, up, at [`Usd::to_atoms`]: the seller never gives away a part-atom, the buyer
+//! never pays two roundings (a ceiling of a ceiling on whole multiples is the ceiling of the exact value).
+
+use std::fmt;
+
+const SCALE_DIGITS: usize = 18;
+const ONE_USD: u128 = 1_000_000_000_000_000_000;
+
+/// US dollars as an integer count of 1e-18. The largest value is 2^128 of those, about 3.4e20 dollars.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Usd(pub u128);
+
+/// A count of the smallest unit of one asset (6-decimal dollar token: 1 = $0.000001). Which asset it counts is
+/// carried by what is around it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Atoms(pub u128);
+
+/// Why a text is not an amount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AmountError {
+    /// Not plain ASCII decimal digits with at most one point: no sign, exponent, space, or leading zero before another digit.
+    NotDecimal,
+    /// More digits after the point than can be kept exactly.
+    TooFine,
+    /// Larger than the integer can hold.
+    TooLarge,
+}
+
+impl fmt::Display for AmountError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotDecimal => "is not a plain decimal number such as \"0.02\"",
+            Self::TooFine => "has more decimal places than can be kept exactly",
+            Self::TooLarge => "is too large",
+        })
+    }
+}
+
+/// Reads `text` as a decimal scaled by 10^`scale`, exactly.
+fn parse_scaled(text: &str, scale: usize) -> Result<u128, AmountError> {
+    let (whole, part) = match text.split_once('.') {
+        Some((_, "")) => return Err(AmountError::NotDecimal),
+        Some((w, p)) => (w, p),
+        None => (text, ""),
+    };
+    let digits = |s: &str| s.bytes().all(|b| b.is_ascii_digit());
+    if whole.is_empty() || !digits(whole) || !digits(part) || (whole.len() > 1 && whole.starts_with('0')) {
+        return Err(AmountError::NotDecimal);
+    }
+    let part = part.trim_end_matches('0');
+    if part.len() > scale {
+        return Err(AmountError::TooFine);
+    }
+    let mut value: u128 = 0;
+    for b in whole.bytes().chain(part.bytes()).chain(std::iter::repeat_n(b'0', scale - part.len())) {
+        value = value.checked_mul(10).and_then(|v| v.checked_add(u128::from(b - b'0'))).ok_or(AmountError::TooLarge)?;
+    }
+    Ok(value)
+}
+
+fn write_scaled(value: u128, scale: usize, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let text = format!("{value:0>width$}", width = scale + 1);
+    let (whole, part) = text.split_at(text.len() - scale);
+    match part.trim_end_matches('0') {
+        "" => f.write_str(whole),
+        part => write!(f, "{whole}.{part}"),
+    }
+}
+
+impl Usd {
+    /// Nothing.
+    pub const ZERO: Self = Self(0);
+    /// One dollar.
+    pub const ONE: Self = Self(ONE_USD);
+
+    /// Reads a decimal string such as `"0.02"`, at most 18 places, exactly.
+    pub fn parse(text: &str) -> Result<Self, AmountError> {
+        parse_scaled(text, SCALE_DIGITS).map(Self)
+    }
+
+    /// Sum, or `None` past the largest amount.
+    pub fn plus(self, other: Self) -> Option<Self> {
+        self.0.checked_add(other.0).map(Self)
+    }
+
+    /// `self − other`, or zero when `other` is larger.
+    pub fn less(self, other: Self) -> Self {
+        Self(self.0.saturating_sub(other.0))
+    }
+
+    /// Smallest count of an asset with `decimals` that is worth at least this much. `None` past the largest count.
+    pub fn to_atoms(self, decimals: u8) -> Option<Atoms> {
+        let shift = 10u128.checked_pow(u32::from(decimals.abs_diff(SCALE_DIGITS as u8)))?;
+        if usize::from(decimals) <= SCALE_DIGITS {
+            Some(Atoms(self.0.div_ceil(shift)))
+        } else {
+            self.0.checked_mul(shift).map(Atoms)
+        }
+    }
+}
+
+impl fmt::Display for Usd {
+    /// The exact decimal, without trailing zeros: `0.0201`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_scaled(self.0, SCALE_DIGITS, f)
+    }
+}
+
+impl Atoms {
+    /// What these atoms are worth when one whole unit is one dollar, exactly. `None` for more than 18 decimals or past the
+    /// largest amount.
+    pub fn to_usd(self, decimals: u8) -> Option<Usd> {
+        let missing = SCALE_DIGITS.checked_sub(usize::from(decimals))?;
+        self.0.checked_mul(10u128.checked_pow(u32::try_from(missing).ok()?)?).map(Usd)
+    }
+
+    /// Digits only, as MPP and x402 write amounts. `None` for signs, spaces, leading zeros, or past `u128`.
+    pub fn parse(text: &str) -> Option<Self> {
+        if text.contains('.') {
+            return None;
+        }
+        parse_scaled(text, 0).ok().map(Self)
+    }
+}
+
+impl fmt::Display for Atoms {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What one token costs, as an exact count of 1e-18 USD. Operators write USD per million tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PerToken(pub u128);
+
+impl PerToken {
+    /// Reads USD per 1,000,000 tokens, at most 12 decimal places, exactly.
+    pub fn per_million(text: &str) -> Result<Self, AmountError> {
+        parse_scaled(text, SCALE_DIGITS - 6).map(Self)
+    }
+
+    /// Price of `tokens`. `None` past the largest amount.
+    pub fn of(self, tokens: u64) -> Option<Usd> {
+        self.0.checked_mul(u128::from(tokens)).map(Usd)
+    }
+
+    /// How many tokens `budget` buys, rounded down; `None` when tokens are free.
+    pub fn affordable(self, budget: Usd) -> Option<u64> {
+        (self.0 != 0).then(|| u64::try_from(budget.0 / self.0).unwrap_or(u64::MAX))
+    }
+
+    /// The same price as USD per million tokens, exact decimal.
+    pub fn as_per_million(self) -> String {
+        struct Show(u128);
+        impl fmt::Display for Show {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write_scaled(self.0, SCALE_DIGITS - 6, f)
+            }
+        }
+        Show(self.0).to_string()
+    }
+
+    /// The same price as USD per token, exact decimal (the form of `/v1/models`).
+    pub fn as_per_token(self) -> String {
+        Usd(self.0).to_string()
+    }
+}
+
+/// A factor such as 1.5, with at most 6 decimal places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Factor(u128);
+
+impl Factor {
+    /// Exactly 1.
+    pub const ONE: Self = Self(1_000_000);
+    /// 1.5, the default overhead of an estimate.
+    pub const ONE_AND_A_HALF: Self = Self(1_500_000);
+
+    /// Reads a decimal string such as `"1.5"`.
+    pub fn parse(text: &str) -> Result<Self, AmountError> {
+        parse_scaled(text, 6).map(Self)
+    }
+
+    /// `amount` times this factor, rounded up at 1e-18 USD. `None` past the largest amount.
+    pub fn times(self, amount: Usd) -> Option<Usd> {
+        amount.0.checked_mul(self.0).map(|v| Usd(v.div_ceil(1_000_000)))
+    }
+
+    /// Whether this is less than one.
+    pub fn below_one(self) -> bool {
+        self < Self::ONE
+    }
+}
+
+impl fmt::Display for Factor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_scaled(self.0, 6, f)
+    }
+}
+
+macro_rules! as_text {
+    ($type:ty, $read:expr) => {
+        impl serde::Serialize for $type {
+            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.collect_str(self)
+            }
+        }
+        impl<'de> serde::Deserialize<'de> for $type {
+            fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                let text = <String as serde::Deserialize>::deserialize(d)?;
+                let read: fn(&str) -> Option<Self> = $read;
+                read(&text).ok_or_else(|| serde::de::Error::custom("not an amount"))
+            }
+        }
+    };
+}
+
+// Amounts are text on every wire and in every record: JSON numbers are floats to most readers.
+as_text!(Usd, |t| Usd::parse(t).ok());
+as_text!(Atoms, Atoms::parse);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn amounts_are_read_strictly() {
+        for (text, want, why) in [
+            ("0.02", Ok(Usd(20_000_000_000_000_000)), "plain"),
+            ("1", Ok(Usd::ONE), "whole"),
+            ("1.50", Ok(Usd(1_500_000_000_000_000_000)), "trailing zero"),
+            ("0.000000000000000001", Ok(Usd(1)), "finest"),
+            ("0.0000000000000000001", Err(AmountError::TooFine), "one place too many"),
+            ("", Err(AmountError::NotDecimal), "empty"),
+            (".5", Err(AmountError::NotDecimal), "no whole part"),
+            ("1.", Err(AmountError::NotDecimal), "bare point"),
+            ("1e3", Err(AmountError::NotDecimal), "exponent"),
+            ("+5", Err(AmountError::NotDecimal), "sign"),
+            ("-5", Err(AmountError::NotDecimal), "negative"),
+            ("0x10", Err(AmountError::NotDecimal), "hex"),
+            ("007", Err(AmountError::NotDecimal), "leading zeros"),
+            ("1_000", Err(AmountError::NotDecimal), "separators"),
+            ("٣", Err(AmountError::NotDecimal), "digits of another script"),
+            ("999999999999999999999", Err(AmountError::TooLarge), "past u128"),
+        ] {
+            assert_eq!(Usd::parse(text), want, "{why}");
+        }
+        assert_eq!(Atoms::parse("340282366920938463463374607431768211456"), None, "2^128");
+        assert_eq!(Atoms::parse("1.0"), None, "atoms are whole");
+    }
+
+    #[test]
+    fn part_atoms_round_up_in_the_sellers_favour() {
+        for (usd, decimals, want, why) in [
+            ("0.02", 6, 20_000, "exact"),
+            ("0.0000001", 6, 1, "smallest sale"),
+            ("0.0000010000000001", 6, 2, "just past one atom"),
+            ("0", 6, 0, "nothing"),
+            ("0.02", 18, 20_000_000_000_000_000, "18 decimals"),
+        ] {
+            assert_eq!(Usd::parse(usd).unwrap().to_atoms(decimals), Some(Atoms(want)), "{why}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_printed_reads_back(v in any::<u128>()) {
+            prop_assert_eq!(Usd::parse(&Usd(v).to_string()), Ok(Usd(v)));
+        }
+
+        #[test]
+        fn rounding_twice_is_rounding_once(v in 0u128..u128::MAX / 2_000_000, f in 1u128..2_000_000) {
+            let exact_numerator = v.checked_mul(f);
+            prop_assume!(exact_numerator.is_some());
+            let once = exact_numerator.unwrap_or(0).div_ceil(1_000_000_000_000u128 * 1_000_000);
+            let twice = Factor(f).times(Usd(v)).and_then(|u| u.to_atoms(6));
+            prop_assert_eq!(twice, Some(Atoms(once)));
+        }
+
+        #[test]
+        fn what_is_affordable_never_costs_more_than_the_budget(price in 1u128..1u128 << 64, budget in 0u128..1u128 << 100) {
+            let n = PerToken(price).affordable(Usd(budget)).unwrap_or(0);
+            if n < u64::MAX {
+                prop_assert!(price * u128::from(n) <= budget);
+                prop_assert!(price * (u128::from(n) + 1) > budget);
+            }
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Ways to pay. A rail is one protocol and intent on one section of `pontage.toml` (`tempo/charge`).
+//!
+//! The life of a payment on a fixed-amount rail, and who may do I/O in it:
+//!
+//! | step | I/O | answers |
+//! |---|---|---|
+//! | [`Rail::offer`] | none | an offer for the 402, bound to these terms by our MAC |
+//! | [`Rail::recognise`] | none | is this credential ours, and which claim would it be? (MAC only) |
+//! | [`Rail::check`] | none | does it answer an offer for exactly these terms, now, with a valid signature? |
+//! | *(claim becomes durable)* | store | |
+//! | [`Rail::collect`] | chain | paid, failed, or nobody knows |
+//! | [`Rail::look`] | chain | the same question later, from the claim's record alone |
+
+pub mod mpp;
+
+use crate::claim::{Claim, ClaimKey, Terms};
+use crate::clock::UnixSeconds;
+use crate::ids::RailId;
+use crate::refusal::Refusal;
+use async_trait::async_trait;
+use http::HeaderMap;
+use std::sync::Arc;
+
+/// A way to pay, written for one request: response headers of the 402, and what its body repeats.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// The rail.
+    pub rail: RailId,
+    /// `method/intent` as `Accept-Payment` ranks it.
+    pub range: (String, String),
+    /// Header lines that carry it, e.g. one `WWW-Authenticate: Payment …`.
+    pub headers: Vec<(http::HeaderName, http::HeaderValue)>,
+    /// The challenge id, repeated in the problem body.
+    pub challenge_id: String,
+}
+
+/// What an offer is bound to, apart from the amount: the body it was priced for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ask<'a> {
+    /// Terms, recomputed for this request.
+    pub terms: &'a Terms,
+    /// SHA-256 of the body exactly as received.
+    pub digest: [u8; 32],
+    /// Text for people, from the rules only.
+    pub description: &'a str,
+}
+
+/// A payment credential as found in a request, decoded and not believed. One variant per protocol.
+#[derive(Clone, Debug)]
+pub enum Shown {
+    /// `Authorization: Payment …` or `Payment-Authorization: Payment …`.
+    Mpp(Box<::mpp::PaymentCredential>),
+}
+
+/// What a request carries.
+#[derive(Clone, Debug)]
+pub enum Found {
+    /// No credential.
+    Nothing,
+    /// One that cannot be decoded: counts as unpaid.
+    Malformed,
+    /// Exactly one.
+    One(Shown),
+    /// More than one: 400.
+    Many(usize),
+}
+
+/// Looks for payment credentials of every protocol in the request headers. No I/O.
+pub fn found(headers: &HeaderMap) -> Found {
+    mpp::wire::found(headers)
+}
+
+/// Terms that came back under our MAC, and the identity of the proof that answers them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recognised {
+    /// Key of the claim.
+    pub key: ClaimKey,
+    /// The challenge.
+    pub challenge_id: String,
+    /// The terms as we wrote them into the offer.
+    pub terms: Terms,
+    /// The body digest we wrote into it.
+    pub digest: Option<[u8; 32]>,
+    /// When the offer ends.
+    pub expires: UnixSeconds,
+    /// Reference on chain (transaction hash), `0x…` lower-case.
+    pub reference: String,
+    /// What has to be kept to try again later.
+    pub resend: Option<String>,
+}
+
+/// A checked proof: everything that can be known without the chain holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proof {
+    /// What was recognised.
+    pub recognised: Recognised,
+    /// Who pays, from the signature.
+    pub payer: Option<String>,
+    /// After this instant it can no longer be collected.
+    pub collect_until: UnixSeconds,
+}
+
+/// What the chain says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Collected {
+    /// The exact amount of the exact token reached our address.
+    Paid,
+    /// It definitely did not and will not: nothing was taken.
+    Failed {
+        /// In our words.
+        why: String,
+    },
+    /// Not known: ask again.
+    Unknown,
+}
+
+/// One way to pay.
+#[async_trait]
+pub trait Rail: Send + Sync {
+    /// Its name.
+    fn id(&self) -> &RailId;
+    /// Decimals of its asset.
+    fn decimals(&self) -> u8;
+    /// The public facts that must not change silently between runs: `(name, payee+asset+chain)`.
+    fn facts(&self) -> (String, String);
+    /// Whether it can be honoured now; the error is a sentence for operators. Never does I/O: a background watch keeps it.
+    fn standing(&self) -> Result<(), String>;
+    /// An offer for exactly these terms. No I/O.
+    fn offer(&self, ask: &Ask<'_>, now: UnixSeconds) -> Result<Offer, Refusal>;
+    /// Whether the credential answers an offer of this rail, by MAC alone. `Ok(None)`: another rail's. No I/O, no expiry check.
+    fn recognise(&self, shown: &Shown) -> Result<Option<Recognised>, Refusal>;
+    /// The rest that can be checked locally, cheapest first: expiry, terms, digest, form, signature. No I/O.
+    async fn check(
+        &self,
+        shown: &Shown,
+        recognised: Recognised,
+        ask: &Ask<'_>,
+        now: UnixSeconds,
+    ) -> Result<Proof, Refusal>;
+    /// Takes the money. Called once per claim, after the claim is durable.
+    async fn collect(&self, shown: &Shown, proof: &Proof) -> Collected;
+    /// Whether the claim's payment landed. When it did not and still can, sends it again if `claim.resend` is there.
+    async fn look(&self, claim: &Claim, now: UnixSeconds) -> Collected;
+    /// The method name of the receipt (`tempo`).
+    fn method(&self) -> &'static str;
+}
+
+/// Every rail of this gate, in the order of `pontage.toml`.
+pub type Rails = Vec<Arc<dyn Rail>>;

@@ -1,0 +1,427 @@
+//! Why a request is not served: facts with their numbers. The answer is written from them in one place (`edge/reply.rs`).
+
+use crate::clock::UnixSeconds;
+use crate::money::{Atoms, Usd};
+
+/// One reason. Texts in here are ours or taken from the rules; a client's text appears only where the field says
+/// "asked", and is quoted and cut by whoever writes it out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// No route has this path.
+    UnknownPath,
+    /// The path exists, the method does not. `allow` is the value of the `Allow` header.
+    MethodNotAllowed {
+        /// Methods that exist, comma-separated.
+        allow: &'static str,
+    },
+    /// Something in the request head is ambiguous or not supported.
+    BadHead {
+        /// What.
+        why: &'static str,
+    },
+    /// The body is larger than the tier's limit.
+    BodyTooLarge {
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// The body did not arrive within `body_seconds`.
+    BodyTooSlow {
+        /// The deadline.
+        seconds: u64,
+    },
+    /// Content-Type or Content-Encoding other than identity JSON.
+    UnsupportedMedia {
+        /// What was wrong.
+        why: &'static str,
+    },
+    /// An address or the whole gate is over a rate or a budget.
+    TooBusy {
+        /// 429 for an address over its own rate, 503 for the gate's own budget.
+        address_at_fault: bool,
+        /// Suggested wait.
+        retry_after_seconds: u64,
+        /// Which limit.
+        limit: &'static str,
+    },
+    /// The body is not strict JSON.
+    BadJson {
+        /// Byte offset of the mistake.
+        at: usize,
+        /// What.
+        why: String,
+    },
+    /// A field has a value that cannot be served.
+    BadField {
+        /// Which, in dotted form.
+        param: String,
+        /// What is wrong and what would be right.
+        why: String,
+    },
+    /// A field outside the surface's allow-list.
+    UnknownField {
+        /// Which.
+        param: String,
+    },
+    /// A field that costs extra and has no price here.
+    NotPriced {
+        /// Which.
+        param: String,
+    },
+    /// A number above the tier's limit.
+    OverLimit {
+        /// Which field.
+        param: &'static str,
+        /// What was asked.
+        asked: u64,
+        /// The limit.
+        max: u64,
+    },
+    /// No model of the rules has this name.
+    UnknownModel {
+        /// What the client said.
+        asked: String,
+    },
+    /// The model exists, but another route sells it.
+    WrongTier {
+        /// What the client said.
+        asked: String,
+        /// Where to ask, with the price there, when any route sells it: `(path, price text)`.
+        sold_at: Option<(String, String)>,
+    },
+    /// Valid credential, but the body asks for nothing that could be served.
+    NothingAsked,
+    /// More than one payment credential.
+    TwoCredentials {
+        /// How many were found.
+        found: usize,
+    },
+    /// A credential that cannot be decoded; counts as unpaid.
+    MalformedCredential,
+    /// Not our challenge, or not for this request.
+    InvalidChallenge {
+        /// What does not match.
+        why: &'static str,
+    },
+    /// The offer is past its `expires`.
+    OfferExpired,
+    /// The payment in the credential is not what the offer asks.
+    PaymentInvalid {
+        /// What is wrong, in our words.
+        why: String,
+    },
+    /// An earlier payment is to be redeemed for something dearer.
+    Underpaid {
+        /// Price of this request.
+        need: Atoms,
+        /// What was paid.
+        paid: Atoms,
+    },
+    /// The same proof is being served right now.
+    ProofRunning {
+        /// Suggested wait.
+        retry_after_seconds: u64,
+    },
+    /// The proof bought its reply already, or can no longer be redeemed.
+    ProofSpent,
+    /// The transaction is on chain and failed, or can no longer be mined: nothing was paid.
+    PaymentFailed {
+        /// What happened.
+        why: String,
+    },
+    /// Nobody knows yet whether the payment landed. The same credential stays good.
+    PaymentUnknown {
+        /// Suggested wait.
+        retry_after_seconds: u64,
+    },
+    /// No credential, or one that counts as none: pay first.
+    PaymentRequired,
+    /// Nothing can be offered right now.
+    NoOffer {
+        /// Suggested wait.
+        retry_after_seconds: u64,
+        /// Why, for the first rail that could not.
+        why: String,
+    },
+    /// A cap of the operator (absorbed loss per day) is used up.
+    CapReached {
+        /// Suggested wait.
+        retry_after_seconds: u64,
+    },
+    /// No server of the pool can take the request.
+    UpstreamUnavailable {
+        /// Suggested wait.
+        retry_after_seconds: u64,
+    },
+    /// The backend failed: connection lost, 5xx, nonsense, or it refused our own credentials.
+    UpstreamFailed {
+        /// What, without anything the backend said.
+        why: &'static str,
+    },
+    /// The backend did not answer in time.
+    UpstreamTimeout {
+        /// Which wait, in seconds.
+        seconds: u64,
+    },
+    /// The backend refused the request itself (4xx other than 401, 402, 403): its status, type, code and param pass,
+    /// its message is scrubbed.
+    UpstreamRefused {
+        /// 4xx.
+        status: u16,
+        /// OpenAI's `error.type`.
+        kind: Option<String>,
+        /// OpenAI's `error.code`.
+        code: Option<String>,
+        /// OpenAI's `error.param`.
+        param: Option<String>,
+        /// Scrubbed message.
+        message: String,
+        /// `Retry-After`, when the backend gave one.
+        retry_after_seconds: Option<u64>,
+    },
+    /// The store cannot promise durability now.
+    Store {
+        /// Suggested wait.
+        retry_after_seconds: u64,
+    },
+    /// The gate is stopping.
+    Stopping,
+    /// A defect of ours. The log has the rest.
+    Internal {
+        /// Where.
+        place: &'static str,
+    },
+}
+
+/// Whether money moved for this request: said in every failed answer after a claim.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Moved {
+    /// Nothing moved.
+    #[default]
+    No,
+    /// It was paid and nothing was delivered: the same credential buys a reply until then.
+    Redeemable {
+        /// Last moment of redemption.
+        until: UnixSeconds,
+    },
+    /// It was paid and delivered in part or in full.
+    Yes,
+    /// Not known yet; the same credential stays good.
+    Unknown,
+}
+
+impl Refusal {
+    /// The HTTP status.
+    pub fn status(&self) -> u16 {
+        match self {
+            Self::UnknownPath | Self::UnknownModel { .. } => 404,
+            Self::MethodNotAllowed { .. } => 405,
+            Self::BodyTooLarge { .. } => 413,
+            Self::BodyTooSlow { .. } => 408,
+            Self::UnsupportedMedia { .. } => 415,
+            Self::TooBusy { address_at_fault: true, .. } => 429,
+            Self::BadHead { .. }
+            | Self::BadJson { .. }
+            | Self::BadField { .. }
+            | Self::UnknownField { .. }
+            | Self::NotPriced { .. }
+            | Self::OverLimit { .. }
+            | Self::WrongTier { .. }
+            | Self::NothingAsked
+            | Self::TwoCredentials { .. } => 400,
+            Self::PaymentRequired
+            | Self::MalformedCredential
+            | Self::InvalidChallenge { .. }
+            | Self::OfferExpired
+            | Self::PaymentInvalid { .. }
+            | Self::PaymentFailed { .. } => 402,
+            // Money has moved: never invite a second payment.
+            Self::ProofSpent | Self::Underpaid { .. } => 403,
+            Self::ProofRunning { .. } => 409,
+            Self::UpstreamFailed { .. } => 502,
+            Self::UpstreamTimeout { .. } => 504,
+            Self::UpstreamRefused { status, .. } => *status,
+            Self::TooBusy { .. }
+            | Self::PaymentUnknown { .. }
+            | Self::NoOffer { .. }
+            | Self::CapReached { .. }
+            | Self::UpstreamUnavailable { .. }
+            | Self::Store { .. }
+            | Self::Stopping => 503,
+            Self::Internal { .. } => 500,
+        }
+    }
+
+    /// Value of `Retry-After` in seconds, where waiting helps.
+    pub fn retry_after(&self) -> Option<u64> {
+        match self {
+            Self::TooBusy { retry_after_seconds, .. }
+            | Self::ProofRunning { retry_after_seconds }
+            | Self::PaymentUnknown { retry_after_seconds }
+            | Self::NoOffer { retry_after_seconds, .. }
+            | Self::CapReached { retry_after_seconds }
+            | Self::UpstreamUnavailable { retry_after_seconds }
+            | Self::Store { retry_after_seconds } => Some(*retry_after_seconds),
+            Self::UpstreamRefused { retry_after_seconds, .. } => *retry_after_seconds,
+            Self::Stopping => Some(5),
+            _ => None,
+        }
+    }
+
+    /// Whether the answer is a challenge: it carries every offer of the route.
+    pub fn invites_payment(&self) -> bool {
+        self.status() == 402
+    }
+
+    /// Problem type suffix behind `https://paymentauth.org/problems/` (draft-httpauth-payment §8), for answers about payment.
+    pub fn problem(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::PaymentRequired => "payment-required",
+            Self::MalformedCredential => "malformed-credential",
+            Self::InvalidChallenge { .. } => "invalid-challenge",
+            Self::OfferExpired => "payment-expired",
+            Self::PaymentInvalid { .. } | Self::PaymentFailed { .. } | Self::ProofSpent => "verification-failed",
+            Self::Underpaid { .. } => "payment-insufficient",
+            Self::TwoCredentials { .. } => "bad-request",
+            _ => return None,
+        })
+    }
+
+    /// OpenAI's `error.code`: a closed set, also the `outcome` label of metrics.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::UnknownPath => "unknown_path",
+            Self::MethodNotAllowed { .. } => "method_not_allowed",
+            Self::BadHead { .. } => "bad_head",
+            Self::BodyTooLarge { .. } => "body_too_large",
+            Self::BodyTooSlow { .. } => "body_too_slow",
+            Self::UnsupportedMedia { .. } => "unsupported_media_type",
+            Self::TooBusy { .. } => "rate_limit_exceeded",
+            Self::BadJson { .. } => "invalid_json",
+            Self::BadField { .. } => "invalid_value",
+            Self::UnknownField { .. } => "unknown_parameter",
+            Self::NotPriced { .. } => "not_priced",
+            Self::OverLimit { .. } => "over_limit",
+            Self::UnknownModel { .. } => "model_not_found",
+            Self::WrongTier { .. } => "wrong_tier",
+            Self::NothingAsked => "nothing_asked",
+            Self::TwoCredentials { .. } => "two_credentials",
+            Self::MalformedCredential => "malformed_credential",
+            Self::InvalidChallenge { .. } => "invalid_challenge",
+            Self::OfferExpired => "offer_expired",
+            Self::PaymentInvalid { .. } => "payment_invalid",
+            Self::Underpaid { .. } => "underpaid",
+            Self::ProofRunning { .. } => "payment_in_use",
+            Self::ProofSpent => "payment_spent",
+            Self::PaymentFailed { .. } => "payment_failed",
+            Self::PaymentUnknown { .. } => "payment_unknown",
+            Self::PaymentRequired => "payment_required",
+            Self::NoOffer { .. } => "no_offer",
+            Self::CapReached { .. } => "cap_reached",
+            Self::UpstreamUnavailable { .. } => "upstream_unavailable",
+            Self::UpstreamFailed { .. } => "upstream_failed",
+            Self::UpstreamTimeout { .. } => "upstream_timeout",
+            Self::UpstreamRefused { .. } => "upstream_refused",
+            Self::Store { .. } => "store_unavailable",
+            Self::Stopping => "stopping",
+            Self::Internal { .. } => "internal",
+        }
+    }
+
+    /// OpenAI's `error.param`.
+    pub fn param(&self) -> Option<&str> {
+        match self {
+            Self::BadField { param, .. } | Self::UnknownField { param } | Self::NotPriced { param } => Some(param),
+            Self::OverLimit { param, .. } => Some(param),
+            Self::UnknownModel { .. } | Self::WrongTier { .. } => Some("model"),
+            Self::UpstreamRefused { param, .. } => param.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// One sentence for the client: what is wrong, and what to do.
+    pub fn message(&self) -> String {
+        match self {
+            Self::UnknownPath => "no such path".to_owned(),
+            Self::MethodNotAllowed { allow } => format!("this path takes {allow}"),
+            Self::BadHead { why } => (*why).to_owned(),
+            Self::BodyTooLarge { limit } => format!("the body is larger than {limit} bytes"),
+            Self::BodyTooSlow { seconds } => format!("the body did not arrive within {seconds} s"),
+            Self::UnsupportedMedia { why } => (*why).to_owned(),
+            Self::TooBusy { limit, .. } => format!("over the limit {limit}; try again later"),
+            Self::BadJson { at, why } => format!("the body is not acceptable JSON at byte {at}: {why}"),
+            Self::BadField { param, why } => format!("{param}: {why}"),
+            Self::UnknownField { param } => format!("{param} is not accepted here"),
+            Self::NotPriced { param } => format!("{param} has no price here and is not accepted"),
+            Self::OverLimit { param, asked, max } => format!("{param} is {asked}; the most sold here is {max}"),
+            Self::UnknownModel { asked } => format!("the model {} does not exist", quoted(asked)),
+            Self::WrongTier { asked, sold_at: Some((path, price)) } => {
+                format!("the model {} is not sold here; it is sold at {path} for {price}", quoted(asked))
+            }
+            Self::WrongTier { asked, sold_at: None } => format!("the model {} is not sold here", quoted(asked)),
+            Self::NothingAsked => "the body has no messages; nothing was charged".to_owned(),
+            Self::TwoCredentials { found } => format!("{found} payment credentials on one request; send exactly one"),
+            Self::MalformedCredential => "the payment credential cannot be decoded".to_owned(),
+            Self::InvalidChallenge { why } => {
+                format!("the credential does not answer an offer for this request: {why}")
+            }
+            Self::OfferExpired => "the offer has expired; pay the fresh one".to_owned(),
+            Self::PaymentInvalid { why } => format!("the payment was not accepted and nothing was taken: {why}"),
+            Self::Underpaid { need, paid } => format!(
+                "this payment of {paid} does not cover a request that costs {need}; send one that costs no more, or pay anew"
+            ),
+            Self::ProofRunning { .. } => "a request with this payment is running; wait for its answer".to_owned(),
+            Self::ProofSpent => "this payment has bought its answer already".to_owned(),
+            Self::PaymentFailed { why } => format!("the payment did not go through: {why}"),
+            Self::PaymentUnknown { .. } => {
+                "it is not known yet whether the payment landed; send the same credential again, do not pay anew"
+                    .to_owned()
+            }
+            Self::PaymentRequired => "payment is required".to_owned(),
+            Self::NoOffer { why, .. } => format!("no way to pay can be offered now: {why}"),
+            Self::CapReached { .. } => "this price cannot be offered any more today".to_owned(),
+            Self::UpstreamUnavailable { .. } => "no backend can take the request now".to_owned(),
+            Self::UpstreamFailed { why } => format!("the backend failed: {why}"),
+            Self::UpstreamTimeout { seconds } => format!("the backend did not answer within {seconds} s"),
+            Self::UpstreamRefused { message, .. } => message.clone(),
+            Self::Store { .. } => "payments cannot be recorded safely now".to_owned(),
+            Self::Stopping => "the gate is stopping".to_owned(),
+            Self::Internal { .. } => "internal error".to_owned(),
+        }
+    }
+}
+
+/// A client's own word, made safe to repeat: printable ASCII only, at most 64 characters, in quotes.
+fn quoted(text: &str) -> String {
+    let safe: String =
+        text.chars().take(64).map(|c| if c.is_ascii_graphic() && c != '"' && c != '\\' { c } else { '?' }).collect();
+    format!("\"{safe}\"")
+}
+
+/// A price in words for [`Refusal::WrongTier`].
+pub fn price_text(usd: Usd) -> String {
+    format!("${usd}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_money_moved_no_answer_invites_a_second_payment() {
+        for refusal in [
+            Refusal::ProofSpent,
+            Refusal::ProofRunning { retry_after_seconds: 1 },
+            Refusal::PaymentUnknown { retry_after_seconds: 5 },
+            Refusal::Underpaid { need: Atoms(2), paid: Atoms(1) },
+        ] {
+            assert!(!refusal.invites_payment(), "{refusal:?}");
+        }
+    }
+
+    #[test]
+    fn a_clients_word_is_repeated_only_as_safe_ascii() {
+        let m = Refusal::UnknownModel { asked: "a\r\nSet-Cookie: x\"é".repeat(20) }.message();
+        assert!(m.is_ascii() && !m.contains('\n') && m.len() < 120, "{m}");
+    }
+}

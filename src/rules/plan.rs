@@ -1,0 +1,218 @@
+//! One immutable, validated set of rules. A request takes one and keeps it to its receipt.
+
+use crate::ids::{Generation, PoolName, PublicModel, RailId, RoutePath, TierName, UpstreamModel};
+use crate::limits::{Limits, StreamRule};
+use crate::money::{Factor, PerToken, Usd};
+use crate::secret::SecretRef;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+/// Everything a request needs to know. Built only by `check`, so every name in it resolves.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// Hash of the files.
+    pub generation: Option<Generation>,
+    /// Routes by path in normal form.
+    pub routes: BTreeMap<RoutePath, Arc<Route>>,
+    /// Tiers by name.
+    pub tiers: BTreeMap<TierName, Arc<Tier>>,
+    /// Models by their public name.
+    pub models: BTreeMap<PublicModel, Arc<Model>>,
+    /// Public names and aliases → public name.
+    pub names: HashMap<String, PublicModel>,
+    /// Pools by name.
+    pub pools: BTreeMap<PoolName, Arc<PoolRules>>,
+}
+
+/// What an OpenAI surface a route speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Surface {
+    /// `/chat/completions`.
+    Chat,
+    /// `/models` (free, GET).
+    Models,
+}
+
+/// Who may call a route.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Access {
+    /// Whoever pays. Needs at least one rail.
+    #[default]
+    Paid,
+    /// Everyone, nothing is charged. Must be said.
+    Free,
+}
+
+/// How a receipt is given beside the journal.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReceiptForm {
+    /// The protocol's header (`Payment-Receipt`).
+    pub header: bool,
+    /// Name of the block added to the reply body.
+    pub body: Option<String>,
+}
+
+/// A public path with its terms.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Identity.
+    pub path: RoutePath,
+    /// Surface.
+    pub surface: Surface,
+    /// Commercial terms.
+    pub tier: Arc<Tier>,
+    /// Streaming.
+    pub stream: StreamRule,
+    /// Access.
+    pub access: Access,
+    /// Rails in order of preference.
+    pub accept: Vec<RailId>,
+    /// Receipt.
+    pub receipt: ReceiptForm,
+}
+
+/// Commercial terms.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Tier {
+    /// Name.
+    pub name: TierName,
+    /// Public names sold, prefixes expanded, in order of the file.
+    pub models: Vec<PublicModel>,
+    /// The first exact one: served when the client names none.
+    pub default_model: Option<PublicModel>,
+    /// Limits.
+    pub limits: Limits,
+    /// Price on fixed-amount rails; `None` only when no route of the tier accepts one.
+    pub charge: Option<Charge>,
+    /// When the backend ends normally and reports nothing.
+    pub missing_usage: MissingUsage,
+}
+
+/// How a fixed-amount rail is priced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Charge {
+    /// One price for every request.
+    Flat(Usd),
+    /// Prompt plus the most output the request can have.
+    Ceiling,
+    /// Prompt × input price × overhead, raised to cover what `shortfall` promises.
+    Estimate {
+        /// Default 1.5.
+        overhead: Factor,
+        /// Who carries the output.
+        shortfall: Shortfall,
+    },
+}
+
+/// Who carries what an estimate does not cover.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shortfall {
+    /// The payer: output is limited to what was paid, and the price covers at least this many tokens.
+    Clamp {
+        /// Output tokens the price always covers.
+        min_output_tokens: u64,
+    },
+    /// The operator, up to these caps.
+    Absorb {
+        /// Most loss on one call.
+        per_call: Usd,
+        /// Most loss of the tier on one UTC day.
+        per_day: Usd,
+    },
+}
+
+/// What is charged (on usage rails) or noted when the backend reports nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MissingUsage {
+    /// Nothing, with an alarm.
+    #[default]
+    Free,
+    /// The ceiling.
+    Ceiling,
+}
+
+/// A public model, its one upstream, and its prices.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Model {
+    /// What clients say.
+    pub name: PublicModel,
+    /// What the backend hears.
+    pub upstream: UpstreamModel,
+    /// Where it runs.
+    pub pool: PoolName,
+    /// Prices.
+    pub price: Prices,
+    /// How its prompts are counted: a name of the catalogue, or bytes as the bound.
+    pub vocabulary: Option<String>,
+}
+
+/// Prices per token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Prices {
+    /// Prompt.
+    pub input: PerToken,
+    /// Cached prompt; the input price when not given.
+    pub cached_input: PerToken,
+    /// Output, reasoning included.
+    pub output: PerToken,
+}
+
+/// Servers that serve upstream models.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolRules {
+    /// Name.
+    pub name: PoolName,
+    /// Profile, a name of the catalogue.
+    pub profile: String,
+    /// Servers.
+    pub servers: Vec<ServerRules>,
+    /// Sent as `Authorization: Bearer …`.
+    pub api_key: Option<SecretRef>,
+    /// Active health checks.
+    pub health: Option<HealthRules>,
+    /// Waits.
+    pub timeouts: Timeouts,
+}
+
+/// One server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerRules {
+    /// `https`.
+    pub tls: bool,
+    /// Host name or address, as it goes into `Host` and SNI.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Path prefix before `/v1/…`, without a trailing slash; usually empty.
+    pub prefix: String,
+    /// Share of the load, ≥ 1.
+    pub weight: u32,
+}
+
+/// Active health checks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthRules {
+    /// Path that answers 200.
+    pub path: String,
+    /// Period.
+    pub every_seconds: u64,
+}
+
+/// Waits of a pool, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// TCP and TLS.
+    pub connect_seconds: u64,
+    /// Request sent → response head.
+    pub first_byte_seconds: u64,
+    /// Between chunks.
+    pub idle_seconds: u64,
+    /// Whole exchange.
+    pub total_seconds: u64,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { connect_seconds: 2, first_byte_seconds: 120, idle_seconds: 60, total_seconds: 900 }
+    }
+}

@@ -1,0 +1,64 @@
+//! Where claims, receipts and the journal are kept. A store swaps whole records by revision and appends; it decides nothing.
+
+use crate::claim::{Claim, ClaimKey};
+use crate::clock::UnixSeconds;
+use crate::journal::{Entry, Receipt};
+use crate::money::Usd;
+use async_trait::async_trait;
+use std::fmt;
+
+/// What goes into one durable transaction: all of it or nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Write {
+    /// A record to put. Revision 1 creates and needs the key to be absent; any other needs the stored record to have exactly
+    /// the revision before.
+    pub claim: Option<Claim>,
+    /// Lines for the journal, in order. Receipts among them are found again by [`Store::receipt`].
+    pub journal: Vec<Entry>,
+    /// Amounts to add to running totals: `(name, day, amount)`.
+    pub tally: Vec<(String, u64, Usd)>,
+}
+
+/// What became of a write. Nothing was written on `Lost`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Swap {
+    /// Durable.
+    Done,
+    /// Somebody was faster; this is the record now (`None`: it is gone).
+    Lost(Box<Option<Claim>>),
+}
+
+/// The store cannot answer, or the outcome of a write is not known. Never to be read as "not written".
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreError(pub String);
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for StoreError {}
+
+/// The promise: a call that returned `Swap::Done` survives SIGKILL and power loss, and of several writers of one revision
+/// exactly one gets `Done`.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// The claim as it is now.
+    async fn claim(&self, key: &ClaimKey) -> Result<Option<Claim>, StoreError>;
+    /// One durable transaction.
+    async fn commit(&self, write: Write) -> Result<Swap, StoreError>;
+    /// Every claim that is not over: what recovery has to look at.
+    async fn open_claims(&self, now: UnixSeconds) -> Result<Vec<Claim>, StoreError>;
+    /// Drops claims that are over and past their `keep_until`. Returns how many.
+    async fn forget(&self, now: UnixSeconds) -> Result<usize, StoreError>;
+    /// A running total.
+    async fn tally(&self, name: &str, day: u64) -> Result<Usd, StoreError>;
+    /// The newest receipt with this id.
+    async fn receipt(&self, id: &str) -> Result<Option<Receipt>, StoreError>;
+    /// Compares `facts` (payee, asset, chain per rail, one text each, by name) with those of the last run. `Ok` holds the
+    /// differences as sentences; with `accept`, or when there are none or no last run, they become the stored ones.
+    async fn facts(&self, facts: &[(String, String)], accept: bool) -> Result<Vec<String>, StoreError>;
+    /// Whether it takes writes. After a failed fsync it never does again: the process must be restarted.
+    fn standing(&self) -> Result<(), StoreError>;
+}
