@@ -16,6 +16,7 @@ pub mod mpp;
 use crate::claim::{Claim, ClaimKey, Terms};
 use crate::clock::UnixSeconds;
 use crate::ids::RailId;
+use crate::journal::Receipt;
 use crate::refusal::Refusal;
 use async_trait::async_trait;
 use http::HeaderMap;
@@ -68,6 +69,12 @@ pub enum Found {
 /// Looks for payment credentials of every protocol in the request headers. No I/O.
 pub fn found(headers: &HeaderMap) -> Found {
     mpp::wire::found(headers)
+}
+
+/// Offers in the order the client prefers (`Accept-Payment`, draft-httpauth-payment §6), ours where it is silent. A header
+/// that is malformed or matches nothing changes nothing.
+pub fn ranked(offers: Vec<Offer>, accept_payment: Option<&str>) -> Vec<Offer> {
+    mpp::wire::ranked(offers, accept_payment)
 }
 
 /// Terms that came back under our MAC, and the identity of the proof that answers them.
@@ -141,8 +148,9 @@ pub trait Rail: Send + Sync {
     async fn collect(&self, shown: &Shown, proof: &Proof) -> Collected;
     /// Whether the claim's payment landed. When it did not and still can, sends it again if `claim.resend` is there.
     async fn look(&self, claim: &Claim, now: UnixSeconds) -> Collected;
-    /// The method name of the receipt (`tempo`).
-    fn method(&self) -> &'static str;
+    /// Header lines that carry the receipt of a paid request (`Payment-Receipt`), with `Cache-Control: private`'s need left to
+    /// whoever writes the reply.
+    fn receipt(&self, claim: &Claim, receipt: &Receipt) -> Vec<(http::HeaderName, http::HeaderValue)>;
 }
 
 /// Every rail of this gate, in the order of `pontage.toml`.
