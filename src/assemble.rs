@@ -1,1 +1,32 @@
-//! (to be written)
+//! The only place that knows every concrete kind: configuration → a gate that can run.
+
+use crate::conf::{Conf, Secrets};
+use crate::edge::admin::Admin;
+use crate::edge::body::Budget;
+use crate::edge::door::{Door, DoorLimits, Guests, tls};
+use crate::edge::forward::Connector;
+use crate::edge::gate::{Gate, KEEP_ALIVE_SECONDS, UnpaidLimits};
+use crate::edge::reply::Cors;
+use crate::flow::Toll;
+use crate::flow::loss::Losses;
+use crate::flow::receipt::Signet;
+use crate::metrics::Metrics;
+use crate::rail::Rail;
+use crate::rail::mpp::bind::KeyRing;
+use crate::rules::watch::Rules;
+use crate::store::Store;
+use crate::store::embedded::Embedded;
+use crate::upstream::Pools;
+use arc_swap::ArcSwap;
+use pingora::apps::http_app::HttpServer;
+use pingora::apps::HttpServerOptions;
+use pingora::proxy::HttpProxy;
+use pingora::server::configuration::ServerConf;
+use pingora_limits::rate::Rate;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;

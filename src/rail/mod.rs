@@ -126,6 +126,10 @@ pub enum Collected {
 pub trait Rail: Send + Sync {
     /// Its name.
     fn id(&self) -> &RailId;
+    /// `(method, intent)` as MPP names them, or the protocol's own words.
+    fn range(&self) -> (&'static str, &'static str);
+    /// Its asset as the protocol names it (a token address).
+    fn currency(&self) -> String;
     /// Decimals of its asset.
     fn decimals(&self) -> u8;
     /// The public facts that must not change silently between runs: `(name, payee+asset+chain)`.
