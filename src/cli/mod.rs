@@ -1,1 +1,3 @@
-//! (to be written)
+//! The verbs of the command line, one file each.
+
+pub mod check;

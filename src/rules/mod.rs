@@ -17,6 +17,7 @@ pub mod watch;
 pub use check::check;
 pub use file::Files;
 pub use plan::Plan;
+pub use watch::{Standing, Watch};
 
 use crate::catalogue::Catalogue;
 use crate::written::Mistake;
