@@ -143,6 +143,10 @@ pub trait Rail: Send + Sync {
     async fn look(&self, claim: &Claim, now: UnixSeconds) -> Collected;
     /// The method name of the receipt (`tempo`).
     fn method(&self) -> &'static str;
+    /// What receipts call the asset: a token's address where there is one, else the rail's name.
+    fn asset(&self) -> &str {
+        self.id().as_str()
+    }
 }
 
 /// Every rail of this gate, in the order of `pontage.toml`.
