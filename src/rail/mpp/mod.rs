@@ -5,6 +5,6 @@
 
 pub mod bind;
 pub mod charge;
-mod collect;
+pub mod collect;
 mod proof;
 pub mod wire;
