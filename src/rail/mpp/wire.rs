@@ -397,8 +397,3 @@ mod tests {
         }
     }
 }
-
-/// (to be written)
-pub fn ranked(offers: Vec<crate::rail::Offer>, _accept: Option<&str>) -> Vec<crate::rail::Offer> {
-    offers
-}
