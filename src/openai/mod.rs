@@ -10,4 +10,9 @@
 //! | [`error`] | errors in OpenAI's shape, and what may pass of a backend's own |
 //! | [`models`] | the list of models with prices |
 
+pub mod prompt;
+pub mod request;
 pub mod strict;
+
+#[cfg(test)]
+mod request_tests;

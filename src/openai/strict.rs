@@ -106,8 +106,7 @@ impl<'a> Scanner<'a> {
         if bytes.starts_with(b"\xEF\xBB\xBF") {
             return Err(Mistake { at: 0, why: "it begins with a byte-order mark" });
         }
-        let source =
-            std::str::from_utf8(bytes).map_err(|e| Mistake { at: e.valid_up_to(), why: "it is not UTF-8" })?;
+        let source = std::str::from_utf8(bytes).map_err(|e| Mistake { at: e.valid_up_to(), why: "it is not UTF-8" })?;
         Ok(Self { source, bytes, at: 0, depth: 0, keys: Vec::new() })
     }
 
