@@ -10,9 +10,14 @@
 //! | [`error`] | errors in OpenAI's shape, and what may pass of a backend's own |
 //! | [`models`] | the list of models with prices |
 
+pub mod meter;
 pub mod prompt;
 pub mod request;
+pub mod sse;
 pub mod strict;
+pub mod usage;
 
+#[cfg(test)]
+mod meter_tests;
 #[cfg(test)]
 mod request_tests;

@@ -411,7 +411,7 @@ fn end_of_key(bytes: &[u8], at: usize) -> usize {
 
 /// First byte from `at` on that ends a run of plain string text: a quote, a backslash or a control character.
 /// Eight bytes a step; the lowest marked byte of a step is exact, later ones may be marked by the borrow.
-fn end_of_plain(bytes: &[u8], mut at: usize) -> usize {
+pub(super) fn end_of_plain(bytes: &[u8], mut at: usize) -> usize {
     const ONES: u64 = 0x0101_0101_0101_0101;
     const HIGH: u64 = 0x8080_8080_8080_8080;
     let below = |word: u64, n: u64| word.wrapping_sub(ONES * n) & !word & HIGH;
