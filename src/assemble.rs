@@ -1,1 +1,241 @@
-//! (to be written)
+//! The only place that knows every concrete kind: configuration → a gate that can run.
+
+use crate::conf::{Conf, Secrets};
+use crate::edge::admin::Admin;
+use crate::edge::body::Budget;
+use crate::edge::door::{Door, DoorLimits, Guests, tls};
+use crate::edge::forward::Connector;
+use crate::edge::gate::{Gate, KEEP_ALIVE_SECONDS, UnpaidLimits};
+use crate::edge::reply::Cors;
+use crate::flow::Toll;
+use crate::flow::loss::Losses;
+use crate::flow::receipt::Signet;
+use crate::metrics::Metrics;
+use crate::rail::Rail;
+use crate::rail::mpp::bind::KeyRing;
+use crate::rules::watch::Rules;
+use crate::store::Store;
+use crate::store::embedded::Embedded;
+use crate::upstream::Pools;
+use arc_swap::ArcSwap;
+use pingora::apps::http_app::HttpServer;
+use pingora::apps::HttpServerOptions;
+use pingora::proxy::HttpProxy;
+use pingora::server::configuration::ServerConf;
+use pingora_limits::rate::Rate;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+/// Everything `serve` was given.
+pub struct Start {
+    /// `pontage.toml`.
+    pub conf: Conf,
+    /// The secrets it names.
+    pub secrets: Secrets,
+    /// Rules directory.
+    pub rules: std::path::PathBuf,
+    /// Payee, asset or chain may differ from the last run.
+    pub accept_payee_change: bool,
+}
+
+/// What this build and this configuration offer to rules.
+pub fn catalogue(conf: &Conf) -> crate::catalogue::Catalogue {
+    conf.catalogue()
+}
+
+/// Runs a gate until SIGTERM or SIGINT. The error is every reason it could not start.
+pub async fn run(start: Start) -> Result<(), Vec<String>> {
+    let Start { conf, secrets, rules: rules_dir, accept_payee_change } = start;
+    let one = |e: String| vec![e];
+
+    let store: Arc<dyn Store> = Arc::new(Embedded::open(&conf.store.path).map_err(|e| one(format!("store: {e}")))?);
+    let ring = Arc::new(KeyRing::new(secrets.challenge_keys.clone()).map_err(|e| one(format!("secrets.challenge_keys: {e}")))?);
+    let signet = Arc::new(Signet::new(&secrets.receipt_key).ok_or_else(|| one("secrets.receipt_key: not a 32-byte seed".into()))?);
+    let rails = rails(&conf, &ring)?;
+    let facts: Vec<_> = rails.iter().map(|r| r.facts()).collect();
+    let changed = store.facts(&facts, accept_payee_change).await.map_err(|e| one(format!("store: {e}")))?;
+    if !changed.is_empty() && !accept_payee_change {
+        let mut mistakes = changed;
+        mistakes.push("payments would go elsewhere than in the last run; start with --accept-payee-change if that is meant".into());
+        return Err(mistakes);
+    }
+
+    let metrics = Arc::new(Metrics::new());
+    let pools: Arc<ArcSwap<Pools>> = Arc::new(ArcSwap::from_pointee(Pools::default()));
+    let rules = watched_rules(&rules_dir, &conf, &pools, &metrics)?;
+    let toll = Arc::new(Toll {
+        rules: Arc::clone(&rules),
+        rails: rails.iter().map(|r| Arc::clone(r) as Arc<dyn Rail>).collect(),
+        store,
+        pools: Arc::clone(&pools),
+        metrics,
+        losses: Losses::default(),
+        public_url: conf.listen.public_url.trim_end_matches('/').to_owned(),
+        unknown_wait: Duration::from_secs(20),
+    });
+
+    for rail in rails {
+        rail.probe().await;
+        tokio::spawn(async move { rail.watch().await });
+    }
+    tokio::spawn(crate::upstream::watch(Arc::clone(&pools)));
+    let left = crate::flow::recover::recover(&toll).await.map_err(|e| one(format!("store: {e}")))?;
+    if left > 0 {
+        tracing::warn!(claims = left, "claims of the last run were not over");
+    }
+    tokio::spawn(crate::flow::recover::sweep(Arc::clone(&toll)));
+
+    let stopping = Arc::new(AtomicBool::new(false));
+    let (stop, stopped) = watch::channel(false);
+    let guests = Arc::new(Guests::default());
+    let gate = gate(&conf, &toll, &signet, &guests, &stopping);
+    let door = Arc::new(Door {
+        app: Arc::new(proxy(gate, &conf)),
+        guests: Arc::clone(&guests),
+        limits: DoorLimits {
+            per_ip: conf.listen.limits.connections_per_ip,
+            total: conf.listen.limits.connections,
+            head: Duration::from_secs(conf.listen.limits.header_seconds),
+            keep_alive: Duration::from_secs(KEEP_ALIVE_SECONDS),
+        },
+        tls: match &conf.listen.tls {
+            Some(files) => Some(tls(&files.cert, &files.key).map_err(one)?),
+            None => None,
+        },
+    });
+    let admin = Admin { toll: Arc::clone(&toll), stopping: Arc::clone(&stopping), receipt_key: signet.public_key() };
+    let admin_door = Arc::new(Door {
+        app: Arc::new(HttpServer::new_app(admin)),
+        guests: Arc::default(),
+        limits: DoorLimits { per_ip: 256, total: 256, head: Duration::from_secs(10), keep_alive: Duration::from_secs(60) },
+        tls: None,
+    });
+    let listener = bind("listen.address", conf.listen.address).await?;
+    let admin_listener = bind("listen.admin", conf.listen.admin).await?;
+    let serving = tokio::spawn(door.run(listener, stopped.clone()));
+    tokio::spawn(admin_door.run(admin_listener, watch::channel(false).1));
+    tracing::info!(address = %conf.listen.address, admin = %conf.listen.admin, generation = %rules.plan().generation, "listening");
+
+    until_told_to_stop(&rules, &conf, &ring).await.map_err(one)?;
+    stopping.store(true, Ordering::Relaxed);
+    let _ = stop.send(true);
+    let _ = serving.await;
+    drain(&toll, Duration::from_secs(conf.listen.grace_seconds)).await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn bind(key: &str, address: std::net::SocketAddr) -> Result<TcpListener, Vec<String>> {
+    TcpListener::bind(address).await.map_err(|e| vec![format!("{key}: cannot listen on {address}: {e}")])
+}
+
+/// Every configured rail. A new kind adds one line.
+fn rails(conf: &Conf, ring: &Arc<KeyRing>) -> Result<Vec<Arc<crate::rail::mpp::charge::Charge>>, Vec<String>> {
+    let mut rails = Vec::new();
+    let mut mistakes = Vec::new();
+    for (name, section) in &conf.rails {
+        match crate::rail::mpp::charge::Charge::build(name, section, conf.realm(), Arc::clone(ring)) {
+            Ok(rail) => rails.push(Arc::new(rail)),
+            Err(e) => mistakes.push(format!("rail.{name}: {e}")),
+        }
+    }
+    if mistakes.is_empty() { Ok(rails) } else { Err(mistakes) }
+}
+
+/// The rules, watched: pools are rebuilt before a new plan becomes visible, and may veto it.
+fn watched_rules(
+    dir: &Path,
+    conf: &Conf,
+    pools: &Arc<ArcSwap<Pools>>,
+    metrics: &Arc<Metrics>,
+) -> Result<Arc<Rules>, Vec<String>> {
+    let (pools, counted) = (Arc::clone(pools), Arc::clone(metrics));
+    let prepare = move |plan: &crate::rules::Plan| {
+        let next = Pools::build(&plan.pools, Some(&pools.load()))?;
+        pools.store(Arc::new(next));
+        counted.set_plan(plan.generation.as_str());
+        Ok(())
+    };
+    let rules = Rules::start(dir, catalogue(conf), Box::new(prepare)).map_err(|m| m.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+    Ok(rules)
+}
+
+fn gate(conf: &Conf, toll: &Arc<Toll>, signet: &Arc<Signet>, guests: &Arc<Guests>, stopping: &Arc<AtomicBool>) -> Gate {
+    let limits = &conf.listen.limits;
+    Gate {
+        toll: Arc::clone(toll),
+        signet: Arc::clone(signet),
+        connector: Arc::new(Connector::new(None)),
+        guests: Arc::clone(guests),
+        budget: Budget::new(limits.bodies_in_flight_mib * 1024 * 1024),
+        body_wait: Duration::from_secs(limits.body_seconds),
+        unpaid: UnpaidLimits { per_ip: limits.unpaid_per_ip_per_second, total: limits.unpaid_per_second },
+        rates: Rate::new(Duration::from_secs(1)),
+        total_rate: Rate::new(Duration::from_secs(1)),
+        cors: Cors(conf.listen.cors.clone()),
+        stopping: Arc::clone(stopping),
+    }
+}
+
+/// Pingora's proxy around the gate, with HTTP/2 bounded (H8) and HTTP/2 without TLS for callers that know they may.
+fn proxy(gate: Gate, conf: &Conf) -> HttpProxy<Gate> {
+    let mut proxy = HttpProxy::new(gate, Arc::new(ServerConf::default()));
+    proxy.handle_init_modules();
+    let mut options = HttpServerOptions::default();
+    options.h2c = conf.listen.tls.is_none();
+    options.keepalive_request_limit = Some(10_000);
+    options.h2_idle_timeout = Some(Duration::from_secs(KEEP_ALIVE_SECONDS));
+    proxy.server_options = Some(options);
+    let mut h2 = pingora::protocols::http::v2::server::H2Options::default();
+    h2.max_concurrent_streams(conf.listen.limits.h2_streams)
+        .max_header_list_size(64 * 1024)
+        .max_pending_accept_reset_streams(20)
+        .max_concurrent_reset_streams(10)
+        .max_local_error_reset_streams(Some(32));
+    proxy.h2_options = Some(h2);
+    proxy
+}
+
+/// SIGHUP reads the rules and `file:` secrets again; SIGTERM and SIGINT end the wait.
+async fn until_told_to_stop(rules: &Rules, conf: &Conf, ring: &KeyRing) -> Result<(), String> {
+    let on = |kind| signal(kind).map_err(|e| format!("signals: {e}"));
+    let (mut term, mut int, mut hup) =
+        (on(SignalKind::terminate())?, on(SignalKind::interrupt())?, on(SignalKind::hangup())?);
+    loop {
+        tokio::select! {
+            _ = term.recv() => return Ok(()),
+            _ = int.recv() => return Ok(()),
+            _ = hup.recv() => {
+                rules.reload();
+                match conf.read_secrets() {
+                    Ok(secrets) => match ring.swap(secrets.challenge_keys) {
+                        Ok(()) => tracing::info!("challenge keys read again"),
+                        Err(e) => tracing::error!(error = %e, "challenge keys stay as they were"),
+                    },
+                    Err(mistakes) => {
+                        for mistake in mistakes {
+                            tracing::error!(%mistake, "secrets stay as they were");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Waits until nobody is being served, at most `grace`.
+async fn drain(toll: &Toll, grace: Duration) {
+    let inside = || toll.metrics.inflight.with_label_values(&["requests"]).get();
+    let deadline = tokio::time::Instant::now() + grace;
+    while inside() > 0 && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    if inside() > 0 {
+        tracing::warn!(requests = inside(), "grace is over: cutting what is left");
+    }
+}

@@ -1,1 +1,127 @@
-//! (to be written)
+//! What operators watch. Names are fixed; labels come only from closed sets: the plan's own names and enums, never a
+//! client's text.
+
+use prometheus::{CounterVec, IntCounter};
+use prometheus::{Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
+
+/// Every series of the gate, in a registry of its own so that two gates in one process do not collide.
+pub struct Metrics {
+    registry: Registry,
+    /// `pontage_requests_total{route,outcome}`: answered requests. `route` is a configured path or `other`; `outcome` is
+    /// `served`, `redeemed`, `client_gone` or a refusal's code.
+    pub requests: IntCounterVec,
+    /// `pontage_challenges_total{rail}`: offers made.
+    pub challenges: IntCounterVec,
+    /// `pontage_payments_total{rail,outcome}`: `paid`, `failed`, `unknown`, `redeemed`, `replayed`, `refused`.
+    pub payments: IntCounterVec,
+    /// `pontage_tokens_total{model,kind}`: reported tokens, `kind` = `prompt`, `cached`, `completion`, `reasoning`.
+    pub tokens: IntCounterVec,
+    /// `pontage_charged_usd_total{rail}`: money taken, in dollars (a float here only; books are integers).
+    pub charged_usd: CounterVec,
+    /// `pontage_absorbed_usd_total{tier}`: usage beyond what was charged, carried by the operator.
+    pub absorbed_usd: CounterVec,
+    /// `pontage_inflight{kind}`: `requests`, `streams`, `upstream`.
+    pub inflight: IntGaugeVec,
+    /// `pontage_upstream_seconds{pool}`: whole exchange with the backend.
+    pub upstream_seconds: HistogramVec,
+    /// `pontage_time_to_first_token_seconds{pool}`: request sent to first body byte.
+    pub first_token_seconds: HistogramVec,
+    /// `pontage_upstream_errors_total{pool,kind}`: `connect`, `timeout`, `reset`, `status`, `auth`, `nonsense`.
+    pub upstream_errors: IntCounterVec,
+    /// `pontage_usage_total{pool,source}`: who counted: `reported`, `counted`, `missing`, `absurd`.
+    pub usage: IntCounterVec,
+    /// `pontage_dropped_frames_total`: upstream SSE frames with a reserved event name.
+    pub dropped_frames: IntCounter,
+    /// `pontage_rules_reload_total{outcome}`: `ok`, `failed`.
+    pub rules_reload: IntCounterVec,
+    /// `pontage_plan_info{generation}`: 1 for the plan in force.
+    pub plan_info: IntGaugeVec,
+    /// `pontage_rail_up{rail}`: 1 when offers are made on it.
+    pub rail_up: IntGaugeVec,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All series, registered.
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let counter =
+            |name: &str, help: &str, labels: &[&str]| put(&registry, IntCounterVec::new(Opts::new(name, help), labels));
+        let money =
+            |name: &str, help: &str, labels: &[&str]| put(&registry, CounterVec::new(Opts::new(name, help), labels));
+        let gauge =
+            |name: &str, help: &str, labels: &[&str]| put(&registry, IntGaugeVec::new(Opts::new(name, help), labels));
+        let seconds = |name: &str, help: &str, labels: &[&str]| {
+            let buckets = vec![0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
+            put(&registry, HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels))
+        };
+        Self {
+            requests: counter("pontage_requests_total", "Answered requests", &["route", "outcome"]),
+            challenges: counter("pontage_challenges_total", "Offers made", &["rail"]),
+            payments: counter("pontage_payments_total", "Payments shown, by what became of them", &["rail", "outcome"]),
+            tokens: counter("pontage_tokens_total", "Tokens reported by backends", &["model", "kind"]),
+            charged_usd: money("pontage_charged_usd_total", "Money taken, US dollars", &["rail"]),
+            absorbed_usd: money("pontage_absorbed_usd_total", "Usage beyond what was charged, US dollars", &["tier"]),
+            inflight: gauge("pontage_inflight", "Work in progress", &["kind"]),
+            upstream_seconds: seconds("pontage_upstream_seconds", "Whole exchange with the backend", &["pool"]),
+            first_token_seconds: seconds(
+                "pontage_time_to_first_token_seconds",
+                "Request sent to first body byte",
+                &["pool"],
+            ),
+            upstream_errors: counter("pontage_upstream_errors_total", "Backend failures", &["pool", "kind"]),
+            usage: counter("pontage_usage_total", "Replies by who counted their tokens", &["pool", "source"]),
+            dropped_frames: put(
+                &registry,
+                IntCounter::new("pontage_dropped_frames_total", "Backend SSE frames with a reserved event name"),
+            ),
+            rules_reload: counter("pontage_rules_reload_total", "Reloads of the rules", &["outcome"]),
+            plan_info: gauge("pontage_plan_info", "The plan in force", &["generation"]),
+            rail_up: gauge("pontage_rail_up", "Whether offers are made on a rail", &["rail"]),
+            registry,
+        }
+    }
+
+    /// Prometheus text format, version 0.0.4.
+    pub fn text(&self) -> String {
+        let mut out = Vec::new();
+        // Writing to memory cannot fail; if a series is broken, the rest is still shown.
+        let _ = TextEncoder::new().encode(&self.registry.gather(), &mut out);
+        String::from_utf8(out).unwrap_or_default()
+    }
+
+    /// The one plan in force.
+    pub fn set_plan(&self, generation: &str) {
+        self.plan_info.reset();
+        self.plan_info.with_label_values(&[generation]).set(1);
+    }
+}
+
+/// Registers a collector. Names and labels are literals above, so both errors are defects that the first test shows.
+#[allow(clippy::expect_used)]
+fn put<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
+    let collector = made.expect("metric names and labels are valid literals");
+    registry.register(Box::new(collector.clone())).expect("metric names are unique");
+    collector
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_series_has_its_fixed_name() {
+        let m = Metrics::new();
+        m.requests.with_label_values(&["/v1/chat/completions", "served"]).inc();
+        m.set_plan("a");
+        m.set_plan("b");
+        let text = m.text();
+        assert!(text.contains("pontage_requests_total{outcome=\"served\",route=\"/v1/chat/completions\"} 1"), "{text}");
+        assert!(text.contains("generation=\"b\"") && !text.contains("generation=\"a\""), "{text}");
+    }
+}

@@ -117,6 +117,11 @@ pub enum Refusal {
         /// What was paid.
         paid: Atoms,
     },
+    /// A paid and undelivered proof is redeemable only on the route it was bought for.
+    RedeemElsewhere {
+        /// That route.
+        route: String,
+    },
     /// The same proof is being served right now.
     ProofRunning {
         /// Suggested wait.
@@ -236,7 +241,7 @@ impl Refusal {
             | Self::PaymentInvalid { .. }
             | Self::PaymentFailed { .. } => 402,
             // Money has moved: never invite a second payment.
-            Self::ProofSpent | Self::Underpaid { .. } => 403,
+            Self::ProofSpent | Self::Underpaid { .. } | Self::RedeemElsewhere { .. } => 403,
             Self::ProofRunning { .. } => 409,
             Self::UpstreamFailed { .. } => 502,
             Self::UpstreamTimeout { .. } => 504,
@@ -311,6 +316,7 @@ impl Refusal {
             Self::OfferExpired => "offer_expired",
             Self::PaymentInvalid { .. } => "payment_invalid",
             Self::Underpaid { .. } => "underpaid",
+            Self::RedeemElsewhere { .. } => "redeem_elsewhere",
             Self::ProofRunning { .. } => "payment_in_use",
             Self::ProofSpent => "payment_spent",
             Self::PaymentFailed { .. } => "payment_failed",
@@ -370,6 +376,7 @@ impl Refusal {
             Self::Underpaid { need, paid } => format!(
                 "this payment of {paid} does not cover a request that costs {need}; send one that costs no more, or pay anew"
             ),
+            Self::RedeemElsewhere { route } => format!("this payment is for {route}; it can be redeemed only there"),
             Self::ProofRunning { .. } => "a request with this payment is running; wait for its answer".to_owned(),
             Self::ProofSpent => "this payment has bought its answer already".to_owned(),
             Self::PaymentFailed { why } => format!("the payment did not go through: {why}"),

@@ -1,1 +1,10 @@
-//! (to be written)
+//! The only folder that knows Pingora's proxy. Each phase is a few lines that call `flow/`.
+
+pub mod admin;
+pub mod body;
+pub mod door;
+pub mod forward;
+pub mod gate;
+pub mod pipe;
+pub mod reply;
+pub mod visit;

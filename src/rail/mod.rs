@@ -16,6 +16,7 @@ pub mod mpp;
 use crate::claim::{Claim, ClaimKey, Terms};
 use crate::clock::UnixSeconds;
 use crate::ids::RailId;
+use crate::journal::Receipt;
 use crate::refusal::Refusal;
 use async_trait::async_trait;
 use http::HeaderMap;
@@ -70,6 +71,12 @@ pub fn found(headers: &HeaderMap) -> Found {
     mpp::wire::found(headers)
 }
 
+/// Offers in the order the client prefers (`Accept-Payment`, draft-httpauth-payment §6), ours where it is silent. A header
+/// that is malformed or matches nothing changes nothing.
+pub fn ranked(offers: Vec<Offer>, accept_payment: Option<&str>) -> Vec<Offer> {
+    mpp::wire::ranked(offers, accept_payment)
+}
+
 /// Terms that came back under our MAC, and the identity of the proof that answers them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recognised {
@@ -119,6 +126,10 @@ pub enum Collected {
 pub trait Rail: Send + Sync {
     /// Its name.
     fn id(&self) -> &RailId;
+    /// `(method, intent)` as MPP names them, or the protocol's own words.
+    fn range(&self) -> (&'static str, &'static str);
+    /// Its asset as the protocol names it (a token address).
+    fn currency(&self) -> String;
     /// Decimals of its asset.
     fn decimals(&self) -> u8;
     /// The public facts that must not change silently between runs: `(name, payee+asset+chain)`.
@@ -141,8 +152,9 @@ pub trait Rail: Send + Sync {
     async fn collect(&self, shown: &Shown, proof: &Proof) -> Collected;
     /// Whether the claim's payment landed. When it did not and still can, sends it again if `claim.resend` is there.
     async fn look(&self, claim: &Claim, now: UnixSeconds) -> Collected;
-    /// The method name of the receipt (`tempo`).
-    fn method(&self) -> &'static str;
+    /// Header lines that carry the receipt of a paid request (`Payment-Receipt`), with `Cache-Control: private`'s need left to
+    /// whoever writes the reply.
+    fn receipt(&self, claim: &Claim, receipt: &Receipt) -> Vec<(http::HeaderName, http::HeaderValue)>;
 }
 
 /// Every rail of this gate, in the order of `pontage.toml`.

@@ -1,0 +1,36 @@
+//! `pontage serve`
+
+use super::{Places, complain};
+use crate::assemble::{self, Start};
+use crate::conf::Conf;
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+/// Runs the gate until it is told to stop. Configuration mistakes come all at once before anything is opened.
+pub fn run(places: &Places, accept_payee_change: bool) -> ExitCode {
+    // One TLS/crypto provider for the whole process, before anything can pick another.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let filter = EnvFilter::try_from_env("PONTAGE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().json().flatten_event(true).with_env_filter(filter).with_target(true).init();
+    let conf = match Conf::load(&places.conf) {
+        Ok(conf) => conf,
+        Err(mistakes) => return complain(&mistakes),
+    };
+    let secrets = match conf.read_secrets() {
+        Ok(secrets) => secrets,
+        Err(mistakes) => return complain(&mistakes),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(conf.listen.threads).enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(e) => return complain(&[format!("no runtime: {e}")]),
+    };
+    let start = Start { conf, secrets, rules: places.rules.clone(), accept_payee_change };
+    let ended = runtime.block_on(assemble::run(start));
+    // Tasks that follow up payments get a moment; what they cannot finish, recovery does at the next start.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(mistakes) => complain(&mistakes),
+    }
+}

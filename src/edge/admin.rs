@@ -1,0 +1,101 @@
+//! `/metrics`, `/healthz`, `/readyz`, `/status` on an address of their own.
+
+use crate::flow::Toll;
+use async_trait::async_trait;
+use http::{Response, StatusCode, header};
+use pingora::apps::http_app::ServeHttp;
+use pingora::protocols::http::ServerSession;
+use serde_json::json;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The admin application.
+pub struct Admin {
+    /// What it tells about.
+    pub toll: Arc<Toll>,
+    /// Set when the gate is stopping.
+    pub stopping: Arc<AtomicBool>,
+    /// Public key of receipts, for whoever verifies them.
+    pub receipt_key: String,
+}
+
+impl Admin {
+    /// Why paid traffic would not be served now; empty when it would.
+    pub fn unready(&self) -> Vec<String> {
+        let mut why = Vec::new();
+        if self.stopping.load(Ordering::Relaxed) {
+            why.push("stopping".to_owned());
+        }
+        if let Err(e) = self.toll.store.standing() {
+            why.push(format!("store: {e}"));
+        }
+        if !self.toll.rails.iter().any(|rail| rail.standing().is_ok()) {
+            let reasons = self.toll.rails.iter().filter_map(|r| r.standing().err().map(|e| format!("{}: {e}", r.id())));
+            why.push(format!("no rail can be offered ({})", reasons.collect::<Vec<_>>().join("; ")));
+        }
+        let plan = self.toll.rules.plan();
+        let pools = self.toll.pools.load();
+        if !plan.pools.keys().any(|name| pools.available(name)) {
+            why.push("no pool has a usable server".to_owned());
+        }
+        why
+    }
+
+    fn status(&self) -> String {
+        let plan = self.toll.rules.plan();
+        let rules = self.toll.rules.standing();
+        let pools = self.toll.pools.load();
+        let rails: Vec<_> = (self.toll.rails.iter())
+            .map(|r| json!({ "rail": r.id(), "offered": r.standing().is_ok(), "why_not": r.standing().err() }))
+            .collect();
+        let pools: Vec<_> =
+            plan.pools.keys().map(|name| json!({ "pool": name, "available": pools.available(name) })).collect();
+        let ready = self.unready();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "ready": ready.is_empty(),
+            "why_not": ready,
+            "rules": {
+                "generation": plan.generation,
+                "loaded_at": rules.loaded_at.rfc3339(),
+                "reloads_ok": rules.reloads_ok,
+                "reloads_failed": rules.reloads_failed,
+                "mistakes": rules.last_error,
+            },
+            "rails": rails,
+            "pools": pools,
+            "receipt_key": self.receipt_key,
+        })
+        .to_string()
+    }
+}
+
+#[async_trait]
+impl ServeHttp for Admin {
+    async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
+        let path = session.req_header().uri.path().to_owned();
+        let (status, kind, body) = match path.as_str() {
+            "/healthz" => (StatusCode::OK, "text/plain", "ok\n".to_owned()),
+            "/readyz" => match self.unready() {
+                why if why.is_empty() => (StatusCode::OK, "text/plain", "ready\n".to_owned()),
+                why => (StatusCode::SERVICE_UNAVAILABLE, "text/plain", why.join("\n") + "\n"),
+            },
+            "/status" => (StatusCode::OK, "application/json", self.status()),
+            "/metrics" => {
+                for rail in &self.toll.rails {
+                    let up = i64::from(rail.standing().is_ok());
+                    self.toll.metrics.rail_up.with_label_values(&[rail.id().as_str()]).set(up);
+                }
+                (StatusCode::OK, "text/plain; version=0.0.4", self.toll.metrics.text())
+            }
+            _ => (StatusCode::NOT_FOUND, "text/plain", "no such path\n".to_owned()),
+        };
+        let mut response = Response::new(body.into_bytes());
+        *response.status_mut() = status;
+        let length = response.body().len();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
+        headers.insert(header::CONTENT_LENGTH, http::HeaderValue::from(length));
+        response
+    }
+}

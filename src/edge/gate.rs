@@ -1,0 +1,354 @@
+//! The phases of a request, each a few lines that call `flow/`.
+
+use super::body::{self, Budget};
+use super::door::Guests;
+use super::pipe;
+use super::reply::{self, Answer, Cors};
+use super::visit::Visit;
+use crate::flow::price::Quoted;
+use crate::flow::receipt::Signet;
+use crate::flow::{Stop, Toll, directory, pay};
+use crate::ids;
+use crate::rail::{self, Found};
+use crate::refusal::{Moved, Refusal};
+use crate::rules::Plan;
+use crate::rules::plan::{Route, Surface};
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::header::{HeaderName, HeaderValue};
+use http::{Method, header};
+use pingora::http::ResponseHeader;
+use pingora::modules::http::HttpModules;
+use pingora::prelude::{Error, HttpPeer, Result};
+use pingora::proxy::{FailToProxy, ProxyHttp, Session};
+use pingora_limits::rate::Rate;
+use sha2::{Digest, Sha256};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Idle seconds of a kept-alive connection.
+pub const KEEP_ALIVE_SECONDS: u64 = 60;
+/// A client that takes nothing for this long is gone.
+const WRITE_SECONDS: u64 = 60;
+
+/// Limits on traffic nobody pays for.
+#[derive(Clone, Copy, Debug)]
+pub struct UnpaidLimits {
+    /// Unpaid requests per second of one address.
+    pub per_ip: u32,
+    /// Unpaid requests per second altogether.
+    pub total: u32,
+}
+
+/// The proxy application.
+pub struct Gate {
+    /// The road of a request.
+    pub toll: Arc<Toll>,
+    /// Signs receipts.
+    pub signet: Arc<Signet>,
+    /// Connections to backends.
+    pub connector: Arc<super::forward::Connector>,
+    /// Who is connected.
+    pub guests: Arc<Guests>,
+    /// Bytes of request bodies in flight.
+    pub budget: Budget,
+    /// Longest wait for a body.
+    pub body_wait: Duration,
+    /// Flood limits.
+    pub unpaid: UnpaidLimits,
+    /// Unpaid requests of the current second, by address.
+    pub rates: Rate,
+    /// The same altogether.
+    pub total_rate: Rate,
+    /// Browsers.
+    pub cors: Cors,
+    /// Set when the gate is stopping.
+    pub stopping: Arc<AtomicBool>,
+}
+
+/// What a request comes to: an answer to write, or a reply that is out already.
+enum Outcome {
+    Answer(Answer),
+    Sent(&'static str),
+    Gone,
+}
+
+impl From<Refusal> for Outcome {
+    fn from(refusal: Refusal) -> Self {
+        Self::Answer(Answer::refused(&refusal.into()))
+    }
+}
+
+impl Gate {
+    async fn serve(&self, session: &mut Session, visit: &mut Visit) -> Outcome {
+        if self.stopping.load(Ordering::Relaxed) {
+            session.set_keepalive(None);
+            return Refusal::Stopping.into();
+        }
+        if let Err(refusal) = sane(session) {
+            session.set_keepalive(None);
+            return refusal.into();
+        }
+        let path = session.req_header().uri.path().to_owned();
+        let method = session.req_header().method.clone();
+        let plan = Arc::clone(&visit.plan);
+        if let Some(document) = self.document(&path, &plan) {
+            visit.route = path;
+            return match method {
+                Method::GET | Method::HEAD => Outcome::Answer(document),
+                _ => Refusal::MethodNotAllowed { allow: "GET, HEAD" }.into(),
+            };
+        }
+        let Some(route) = plan.route(&path) else { return Refusal::UnknownPath.into() };
+        visit.route = path;
+        if method == Method::OPTIONS
+            && let Some(answer) = self.cors.preflight(session.req_header().headers.get(header::ORIGIN))
+        {
+            return Outcome::Answer(answer);
+        }
+        match (route.surface, method) {
+            (Surface::Models, Method::GET | Method::HEAD) => {
+                Outcome::Answer(Answer::document("application/json", directory::models(&plan, route)))
+            }
+            (Surface::Models, _) => Refusal::MethodNotAllowed { allow: "GET, HEAD" }.into(),
+            (Surface::Chat, Method::POST | Method::HEAD) => self.chat(session, visit, route).await,
+            (Surface::Chat, _) => Refusal::MethodNotAllowed { allow: "POST, HEAD" }.into(),
+        }
+    }
+
+    fn document(&self, path: &str, plan: &Plan) -> Option<Answer> {
+        Some(match path {
+            "/openapi.json" => Answer::document("application/json", directory::openapi(&self.toll, plan)),
+            "/llms.txt" | "/agents.md" => {
+                Answer::document("text/plain; charset=utf-8", directory::llms(&self.toll, plan))
+            }
+            _ => return None,
+        })
+    }
+
+    async fn chat(&self, session: &mut Session, visit: &mut Visit, route: &Arc<Route>) -> Outcome {
+        let found = rail::found(&session.req_header().headers);
+        if let Err(refusal) = self.admit(visit.client, matches!(found, Found::Nothing | Found::Malformed)) {
+            session.set_keepalive(None);
+            return refusal.into();
+        }
+        let limit = route.tier.limits.max_body_bytes;
+        let read = body::read(session, limit, self.body_wait, &self.budget).await;
+        let (body, _permit) = match read {
+            Ok(read) => read,
+            Err(body::BodyError::Gone) => return Outcome::Gone,
+            Err(body::BodyError::Refused(refusal)) => {
+                session.set_keepalive(None);
+                return refusal.into();
+            }
+        };
+        let digest: [u8; 32] = Sha256::digest(&body).into();
+        let plan = Arc::clone(&visit.plan);
+        let quoted = match pay::quote_under(&plan, route.path.as_str(), body.clone()).await {
+            Ok(quoted) => Arc::new(quoted),
+            Err(refusal) => return refusal.into(),
+        };
+        let request = visit.request.clone();
+        let asked = pay::Visit { plan: &plan, found: &found, digest, body: &body, request: &request };
+        // The chain may take seconds. A client that leaves meanwhile drops this wait; the payment is followed up by its own task.
+        let paid = tokio::select! {
+            biased;
+            paid = pay::pay(&self.toll, &asked, &quoted) => paid,
+            () = body::gone(session) => return Outcome::Gone,
+        };
+        match paid {
+            Ok(paid) => match pipe::run(self, session, visit, paid).await {
+                Ok(pipe::Sent::Answer(answer)) => Outcome::Answer(answer),
+                Ok(pipe::Sent::Out(outcome)) => Outcome::Sent(outcome),
+                Err(stop) => self.stopped(session, visit, stop, &quoted, digest).await,
+            },
+            Err(stop) => self.stopped(session, visit, stop, &quoted, digest).await,
+        }
+    }
+
+    /// A refusal; with every offer of the route when it invites a payment, and 503 when there is none to make.
+    async fn stopped(
+        &self,
+        session: &mut Session,
+        visit: &Visit,
+        stop: Stop,
+        quoted: &Quoted,
+        digest: [u8; 32],
+    ) -> Outcome {
+        if !stop.refusal.invites_payment() {
+            return Outcome::Answer(Answer::refused(&stop));
+        }
+        if !stop.claimed {
+            self.count_unpaid(visit.client);
+        }
+        let accept = session.req_header().headers.get("accept-payment").and_then(|v| v.to_str().ok());
+        Outcome::Answer(match pay::offers(&self.toll, quoted, digest, accept).await {
+            Ok(offers) => Answer::challenge(&stop, offers),
+            Err(refusal) => Answer::refused(&Stop { refusal, ..stop }),
+        })
+    }
+
+    /// Refuses an address, or everyone, over the unpaid rate. Requests that show a credential are looked at once more; they count
+    /// when it turns out to be worth nothing.
+    fn admit(&self, client: Option<IpAddr>, unpaid: bool) -> std::result::Result<(), Refusal> {
+        let here = client.map_or(0, |ip| self.rates.observe(&ip, 0));
+        let all = self.total_rate.observe(&(), 0);
+        let over = |count: isize, limit: u32| usize::try_from(count).is_ok_and(|c| c >= limit as usize);
+        if over(here, self.unpaid.per_ip) {
+            return Err(busy(true, "unpaid_per_ip_per_second"));
+        }
+        if unpaid && over(all, self.unpaid.total) {
+            return Err(busy(false, "unpaid_per_second"));
+        }
+        Ok(())
+    }
+
+    fn count_unpaid(&self, client: Option<IpAddr>) {
+        if let Some(ip) = client {
+            self.rates.observe(&ip, 1);
+        }
+        self.total_rate.observe(&(), 1);
+    }
+}
+
+fn busy(address_at_fault: bool, limit: &'static str) -> Refusal {
+    Refusal::TooBusy { address_at_fault, retry_after_seconds: 1, limit }
+}
+
+/// What must not be guessed about: upgrades, tunnels, paths outside their normal form.
+fn sane(session: &Session) -> std::result::Result<(), Refusal> {
+    let head = session.req_header();
+    if head.method == Method::CONNECT || head.headers.contains_key(header::UPGRADE) {
+        return Err(Refusal::BadHead { why: "upgrades and tunnels are not served here" });
+    }
+    if head.headers.get_all(header::CONTENT_LENGTH).iter().count() > 1
+        || (head.headers.contains_key(header::CONTENT_LENGTH) && head.headers.contains_key(header::TRANSFER_ENCODING))
+    {
+        return Err(Refusal::BadHead { why: "the length of the body is said twice" });
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl ProxyHttp for Gate {
+    type CTX = Visit;
+
+    fn new_ctx(&self) -> Visit {
+        Visit {
+            request: ids::fresh("req"),
+            plan: self.toll.rules.plan(),
+            began: Instant::now(),
+            client: None,
+            route: "other".to_owned(),
+            status: 0,
+            outcome: "client_gone",
+            receipt: None,
+        }
+    }
+
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
+
+    async fn early_request_filter(&self, session: &mut Session, visit: &mut Visit) -> Result<()> {
+        let peer = session.client_addr().and_then(|a| a.as_inet()).copied();
+        if let Some(peer) = peer {
+            self.guests.head_seen(peer);
+            visit.client = Some(peer.ip());
+        }
+        session.set_keepalive(Some(KEEP_ALIVE_SECONDS));
+        session.set_write_timeout(Some(Duration::from_secs(WRITE_SECONDS)));
+        session.set_total_drain_timeout(Some(Duration::from_secs(5)));
+        self.toll.metrics.inflight.with_label_values(&["requests"]).inc();
+        Ok(())
+    }
+
+    async fn request_filter(&self, session: &mut Session, visit: &mut Visit) -> Result<bool> {
+        match self.serve(session, visit).await {
+            Outcome::Answer(answer) => {
+                visit.status = answer.status;
+                visit.outcome = answer.outcome;
+                let extra = self.common_headers(session, visit);
+                reply::send(session, answer, extra).await.map_err(|e| e.into_down())?;
+            }
+            Outcome::Sent(outcome) => visit.outcome = outcome,
+            Outcome::Gone => session.set_keepalive(None),
+        }
+        Ok(true)
+    }
+
+    /// Never reached: every request is answered in `request_filter`.
+    async fn upstream_peer(&self, _session: &mut Session, _visit: &mut Visit) -> Result<Box<HttpPeer>> {
+        Err(Error::explain(pingora::ErrorType::InternalError, "no native path"))
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, e: &Error, visit: &mut Visit) -> FailToProxy {
+        // A reply that has begun cannot be mended; one that has not gets our own words, never Pingora's.
+        if session.response_written().is_none() && !matches!(e.esource(), pingora::ErrorSource::Downstream) {
+            let stop = Stop { refusal: Refusal::Internal { place: "edge" }, moved: Moved::No, claimed: false };
+            visit.outcome = stop.refusal.code();
+            visit.status = 500;
+            let _ = reply::send(session, Answer::refused(&stop), Vec::new()).await;
+        }
+        FailToProxy { error_code: visit.status, can_reuse_downstream: false }
+    }
+
+    fn suppress_error_log(&self, _session: &Session, _visit: &Visit, _error: &Error) -> bool {
+        true
+    }
+
+    async fn logging(&self, session: &mut Session, e: Option<&Error>, visit: &mut Visit) {
+        let m = &self.toll.metrics;
+        m.inflight.with_label_values(&["requests"]).dec();
+        m.requests.with_label_values(&[visit.route.as_str(), visit.outcome]).inc();
+        let receipt = visit.receipt.as_deref();
+        tracing::info!(
+            target: "access",
+            request = %visit.request,
+            client = ?visit.client,
+            method = %method_label(&session.req_header().method),
+            route = %visit.route,
+            status = visit.status,
+            outcome = visit.outcome,
+            ms = u64::try_from(visit.began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            generation = %visit.plan.generation,
+            model = receipt.map(|r| r.model.as_str()),
+            rail = receipt.map(|r| r.rail.as_str()),
+            charged_usd = receipt.map(|r| r.charged_usd.to_string()),
+            receipt = receipt.map(|r| r.id.as_str()),
+            broken = e.is_some(),
+        );
+    }
+}
+
+impl Gate {
+    /// Headers of every answer.
+    pub(super) fn common_headers(&self, session: &Session, visit: &Visit) -> Vec<(HeaderName, HeaderValue)> {
+        let mut headers = self.cors.headers(session.req_header().headers.get(header::ORIGIN));
+        if let Ok(id) = HeaderValue::from_str(&visit.request) {
+            headers.push((HeaderName::from_static("x-request-id"), id));
+        }
+        headers
+    }
+}
+
+/// A closed set, because methods are the client's text.
+fn method_label(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::HEAD => "HEAD",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    }
+}
+
+/// Bytes of a head for tests and the pipe.
+pub(super) fn head(status: u16, headers: Vec<(HeaderName, HeaderValue)>) -> Result<ResponseHeader> {
+    let mut head = ResponseHeader::build(status, Some(headers.len()))?;
+    for (name, value) in headers {
+        head.append_header(name, value)?;
+    }
+    Ok(head)
+}
+

@@ -1,0 +1,247 @@
+//! Refusal or challenge → status, headers, body: the one place that writes an answer of our own.
+//!
+//! One JSON object serves every client: problem+json members (RFC 9457) for MPP wallets, and `error` as OpenAI's object, because
+//! that is what both openai SDKs show (`notes/llm.md` §6). Policy refusals carry only the latter, and never a challenge.
+
+use crate::flow::Stop;
+use crate::openai::error::kind_of;
+use crate::rail::Offer;
+use crate::refusal::{Moved, Refusal};
+use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+use pingora::http::ResponseHeader;
+use pingora::proxy::Session;
+use serde_json::{Value, json};
+
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+const PROBLEMS: &str = "https://paymentauth.org/problems/";
+const HINT: &str = "Pay with any offer in the WWW-Authenticate header, then send the same request again with the credential.";
+
+/// An answer of our own.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Status.
+    pub status: u16,
+    /// Header lines, without `Content-Length`.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Body.
+    pub body: Bytes,
+    /// `outcome` label of metrics and log.
+    pub outcome: &'static str,
+}
+
+impl Answer {
+    /// 200 with a document.
+    pub fn document(content_type: &'static str, body: impl Into<Bytes>) -> Self {
+        let headers = vec![
+            (header::CONTENT_TYPE, HeaderValue::from_static(content_type)),
+            (header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=300")),
+        ];
+        Self { status: 200, headers, body: body.into(), outcome: "served" }
+    }
+
+    /// A refusal without offers.
+    pub fn refused(stop: &Stop) -> Self {
+        Self::challenge(stop, Vec::new())
+    }
+
+    /// A refusal with every offer of the route. Offers go out only with a 402, and a 402 only with offers: the caller has
+    /// turned one without into [`Refusal::NoOffer`].
+    pub fn challenge(stop: &Stop, offers: Vec<Offer>) -> Self {
+        let refusal = &stop.refusal;
+        let mut headers = vec![
+            (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+            (header::CONTENT_TYPE, content_type(refusal)),
+        ];
+        if let Some(seconds) = refusal.retry_after() {
+            headers.push((header::RETRY_AFTER, HeaderValue::from(seconds)));
+        }
+        if let Refusal::MethodNotAllowed { allow } = refusal {
+            headers.push((header::ALLOW, HeaderValue::from_static(allow)));
+        }
+        // After money may have moved a client must not send the request again by itself: with a paying fetch underneath, each
+        // retry would be another payment.
+        if stop.claimed {
+            headers.push((SHOULD_RETRY, HeaderValue::from_static("false")));
+        }
+        let challenge_id = offers.first().map(|o| o.challenge_id.clone());
+        if refusal.invites_payment() {
+            headers.extend(offers.into_iter().flat_map(|o| o.headers));
+        }
+        let body = body(stop, challenge_id.as_deref());
+        Self { status: refusal.status(), headers, body: body.into(), outcome: refusal.code() }
+    }
+}
+
+fn content_type(refusal: &Refusal) -> HeaderValue {
+    HeaderValue::from_static(if refusal.problem().is_some() { "application/problem+json" } else { "application/json" })
+}
+
+fn body(stop: &Stop, challenge_id: Option<&str>) -> String {
+    let refusal = &stop.refusal;
+    let message = refusal.message();
+    let mut object = serde_json::Map::new();
+    if let Some(suffix) = refusal.problem() {
+        object.insert("type".into(), json!(format!("{PROBLEMS}{suffix}")));
+        object.insert("title".into(), json!(title(suffix)));
+        object.insert("status".into(), json!(refusal.status()));
+        object.insert("detail".into(), json!(message));
+        if let Some(id) = challenge_id {
+            object.insert("challengeId".into(), json!(id));
+            object.insert("hint".into(), json!(HINT));
+        }
+    }
+    let (kind, code) = match refusal {
+        Refusal::UpstreamRefused { kind, code, .. } => {
+            (kind.clone().unwrap_or_else(|| kind_of(refusal).to_owned()), json!(code))
+        }
+        _ => (kind_of(refusal).to_owned(), json!(refusal.code())),
+    };
+    let error = json!({ "message": message, "type": kind, "code": code, "param": refusal.param() });
+    object.insert("error".into(), error);
+    if stop.claimed {
+        object.insert("payment".into(), payment(&stop.moved));
+    }
+    Value::Object(object).to_string()
+}
+
+/// Says whether money moved, in every failed answer after a claim.
+fn payment(moved: &Moved) -> Value {
+    match moved {
+        Moved::No => json!({ "moved": "no" }),
+        Moved::Yes => json!({ "moved": "yes" }),
+        Moved::Unknown => json!({ "moved": "unknown", "advice": "send the same credential again; do not pay anew" }),
+        Moved::Redeemable { until } => json!({
+            "moved": "yes",
+            "redeemable_until": until.rfc3339(),
+            "advice": "nothing was delivered; send the same credential again before that time",
+        }),
+    }
+}
+
+fn title(suffix: &str) -> &'static str {
+    match suffix {
+        "payment-required" => "Payment Required",
+        "malformed-credential" => "Malformed Credential",
+        "invalid-challenge" => "Invalid Challenge",
+        "payment-expired" => "Payment Expired",
+        "payment-insufficient" => "Payment Insufficient",
+        "bad-request" => "Bad Request",
+        _ => "Verification Failed",
+    }
+}
+
+/// Which browsers may read answers: `None` unless the operator configured origins.
+#[derive(Clone, Debug, Default)]
+pub struct Cors(pub Vec<String>);
+
+impl Cors {
+    /// Headers that let a page of `origin` read the answer and its payment headers.
+    pub fn headers(&self, origin: Option<&HeaderValue>) -> Vec<(HeaderName, HeaderValue)> {
+        let Some(origin) = origin else { return Vec::new() };
+        let any = self.0.iter().any(|o| o == "*");
+        let allow = match origin.to_str() {
+            _ if any => HeaderValue::from_static("*"),
+            Ok(text) if self.0.iter().any(|o| o == text) => origin.clone(),
+            _ => return Vec::new(),
+        };
+        vec![
+            (header::ACCESS_CONTROL_ALLOW_ORIGIN, allow),
+            (header::VARY, HeaderValue::from_static("Origin")),
+            (
+                header::ACCESS_CONTROL_EXPOSE_HEADERS,
+                HeaderValue::from_static("WWW-Authenticate, Payment-Receipt, Retry-After, X-Request-Id"),
+            ),
+        ]
+    }
+
+    /// The answer to a preflight.
+    pub fn preflight(&self, origin: Option<&HeaderValue>) -> Option<Answer> {
+        let mut headers = self.headers(origin);
+        if headers.is_empty() {
+            return None;
+        }
+        headers.push((header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, HEAD, POST, OPTIONS")));
+        headers.push((
+            header::ACCESS_CONTROL_ALLOW_HEADERS,
+            HeaderValue::from_static("Authorization, Payment-Authorization, Accept-Payment, Content-Type"),
+        ));
+        headers.push((header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600")));
+        Some(Answer { status: 204, headers, body: Bytes::new(), outcome: "preflight" })
+    }
+}
+
+/// Writes an answer whole. A client that is gone is not an error of ours.
+pub async fn send(
+    session: &mut Session,
+    answer: Answer,
+    extra: Vec<(HeaderName, HeaderValue)>,
+) -> pingora::Result<()> {
+    let head_only = session.req_header().method == http::Method::HEAD;
+    let mut head = ResponseHeader::build(answer.status, Some(answer.headers.len() + extra.len() + 1))?;
+    for (name, value) in answer.headers.into_iter().chain(extra) {
+        head.append_header(name, value)?;
+    }
+    if answer.status != 204 {
+        head.insert_header(header::CONTENT_LENGTH, answer.body.len())?;
+    }
+    let no_body = head_only || answer.body.is_empty();
+    session.write_response_header(Box::new(head), no_body).await?;
+    if !no_body {
+        session.write_response_body(Some(answer.body), true).await?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::UnixSeconds;
+
+    fn stop(refusal: Refusal, moved: Moved, claimed: bool) -> Stop {
+        Stop { refusal, moved, claimed }
+    }
+
+    #[test]
+    fn a_policy_refusal_has_openais_shape_and_no_challenge() {
+        let offer = Offer {
+            rail: "tempo/charge".into(),
+            range: ("tempo".into(), "charge".into()),
+            headers: vec![(header::WWW_AUTHENTICATE, HeaderValue::from_static("Payment id=\"x\""))],
+            challenge_id: "x".into(),
+        };
+        let refusal = Refusal::UnknownModel { asked: "raw-id".into() };
+        let answer = Answer::challenge(&stop(refusal, Moved::No, false), vec![offer]);
+        assert_eq!(answer.status, 404);
+        assert!(answer.headers.iter().all(|(n, _)| n != header::WWW_AUTHENTICATE));
+        let body: Value = serde_json::from_slice(&answer.body).unwrap();
+        assert_eq!(body["error"]["code"], "model_not_found");
+        assert_eq!(body["error"]["param"], "model");
+        assert_eq!(body["type"], Value::Null);
+    }
+
+    #[test]
+    fn every_answer_after_a_claim_says_what_happened_to_the_money_and_forbids_a_blind_retry() {
+        for (refusal, moved, word) in [
+            (Refusal::ProofSpent, Moved::Yes, "yes"),
+            (Refusal::PaymentUnknown { retry_after_seconds: 5 }, Moved::Unknown, "unknown"),
+            (Refusal::UpstreamFailed { why: "x" }, Moved::Redeemable { until: UnixSeconds(60) }, "yes"),
+            (Refusal::PaymentFailed { why: "x".into() }, Moved::No, "no"),
+        ] {
+            let answer = Answer::refused(&stop(refusal.clone(), moved, true));
+            let retry = answer.headers.iter().find(|(n, _)| *n == SHOULD_RETRY).map(|(_, v)| v.as_bytes());
+            assert_eq!(retry, Some(&b"false"[..]), "{refusal:?}");
+            let body: Value = serde_json::from_slice(&answer.body).unwrap();
+            assert_eq!(body["payment"]["moved"], word, "{refusal:?}");
+        }
+    }
+
+    #[test]
+    fn no_page_of_another_origin_reads_answers_unless_configured() {
+        let origin = HeaderValue::from_static("https://a.example");
+        assert!(Cors::default().headers(Some(&origin)).is_empty());
+        assert!(Cors(vec!["https://b.example".into()]).headers(Some(&origin)).is_empty());
+        let allowed = Cors(vec!["https://a.example".into()]).headers(Some(&origin));
+        assert_eq!(allowed.first().map(|(_, v)| v.clone()), Some(origin));
+    }
+}

@@ -1,0 +1,517 @@
+//! [`Quoted`] → [`Paid`]: exactly one credential becomes exactly one claim, or the request ends here.
+//!
+//! Order of checks, cheapest and least harmful first: form → MAC → the claim we may already have → terms → expiry and
+//! signature (`Rail::check`) → durable claim → chain. Nothing asks the chain before a valid signature.
+
+use super::loss::{Losses, Room};
+use super::price::Quoted;
+use super::{Stop, Toll, parse, policy, price};
+use crate::claim::{Claim, Denied, Op, Standing, Terms};
+use crate::clock::UnixSeconds;
+use crate::ids::Generation;
+use crate::journal::{Entry, Receipt};
+use crate::money::Usd;
+use crate::rail::{self, Ask, Collected, Found, Offer, Proof, Rail, Recognised, Shown};
+use crate::refusal::{Moved, Refusal};
+use crate::rules::Plan;
+use crate::rules::plan::{Access, Charge, Shortfall};
+use crate::store::{StoreError, Swap, Write};
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::Duration;
+
+const RETRY_SECONDS: u64 = 2;
+
+/// A request that may be forwarded.
+pub struct Paid {
+    /// What was asked and priced, under the rules of the offer.
+    pub quoted: Arc<Quoted>,
+    /// The money. `None` only on routes whose access is `free`.
+    pub hold: Option<Hold>,
+    /// Output tokens per choice that may be produced for it.
+    pub output: u64,
+    /// What the operator may lose on it.
+    pub room: Option<Room>,
+}
+
+/// Everything `pay` looks at that is not the price.
+pub struct Visit<'a> {
+    /// The rules this request began with.
+    pub plan: &'a Arc<Plan>,
+    /// Credentials found in the head.
+    pub found: &'a Found,
+    /// SHA-256 of the body as received.
+    pub digest: [u8; 32],
+    /// The body as received.
+    pub body: &'a Bytes,
+    /// `req_…`.
+    pub request: &'a str,
+}
+
+/// Takes the payment of a request, or says why not.
+pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> Result<Paid, Stop> {
+    if quoted.allowed.route.access == Access::Free {
+        let output = quoted.parts.max_output_tokens;
+        if quoted.allowed.ask.nothing_asked {
+            return Err(Refusal::NothingAsked.into());
+        }
+        return Ok(Paid { quoted: Arc::clone(quoted), hold: None, output, room: None });
+    }
+    let shown = match visit.found {
+        Found::Nothing => return Err(Refusal::PaymentRequired.into()),
+        Found::Malformed => return Err(Refusal::MalformedCredential.into()),
+        Found::Many(found) => return Err(Refusal::TwoCredentials { found: *found }.into()),
+        Found::One(shown) => shown,
+    };
+    toll.store.standing().map_err(|e| store_down(&e))?;
+    let (rail, recognised) = recognise(toll, shown)?;
+    if let Some(claim) = toll.store.claim(&recognised.key).await.map_err(|e| store_down(&e))? {
+        return resume(toll, visit, quoted, claim, &recognised).await;
+    }
+    let quoted = offered(toll, visit, quoted, &recognised).await?;
+    if !quoted.allowed.route.accept.contains(rail.id()) {
+        return Err(Refusal::InvalidChallenge { why: "this rail is not accepted here any more" }.into());
+    }
+    let terms = expected(&quoted, rail.as_ref(), &recognised)?;
+    let ask = Ask { terms: &terms, digest: visit.digest, description: "" };
+    let proof = rail.check(shown, recognised, &ask, UnixSeconds::now()).await.inspect_err(|_| {
+        toll.metrics.payments.with_label_values(&[rail.id().as_str(), "refused"]).inc();
+    })?;
+    if quoted.allowed.ask.nothing_asked {
+        return Err(Refusal::NothingAsked.into());
+    }
+    if !toll.pools.load().available(&quoted.allowed.model.pool) {
+        return Err(Refusal::UpstreamUnavailable { retry_after_seconds: 5 }.into());
+    }
+    let room = room(toll, &quoted, Cap::Kept).await?;
+    let budget = terms.price.plus(room.as_ref().map_or(Usd::ZERO, Room::amount)).unwrap_or(terms.price);
+    let output = quoted.output_bought(budget);
+    if output == 0 {
+        return Err(Refusal::CapReached { retry_after_seconds: 600 }.into());
+    }
+    let hold = take(toll, rail, shown, proof, terms, visit.request).await?;
+    Ok(Paid { quoted, hold: Some(hold), output, room })
+}
+
+fn recognise<'a>(toll: &'a Toll, shown: &Shown) -> Result<(&'a Arc<dyn Rail>, Recognised), Stop> {
+    for rail in &toll.rails {
+        if let Some(recognised) = rail.recognise(shown)? {
+            return Ok((rail, recognised));
+        }
+    }
+    Err(Refusal::InvalidChallenge { why: "it was not issued here" }.into())
+}
+
+/// The quote under the rules that made the offer. Price comes from the offer, security from the live rules: a model that is
+/// gone or served elsewhere now is refused before any claim.
+async fn offered(
+    toll: &Toll,
+    visit: &Visit<'_>,
+    live: &Arc<Quoted>,
+    recognised: &Recognised,
+) -> Result<Arc<Quoted>, Refusal> {
+    let terms = &recognised.terms;
+    if terms.route != live.allowed.route.path {
+        return Err(Refusal::InvalidChallenge { why: "it was offered on another path" });
+    }
+    if terms.model != live.allowed.model.name {
+        return Err(Refusal::InvalidChallenge { why: "it was offered for another model" });
+    }
+    if terms.generation == live.generation {
+        return Ok(Arc::clone(live));
+    }
+    let Some(plan) = toll.rules.plan_of(&terms.generation) else { return Ok(Arc::clone(live)) };
+    let old = quote_under(&plan, terms.route.as_str(), visit.body.clone()).await?;
+    let (then, now) = (&old.allowed.model, &live.allowed.model);
+    if then.upstream != now.upstream || then.pool != now.pool {
+        return Err(Refusal::InvalidChallenge { why: "the model is served elsewhere since the offer" });
+    }
+    Ok(Arc::new(old))
+}
+
+/// Parse, policy and price under a given plan.
+pub async fn quote_under(plan: &Plan, path: &str, body: Bytes) -> Result<Quoted, Refusal> {
+    let route = plan.route(path).ok_or(Refusal::UnknownPath)?;
+    let allowed = policy::allow(parse::parse(Arc::clone(route), body)?, plan)?;
+    price::quote(allowed, plan.generation.clone()).await
+}
+
+/// What the credential's terms must be. The amount is what we compute, unless the rules that made the offer are gone (a
+/// restart): then it is the offer's own, which came back under our MAC together with the digest of this very body.
+fn expected(quoted: &Quoted, rail: &dyn Rail, recognised: &Recognised) -> Result<Terms, Refusal> {
+    let mut terms =
+        quoted.terms(rail.id(), rail.decimals()).ok_or(Refusal::Internal { place: "pay: amount out of range" })?;
+    if terms.generation != recognised.terms.generation {
+        terms.generation = recognised.terms.generation.clone();
+        terms.amount = recognised.terms.amount;
+        terms.price = recognised.terms.price;
+    }
+    Ok(terms)
+}
+
+enum Cap {
+    Kept,
+    /// Paid before: the day's cap no longer decides whether it is served.
+    PastDue,
+}
+
+/// Room for what the operator absorbs on this request.
+async fn room(toll: &Toll, quoted: &Quoted, cap: Cap) -> Result<Option<Room>, Stop> {
+    let tier = &quoted.allowed.route.tier;
+    let Some(Charge::Estimate { shortfall: Shortfall::Absorb { per_call, per_day }, .. }) = tier.charge else {
+        return Ok(None);
+    };
+    let now = UnixSeconds::now();
+    learn(toll, tier.name.as_str(), now).await?;
+    let worst = quoted.worst_cost(quoted.parts.max_output_tokens).unwrap_or(per_call);
+    let want = worst.less(quoted.parts.price_usd).min(per_call);
+    let per_day = if matches!(cap, Cap::PastDue) { Usd(u128::MAX) } else { per_day };
+    Ok(Some(toll.losses.reserve(&tier.name, now, want, per_day)))
+}
+
+/// Reads the day's loss from the store once.
+async fn learn(toll: &Toll, tier: &str, now: UnixSeconds) -> Result<(), Stop> {
+    let name = tier.into();
+    if !toll.losses.knows(&name, now) {
+        let lost = toll.store.tally(&Losses::tally_name(&name), now.day()).await.map_err(|e| store_down(&e))?;
+        toll.losses.know(&name, now.day(), lost);
+    }
+    Ok(())
+}
+
+/// Claims the proof durably, then collects it. Both run in a task of their own: a client that leaves in between must not
+/// leave a payment that nobody follows.
+async fn take(
+    toll: &Arc<Toll>,
+    rail: &Arc<dyn Rail>,
+    shown: &Shown,
+    proof: Proof,
+    terms: Terms,
+    request: &str,
+) -> Result<Hold, Stop> {
+    let now = UnixSeconds::now();
+    let Recognised { key, challenge_id, reference, resend, .. } = proof.recognised.clone();
+    let claim = Claim {
+        schema: Claim::SCHEMA,
+        revision: 1,
+        key,
+        challenge_id,
+        terms,
+        reference,
+        payer: proof.payer.clone(),
+        resend,
+        standing: Standing::Claimed { by: request.to_owned() },
+        claimed_at: now,
+        collect_until: proof.collect_until,
+        paid_at: None,
+    };
+    let (toll, rail, shown, request) = (Arc::clone(toll), Arc::clone(rail), shown.clone(), request.to_owned());
+    let work = async move {
+        let entry = Entry::Claimed {
+            key: claim.key.0.clone(),
+            amount: claim.terms.amount,
+            reference: claim.reference.clone(),
+            at: now,
+        };
+        let write = Write { claim: Some(claim.clone()), journal: vec![entry], ..Write::default() };
+        match toll.store.commit(write).await {
+            Ok(Swap::Done) => {}
+            Ok(Swap::Lost(_)) => return Err(running(&toll, rail.as_ref())),
+            Err(e) => return Err(store_down(&e)),
+        }
+        let collected = rail.collect(&shown, &proof).await;
+        conclude(&toll, rail.as_ref(), claim, collected, &request).await
+    };
+    match tokio::spawn(work).await {
+        Ok(result) => result,
+        Err(_) => Err(Stop { refusal: Refusal::Internal { place: "pay: task" }, moved: Moved::Unknown, claimed: true }),
+    }
+}
+
+/// Writes down what the chain said and hands out the money, or follows up in the background when it said nothing.
+async fn conclude(
+    toll: &Arc<Toll>,
+    rail: &dyn Rail,
+    claim: Claim,
+    collected: Collected,
+    request: &str,
+) -> Result<Hold, Stop> {
+    let count = |outcome: &str| toll.metrics.payments.with_label_values(&[rail.id().as_str(), outcome]).inc();
+    let now = UnixSeconds::now();
+    match collected {
+        Collected::Paid => {
+            count("paid");
+            let usd = claim.terms.amount.to_usd(claim.terms.decimals).unwrap_or(claim.terms.price);
+            toll.metrics.charged_usd.with_label_values(&[rail.id().as_str()]).inc_by(show_usd(usd));
+            let paid = advance(toll, &claim, Op::Pay { by: request.to_owned() }, now).await.map_err(|e| Stop {
+                refusal: e.refusal,
+                moved: Moved::Unknown,
+                claimed: true,
+            })?;
+            Ok(Hold { toll: Arc::clone(toll), claim: paid, request: request.to_owned(), open: true })
+        }
+        Collected::Failed { why } => {
+            count("failed");
+            advance(toll, &claim, Op::Die, now).await?;
+            Err(Stop { refusal: Refusal::PaymentFailed { why }, moved: Moved::No, claimed: true })
+        }
+        Collected::Unknown => {
+            count("unknown");
+            super::recover::follow(Arc::clone(toll), claim);
+            Err(unknown())
+        }
+    }
+}
+
+/// A proof we have seen before.
+async fn resume(
+    toll: &Arc<Toll>,
+    visit: &Visit<'_>,
+    quoted: &Arc<Quoted>,
+    mut claim: Claim,
+    recognised: &Recognised,
+) -> Result<Paid, Stop> {
+    // The key says which proof it is; the challenge says who was asked. Somebody else's proof under an offer of one's own
+    // must not open somebody else's claim.
+    if claim.challenge_id != recognised.challenge_id {
+        return Err(Refusal::InvalidChallenge { why: "the payment answers another offer" }.into());
+    }
+    let rail = claim.terms.rail.clone();
+    let deadline = tokio::time::Instant::now() + toll.unknown_wait;
+    while let Standing::Claimed { by } = &claim.standing {
+        if !super::recover::is_following(by) {
+            toll.metrics.payments.with_label_values(&[rail.as_str(), "replayed"]).inc();
+            return Err(running_stop());
+        }
+        if tokio::time::Instant::now() >= deadline {
+            return Err(unknown());
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        claim = toll.store.claim(&claim.key).await.map_err(|e| store_down(&e))?.ok_or_else(unknown)?;
+    }
+    // The body it was bought for needs no second look at its price; any other must cost no more.
+    let need = if recognised.digest == Some(visit.digest) {
+        claim.terms.amount
+    } else {
+        quoted.parts.price_usd.to_atoms(claim.terms.decimals).ok_or(Refusal::Internal { place: "pay: redeem" })?
+    };
+    let redeem = Op::Redeem { by: visit.request.to_owned(), route: quoted.allowed.route.path.clone(), need };
+    let now = UnixSeconds::now();
+    let count = |outcome: &str| toll.metrics.payments.with_label_values(&[rail.as_str(), outcome]).inc();
+    // Asked of the pure rules first, so that a refusal that would change nothing costs no write.
+    if let Err(denied) = claim.apply(redeem.clone(), now) {
+        count("replayed");
+        return Err(denied_stop(&claim, denied));
+    }
+    if quoted.allowed.ask.nothing_asked {
+        let moved = claim.redeem_until().map_or(Moved::Unknown, |until| Moved::Redeemable { until });
+        return Err(Stop { refusal: Refusal::NothingAsked, moved, claimed: true });
+    }
+    let claim = advance(toll, &claim, redeem, now).await?;
+    let hold = Hold { toll: Arc::clone(toll), claim, request: visit.request.to_owned(), open: true };
+    count("redeemed");
+    let room = match room(toll, quoted, Cap::PastDue).await {
+        Ok(room) => room,
+        Err(stop) => return Err(Stop { moved: hold.give_back().await, claimed: true, ..stop }),
+    };
+    let price = hold.terms().price;
+    let budget = price.plus(room.as_ref().map_or(Usd::ZERO, Room::amount)).unwrap_or(price);
+    let output = quoted.output_bought(budget).max(1);
+    Ok(Paid { quoted: Arc::clone(quoted), hold: Some(hold), output, room })
+}
+
+/// Applies an op and swaps the record; what the claim or the store says against it becomes the answer.
+pub(super) async fn advance(toll: &Toll, claim: &Claim, op: Op, now: UnixSeconds) -> Result<Claim, Stop> {
+    let entry = match &op {
+        Op::Pay { .. } => Some(Entry::Paid { key: claim.key.0.clone(), at: now }),
+        Op::PayUnserved | Op::GiveBack { .. } => Some(Entry::Owed { key: claim.key.0.clone(), at: now }),
+        Op::Die => Some(Entry::Dead { key: claim.key.0.clone(), at: now }),
+        _ => None,
+    };
+    let next = claim.apply(op, now).map_err(|denied| denied_stop(claim, denied))?;
+    let write = Write { claim: Some(next.clone()), journal: entry.into_iter().collect(), ..Write::default() };
+    match toll.store.commit(write).await {
+        Ok(Swap::Done) => Ok(next),
+        Ok(Swap::Lost(_)) => Err(running_stop()),
+        Err(e) => Err(Stop { claimed: true, moved: Moved::Unknown, ..store_down(&e) }),
+    }
+}
+
+fn denied_stop(claim: &Claim, denied: Denied) -> Stop {
+    let redeemable = claim.redeem_until().map_or(Moved::Unknown, |until| Moved::Redeemable { until });
+    let (refusal, moved) = match denied {
+        Denied::Running => (Refusal::ProofRunning { retry_after_seconds: RETRY_SECONDS }, Moved::Unknown),
+        Denied::Spent => (Refusal::ProofSpent, Moved::Yes),
+        Denied::Dead => (
+            Refusal::PaymentFailed { why: "this payment failed earlier and can never go through".to_owned() },
+            Moved::No,
+        ),
+        Denied::OtherRoute => (Refusal::RedeemElsewhere { route: claim.terms.route.to_string() }, redeemable),
+        Denied::Dearer { need, paid } => (Refusal::Underpaid { need, paid }, redeemable),
+        Denied::OutOfOrder => (Refusal::Internal { place: "claim: op out of order" }, Moved::Unknown),
+    };
+    Stop { refusal, moved, claimed: true }
+}
+
+fn running(toll: &Toll, rail: &dyn Rail) -> Stop {
+    toll.metrics.payments.with_label_values(&[rail.id().as_str(), "replayed"]).inc();
+    running_stop()
+}
+
+fn running_stop() -> Stop {
+    let refusal = Refusal::ProofRunning { retry_after_seconds: RETRY_SECONDS };
+    Stop { refusal, moved: Moved::Unknown, claimed: true }
+}
+
+fn unknown() -> Stop {
+    let refusal = Refusal::PaymentUnknown { retry_after_seconds: 5 };
+    Stop { refusal, moved: Moved::Unknown, claimed: true }
+}
+
+fn store_down(e: &StoreError) -> Stop {
+    tracing::error!(error = %e, "the store cannot answer: paid traffic is refused");
+    Refusal::Store { retry_after_seconds: 10 }.into()
+}
+
+/// Dollars as a float, for counters only.
+#[allow(clippy::cast_precision_loss)]
+pub(super) fn show_usd(usd: Usd) -> f64 {
+    usd.0 as f64 / 1e18
+}
+
+/// Every offer of a route that can be honoured now, in the client's order, or [`Refusal::NoOffer`].
+pub async fn offers(
+    toll: &Toll,
+    quoted: &Quoted,
+    digest: [u8; 32],
+    accept_payment: Option<&str>,
+) -> Result<Vec<Offer>, Refusal> {
+    let allowed = &quoted.allowed;
+    if let Err(e) = toll.store.standing() {
+        return Err(store_down(&e).refusal);
+    }
+    if !toll.pools.load().available(&allowed.model.pool) {
+        return Err(Refusal::NoOffer { retry_after_seconds: 5, why: "no backend can take the request".to_owned() });
+    }
+    if let Some(Charge::Estimate { shortfall: Shortfall::Absorb { per_call, per_day }, .. }) = allowed.route.tier.charge {
+        let now = UnixSeconds::now();
+        learn(toll, allowed.route.tier.name.as_str(), now).await.map_err(|stop| stop.refusal)?;
+        let left = toll.losses.left(&allowed.route.tier.name, now, per_day).min(per_call);
+        let budget = quoted.parts.price_usd.plus(left).unwrap_or(left);
+        if quoted.output_bought(budget) == 0 {
+            return Err(Refusal::CapReached { retry_after_seconds: 600 });
+        }
+    }
+    let now = UnixSeconds::now();
+    let description = description(quoted);
+    let mut why = None;
+    let mut offers = Vec::with_capacity(allowed.route.accept.len());
+    for id in &allowed.route.accept {
+        let Some(rail) = toll.rail(id) else { continue };
+        let made = rail.standing().and_then(|()| {
+            let terms = quoted.terms(id, rail.decimals()).ok_or("the amount is out of range")?;
+            let ask = Ask { terms: &terms, digest, description: &description };
+            rail.offer(&ask, now).map_err(|r| r.message())
+        });
+        match made {
+            Ok(offer) => offers.push(offer),
+            Err(reason) => {
+                tracing::debug!(rail = %id, reason, "not offered");
+                why.get_or_insert_with(|| format!("{id} is not available"));
+            }
+        }
+    }
+    if offers.is_empty() {
+        let why = why.unwrap_or_else(|| "this path accepts no rail".to_owned());
+        return Err(Refusal::NoOffer { retry_after_seconds: 5, why });
+    }
+    for offer in &offers {
+        toll.metrics.challenges.with_label_values(&[offer.rail.as_str()]).inc();
+    }
+    Ok(rail::ranked(offers, accept_payment))
+}
+
+/// What the wallet shows its owner. Words of the rules only.
+fn description(quoted: &Quoted) -> String {
+    let ascii = |s: &str| s.chars().filter(|c| c.is_ascii_graphic() || *c == ' ').collect::<String>();
+    format!("{} on {}", ascii(quoted.allowed.model.name.as_str()), ascii(quoted.allowed.route.path.as_str()))
+}
+
+/// Money that was taken for a request in progress. It ends in [`Hold::deliver`] or [`Hold::give_back`]; one that is dropped
+/// gives itself back, so that a vanished client or a panic leaves the payment redeemable.
+#[must_use = "a hold must end in delivery or be given back, or the payer waits for a restart"]
+pub struct Hold {
+    toll: Arc<Toll>,
+    claim: Claim,
+    request: String,
+    open: bool,
+}
+
+impl Hold {
+    /// What was bought.
+    pub fn terms(&self) -> &Terms {
+        &self.claim.terms
+    }
+
+    /// The claim as last written.
+    pub fn claim(&self) -> &Claim {
+        &self.claim
+    }
+
+    /// Durable before the first byte leaves: from here on the payment buys nothing else. The receipt goes into the same
+    /// transaction. On `Err` nothing may be sent.
+    pub async fn deliver(&mut self, receipt: &Receipt, tally: Vec<(String, u64, Usd)>) -> Result<(), Stop> {
+        let op = Op::Deliver { by: self.request.clone(), receipt: receipt.id.clone() };
+        let next = self.claim.apply(op, UnixSeconds::now()).map_err(|denied| denied_stop(&self.claim, denied))?;
+        let entry = Entry::Receipt(Box::new(receipt.clone()));
+        let write = Write { claim: Some(next.clone()), journal: vec![entry], tally };
+        match self.toll.store.commit(write).await {
+            Ok(Swap::Done) => {
+                self.claim = next;
+                self.open = false;
+                Ok(())
+            }
+            Ok(Swap::Lost(_)) => {
+                self.open = false;
+                Err(running_stop())
+            }
+            // Whether it was written is not known: neither deliver nor give back; recovery decides after the restart.
+            Err(e) => {
+                self.open = false;
+                Err(Stop { moved: Moved::Unknown, claimed: true, ..store_down(&e) })
+            }
+        }
+    }
+
+    /// Nothing was delivered: the payer may redeem it.
+    pub async fn give_back(mut self) -> Moved {
+        if !self.open {
+            return Moved::Unknown;
+        }
+        self.open = false;
+        give_back(&self.toll, &self.claim, &self.request).await
+    }
+}
+
+async fn give_back(toll: &Toll, claim: &Claim, request: &str) -> Moved {
+    match advance(toll, claim, Op::GiveBack { by: request.to_owned() }, UnixSeconds::now()).await {
+        Ok(next) => next.redeem_until().map_or(Moved::Unknown, |until| Moved::Redeemable { until }),
+        Err(stop) => {
+            tracing::error!(claim = %claim.key.0, reason = stop.refusal.code(), "a hold could not be given back; recovery will");
+            Moved::Unknown
+        }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if !self.open {
+            return;
+        }
+        let (toll, claim, request) = (Arc::clone(&self.toll), self.claim.clone(), std::mem::take(&mut self.request));
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { give_back(&toll, &claim, &request).await });
+        }
+    }
+}
+

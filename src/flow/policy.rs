@@ -1,0 +1,60 @@
+//! [`Parsed`] → [`Allowed`]: is this model sold here? Decided before any price is named.
+
+use super::parse::Parsed;
+use crate::ids::PublicModel;
+use crate::openai::request::Ask;
+use crate::refusal::Refusal;
+use crate::rules::plan::{Charge, Model, Plan, Route};
+use std::sync::Arc;
+
+/// A request for a model that its route sells.
+#[derive(Debug)]
+pub struct Allowed {
+    /// Where it came in.
+    pub route: Arc<Route>,
+    /// What it asks.
+    pub ask: Ask,
+    /// What will serve it.
+    pub model: Arc<Model>,
+    /// Whether the reply will stream.
+    pub stream: bool,
+}
+
+/// The tier's default model when none is named; else the named one if this tier sells it.
+pub fn allow(parsed: Parsed, plan: &Plan) -> Result<Allowed, Refusal> {
+    let Parsed { route, ask, stream } = parsed;
+    let model = match &ask.model {
+        None => {
+            let name = route.tier.default_model.as_ref().or(route.tier.models.first());
+            let model = name.and_then(|name| plan.models.get(name));
+            model.ok_or_else(|| Refusal::BadField {
+                param: "model".to_owned(),
+                why: "is required: this path has no default model".to_owned(),
+            })?
+        }
+        Some(asked) => {
+            let model = plan.resolve(asked).ok_or_else(|| Refusal::UnknownModel { asked: asked.clone() })?;
+            if !route.tier.models.contains(&model.name) {
+                return Err(Refusal::WrongTier { asked: asked.clone(), sold_at: sold_at(plan, &model.name) });
+            }
+            model
+        }
+    };
+    Ok(Allowed { model: Arc::clone(model), route, ask, stream })
+}
+
+/// The path that sells a model, and its price there in words.
+fn sold_at(plan: &Plan, model: &PublicModel) -> Option<(String, String)> {
+    let route = plan.sold_at(model)?;
+    let price = match route.tier.charge {
+        Some(Charge::Flat(usd)) => format!("{} per request", crate::refusal::price_text(usd)),
+        _ => plan.models.get(model).map_or_else(String::new, |m| {
+            format!(
+                "${} per million prompt tokens and ${} per million output tokens",
+                m.price.input.as_per_million(),
+                m.price.output.as_per_million()
+            )
+        }),
+    };
+    Some((route.path.to_string(), price))
+}

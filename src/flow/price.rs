@@ -1,0 +1,177 @@
+//! [`Allowed`] → [`Quoted`]: what this request costs on a fixed-amount rail, and how much output that buys.
+//!
+//! All sums are exact integers of 1e-18 USD; rounding to atoms happens once, in [`Quoted::terms`].
+
+use super::policy::Allowed;
+use crate::ids::{Generation, RailId};
+use crate::claim::Terms;
+use crate::money::Usd;
+use crate::refusal::Refusal;
+use crate::rules::plan::{Charge, Prices, Shortfall};
+use crate::tokens::Vocabulary;
+use crate::usage::Usage;
+
+/// Prompts above this many bytes are counted off the async threads.
+const COUNT_INLINE_BYTES: usize = 64 * 1024;
+
+/// The parts of a price, for `pontage quote` and for whoever doubts it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Parts {
+    /// How the tier prices: `flat`, `ceiling`, `estimate/clamp`, `estimate/absorb`.
+    pub rule: &'static str,
+    /// Tokens of the prompt, when the rule needs them.
+    pub prompt_tokens: Option<u64>,
+    /// Who counted: a vocabulary, or `bytes` as the bound.
+    pub counted_by: Option<&'static str>,
+    /// Prompt × input price.
+    pub prompt_usd: Option<Usd>,
+    /// Flat price of the images.
+    pub images_usd: Usd,
+    /// Most output tokens of one choice.
+    pub max_output_tokens: u64,
+    /// Choices.
+    pub n: u64,
+    /// All of that output × output price.
+    pub output_usd: Option<Usd>,
+    /// The price.
+    pub price_usd: Usd,
+}
+
+/// A request with its price under one set of rules.
+#[derive(Debug)]
+pub struct Quoted {
+    /// The request.
+    pub allowed: Allowed,
+    /// The rules it was priced by.
+    pub generation: Generation,
+    /// Price and parts.
+    pub parts: Parts,
+}
+
+/// Prices a request. Counts tokens only when the tier's rule needs them.
+pub async fn quote(allowed: Allowed, generation: Generation) -> Result<Quoted, Refusal> {
+    let limits = &allowed.route.tier.limits;
+    let charge = allowed.route.tier.charge.unwrap_or(Charge::Ceiling);
+    let prompt = if matches!(charge, Charge::Flat(_)) && limits.max_input_tokens.is_none() {
+        None
+    } else {
+        Some(count(&allowed).await?)
+    };
+    if let (Some((tokens, _)), Some(max)) = (prompt, limits.max_input_tokens)
+        && tokens > max
+    {
+        return Err(Refusal::OverLimit { param: "messages", asked: tokens, max });
+    }
+    let parts = price(&allowed, charge, prompt).ok_or(Refusal::Internal { place: "price: out of range" })?;
+    Ok(Quoted { allowed, generation, parts })
+}
+
+async fn count(allowed: &Allowed) -> Result<(u64, &'static str), Refusal> {
+    let vocabulary =
+        allowed.model.vocabulary.as_deref().and_then(Vocabulary::parse).unwrap_or(Vocabulary::Bytes);
+    let run = {
+        let ask = allowed.ask.clone();
+        move || vocabulary.count(ask.prompt().pieces().iter(), ask.prompt().messages(), ask.prompt().names())
+    };
+    let tokens = if allowed.ask.body.len() > COUNT_INLINE_BYTES && vocabulary != Vocabulary::Bytes {
+        tokio::task::spawn_blocking(run).await.map_err(|_| Refusal::Internal { place: "price: counting" })?
+    } else {
+        run()
+    };
+    Ok((tokens, vocabulary.name()))
+}
+
+/// The pure part: `None` only when an amount exceeds 2^128 of 1e-18 USD.
+fn price(allowed: &Allowed, charge: Charge, prompt: Option<(u64, &'static str)>) -> Option<Parts> {
+    let Prices { input, output, .. } = allowed.model.price;
+    let tier = &allowed.route.tier;
+    let n = allowed.ask.n;
+    let max_output_tokens = allowed.ask.max_output;
+    let image = tier.limits.image_url.unwrap_or(Usd::ZERO);
+    let images_usd = Usd(image.0.checked_mul(u128::from(allowed.ask.images))?);
+    let prompt_usd = match prompt {
+        Some((tokens, _)) => Some(input.of(tokens)?),
+        None => None,
+    };
+    let output_of = |per_choice: u64| output.of(per_choice.checked_mul(n)?);
+    let base = prompt_usd.unwrap_or(Usd::ZERO).plus(images_usd)?;
+    let (rule, output_usd, price_usd) = match charge {
+        Charge::Flat(usd) => ("flat", None, usd),
+        Charge::Ceiling => {
+            let out = output_of(max_output_tokens)?;
+            ("ceiling", Some(out), base.plus(out)?)
+        }
+        Charge::Estimate { overhead, shortfall } => {
+            let estimate = overhead.times(prompt_usd.unwrap_or(Usd::ZERO))?.plus(images_usd)?;
+            match shortfall {
+                Shortfall::Clamp { min_output_tokens } => {
+                    let floor = output_of(min_output_tokens.min(max_output_tokens))?;
+                    ("estimate/clamp", Some(floor), estimate.max(base.plus(floor)?))
+                }
+                Shortfall::Absorb { .. } => ("estimate/absorb", None, estimate),
+            }
+        }
+    };
+    Some(Parts {
+        rule,
+        prompt_tokens: prompt.map(|p| p.0),
+        counted_by: prompt.map(|p| p.1),
+        prompt_usd,
+        images_usd,
+        max_output_tokens,
+        n,
+        output_usd,
+        price_usd,
+    })
+}
+
+impl Quoted {
+    /// The terms of an offer on one rail. Rounds up, once. `None` when the amount does not fit.
+    pub fn terms(&self, rail: &RailId, decimals: u8) -> Option<Terms> {
+        Some(Terms {
+            rail: rail.clone(),
+            route: self.allowed.route.path.clone(),
+            model: self.allowed.model.name.clone(),
+            tier: self.allowed.route.tier.name.clone(),
+            generation: self.generation.clone(),
+            amount: self.parts.price_usd.to_atoms(decimals)?,
+            price: self.parts.price_usd,
+            decimals,
+        })
+    }
+
+    /// Output tokens per choice that a budget of `usd` pays for after the prompt and images, at most what was asked. Under
+    /// `flat` and `ceiling` the whole ask is sold.
+    pub fn output_bought(&self, usd: Usd) -> u64 {
+        let asked = self.parts.max_output_tokens;
+        let Some(Charge::Estimate { .. }) = self.allowed.route.tier.charge else { return asked };
+        let spent = self.parts.prompt_usd.unwrap_or(Usd::ZERO).plus(self.parts.images_usd).unwrap_or(usd);
+        match self.allowed.model.price.output.affordable(usd.less(spent)) {
+            None => asked,
+            Some(tokens) => asked.min(tokens / self.parts.n.max(1)),
+        }
+    }
+
+    /// The most this request can cost with `output` tokens per choice: what an operator who absorbs may lose is this less the
+    /// price. `None` past the largest amount.
+    pub fn worst_cost(&self, output: u64) -> Option<Usd> {
+        let out = self.allowed.model.price.output.of(output.checked_mul(self.parts.n)?)?;
+        self.parts.prompt_usd.unwrap_or(Usd::ZERO).plus(self.parts.images_usd)?.plus(out)
+    }
+
+    /// What reported usage costs at this model's prices. Cached prompt tokens at their own price.
+    pub fn cost(&self, usage: &Usage) -> Option<Usd> {
+        cost(&self.allowed.model.price, usage, self.parts.images_usd)
+    }
+}
+
+/// Usage × price, exact. Never counts more cached tokens than prompt tokens.
+pub fn cost(price: &Prices, usage: &Usage, images: Usd) -> Option<Usd> {
+    let cached = usage.cached.min(usage.prompt);
+    price
+        .input
+        .of(usage.prompt - cached)?
+        .plus(price.cached_input.of(cached)?)?
+        .plus(price.output.of(usage.completion)?)?
+        .plus(images)
+}

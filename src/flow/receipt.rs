@@ -1,0 +1,125 @@
+//! A receipt's forms: the record, the `Payment-Receipt` header, the signed comment of a stream, the block in the body.
+
+use crate::journal::Receipt;
+use crate::secret::Secret;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ed25519_dalek::{Signer, SigningKey, VerifyingKey};
+use serde_json::{Value, json};
+
+/// Signs receipts with Ed25519 (RFC 8032), so that whoever holds one can show it to a third party.
+pub struct Signet(SigningKey);
+
+impl Signet {
+    /// From a 32-byte seed.
+    pub fn new(seed: &Secret) -> Option<Self> {
+        <[u8; 32]>::try_from(seed.expose()).ok().map(|seed| Self(SigningKey::from_bytes(&seed)))
+    }
+
+    /// The public key, 64 hex digits: `/status` shows it.
+    pub fn public_key(&self) -> String {
+        hex::encode(self.0.verifying_key().to_bytes())
+    }
+
+    /// `base64url(receipt JSON) . base64url(signature over exactly those base64url characters)`.
+    pub fn seal(&self, receipt: &Receipt) -> String {
+        let body = URL_SAFE_NO_PAD.encode(public(receipt).to_string());
+        let signature = self.0.sign(body.as_bytes());
+        format!("{body}.{}", URL_SAFE_NO_PAD.encode(signature.to_bytes()))
+    }
+}
+
+/// Reads a sealed receipt back, if `key` (64 hex digits) signed it.
+pub fn unseal(sealed: &str, key: &str) -> Option<Value> {
+    let (body, signature) = sealed.split_once('.')?;
+    let key = <[u8; 32]>::try_from(hex::decode(key).ok()?).ok()?;
+    let key = VerifyingKey::from_bytes(&key).ok()?;
+    let signature = <[u8; 64]>::try_from(URL_SAFE_NO_PAD.decode(signature).ok()?).ok()?;
+    key.verify_strict(body.as_bytes(), &ed25519_dalek::Signature::from_bytes(&signature)).ok()?;
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(body).ok()?).ok()
+}
+
+/// What a client may see of a receipt: everything but the request id's inner life. Amounts are decimal strings, never floats.
+pub fn public(receipt: &Receipt) -> Value {
+    let mut shown = json!({
+        "id": receipt.id,
+        "request": receipt.request,
+        "time": receipt.at.rfc3339(),
+        "model": receipt.model,
+        "pool": receipt.pool,
+        "tier": receipt.tier,
+        "rail": receipt.rail,
+        "generation": receipt.generation,
+        "charged": { "usd": receipt.charged_usd, "atoms": receipt.charged, "decimals": receipt.decimals },
+        "reference": receipt.reference,
+        "complete": receipt.complete,
+    });
+    if let Value::Object(map) = &mut shown {
+        if let Some(actual) = receipt.actual_usd {
+            map.insert("actual".to_owned(), json!({ "usd": actual }));
+        }
+        if let Some(usage) = receipt.usage {
+            map.insert(
+                "usage".to_owned(),
+                json!({
+                    "prompt_tokens": usage.prompt,
+                    "completion_tokens": usage.completion,
+                    "cached_tokens": usage.cached,
+                    "reasoning_tokens": usage.reasoning,
+                }),
+            );
+        }
+        if let Some(source) = receipt.usage_source {
+            map.insert("usage_source".to_owned(), json!(source));
+        }
+    }
+    shown
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::clock::UnixSeconds;
+    use crate::money::{Atoms, Usd};
+
+    pub(crate) fn sample() -> Receipt {
+        Receipt {
+            id: "rcpt_1".into(),
+            request: "req_1".into(),
+            at: UnixSeconds(1_795_221_719),
+            route: "/v1/chat/completions".into(),
+            tier: "standard".into(),
+            model: "m".into(),
+            pool: "p".into(),
+            rail: "tempo/charge".into(),
+            generation: "0123456789abcdef".into(),
+            charged: Atoms(20_000),
+            decimals: 6,
+            charged_usd: Usd(20_000_000_000_000_000),
+            actual_usd: None,
+            usage: None,
+            usage_source: None,
+            reference: "0xab".into(),
+            payer: None,
+            complete: true,
+        }
+    }
+
+    #[test]
+    fn a_sealed_receipt_opens_only_with_its_key_and_unchanged() {
+        let signet = Signet::new(&Secret::new([7u8; 32])).unwrap();
+        let sealed = signet.seal(&sample());
+        let opened = unseal(&sealed, &signet.public_key()).unwrap();
+        assert_eq!(opened["charged"]["usd"], "0.02");
+        let other = Signet::new(&Secret::new([8u8; 32])).unwrap();
+        assert_eq!(unseal(&sealed, &other.public_key()), None);
+        for i in 0..sealed.len() {
+            let mut bytes = sealed.clone().into_bytes();
+            bytes[i] = if bytes[i] == b'A' { b'B' } else { b'A' };
+            let changed = String::from_utf8(bytes).unwrap();
+            if changed != sealed {
+                assert_ne!(unseal(&changed, &signet.public_key()), Some(opened.clone()), "byte {i}");
+            }
+        }
+    }
+}
