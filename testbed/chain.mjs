@@ -4,6 +4,7 @@ import { createServer } from 'node:net'
 import { fileURLToPath } from 'node:url'
 
 export const PATH_USD = '0x20c0000000000000000000000000000000000000'
+const BETA_USD = '0x20c0000000000000000000000000000000000002'
 /** The chain's public mnemonic is known to everybody; these accounts hold money on no other chain. */
 export const DEV = [
   { address: '0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266', key: '0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80' },
@@ -37,6 +38,31 @@ export async function balance(url, address, token = PATH_USD) {
   return BigInt(await rpc(url, 'eth_call', [{ to: token, data: '0x70a08231' + address.slice(2).toLowerCase().padStart(64, '0') }, 'latest']))
 }
 
+/**
+ * Gives a fresh account `atoms` of pathUSD, and gas to spend in another token, so that what its pathUSD loses is what
+ * it paid.
+ */
+export async function fund(url, address, atoms) {
+  const word = (n) => n.toString(16).padStart(64, '0')
+  const send = async (call) => {
+    const tx = await rpc(url, 'eth_sendTransaction', [{ gas: '0x1e8480', ...call }])
+    for (let i = 0; i < 200; i++) {
+      const receipt = await rpc(url, 'eth_getTransactionReceipt', [tx])
+      if (receipt?.status === '0x1') return
+      if (receipt) throw new Error(`funding transaction ${tx} was reverted`)
+      await sleep(50)
+    }
+    throw new Error(`funding transaction ${tx} was not mined within 10 s`)
+  }
+  for (const [token, amount] of [[BETA_USD, 1_000_000_000n], [PATH_USD, atoms]]) {
+    if (amount > 0n) await send({ from: DEV[0].address, to: token, data: '0xa9059cbb' + word(BigInt(address)) + word(amount) })
+  }
+  // `setUserToken(BetaUSD)` on the fee manager, as the account itself.
+  await rpc(url, 'anvil_impersonateAccount', [address])
+  await send({ from: address, to: '0xfeec000000000000000000000000000000000000', data: '0xe7897444' + word(BigInt(BETA_USD)), feeToken: BETA_USD })
+  await rpc(url, 'anvil_stopImpersonatingAccount', [address])
+}
+
 export async function startChain() {
   const binary = execFileSync(fileURLToPath(new URL('./anvil-path', import.meta.url)), { encoding: 'utf8' }).trim()
   const port = await freePort()
@@ -45,7 +71,7 @@ export async function startChain() {
     '--network', 'tempo', '--hardfork', 'T4', '--chain-id', '42431', '--host', '127.0.0.1', '--port', String(port),
     // Without both of these the block clock stands still between payments and every expiring nonce is refused.
     '--block-time', '1', '--mixed-mining', '--quiet',
-  ], { stdio: 'ignore' })
+  ], { stdio: 'ignore', detached: true })
   let gone = false
   child.once('exit', () => { gone = true })
   const deadline = Date.now() + 15_000

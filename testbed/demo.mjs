@@ -6,12 +6,14 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { randomBytes } from 'node:crypto'
-import { balance, DEV, freePort, PATH_USD, sleep, startChain } from './chain.mjs'
+import { generatePrivateKey, privateKeyToAccount } from 'viem/accounts'
+import { balance, freePort, fund, PATH_USD, sleep, startChain } from './chain.mjs'
 import { interesting, readSse } from './clients/lib.mjs'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const once = !['', '0', undefined].includes(process.env.ONCE)
-const [payee, payer] = [DEV[1], DEV[2]]
+const account = () => { const key = generatePrivateKey(); return { key, address: privateKeyToAccount(key).address } }
+const [payee, payer] = [account(), account()]
 const usd = (atoms) => `$${atoms / 1_000_000n}.${String(atoms % 1_000_000n).padStart(6, '0')}`
 const colour = process.stdout.isTTY && !process.env.NO_COLOR
 const bold = (text) => (colour ? `\x1b[1m${text}\x1b[0m` : text)
@@ -22,11 +24,12 @@ const dir = mkdtempSync(join(tmpdir(), 'pontage-demo-'))
 const log = join(dir, 'gate.log')
 const running = []
 let chain
-let ending = false
+let ending
+let interrupt = () => { void end().then(() => process.exit(130)) }
 
 function start(name, binary, args, options = {}) {
   const out = openSync(join(dir, `${name}.log`), 'a')
-  const child = spawn(binary, args, { stdio: ['ignore', out, out], ...options })
+  const child = spawn(binary, args, { stdio: ['ignore', out, out], detached: true, ...options })
   const entry = { name, child, gone: false }
   child.once('exit', () => { entry.gone = true })
   child.once('error', () => { entry.gone = true })
@@ -34,17 +37,19 @@ function start(name, binary, args, options = {}) {
   return entry
 }
 
-async function end() {
-  if (ending) return
-  ending = true
-  for (const { child, gone } of running.reverse()) {
-    if (gone) continue
-    const left = new Promise((resolve) => child.once('exit', resolve))
-    child.kill('SIGTERM')
-    await Promise.race([left, sleep(8000)])
-    if (child.exitCode === null && child.signalCode === null) child.kill('SIGKILL')
-  }
-  if (chain) await chain.stop()
+/** Ends what was started here, in reverse, once. In a group of their own, children do not see Ctrl-C before we do. */
+function end() {
+  ending ??= (async () => {
+    for (const { child, gone } of [...running].reverse()) {
+      if (gone) continue
+      const left = new Promise((resolve) => child.once('exit', resolve))
+      child.kill('SIGTERM')
+      await Promise.race([left, sleep(8000)])
+      if (child.exitCode === null && child.signalCode === null) child.kill('SIGKILL')
+    }
+    if (chain) await chain.stop()
+  })()
+  return ending
 }
 
 class Failed extends Error {}
@@ -135,6 +140,8 @@ async function story() {
   const backendAt = `127.0.0.1:${await freePort()}`
   const backend = start('backend', process.env.PONTAGE_DEMO_BACKEND, ['--listen', backendAt])
   must(await answers(backend, `http://${backendAt}/health`, 10), `the demo backend did not start; see ${join(dir, 'backend.log')}`)
+  await fund(chain.url, payer.address, 1_000_000n)
+  await fund(chain.url, payee.address, 0n)
   say(`backend   http://${backendAt}  (a pretend model, 20 ms per token)`)
   const [listen, admin] = [`127.0.0.1:${await freePort()}`, `127.0.0.1:${await freePort()}`]
   writeFiles(listen, admin, `http://${backendAt}`)
@@ -208,12 +215,13 @@ async function story() {
     if (usage) say(`used: ${usage.prompt_tokens} tokens in, ${usage.completion_tokens} out`)
     say(`payee on chain: ${usd(before.payee)} → ${usd(after.payee)}`)
     say(`payer on chain: ${usd(before.payer)} → ${usd(after.payer)}`)
+    must(before.payer - after.payer === price, `the payer spent ${usd(before.payer - after.payer)} instead of ${usd(price)}`)
     must(after.payee - before.payee === price, `the payee received ${usd(after.payee - before.payee)} instead of ${usd(price)}`)
     calls.push(receipt.reference)
   }
   must(calls[0] !== calls[1], 'both calls show the same transaction')
 
-  step('Done: two calls, two payments, both on chain.')
+  step('Done: two calls, two payments, both on chain, to the atom.')
   if (once) return
   say('Still running; try these in another terminal:',
     '',
@@ -222,19 +230,16 @@ async function story() {
     `curl http://${admin}/metrics`,
     `MPPX_PRIVATE_KEY=${payer.key} MPPX_RPC_URL=${chain.url} node testbed/node_modules/mppx/dist/bin.js ${url} -J '${body()}'`,
     '',
-    `The key above belongs to a public test account. Rules and logs: ${dir}`,
+    `The key above was made for this run. Rules and logs: ${dir}`,
     'Ctrl-C ends everything.')
-  await new Promise((resolve) => {
-    process.once('SIGINT', resolve)
-    process.once('SIGTERM', resolve)
-    gate.child.once('exit', () => { if (!ending) { console.error('\nthe gate ended by itself:\n' + readFileSync(log, 'utf8')); process.exitCode = 1 } resolve() })
+  await new Promise((resolve, reject) => {
+    interrupt = resolve
+    gate.child.once('exit', () => reject(new Failed('the gate ended by itself:\n' + readFileSync(log, 'utf8'))))
   })
 }
 
 // Before the story reaches its end, Ctrl-C must not leave anything behind either.
-for (const signal of ['SIGINT', 'SIGTERM']) {
-  process.on(signal, () => { void end().then(() => process.exit(process.exitCode ?? 130)) })
-}
+for (const signal of ['SIGINT', 'SIGTERM']) process.on(signal, () => interrupt())
 try {
   await story()
   await end()
