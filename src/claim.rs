@@ -195,7 +195,7 @@ impl Claim {
     /// The next record, or why there is none. Pure; the revision grows by one.
     pub fn apply(&self, op: Op, now: UnixSeconds) -> Result<Claim, Denied> {
         let mut next = self.clone();
-        next.revision += 1;
+        next.revision = self.revision.saturating_add(1);
         match (&self.standing, op) {
             (Standing::Claimed { by: had }, Op::Pay { by }) if *had == by => {
                 next.paid(now);
@@ -246,3 +246,40 @@ impl Claim {
         self.resend = None;
     }
 }
+
+/// Claims for tests of this floor and those above.
+#[cfg(test)]
+pub mod sample {
+    #![allow(missing_docs)]
+    use super::*;
+
+    /// A fresh claim of request `r0`, made at 1,000, collectable until 1,300.
+    pub fn claim(key: &str, atoms: u128) -> Claim {
+        Claim {
+            schema: Claim::SCHEMA,
+            revision: 1,
+            key: ClaimKey(key.to_owned()),
+            challenge_id: "challenge".to_owned(),
+            terms: Terms {
+                rail: "tempo/charge".into(),
+                route: "/v1/chat/completions".into(),
+                model: "openai/gpt-oss-120b".into(),
+                tier: "standard".into(),
+                generation: "0123456789abcdef".into(),
+                amount: Atoms(atoms),
+                price: Usd(atoms * 1_000_000_000_000),
+                decimals: 6,
+            },
+            reference: format!("0x{key}"),
+            payer: Some("0xpayer".to_owned()),
+            resend: Some("0x76".to_owned()),
+            standing: Standing::Claimed { by: "r0".to_owned() },
+            claimed_at: UnixSeconds(1_000),
+            collect_until: UnixSeconds(1_300),
+            paid_at: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -14,8 +14,9 @@
 //! | 4 | [`flow`]: a request's life, in order |
 //! | 3 | [`rail`]: ways to pay |
 //! | 2 | [`store`], [`chain`], [`upstream`] |
-//! | 1 | [`rules`], [`openai`], [`journal`], [`tokens`] |
+//! | 1 | [`rules`], [`openai`], [`journal`], [`tokens`], [`conf`] |
 //! | 0 | [`money`], [`claim`], [`limits`], [`ids`], [`refusal`], [`metrics`], [`clock`], [`secret`], [`catalogue`], [`usage`]: pure |
+//! | 0 | [`origin`], [`written`]: reading what an operator wrote |
 
 pub mod assemble;
 pub mod catalogue;
@@ -23,6 +24,7 @@ pub mod chain;
 pub mod claim;
 pub mod cli;
 pub mod clock;
+pub mod conf;
 pub mod edge;
 pub mod flow;
 pub mod ids;
@@ -31,6 +33,7 @@ pub mod limits;
 pub mod metrics;
 pub mod money;
 pub mod openai;
+pub mod origin;
 pub mod rail;
 pub mod refusal;
 pub mod rules;
@@ -39,3 +42,4 @@ pub mod store;
 pub mod tokens;
 pub mod upstream;
 pub mod usage;
+pub mod written;

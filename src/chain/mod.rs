@@ -1,1 +1,102 @@
-//! (to be written)
+//! Looking at a chain and sending to it: a narrow seam that reports facts and never judges them.
+//!
+//! Whether a fact is a payment is decided in `rail/`, by pure functions. Errors here are in our own words: what a client
+//! library says may repeat the RPC URL, and that can hold a key.
+
+pub mod tempo;
+
+use crate::clock::UnixSeconds;
+use async_trait::async_trait;
+
+pub use alloy::primitives::{Address, B256};
+
+/// The newest block a node knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Chain id the node answers for.
+    pub chain_id: u64,
+    /// Height.
+    pub number: u64,
+    /// The block's own time: the clock that decides whether a transaction can still be mined.
+    pub time: UnixSeconds,
+}
+
+/// The node could not be asked, or said nothing that can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unreachable {
+    /// In our words, without URL or anything the node said.
+    pub why: &'static str,
+}
+
+/// One token transfer, as a log of a mined transaction reports it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transfer {
+    /// The contract that wrote the log.
+    pub token: Address,
+    /// Whose balance fell.
+    pub from: Address,
+    /// Whose balance grew.
+    pub to: Address,
+    /// Atoms of the token.
+    pub amount: u128,
+    /// The memo, when the log carries one.
+    pub memo: Option<[u8; 32]>,
+}
+
+/// What became of one transaction, looked up by its hash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Inclusion {
+    /// No receipt for this hash here and now. Says nothing about later.
+    Absent,
+    /// Mined, and it changed nothing but fees.
+    Reverted {
+        /// Height.
+        block: u64,
+    },
+    /// Mined with success. That alone pays nobody: the transfers do.
+    Done {
+        /// Height.
+        block: u64,
+        /// Who sent it.
+        sender: Address,
+        /// Its transfer logs in order. A transfer of more than 2^128 atoms is left out: no price is that high.
+        transfers: Vec<Transfer>,
+    },
+}
+
+/// Why a node will not take a transaction, as far as its words can be trusted to mean the same everywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    /// The sender cannot pay for it.
+    Funds,
+    /// Its nonce was used: by another transaction, or by this very one.
+    Nonce,
+    /// Its validity is over, its signature or shape is wrong: no node will ever take it.
+    Invalid,
+}
+
+/// What a node answered to a signed transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// Taken, perhaps mined already: look for its receipt.
+    Accepted,
+    /// Refused for a reason that is final for these bytes as things stand.
+    Rejected(Rejection),
+    /// Nobody knows whether it was taken.
+    Lost {
+        /// In our words.
+        why: &'static str,
+    },
+}
+
+/// A chain as rails need it. Every call is one or two requests with a bounded duration; none of them retries.
+#[async_trait]
+pub trait Chain: Send + Sync {
+    /// The newest block, and which chain this is.
+    async fn head(&self) -> Result<Head, Unreachable>;
+    /// What became of the transaction with this hash.
+    async fn inclusion(&self, tx: B256) -> Result<Inclusion, Unreachable>;
+    /// Hands in a signed transaction, waiting for its block where the node can. The same bytes twice are harmless: a
+    /// transaction is mined at most once.
+    async fn send(&self, raw: &[u8]) -> Sent;
+}

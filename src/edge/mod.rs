@@ -1,4 +1,4 @@
-//! The only folder that knows Pingora's proxy. Each phase is a few lines that call `flow/`.
+//! Where bytes come in and go out: the only folder that knows Pingora's proxy. Each phase is a few lines that call `flow/`.
 
 pub mod admin;
 pub mod body;
@@ -7,4 +7,5 @@ pub mod forward;
 pub mod gate;
 pub mod pipe;
 pub mod reply;
+pub mod scrub;
 pub mod visit;

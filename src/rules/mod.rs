@@ -1,5 +1,29 @@
 //! What the operator writes in `lua-free-rules/`, checked whole and turned into one [`Plan`].
+//!
+//! | file | story |
+//! |---|---|
+//! | [`file`](mod@file) | the four files as bytes, and their generation |
+//! | [`entry`] | what each file may say on its own |
+//! | [`check`](mod@check) | what they must say together → a [`Plan`], or every mistake |
+//! | [`plan`] | the result: immutable, every name in it resolves |
+//! | [`watch`] | the live plan: reloaded on change, all or nothing |
 
+pub mod check;
+pub mod entry;
+pub mod file;
 pub mod plan;
+pub mod watch;
 
+pub use check::check;
+pub use file::Files;
 pub use plan::Plan;
+pub use watch::{Rules, Standing};
+
+use crate::catalogue::Catalogue;
+use crate::written::Mistake;
+use std::path::Path;
+
+/// Reads and checks the rule set in `dir`. The error lists every mistake, in order of file and line.
+pub fn load(dir: &Path, catalogue: &Catalogue) -> Result<Plan, Vec<Mistake>> {
+    check(&Files::read(dir), catalogue)
+}

@@ -8,10 +8,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// Everything a request needs to know. Built only by `check`, so every name in it resolves.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Plan {
     /// Hash of the files.
-    pub generation: Option<Generation>,
+    pub generation: Generation,
     /// Routes by path in normal form.
     pub routes: BTreeMap<RoutePath, Arc<Route>>,
     /// Tiers by name.
@@ -22,6 +22,24 @@ pub struct Plan {
     pub names: HashMap<String, PublicModel>,
     /// Pools by name.
     pub pools: BTreeMap<PoolName, Arc<PoolRules>>,
+}
+
+impl Plan {
+    /// The route of a request path, which must match exactly: there is no pass-through.
+    pub fn route(&self, path: &str) -> Option<&Arc<Route>> {
+        self.routes.get(path)
+    }
+
+    /// The only road from a name a client may say (a public name or an alias) to a name a backend will hear.
+    pub fn resolve(&self, asked: &str) -> Option<&Arc<Model>> {
+        self.models.get(self.names.get(asked)?)
+    }
+
+    /// A chat route that sells `model`, to name to a client that asked on the wrong one: paid ones first, then by path.
+    pub fn sold_at(&self, model: &PublicModel) -> Option<&Arc<Route>> {
+        let sells = |route: &&Arc<Route>| route.surface == Surface::Chat && route.tier.models.contains(model);
+        self.routes.values().filter(sells).min_by_key(|route| route.access == Access::Free)
+    }
 }
 
 /// What an OpenAI surface a route speaks.
@@ -142,7 +160,7 @@ pub struct Model {
     pub pool: PoolName,
     /// Prices.
     pub price: Prices,
-    /// How its prompts are counted: a name of the catalogue, or bytes as the bound.
+    /// How its prompts are counted: a vocabulary of the catalogue; `None` takes bytes as the bound.
     pub vocabulary: Option<String>,
 }
 
@@ -168,7 +186,7 @@ pub struct PoolRules {
     pub servers: Vec<ServerRules>,
     /// Sent as `Authorization: Bearer …`.
     pub api_key: Option<SecretRef>,
-    /// Active health checks.
+    /// Active health checks; `None`: none are made.
     pub health: Option<HealthRules>,
     /// Waits.
     pub timeouts: Timeouts,

@@ -1,5 +1,9 @@
 //! Where claims, receipts and the journal are kept. A store swaps whole records by revision and appends; it decides nothing.
 
+#[cfg(test)]
+pub mod conformance;
+pub mod embedded;
+
 use crate::claim::{Claim, ClaimKey};
 use crate::clock::UnixSeconds;
 use crate::journal::{Entry, Receipt};
@@ -57,7 +61,9 @@ pub trait Store: Send + Sync {
     /// The newest receipt with this id.
     async fn receipt(&self, id: &str) -> Result<Option<Receipt>, StoreError>;
     /// Compares `facts` (payee, asset, chain per rail, one text each, by name) with those of the last run. `Ok` holds the
-    /// differences as sentences; with `accept`, or when there are none or no last run, they become the stored ones.
+    /// differences as sentences; with `accept`, or when there are none or no last run, they become the stored ones. A new
+    /// name is a difference when its text is new too (money would go somewhere it never went); a name that is missing is
+    /// none, and is remembered in case it comes back.
     async fn facts(&self, facts: &[(String, String)], accept: bool) -> Result<Vec<String>, StoreError>;
     /// Whether it takes writes. After a failed fsync it never does again: the process must be restarted.
     fn standing(&self) -> Result<(), StoreError>;

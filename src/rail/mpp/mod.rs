@@ -1,3 +1,10 @@
 //! MPP: `WWW-Authenticate: Payment` (draft-httpauth-payment-00 as the published clients speak it).
+//!
+//! `wire` reads and writes headers, `bind` ties a challenge to its terms by MAC, `proof` turns a payload into the one identity
+//! it can have, `collect` judges what the chain reports, `charge` is the rail made of them.
 
+pub mod bind;
+pub mod charge;
+pub mod collect;
+mod proof;
 pub mod wire;

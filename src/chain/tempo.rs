@@ -1,0 +1,268 @@
+//! Tempo over JSON-RPC. Answers are read into the few fields used here, so that a node may add what it likes.
+
+use super::{Address, B256, Chain, Head, Inclusion, Rejection, Sent, Transfer, Unreachable};
+use crate::clock::UnixSeconds;
+use crate::secret::Secret;
+use alloy::primitives::{Bytes, LogData, U64};
+use alloy::rpc::client::{ClientBuilder, RpcClient};
+use alloy::sol_types::SolEvent;
+use alloy::transports::{RpcError, TransportError};
+use async_trait::async_trait;
+use serde::Deserialize;
+use std::time::Duration;
+use tempo_alloy::contracts::precompiles::ITIP20;
+
+/// JSON-RPC: the node does not know this method.
+const METHOD_NOT_FOUND: i64 = -32601;
+
+/// One Tempo node. Cheap to clone in spirit: share it behind an `Arc`. Its connections may be used from any runtime.
+pub struct Tempo {
+    rpc: RpcClient,
+}
+
+impl std::fmt::Debug for Tempo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tempo(…)")
+    }
+}
+
+impl Tempo {
+    /// Prepares a client for the node at `rpc` (an `http` or `https` URL, which may hold a key). Nothing is connected yet. The
+    /// error is a sentence that does not repeat the URL.
+    pub fn new(rpc: &Secret) -> Result<Self, &'static str> {
+        let url = rpc
+            .expose_str()
+            .and_then(|t| reqwest::Url::parse(t.trim()).ok())
+            .filter(|u| matches!(u.scheme(), "http" | "https") && u.has_host())
+            .ok_or("the RPC URL is not an http or https URL")?;
+        // No proxy from the environment and no redirects: the URL's key must not travel anywhere else.
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(Duration::from_secs(2))
+            .timeout(Duration::from_secs(25))
+            .build()
+            .map_err(|_| "the HTTP client of the RPC cannot be built")?;
+        Ok(Self { rpc: ClientBuilder::default().http_with_client(client, url) })
+    }
+
+    async fn ask<P, R>(&self, method: &'static str, params: P) -> Result<R, TransportError>
+    where
+        P: serde::Serialize + Clone + std::fmt::Debug + Send + Sync + Unpin,
+        R: serde::de::DeserializeOwned + std::fmt::Debug + Send + Sync + Unpin + 'static,
+    {
+        self.rpc.request(method, params).await
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct Block {
+    number: U64,
+    timestamp: U64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Receipt {
+    transaction_hash: B256,
+    status: U64,
+    block_number: Option<U64>,
+    from: Address,
+    logs: Vec<Log>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Log {
+    address: Address,
+    topics: Vec<B256>,
+    data: Bytes,
+}
+
+impl Log {
+    fn transfer(self) -> Option<Transfer> {
+        let token = self.address;
+        let data = LogData::new(self.topics, self.data)?;
+        let (from, to, amount, memo) = match ITIP20::TransferWithMemo::decode_log_data(&data) {
+            Ok(t) => (t.from, t.to, t.amount, Some(t.memo.0)),
+            Err(_) => ITIP20::Transfer::decode_log_data(&data).ok().map(|t| (t.from, t.to, t.amount, None))?,
+        };
+        Some(Transfer { token, from, to, amount: u128::try_from(amount).ok()?, memo })
+    }
+}
+
+impl Receipt {
+    /// `None` for a receipt of another transaction: a node that answers so is not to be believed.
+    fn inclusion(self, asked: B256) -> Option<Inclusion> {
+        if self.transaction_hash != asked {
+            return None;
+        }
+        let Some(block) = self.block_number.map(|n| n.to()) else { return Some(Inclusion::Absent) };
+        Some(match self.status.to::<u64>() {
+            1 => Inclusion::Done {
+                block,
+                sender: self.from,
+                transfers: self.logs.into_iter().filter_map(Log::transfer).collect(),
+            },
+            0 => Inclusion::Reverted { block },
+            _ => return None,
+        })
+    }
+}
+
+/// Words for an error of the transport. Never the error's own: it repeats the URL.
+fn words(error: &TransportError) -> &'static str {
+    match error {
+        RpcError::ErrorResp(_) => "the chain's node answered with an error",
+        RpcError::NullResp | RpcError::DeserError { .. } => "the chain's node answered with nonsense",
+        _ => "the chain's node cannot be reached",
+    }
+}
+
+/// What a node's refusal means. Only phrases whose meaning is final are listed: anything else (rate limits, "already known",
+/// a timeout while waiting for the block, a nonce gap) leaves the question open.
+fn rejection(message: &str) -> Option<Rejection> {
+    let text = message.to_ascii_lowercase();
+    let says = |phrases: &[&str]| phrases.iter().any(|p| text.contains(p));
+    if says(&["nonce too low", "nonce is too low", "nonce already used", "nonce replay", "replayed"]) {
+        Some(Rejection::Nonce)
+    } else if says(&["insufficient funds", "insufficient balance", "insufficientbalance", "insufficient fee"]) {
+        Some(Rejection::Funds)
+    } else if says(&["invalid signature", "intrinsic gas", "must be greater than current block", "transaction expired"])
+    {
+        Some(Rejection::Invalid)
+    } else {
+        None
+    }
+}
+
+fn refused(error: &TransportError) -> Sent {
+    match error.as_error_resp().and_then(|e| rejection(&e.message)) {
+        Some(why) => Sent::Rejected(why),
+        None => Sent::Lost { why: words(error) },
+    }
+}
+
+#[async_trait]
+impl Chain for Tempo {
+    async fn head(&self) -> Result<Head, Unreachable> {
+        let (id, block) = futures::future::try_join(
+            self.ask::<_, U64>("eth_chainId", ()),
+            self.ask::<_, Block>("eth_getBlockByNumber", ("latest", false)),
+        )
+        .await
+        .map_err(|e| Unreachable { why: words(&e) })?;
+        Ok(Head { chain_id: id.to(), number: block.number.to(), time: UnixSeconds(block.timestamp.to()) })
+    }
+
+    async fn inclusion(&self, tx: B256) -> Result<Inclusion, Unreachable> {
+        let receipt: Option<Receipt> =
+            self.ask("eth_getTransactionReceipt", (tx,)).await.map_err(|e| Unreachable { why: words(&e) })?;
+        match receipt {
+            None => Ok(Inclusion::Absent),
+            Some(r) => r.inclusion(tx).ok_or(Unreachable { why: "the chain's node answered with nonsense" }),
+        }
+    }
+
+    async fn send(&self, raw: &[u8]) -> Sent {
+        let hex = alloy::hex::encode_prefixed(raw);
+        // EIP-7966: the node holds the call until the transaction is in a block. What it returns is not read: the receipt is
+        // asked for by hash, whichever way the transaction got there.
+        let error = match self.ask::<_, serde_json::Value>("eth_sendRawTransactionSync", (&hex,)).await {
+            Ok(_) => return Sent::Accepted,
+            Err(e) => e,
+        };
+        if error.as_error_resp().is_none_or(|e| e.code != METHOD_NOT_FOUND) {
+            return refused(&error);
+        }
+        match self.ask::<_, B256>("eth_sendRawTransaction", (&hex,)).await {
+            Ok(_) => Sent::Accepted,
+            Err(e) => refused(&e),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+    use serde_json::json;
+
+    fn receipt(change: impl FnOnce(&mut serde_json::Value)) -> Receipt {
+        let token = "0x20c0000000000000000000000000000000000000";
+        let from = "0x00000000000000000000000070997970c51812dc3a010c7d01b50e0d17dc79c8";
+        let to = "0x000000000000000000000000f39fd6e51aad88f6f4ce6ab8827279cfffb92266";
+        let memo = "0xef1ed712015d390140299c901ff11e0000000000000000000008df97cea275ea";
+        let amount = "0x0000000000000000000000000000000000000000000000000000000000002710";
+        let mut value = json!({
+            "transactionHash": B256::repeat_byte(7), "status": "0x1", "blockNumber": "0x10",
+            "from": "0x70997970c51812dc3a010c7d01b50e0d17dc79c8", "something": "newer",
+            "logs": [
+                {"address": token, "topics": [ITIP20::Transfer::SIGNATURE_HASH, from, to], "data": amount},
+                {"address": token, "topics": [ITIP20::TransferWithMemo::SIGNATURE_HASH, from, to, memo], "data": amount},
+                {"address": token, "topics": [B256::repeat_byte(1)], "data": "0x"},
+            ],
+        });
+        change(&mut value);
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn transfers_are_read_from_logs_and_everything_else_is_passed_over() {
+        let Some(Inclusion::Done { block: 16, transfers, .. }) = receipt(|_| ()).inclusion(B256::repeat_byte(7)) else {
+            panic!("a mined transaction")
+        };
+        assert_eq!(
+            transfers.iter().map(|t| (t.amount, t.memo.is_some())).collect::<Vec<_>>(),
+            [(10_000, false), (10_000, true)]
+        );
+    }
+
+    #[test]
+    fn a_receipt_is_believed_only_for_the_hash_that_was_asked() {
+        assert_eq!(receipt(|_| ()).inclusion(B256::repeat_byte(8)), None);
+    }
+
+    #[test]
+    fn failure_and_pending_are_not_success() {
+        let hash = B256::repeat_byte(7);
+        for (field, value, want, why) in [
+            ("status", json!("0x0"), Some(Inclusion::Reverted { block: 16 }), "reverted"),
+            ("blockNumber", json!(null), Some(Inclusion::Absent), "not in a block yet"),
+            ("status", json!("0x2"), None, "no such status"),
+        ] {
+            assert_eq!(receipt(|r| r[field] = value).inclusion(hash), want, "{why}");
+        }
+    }
+
+    #[test]
+    fn only_final_words_of_a_node_count_as_a_rejection() {
+        for (message, want) in [
+            ("nonce too low: next nonce 5, tx nonce 4", Some(Rejection::Nonce)),
+            ("Insufficient funds for gas * price + value", Some(Rejection::Funds)),
+            ("already known", None),
+            ("transaction already imported", None),
+            ("rate limit exceeded", None),
+            ("timeout waiting for receipt", None),
+            ("nonce gap", None),
+            ("", None),
+        ] {
+            assert_eq!(rejection(message), want, "{message:?}");
+        }
+    }
+
+    #[test]
+    fn the_rpc_url_is_never_repeated() {
+        for url in ["ftp://canary.example/key", "canary", "http://"] {
+            let error = Tempo::new(&Secret::new(url)).unwrap_err();
+            assert!(!error.contains("canary"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_unreachable_node_is_described_without_its_url() {
+        let node = Tempo::new(&Secret::new("http://127.0.0.1:1/canary-key")).unwrap();
+        let error = node.head().await.unwrap_err();
+        assert!(!format!("{error:?} {node:?}").contains("canary"), "{error:?}");
+        assert!(matches!(node.send(&[0x76]).await, Sent::Lost { .. }));
+    }
+}

@@ -1,0 +1,438 @@
+//! `pontage.toml`: what stands still while the gate runs. Read once; every mistake at once.
+//!
+//! Secrets are only named here (`env:NAME`, `file:PATH`); [`Conf::read_secrets`] fetches those of the gate itself, each rail
+//! fetches its own. What a kind of rail needs stands in [`RailKind`]; what it can do for the rules is told by
+//! [`Conf::catalogue`].
+
+use crate::catalogue::{Catalogue, ProfileAbility, RailAbility};
+use crate::ids::RailId;
+use crate::limits::Spelling;
+use crate::origin::Origin;
+use crate::secret::{Secret, SecretRef};
+use crate::written::{Mistake, Page, Said, Section, Spot, Value, plain_name};
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use zeroize::Zeroizing;
+
+/// Backend profiles that a pool may name.
+pub const PROFILES: [(&str, ProfileAbility); 4] = [
+    ("openai", profile(Spelling::MaxCompletionTokens, false, None)),
+    ("vllm", profile(Spelling::MaxTokens, true, Some("/health"))),
+    ("llamacpp", profile(Spelling::MaxTokens, false, Some("/health"))),
+    ("ollama", profile(Spelling::MaxTokens, false, None)),
+];
+
+/// Vocabularies that a model may name. `bytes` needs none: every token is at least one byte.
+pub const VOCABULARIES: [&str; 3] = ["o200k", "cl100k", "bytes"];
+
+const fn profile(spelling: Spelling, continuous_usage: bool, health_path: Option<&'static str>) -> ProfileAbility {
+    ProfileAbility { spelling, continuous_usage, health_path }
+}
+
+/// Fewest bytes of a challenge key: the output size of the HMAC-SHA-256 it is for.
+const SHORTEST_KEY: usize = 32;
+/// Every Tempo stablecoin (TIP-20) counts in millionths.
+const TEMPO_DECIMALS: u8 = 6;
+
+/// Everything in `pontage.toml`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conf {
+    /// `[listen]`.
+    pub listen: Listen,
+    /// `[secrets]`: the ring that signs offers; the first signs, all verify.
+    pub challenge_keys: Vec<Said<SecretRef>>,
+    /// `[secrets]`: Ed25519 seed of receipts, 64 hex digits.
+    pub receipt_key: Said<SecretRef>,
+    /// `[store]`.
+    pub store: StoreConf,
+    /// `[rail.…]`, in the order of the file.
+    pub rails: Vec<RailConf>,
+    /// Sentences for the log: allowed, but worth a second look.
+    pub warnings: Vec<String>,
+}
+
+/// `[listen]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// Where clients connect.
+    pub address: SocketAddr,
+    /// How clients see the gate, without a trailing slash. Resource URLs come from here, never from `Host`.
+    pub public_url: String,
+    /// Host of `public_url`: the realm of every challenge. ASCII, no `|`.
+    pub realm: String,
+    /// Where `/metrics`, `/healthz`, `/readyz` and `/status` are.
+    pub admin: SocketAddr,
+    /// TLS, when the gate terminates it itself.
+    pub tls: Option<TlsFiles>,
+    /// Worker threads of the proxy.
+    pub threads: usize,
+    /// Longest time between SIGTERM and the end.
+    pub grace_seconds: u64,
+    /// Flood limits.
+    pub limits: ListenLimits,
+    /// Origins that browsers may call from; `*` is all of them, empty is none.
+    pub cors: Vec<String>,
+}
+
+/// PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Certificate chain.
+    pub cert: String,
+    /// Private key.
+    pub key: String,
+}
+
+/// `listen.limits`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListenLimits {
+    /// Open connections of one address.
+    pub connections_per_ip: usize,
+    /// Open connections altogether.
+    pub connections: usize,
+    /// Unpaid requests of one address in a second.
+    pub unpaid_per_ip_per_second: u32,
+    /// Unpaid requests altogether in a second.
+    pub unpaid_per_second: u32,
+    /// Until the request head is complete.
+    pub header_seconds: u64,
+    /// Until the request body is complete.
+    pub body_seconds: u64,
+    /// Request bodies held in memory, in MiB.
+    pub bodies_in_flight_mib: usize,
+    /// Concurrent streams of one HTTP/2 connection.
+    pub h2_streams: u32,
+}
+
+/// `[store]`, kind `embedded`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreConf {
+    /// The database file.
+    pub path: PathBuf,
+}
+
+/// `[rail.<name>]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RailConf {
+    /// The section's name, first half of its rail ids.
+    pub name: String,
+    /// Its kind and settings.
+    pub kind: RailKind,
+}
+
+/// Kinds of rails of this build.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RailKind {
+    /// `mpp-tempo`.
+    MppTempo(TempoConf),
+}
+
+/// Settings of kind `mpp-tempo`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TempoConf {
+    /// EIP-155 chain id.
+    pub chain_id: u64,
+    /// JSON-RPC address. A reference, because such addresses often carry a key.
+    pub rpc: SecretRef,
+    /// The token that is paid with.
+    pub currency: [u8; 20],
+    /// Who is paid.
+    pub recipient: [u8; 20],
+    /// Key that settles and closes channels; not used by charges.
+    pub settle_key: Option<SecretRef>,
+    /// Whether a transaction the payer sent itself (`hash`) is taken as payment.
+    pub accept_push: bool,
+}
+
+/// The gate's own secrets.
+#[derive(Clone)]
+pub struct Secrets {
+    /// The ring; never empty. The first signs, all verify.
+    pub challenge_keys: Vec<Secret>,
+    /// Ed25519 seed: exactly 32 bytes, decoded.
+    pub receipt_key: Secret,
+}
+
+impl fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secrets(…)")
+    }
+}
+
+impl Conf {
+    /// Reads and checks the file. The error lists every mistake, in order of line.
+    pub fn load(path: &Path) -> Result<Self, Vec<Mistake>> {
+        Self::inspect(path).1
+    }
+
+    /// As [`Conf::load`], with a catalogue that knows the rails of the file even when something else in it is wrong, so that
+    /// `pontage check` can go on to the rules.
+    pub fn inspect(path: &Path) -> (Catalogue, Result<Self, Vec<Mistake>>) {
+        let name = path.display().to_string();
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::inspect_text(&name, &text),
+            Err(why) => (catalogue([]), Err(vec![Spot::file(&name).mistake(format!("cannot be read: {why}"))])),
+        }
+    }
+
+    /// As [`Conf::inspect`], from memory. `name` is what mistakes call the file.
+    pub fn inspect_text(name: &str, text: &str) -> (Catalogue, Result<Self, Vec<Mistake>>) {
+        let page = Page::open(name, text);
+        let (conf, rails) = if page.is_broken() {
+            // What stands in a broken file means nothing; only the names of its rails are worth having.
+            let root = page.root();
+            let rails = rail_names(&root);
+            root.pass_over();
+            (None, rails)
+        } else {
+            let root = page.root();
+            (conf(&root), rail_names(&root))
+        };
+        let mut mistakes = page.close();
+        mistakes.sort_by(|a, b| a.spot.cmp(&b.spot));
+        let known = catalogue(rails.iter().map(String::as_str));
+        match conf {
+            Some(conf) if mistakes.is_empty() => (known, Ok(conf)),
+            _ => (known, Err(mistakes)),
+        }
+    }
+
+    /// Host of `public_url`.
+    pub fn realm(&self) -> &str {
+        &self.listen.realm
+    }
+
+    /// What this build and this file offer to the rules.
+    pub fn catalogue(&self) -> Catalogue {
+        catalogue(self.rails.iter().map(|rail| rail.name.as_str()))
+    }
+
+    /// Fetches the gate's own secrets; at start, and again on SIGHUP for those kept in files. Mistakes name the place a
+    /// secret should have come from, never what was found there.
+    pub fn read_secrets(&self) -> Result<Secrets, Vec<Mistake>> {
+        let mut mistakes = Vec::new();
+        let mut fetch = |said: &Said<SecretRef>, read: fn(Secret) -> Result<Secret, String>| {
+            said.value.read().and_then(read).map_err(|why| mistakes.push(said.spot.mistake(why))).ok()
+        };
+        let challenge_keys: Vec<_> = self.challenge_keys.iter().filter_map(|said| fetch(said, long_enough)).collect();
+        match fetch(&self.receipt_key, seed) {
+            Some(receipt_key) if mistakes.is_empty() => Ok(Secrets { challenge_keys, receipt_key }),
+            _ => Err(mistakes),
+        }
+    }
+}
+
+fn long_enough(key: Secret) -> Result<Secret, String> {
+    match key.expose().len() {
+        length if length < SHORTEST_KEY => {
+            Err(format!("the key has {length} bytes; at least {SHORTEST_KEY} are needed"))
+        }
+        _ => Ok(key),
+    }
+}
+
+fn seed(digits: Secret) -> Result<Secret, String> {
+    let mut seed = Zeroizing::new([0; 32]);
+    hex::decode_to_slice(digits.expose(), seed.as_mut_slice())
+        .map(|()| Secret::new(seed.to_vec()))
+        .map_err(|_| "the key is not 64 hex digits (32 bytes)".to_owned())
+}
+
+fn catalogue<'r>(rails: impl IntoIterator<Item = &'r str>) -> Catalogue {
+    let ability = RailAbility { fixed_amount: true, decimals: TEMPO_DECIMALS };
+    Catalogue {
+        rails: rails.into_iter().map(|name| (RailId::from(format!("{name}/charge")), ability)).collect(),
+        profiles: PROFILES.into_iter().collect(),
+        vocabularies: VOCABULARIES.to_vec(),
+    }
+}
+
+fn rail_names(root: &Section<'_>) -> Vec<String> {
+    let Some(value) = root.take("rail").filter(Value::is_table) else { return Vec::new() };
+    value.section().map_or_else(Vec::new, |s| s.entries().iter().map(|(name, _)| (*name).to_owned()).collect())
+}
+
+fn conf(root: &Section<'_>) -> Option<Conf> {
+    let mut warnings = Vec::new();
+    let listen = root.need("listen").and_then(|v| listen(&v.section()?, &mut warnings));
+    let secrets = root.need("secrets").and_then(|v| secrets(&v.section()?));
+    let store = root.need("store").and_then(|v| store(&v.section()?));
+    let rails = root.take("rail").map_or(Some(Vec::new()), |v| {
+        let table = v.section()?;
+        Some(table.entries().iter().filter_map(|(name, value)| rail(name, value)).collect())
+    });
+    let (challenge_keys, receipt_key) = secrets?;
+    Some(Conf { listen: listen?, challenge_keys, receipt_key, store: store?, rails: rails?, warnings })
+}
+
+fn listen(s: &Section<'_>, warnings: &mut Vec<String>) -> Option<Listen> {
+    let address = s.take("address").map_or(Some(SocketAddr::from(([127, 0, 0, 1], 8402))), |v| socket(&v));
+    let admin_at = s.take("admin");
+    let admin_spot = admin_at.as_ref().map(|v| v.spot().clone());
+    let admin = admin_at.as_ref().map_or(Some(SocketAddr::from(([127, 0, 0, 1], 9402))), socket);
+    if let (Some(address), Some(admin)) = (address, admin) {
+        if address == admin {
+            admin_at
+                .as_ref()
+                .map_or_else(|| s.wrong("`admin` is the same as `address`"), |v| v.wrong("is the same as `address`"));
+        }
+        if !admin.ip().is_loopback() {
+            let line = admin_spot.and_then(|spot| spot.line).map_or(String::new(), |line| format!(" (line {line})"));
+            warnings
+                .push(format!("listen.admin{line} is {admin}: metrics and status are open to whoever can reach it"));
+        }
+    }
+    let public = s.need("public_url").and_then(|v| public_url(&v));
+    let tls = s.take("tls").map(|v| {
+        let table = v.section()?;
+        let file = |key| table.need(key).and_then(|v| Some(v.text()?.to_owned()));
+        let (cert, key) = (file("cert"), file("key"));
+        Some(TlsFiles { cert: cert?, key: key? })
+    });
+    let threads = s.take("threads").map_or(Some(2), |v| v.count(1..=1024));
+    let grace_seconds = s.take("grace_seconds").map_or(Some(30), |v| v.count(1..=3600));
+    let limits = match s.take("limits") {
+        Some(v) => v.section().and_then(|table| limits(Some(&table))),
+        None => limits(None),
+    };
+    let cors = s.take("cors").map_or(Some(Vec::new()), |v| cors(&v.section()?));
+    let (public_url, realm) = public?;
+    Some(Listen {
+        address: address?,
+        public_url,
+        realm,
+        admin: admin?,
+        tls: tls.map_or(Some(None), |tls| tls.map(Some))?,
+        threads: usize::try_from(threads?).ok()?,
+        grace_seconds: grace_seconds?,
+        limits: limits?,
+        cors: cors?,
+    })
+}
+
+fn socket(value: &Value<'_>) -> Option<SocketAddr> {
+    value.read(|text| text.parse::<SocketAddr>().map_err(|_| "is not an address and port such as \"127.0.0.1:8402\""))
+}
+
+/// The address without a trailing slash, and the realm. [`Origin`] lets no `|`, space, control or non-ASCII character into a
+/// host, so none reaches the realm, where `|` would separate signed terms.
+fn public_url(value: &Value<'_>) -> Option<(String, String)> {
+    let origin = value.read(|text| match Origin::parse(text) {
+        Ok(origin) if !origin.prefix.is_empty() => Err("has a path; routes have paths"),
+        other => other,
+    })?;
+    Some((value.text()?.trim_end_matches('/').to_owned(), origin.host))
+}
+
+fn limits(s: Option<&Section<'_>>) -> Option<ListenLimits> {
+    let count = |key, most, usual| s.and_then(|s| s.take(key)).map_or(Some(usual), |v| v.count(1..=most));
+    let connections_per_ip = count("connections_per_ip", 1_000_000, 256);
+    let connections = count("connections", 1_000_000, 10_000);
+    let unpaid_per_ip_per_second = count("unpaid_per_ip_per_second", 1_000_000, 50);
+    let unpaid_per_second = count("unpaid_per_second", 10_000_000, 5_000);
+    let header_seconds = count("header_seconds", 600, 10);
+    let body_seconds = count("body_seconds", 3600, 30);
+    let bodies_in_flight_mib = count("bodies_in_flight_mib", 1 << 20, 256);
+    let h2_streams = count("h2_streams", 10_000, 100);
+    // The ranges above fit every target this builds for; a value that did not would be refused, not cut.
+    Some(ListenLimits {
+        connections_per_ip: connections_per_ip?.try_into().ok()?,
+        connections: connections?.try_into().ok()?,
+        unpaid_per_ip_per_second: unpaid_per_ip_per_second?.try_into().ok()?,
+        unpaid_per_second: unpaid_per_second?.try_into().ok()?,
+        header_seconds: header_seconds?,
+        body_seconds: body_seconds?,
+        bodies_in_flight_mib: bodies_in_flight_mib?.try_into().ok()?,
+        h2_streams: h2_streams?.try_into().ok()?,
+    })
+}
+
+fn cors(s: &Section<'_>) -> Option<Vec<String>> {
+    let mut origins = Vec::new();
+    for item in s.need("origins")?.list()? {
+        let origin = item.read(|text| match Origin::parse(text) {
+            _ if text == "*" => Ok(text.to_owned()),
+            // A browser sends no trailing slash, and compares letter by letter.
+            Ok(origin) if origin.prefix.is_empty() && !text.ends_with('/') => Ok(text.to_ascii_lowercase()),
+            Ok(_) => Err("has a path or a trailing slash; an origin is scheme, host and port"),
+            Err(why) => Err(why),
+        });
+        origins.extend(origin);
+    }
+    Some(origins)
+}
+
+fn secrets(s: &Section<'_>) -> Option<(Vec<Said<SecretRef>>, Said<SecretRef>)> {
+    let keys = s.need("challenge_keys").and_then(|v| {
+        let items = v.list()?;
+        if items.is_empty() {
+            v.wrong("at least one key is needed: the first signs offers, all verify them");
+        }
+        Some(items.iter().filter_map(|item| Some(item.said(item.secret()?))).collect())
+    });
+    let receipt = s.need("receipt_key").and_then(|v| Some(v.said(v.secret()?)));
+    Some((keys?, receipt?))
+}
+
+fn store(s: &Section<'_>) -> Option<StoreConf> {
+    if let Some(kind) = s.take("kind") {
+        match kind.text() {
+            Some("redis") => kind.wrong("\"redis\" is not in this build: \"embedded\""),
+            Some("embedded") | None => {}
+            Some(_) => drop(kind.word(&[("embedded", ())])),
+        }
+    }
+    s.later("url", "the embedded store is a file, see `path`");
+    s.later("accept_data_loss", "the embedded store loses nothing it has confirmed");
+    let path = s.take("path").map_or(Some("var/pontage.redb"), |v| v.text())?;
+    Some(StoreConf { path: PathBuf::from(path) })
+}
+
+fn rail(name: &str, value: &Value<'_>) -> Option<RailConf> {
+    if let Err(why) = plain_name(name) {
+        value.wrong(format!("{name:?} {why}"));
+    }
+    let s = value.section()?;
+    let kind = s.need("kind");
+    match kind.as_ref().and_then(|v| v.text()) {
+        Some("mpp-tempo") => Some(RailConf { name: name.to_owned(), kind: RailKind::MppTempo(tempo(&s)?) }),
+        other => {
+            if let (Some(kind), Some(other)) = (&kind, other) {
+                kind.wrong(format!("{other:?} is not in this build: \"mpp-tempo\""));
+            }
+            s.pass_over();
+            None
+        }
+    }
+}
+
+fn tempo(s: &Section<'_>) -> Option<TempoConf> {
+    s.later("sponsor", "payers carry their own fees");
+    s.later("session", "this rail has charges only");
+    let chain_id = s.need("chain_id").and_then(|v| v.count(1..=u64::MAX));
+    let rpc = s.need("rpc").and_then(|v| v.secret());
+    let currency = s.need("currency").and_then(|v| v.read(address));
+    let recipient = s.need("recipient").and_then(|v| v.read(address));
+    let settle_key = s.take("settle_key").map_or(Some(None), |v| v.secret().map(Some));
+    let accept_push = s.take("accept_push").map_or(Some(false), |v| v.flag());
+    Some(TempoConf {
+        chain_id: chain_id?,
+        rpc: rpc?,
+        currency: currency?,
+        recipient: recipient?,
+        settle_key: settle_key?,
+        accept_push: accept_push?,
+    })
+}
+
+/// `0x` and 40 hex digits, any case. Zero is refused: money sent there is gone.
+fn address(text: &str) -> Result<[u8; 20], &'static str> {
+    let mut bytes = [0; 20];
+    let digits = text.strip_prefix("0x").ok_or("is not an address: 0x and 40 hex digits")?;
+    hex::decode_to_slice(digits, &mut bytes).map_err(|_| "is not an address: 0x and 40 hex digits")?;
+    if bytes == [0; 20] { Err("is the zero address: what is paid to it is gone") } else { Ok(bytes) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,208 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+use super::*;
+
+const BASE: &str = r#"
+[listen]
+public_url = "https://Gate.example:8443/"
+
+[secrets]
+challenge_keys = ["env:A"]
+receipt_key = "env:B"
+
+[store]
+
+[rail.tempo]
+kind = "mpp-tempo"
+chain_id = 42431
+rpc = "env:RPC"
+currency = "0x20c0000000000000000000000000000000000000"
+recipient = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8"
+"#;
+
+fn with(from: &str, to: &str) -> Result<Conf, Vec<String>> {
+    assert!(BASE.contains(from), "{from:?}");
+    let conf = Conf::inspect_text("pontage.toml", &BASE.replacen(from, to, 1)).1;
+    conf.map_err(|mistakes| mistakes.iter().map(Mistake::to_string).collect())
+}
+
+#[test]
+fn what_is_not_written_has_the_value_of_the_design() {
+    let conf = with("kind", "kind").unwrap();
+    let listen = &conf.listen;
+    assert_eq!(
+        (listen.address.to_string(), listen.admin.to_string()),
+        ("127.0.0.1:8402".into(), "127.0.0.1:9402".into())
+    );
+    assert_eq!((listen.public_url.as_str(), listen.realm.as_str()), ("https://Gate.example:8443", "gate.example"));
+    assert_eq!((listen.threads, listen.grace_seconds, &listen.tls), (2, 30, &None));
+    assert_eq!(listen.limits.connections_per_ip, 256);
+    assert_eq!(conf.store.path, Path::new("var/pontage.redb"));
+    assert!(conf.warnings.is_empty() && listen.cors.is_empty());
+    let RailKind::MppTempo(tempo) = &conf.rails[0].kind;
+    assert_eq!((tempo.chain_id, tempo.accept_push, &tempo.settle_key), (42431, false, &None));
+    assert_eq!((tempo.currency[0], tempo.recipient[0]), (0x20, 0x70));
+    let catalogue = conf.catalogue();
+    assert_eq!(catalogue.rails.keys().map(RailId::as_str).collect::<Vec<_>>(), ["tempo/charge"]);
+    assert_eq!(catalogue.profiles.get("openai").unwrap().spelling, Spelling::MaxCompletionTokens);
+}
+
+#[test]
+fn every_single_mistake_is_named_with_its_line_and_key() {
+    let url = "https://Gate.example:8443/";
+    let listen = "public_url = \"https://Gate.example:8443/\"";
+    let rows = [
+        (url, "https://ga|te.example", "3: listen.public_url: \"https://ga|te.example\" has no plain host name"),
+        (
+            url,
+            "https://gäte.example",
+            "3: listen.public_url: \"https://gäte.example\" has characters that are not plain ASCII (write an international host in its xn-- form)",
+        ),
+        (
+            url,
+            "https://gate.example/v1",
+            "3: listen.public_url: \"https://gate.example/v1\" has a path; routes have paths",
+        ),
+        (listen, "", "2: listen: `public_url` is missing"),
+        (
+            "[store]",
+            "[store]\nurl = \"env:R\"",
+            "10: store.url: is not in this build: the embedded store is a file, see `path`",
+        ),
+        ("[store]", "[store]\nkind = \"redis\"", "10: store.kind: \"redis\" is not in this build: \"embedded\""),
+        ("[store]", "[store]\nkind = \"sqlite\"", "10: store.kind: \"sqlite\" is not \"embedded\""),
+        (
+            "[\"env:A\"]",
+            "[]",
+            "6: secrets.challenge_keys: at least one key is needed: the first signs offers, all verify them",
+        ),
+        (
+            "[\"env:A\"]",
+            "[\"canary-canary-canary-canary-canary\"]",
+            "6: secrets.challenge_keys[0]: a secret is written as \"env:NAME\" or \"file:PATH\", never inline",
+        ),
+        (
+            "\"env:RPC\"",
+            "\"https://rpc.example/canary\"",
+            "14: rail.tempo.rpc: a secret is written as \"env:NAME\" or \"file:PATH\", never inline",
+        ),
+        ("mpp-tempo", "x402", "12: rail.tempo.kind: \"x402\" is not in this build: \"mpp-tempo\""),
+        ("kind = \"mpp-tempo\"", "", "11: rail.tempo: `kind` is missing"),
+        (
+            "0x20c0000000000000000000000000000000000000",
+            "0x20c0",
+            "15: rail.tempo.currency: \"0x20c0\" is not an address: 0x and 40 hex digits",
+        ),
+        (
+            "0x70997970C51812dc3A010C7d01b50e0d17dc79C8",
+            "0x0000000000000000000000000000000000000000",
+            "16: rail.tempo.recipient: \"0x0000000000000000000000000000000000000000\" is the zero address: what is paid to it is gone",
+        ),
+        (
+            "chain_id",
+            "session = {}\nchain_id",
+            "13: rail.tempo.session: is not in this build: this rail has charges only",
+        ),
+        (
+            "chain_id",
+            "chains = 1\nchain_id",
+            "13: rail.tempo.chains: unknown key; known here: accept_push, chain_id, currency, kind, recipient, rpc, settle_key",
+        ),
+        ("[secrets]", "admin = \"127.0.0.1:8402\"\n[secrets]", "5: listen.admin: is the same as `address`"),
+        (
+            "[secrets]",
+            "address = \"localhost\"\n[secrets]",
+            "5: listen.address: \"localhost\" is not an address and port such as \"127.0.0.1:8402\"",
+        ),
+        ("[secrets]", "threads = 0\n[secrets]", "5: listen.threads: 0 is not between 1 and 1024"),
+        ("[secrets]", "tls = { cert = \"c.pem\" }\n[secrets]", "5: listen.tls: `key` is missing"),
+        (
+            "[secrets]",
+            "limits = { body_seconds = 0 }\n[secrets]",
+            "5: listen.limits.body_seconds: 0 is not between 1 and 3600",
+        ),
+        (
+            "[secrets]",
+            "cors = { origins = [\"https://a.example/\"] }\n[secrets]",
+            "5: listen.cors.origins[0]: \"https://a.example/\" has a path or a trailing slash; an origin is scheme, host and port",
+        ),
+        ("[store]", "[stores]", "9: stores: unknown key; known here: listen, rail, secrets, store"),
+    ];
+    for (from, to, want) in rows {
+        let got = with(from, to).expect_err(to);
+        // A section under a wrong name is missing under its own, too.
+        let got: Vec<_> = got.into_iter().filter(|m| m != "pontage.toml: `store` is missing").collect();
+        assert_eq!(got, [format!("pontage.toml:{want}")], "{to:?}");
+    }
+}
+
+#[test]
+fn all_mistakes_come_at_once_and_the_rails_are_known_all_the_same() {
+    let (catalogue, conf) = Conf::inspect_text(
+        "pontage.toml",
+        "[listen]\nthreads = \"2\"\n[rail.tempo]\nkind = \"mpp-tempo\"\nchain_id = -1\n[rail.base]\nkind = \"x402\"\nnetwork = \"eip155:1\"\n",
+    );
+    let got: Vec<String> = conf.unwrap_err().iter().map(Mistake::to_string).collect();
+    assert_eq!(
+        got,
+        [
+            "pontage.toml: `secrets` is missing",
+            "pontage.toml: `store` is missing",
+            "pontage.toml:1: listen: `public_url` is missing",
+            "pontage.toml:2: listen.threads: must be a whole number, not text",
+            "pontage.toml:3: rail.tempo: `rpc` is missing",
+            "pontage.toml:3: rail.tempo: `currency` is missing",
+            "pontage.toml:3: rail.tempo: `recipient` is missing",
+            "pontage.toml:5: rail.tempo.chain_id: -1 is not between 1 and 18446744073709551615",
+            "pontage.toml:7: rail.base.kind: \"x402\" is not in this build: \"mpp-tempo\"",
+        ]
+    );
+    assert!(catalogue.rails.contains_key("tempo/charge"), "so that `check` can go on to the rules");
+}
+
+#[test]
+fn an_admin_listener_that_others_can_reach_is_allowed_with_a_warning() {
+    let conf = with("[secrets]", "admin = \"0.0.0.0:9402\"\n[secrets]").unwrap();
+    assert_eq!(
+        conf.warnings,
+        ["listen.admin (line 5) is 0.0.0.0:9402: metrics and status are open to whoever can reach it"]
+    );
+}
+
+#[test]
+fn secrets_are_measured_when_they_are_read_and_never_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = |name: &str, content: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        format!("file:{}", path.display())
+    };
+    let conf = |key: &str, seed: &str| {
+        let text = BASE.replace("\"env:A\"", &format!("\"{key}\"")).replace("\"env:B\"", &format!("\"{seed}\""));
+        Conf::inspect_text("pontage.toml", &text).1.unwrap()
+    };
+    let (key, seed) = (place("key", "canary-canary-canary-canary-canary\n"), place("seed", &"0a".repeat(32)));
+    let secrets = conf(&key, &seed).read_secrets().unwrap();
+    assert_eq!(secrets.challenge_keys[0].expose(), b"canary-canary-canary-canary-canary");
+    assert_eq!(secrets.receipt_key.expose(), [0x0a; 32]);
+    assert_eq!(format!("{secrets:?}"), "Secrets(…)");
+
+    let bad = conf(&place("short", "canary"), &place("odd", "canary"));
+    let got: Vec<String> = bad.read_secrets().unwrap_err().iter().map(Mistake::to_string).collect();
+    assert_eq!(
+        got,
+        [
+            "pontage.toml:6: secrets.challenge_keys[0]: the key has 6 bytes; at least 32 are needed",
+            "pontage.toml:7: secrets.receipt_key: the key is not 64 hex digits (32 bytes)",
+        ]
+    );
+    let got = conf("file:/nowhere/k", "file:/nowhere/s").read_secrets().unwrap_err();
+    assert_eq!(got.len(), 2, "both are named");
+}
+
+#[test]
+fn the_shipped_files_are_right() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let conf = Conf::load(&root.join("conf/pontage.toml"))
+        .unwrap_or_else(|mistakes| panic!("{:#?}", mistakes.iter().map(Mistake::to_string).collect::<Vec<_>>()));
+    assert!(conf.warnings.is_empty(), "{:?}", conf.warnings);
+}

@@ -1,0 +1,381 @@
+//! The request body, read whole within three bounds: its size, its time, and what all bodies may hold together.
+//!
+//! Nothing here trusts a declared length for more than refusing early: memory is counted as bytes arrive, so a client
+//! that announces much and sends nothing takes nothing (security H6, H7).
+
+use crate::refusal::Refusal;
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Version, header};
+use pingora::ErrorType;
+use pingora::proxy::Session;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// A body that was read. The permit keeps its bytes counted until this is dropped, so keep it as long as the bytes.
+#[derive(Debug)]
+pub struct Received {
+    /// The whole body; empty when there was none.
+    pub bytes: Bytes,
+    /// Its share of the budget.
+    pub permit: Permit,
+}
+
+/// Why there is no body to work on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unread {
+    /// Answer this; the connection closes after it when bytes are left unread.
+    Refused(Refusal),
+    /// The client went away while sending: nobody is left to answer.
+    ClientGone,
+}
+
+impl From<Refusal> for Unread {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+/// Whether the request has no body, known from its head alone: END_STREAM on the head, a length of 0, or neither a
+/// length nor a transfer-encoding. A chunked body of zero bytes is a body.
+pub fn is_absent(session: &mut Session) -> bool {
+    session.as_downstream_mut().is_body_empty()
+}
+
+/// Reads the whole body of at most `limit` bytes within `deadline` from now, counted in `budget`. A client that waits
+/// for `100 Continue` gets it, after everything that can be refused by the head was.
+pub async fn read(
+    session: &mut Session,
+    limit: usize,
+    deadline: Duration,
+    budget: &Budget,
+) -> Result<Received, Unread> {
+    unambiguous(session)?;
+    let mut permit = budget.permit();
+    if is_absent(session) {
+        return Ok(Received { bytes: Bytes::new(), permit });
+    }
+    let head = session.req_header();
+    identity_json(&head.headers)?;
+    if declared_length(&head.headers).is_some_and(|length| length > limit) {
+        return Err(Refusal::BodyTooLarge { limit }.into());
+    }
+    let seconds = deadline.as_secs();
+    match tokio::time::timeout(deadline, gather(session, limit, &mut permit)).await {
+        Ok(Ok(bytes)) => Ok(Received { bytes, permit }),
+        Ok(Err(unread)) => Err(unread),
+        Err(_) => Err(Refusal::BodyTooSlow { seconds }.into()),
+    }
+}
+
+async fn gather(session: &mut Session, limit: usize, permit: &mut Permit) -> Result<Bytes, Unread> {
+    let head = session.req_header();
+    if head.version == Version::HTTP_11 && names(&head.headers, header::EXPECT, "100-continue") {
+        session.as_downstream_mut().write_continue_response().await.map_err(|_| Unread::ClientGone)?;
+    }
+    let mut body = BytesMut::new();
+    loop {
+        match session.as_downstream_mut().read_request_body().await {
+            Ok(Some(chunk)) => {
+                if body.len().saturating_add(chunk.len()) > limit {
+                    return Err(Refusal::BodyTooLarge { limit }.into());
+                }
+                permit.grow(chunk.len())?;
+                body.extend_from_slice(&chunk);
+            }
+            Ok(None) => return Ok(body.freeze()),
+            Err(e) => {
+                return Err(match e.etype() {
+                    ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::H2Error => Unread::ClientGone,
+                    // Pingora's own patience per read; ours for the whole is shorter unless the operator made it long.
+                    ErrorType::ReadTimedout => Refusal::BodyTooSlow { seconds: 60 }.into(),
+                    _ => Refusal::BadHead { why: "the framing of the body is broken" }.into(),
+                });
+            }
+        }
+    }
+}
+
+/// Refuses framing that two readers could read differently, and protocol changes: `Upgrade`, transfer codings other
+/// than one `chunked`, and a length beside a transfer-encoding (security H1). Pingora has removed the length by then
+/// (RFC 9112 §6.3 allows it), so it is looked for in the raw head.
+pub fn unambiguous(session: &Session) -> Result<(), Refusal> {
+    let head = session.req_header();
+    if head.headers.contains_key(header::UPGRADE) {
+        return Err(Refusal::BadHead { why: "protocol upgrades are not served" });
+    }
+    let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter();
+    if let Some(coding) = codings.next() {
+        if codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
+            return Err(Refusal::BadHead { why: "the only transfer-encoding is a single chunked" });
+        }
+        let raw = session.as_downstream().as_http1().map(|h1| h1.get_headers_raw_bytes()).unwrap_or_default();
+        let has_length = raw.split(|b| *b == b'\n').any(|line| {
+            line.split(|b| *b == b':').next().is_some_and(|name| name.eq_ignore_ascii_case(b"content-length"))
+        });
+        if has_length {
+            return Err(Refusal::BadHead { why: "content-length and transfer-encoding on one request" });
+        }
+    }
+    Ok(())
+}
+
+/// A body is JSON in UTF-8, as it is: a missing content type is taken for JSON, a wrong one is not.
+fn identity_json(headers: &HeaderMap) -> Result<(), Refusal> {
+    if headers.get_all(header::CONTENT_ENCODING).iter().any(|v| !v.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        return Err(Refusal::UnsupportedMedia { why: "the body must not be compressed" });
+    }
+    let mut types = headers.get_all(header::CONTENT_TYPE).iter();
+    let Some(content_type) = types.next() else { return Ok(()) };
+    let text = content_type.to_str().unwrap_or_default();
+    let mut parts = text.split(';').map(str::trim);
+    let is_json = parts.next().is_some_and(|essence| essence.eq_ignore_ascii_case("application/json"));
+    let is_utf8 = parts.filter_map(|p| p.split_once('=')).filter(|(k, _)| k.eq_ignore_ascii_case("charset")).all(
+        |(_, charset)| {
+            let charset = charset.trim_matches('"');
+            charset.eq_ignore_ascii_case("utf-8") || charset.eq_ignore_ascii_case("utf8")
+        },
+    );
+    if is_json && is_utf8 && types.next().is_none() {
+        Ok(())
+    } else {
+        Err(Refusal::UnsupportedMedia { why: "the body must be application/json in UTF-8" })
+    }
+}
+
+/// A length too large to be a number is over every limit.
+fn declared_length(headers: &HeaderMap) -> Option<usize> {
+    let value = headers.get(header::CONTENT_LENGTH)?;
+    Some(value.to_str().ok().and_then(|text| text.trim().parse().ok()).unwrap_or(usize::MAX))
+}
+
+fn names(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool {
+    headers.get_all(name).iter().any(|v| v.as_bytes().eq_ignore_ascii_case(token.as_bytes()))
+}
+
+/// Bytes of request bodies that may be in flight at once, over all clients.
+#[derive(Clone, Debug)]
+pub struct Budget(Arc<Ledger>);
+
+#[derive(Debug)]
+struct Ledger {
+    limit: usize,
+    used: AtomicUsize,
+}
+
+impl Budget {
+    /// A budget of `limit` bytes.
+    pub fn new(limit: usize) -> Self {
+        Self(Arc::new(Ledger { limit, used: AtomicUsize::new(0) }))
+    }
+
+    /// Bytes counted now.
+    pub fn used(&self) -> usize {
+        self.0.used.load(Ordering::Relaxed)
+    }
+
+    /// A share of nothing yet.
+    pub fn permit(&self) -> Permit {
+        Permit { ledger: Arc::clone(&self.0), held: 0 }
+    }
+}
+
+/// A share of a [`Budget`], given back when dropped.
+#[derive(Debug)]
+#[must_use = "dropping it gives the bytes back"]
+pub struct Permit {
+    ledger: Arc<Ledger>,
+    held: usize,
+}
+
+impl Permit {
+    /// Takes `bytes` more, or refuses with 503 when the budget is spent.
+    pub fn grow(&mut self, bytes: usize) -> Result<(), Refusal> {
+        let limit = self.ledger.limit;
+        let fits = |used: usize| used.checked_add(bytes).filter(|total| *total <= limit);
+        match self.ledger.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
+            Ok(_) => {
+                self.held = self.held.saturating_add(bytes);
+                Ok(())
+            }
+            Err(_) => {
+                Err(Refusal::TooBusy { address_at_fault: false, retry_after_seconds: 1, limit: "bodies_in_flight_mib" })
+            }
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.ledger.used.fetch_sub(self.held, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    async fn client(request: &[u8]) -> (Session, DuplexStream) {
+        let (mut client, gate) = tokio::io::duplex(1 << 20);
+        client.write_all(request).await.unwrap();
+        let mut session = Session::new_h1(Box::new(gate));
+        assert!(session.as_downstream_mut().read_request().await.unwrap());
+        (session, client)
+    }
+
+    fn request(head: &str, body: &str) -> Vec<u8> {
+        format!("POST /v1/chat/completions HTTP/1.1\r\nhost: gate\r\n{head}\r\n{body}").into_bytes()
+    }
+
+    #[tokio::test]
+    async fn a_body_is_read_whole_or_refused_for_a_reason() {
+        let json = "content-type: application/json\r\n";
+        let too_large = || Err(Refusal::BodyTooLarge { limit: 10 });
+        let media = |why| Err(Refusal::UnsupportedMedia { why });
+        let not_json = "the body must be application/json in UTF-8";
+        let bad = |why| Err(Refusal::BadHead { why });
+        for (head, body, want, why) in [
+            (format!("{json}content-length: 4\r\n"), "{\"\"}", Ok("{\"\"}"), "a length"),
+            (format!("{json}transfer-encoding: chunked\r\n"), "2\r\n{}\r\n0\r\n\r\n", Ok("{}"), "chunked"),
+            (format!("{json}transfer-encoding: chunked\r\n"), "0\r\n\r\n", Ok(""), "chunked and empty"),
+            ("content-length: 0\r\ncontent-type: text/plain\r\n".into(), "", Ok(""), "nothing to be of any type"),
+            (String::new(), "", Ok(""), "no body at all"),
+            ("content-length: 2\r\n".into(), "{}", Ok("{}"), "no type is taken for JSON"),
+            ("content-type: Application/JSON; charset=UTF-8\r\ncontent-length: 2\r\n".into(), "{}", Ok("{}"), "case"),
+            (format!("{json}content-length: 10\r\n"), "0123456789", Ok("0123456789"), "exactly the limit"),
+            (format!("{json}content-length: 11\r\n"), "", too_large(), "declared too long, before a byte is read"),
+            (format!("{json}content-length: 99999999999999999999\r\n"), "", too_large(), "no number at all"),
+            (
+                format!("{json}transfer-encoding: chunked\r\n"),
+                "b\r\n0123456789a\r\n0\r\n\r\n",
+                too_large(),
+                "undeclared",
+            ),
+            ("content-type: text/plain\r\ncontent-length: 2\r\n".into(), "{}", media(not_json), "another type"),
+            (
+                "content-type: application/json; charset=latin1\r\ncontent-length: 2\r\n".into(),
+                "{}",
+                media(not_json),
+                "another charset",
+            ),
+            (
+                format!("{json}content-encoding: gzip\r\ncontent-length: 2\r\n"),
+                "{}",
+                media("the body must not be compressed"),
+                "a bomb",
+            ),
+            (
+                format!("{json}transfer-encoding: chunked\r\n"),
+                "zz\r\n",
+                bad("the framing of the body is broken"),
+                "no chunk",
+            ),
+            (
+                format!("{json}content-length: 5\r\ntransfer-encoding: chunked\r\n"),
+                "0\r\n\r\n",
+                bad("content-length and transfer-encoding on one request"),
+                "smuggling",
+            ),
+            (
+                format!("{json}transfer-encoding: gzip, chunked\r\n"),
+                "0\r\n\r\n",
+                bad("the only transfer-encoding is a single chunked"),
+                "a coding of its own",
+            ),
+            (
+                "upgrade: websocket\r\nconnection: upgrade\r\n".into(),
+                "",
+                bad("protocol upgrades are not served"),
+                "upgrade",
+            ),
+        ] {
+            // Some of these never get past Pingora's own parser; that is as good as our refusal.
+            let (mut client, gate) = tokio::io::duplex(1 << 20);
+            client.write_all(&request(&head, body)).await.unwrap();
+            let mut session = Session::new_h1(Box::new(gate));
+            if session.as_downstream_mut().read_request().await.is_err() {
+                assert!(want.is_err(), "{why}");
+                continue;
+            }
+            let got = read(&mut session, 10, LONG, &Budget::new(1000)).await;
+            let got = got.map(|r| String::from_utf8_lossy(&r.bytes).into_owned());
+            assert_eq!(got, want.map(str::to_owned).map_err(Unread::Refused), "{why}");
+        }
+    }
+
+    #[tokio::test]
+    async fn only_the_head_decides_whether_there_is_a_body() {
+        for (head, absent, why) in [
+            ("", true, "neither length nor coding"),
+            ("content-length: 0\r\n", true, "length 0"),
+            ("content-length: 1\r\n", false, "a length"),
+            ("transfer-encoding: chunked\r\n", false, "chunked may be empty, but says so later"),
+        ] {
+            let (mut session, _client) = client(&request(head, "")).await;
+            assert_eq!(is_absent(&mut session), absent, "{why}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_waits_for_100_continue_gets_it_unless_its_head_is_refused_already() {
+        let (mut session, mut peer) = client(&request("expect: 100-continue\r\ncontent-length: 2\r\n", "")).await;
+        let budget = Budget::new(1000);
+        let (got, ()) = tokio::join!(read(&mut session, 10, LONG, &budget), async {
+            let mut buf = [0; 25];
+            peer.read_exact(&mut buf).await.unwrap();
+            assert_eq!(&buf, b"HTTP/1.1 100 Continue\r\n\r\n");
+            peer.write_all(b"{}").await.unwrap();
+        });
+        assert_eq!(got.unwrap().bytes, "{}");
+
+        let (mut session, mut peer) = client(&request("expect: 100-continue\r\ncontent-length: 11\r\n", "")).await;
+        assert!(read(&mut session, 10, LONG, &budget).await.is_err());
+        drop(session);
+        let mut sent = Vec::new();
+        peer.read_to_end(&mut sent).await.unwrap();
+        assert!(sent.is_empty(), "no invitation to send what would be refused");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_deadline_is_for_the_whole_body_however_lively_it_drips() {
+        let (mut session, mut peer) = client(&request("content-length: 100\r\n", "")).await;
+        let budget = Budget::new(1000);
+        let drip = async {
+            while peer.write_all(b" ").await.is_ok() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        };
+        let got = tokio::select! {
+            got = read(&mut session, 1000, Duration::from_secs(30), &budget) => got,
+            () = drip => panic!("nobody hung up"),
+        };
+        assert_eq!(got.unwrap_err(), Unread::Refused(Refusal::BodyTooSlow { seconds: 30 }));
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_while_sending_is_gone_not_at_fault() {
+        let (mut session, peer) = client(&request("content-length: 100\r\n", "{")).await;
+        drop(peer);
+        assert_eq!(read(&mut session, 1000, LONG, &Budget::new(1000)).await.unwrap_err(), Unread::ClientGone);
+    }
+
+    #[tokio::test]
+    async fn the_budget_counts_what_arrived_and_gets_it_back() {
+        let budget = Budget::new(6);
+        let (mut session, _peer) = client(&request("content-length: 4\r\n", "{  }")).await;
+        let held = read(&mut session, 10, LONG, &budget).await.unwrap();
+        assert_eq!(budget.used(), 4);
+        let (mut session, _peer) = client(&request("content-length: 4\r\n", "{  }")).await;
+        let refused = read(&mut session, 10, LONG, &budget).await.unwrap_err();
+        assert!(matches!(refused, Unread::Refused(r) if r.status() == 503 && r.retry_after().is_some()));
+        drop(held);
+        assert_eq!(budget.used(), 0);
+        let (mut session, _peer) = client(&request("content-length: 4\r\n", "{  }")).await;
+        assert!(read(&mut session, 10, LONG, &budget).await.is_ok());
+    }
+}

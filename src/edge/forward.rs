@@ -1,0 +1,368 @@
+//! The pump: one request to one server of a pool, its answer through a filter to the client.
+//!
+//! It stands where Pingora's native path would, because at 0.9.1 that path cannot forward a body it has read (over
+//! 64 KiB) and its body filters cannot wait. What it promises:
+//! - The client is watched in every wait. When it leaves, the upstream connection is closed at once.
+//! - A request is sent again only when no server can have worked on it ([`open`]).
+//! - Client bytes leave in the order in which the filter gave them, none dropped.
+//! - The head of a stream leaves together with its first byte, so whatever fails before that is still a clean answer.
+
+mod open;
+
+use crate::edge::scrub;
+use crate::refusal::Refusal;
+use crate::rules::plan::Timeouts;
+use crate::upstream::Pool;
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Method, Version, header};
+use open::Opened;
+use pingora::connectors::http::Connector;
+use pingora::http::ResponseHeader;
+use pingora::proxy::Session;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// What to send to a backend.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    method: Method,
+    path: String,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Outgoing {
+    /// A JSON body for `path` (with query, without the server's prefix). Of the client's headers only those pass that
+    /// [`scrub::TO_BACKEND`] lists; the pump adds host, length, key, user agent and encoding.
+    pub fn post(path: impl Into<String>, client_headers: &HeaderMap, body: Bytes) -> Self {
+        Self { method: Method::POST, path: path.into(), headers: scrub::to_backend(client_headers), body }
+    }
+}
+
+/// What a [`Filter`] wants done with a reply.
+#[derive(Debug)]
+pub enum Verdict {
+    /// Send it as it comes, under this head. Framing is the pump's: a length in the head is removed.
+    Stream(Box<ResponseHeader>),
+    /// Read it whole, at most `limit` bytes, and hand it back unsent.
+    Buffer {
+        /// In bytes.
+        limit: usize,
+    },
+    /// Close the upstream and answer this.
+    Fail(Refusal),
+}
+
+/// Whether a stream goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// Next chunk.
+    Go,
+    /// Send what was given, close the upstream, and finish.
+    Stop,
+}
+
+/// The response body filter: sees every byte of the reply, and may wait. Of its methods only [`chunk`](Self::chunk) may
+/// be cancelled (the client left); the others always run to their end.
+#[async_trait]
+pub trait Filter: Send {
+    /// The final head of the reply (never 1xx, 101, 401, 402 or 403), with those headers that clients may see.
+    async fn head(&mut self, status: u16, headers: &HeaderMap) -> Verdict;
+
+    /// The first byte of a stream is about to leave: what must be durable before it becomes so here. An error stops
+    /// with nothing sent.
+    async fn before_first_byte(&mut self) -> Result<(), Refusal>;
+
+    /// Bytes of a stream as they came, cut anywhere. What the client gets goes into `out`, in order.
+    async fn chunk(&mut self, chunk: Bytes, out: &mut Vec<Bytes>) -> Flow;
+
+    /// A stream is over and its upstream closed or released: what else the client gets. Called once for every stream
+    /// that began or ended well, and never otherwise. After [`How::ClientGone`], `out` goes nowhere.
+    async fn finish(&mut self, ending: &Ending, out: &mut Vec<Bytes>);
+}
+
+/// How a stream ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ending {
+    /// Who ended it.
+    pub how: How,
+    /// Body bytes handed to the client's connection, the last write included even when it failed (security S11). 0
+    /// when the connection broke with the head.
+    pub sent_bytes: u64,
+}
+
+/// Who ended a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum How {
+    /// The backend, at its proper end.
+    Complete,
+    /// The filter, with [`Flow::Stop`].
+    Stopped,
+    /// The client left, or one write to it took `idle_seconds`. Its connection must be dropped: return an error from
+    /// the phase, for Pingora's ordinary end writes to it once more, with no timeout.
+    ClientGone,
+    /// The backend, by failing: [`Refusal::UpstreamFailed`] or [`Refusal::UpstreamTimeout`].
+    Upstream(Refusal),
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The whole reply; nothing was sent to the client.
+    Buffered {
+        /// Status of the backend.
+        status: u16,
+        /// Those of its headers that clients may see.
+        headers: HeaderMap,
+        /// Its body.
+        body: Bytes,
+    },
+    /// A stream began (its durable mark was made) and is over; unless the client is gone, the answer was ended properly.
+    Streamed(Ending),
+    /// Nothing was sent to the client: answer this.
+    Failed(Refusal),
+    /// The client left before anything was sent. Drop its connection.
+    ClientGone,
+}
+
+/// Sends `out` to a server of `pool` and its reply through `filter` to the client of `session`, whose request body must
+/// have been read. The wait for a slow reader is the pool's `idle_seconds`.
+pub async fn forward(
+    session: &mut Session,
+    connector: &Connector,
+    pool: &Arc<Pool>,
+    out: &Outgoing,
+    filter: &mut dyn Filter,
+) -> Outcome {
+    let clock = Clock::start(*pool.timeouts());
+    let outcome = match open::open(session, connector, pool, out, &clock).await {
+        Err(cut) => cut.into(),
+        Ok(opened) => match filter.head(opened.status, &opened.headers).await {
+            Verdict::Fail(refusal) => Outcome::Failed(refusal),
+            Verdict::Buffer { limit } => buffer(session, connector, opened, limit, &clock).await,
+            Verdict::Stream(head) => stream(session, connector, opened, head, filter, &clock).await,
+        },
+    };
+    if matches!(outcome, Outcome::ClientGone | Outcome::Streamed(Ending { how: How::ClientGone, .. })) {
+        session.as_downstream_mut().set_keepalive(None);
+    }
+    outcome
+}
+
+async fn buffer(
+    session: &mut Session,
+    connector: &Connector,
+    mut opened: Opened,
+    limit: usize,
+    clock: &Clock,
+) -> Outcome {
+    let too_large = || Outcome::Failed(Refusal::UpstreamFailed { why: "its answer is larger than can be held" });
+    if opened.declared_length.is_some_and(|length| length > limit) {
+        return too_large();
+    }
+    let mut body = BytesMut::with_capacity(opened.declared_length.unwrap_or(0));
+    loop {
+        match next(session, &mut opened, clock).await {
+            Ok(Some(chunk)) if body.len().saturating_add(chunk.len()) > limit => return too_large(),
+            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+            Ok(None) => break,
+            Err(cut) => return cut.into(),
+        }
+    }
+    let (status, headers) = (opened.status, std::mem::take(&mut opened.headers));
+    opened.release(connector).await;
+    Outcome::Buffered { status, headers, body: body.freeze() }
+}
+
+async fn stream(
+    session: &mut Session,
+    connector: &Connector,
+    mut opened: Opened,
+    head: Box<ResponseHeader>,
+    filter: &mut dyn Filter,
+    clock: &Clock,
+) -> Outcome {
+    let mut mouth = Mouth { head: Some(head), sent_bytes: 0, patience: clock.idle() };
+    let mut out = Vec::new();
+    let mut arrived = false;
+    let how = loop {
+        let chunk = match next(session, &mut opened, clock).await {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => break How::Complete,
+            Err(Cut::ClientGone) => break How::ClientGone,
+            Err(Cut::Refused(refusal)) => break How::Upstream(refusal),
+        };
+        arrived = true;
+        let flow = tokio::select! { biased;
+            flow = filter.chunk(chunk, &mut out) => flow,
+            _ = gone(session) => break How::ClientGone,
+        };
+        match mouth.send(session, filter, &mut out).await {
+            Ok(()) if flow == Flow::Stop => break How::Stopped,
+            Ok(()) => {}
+            Err(Cut::ClientGone) => break How::ClientGone,
+            Err(Cut::Refused(refusal)) => return Outcome::Failed(refusal),
+        }
+    };
+    // The upstream first: whatever is still to be written for the client must not keep a backend busy.
+    match &how {
+        How::Complete => opened.release(connector).await,
+        _ => drop(opened),
+    }
+    match &how {
+        How::ClientGone if mouth.is_shut() => return Outcome::ClientGone,
+        How::Upstream(refusal) if mouth.is_shut() => return Outcome::Failed(refusal.clone()),
+        How::Complete if !arrived => return Outcome::Failed(nothing_came()),
+        _ => {}
+    }
+    let mut ending = Ending { how, sent_bytes: mouth.sent_bytes };
+    filter.finish(&ending, &mut out).await;
+    if ending.how != How::ClientGone {
+        match mouth.close(session, filter, &mut out).await {
+            Ok(()) => {}
+            Err(Cut::ClientGone) => ending.how = How::ClientGone,
+            Err(Cut::Refused(refusal)) => return Outcome::Failed(refusal),
+        }
+    }
+    ending.sent_bytes = mouth.sent_bytes;
+    Outcome::Streamed(ending)
+}
+
+/// The way out to the client.
+struct Mouth {
+    /// Not sent yet.
+    head: Option<Box<ResponseHeader>>,
+    sent_bytes: u64,
+    /// How long one write may take: a slow reader must not hold a backend (security S12).
+    patience: Duration,
+}
+
+impl Mouth {
+    /// Nothing has been sent, and nothing been made durable.
+    fn is_shut(&self) -> bool {
+        self.head.is_some()
+    }
+
+    /// Sends what is in `out`, the head before the first byte. `Refused` only when nothing was sent.
+    async fn send(&mut self, session: &mut Session, filter: &mut dyn Filter, out: &mut Vec<Bytes>) -> Result<(), Cut> {
+        for bytes in out.drain(..).filter(|bytes| !bytes.is_empty()) {
+            if let Some(head) = self.head.take() {
+                filter.before_first_byte().await.map_err(Cut::Refused)?;
+                let head = framed(head, session).map_err(Cut::Refused)?;
+                self.hand(session.write_response_header(head, false)).await?;
+            }
+            // Counted before, not after: a reader that stalls in the middle of a write has had most of it.
+            self.sent_bytes = self.sent_bytes.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+            self.hand(session.write_response_body(Some(bytes), false)).await?;
+        }
+        Ok(())
+    }
+
+    async fn close(&mut self, session: &mut Session, filter: &mut dyn Filter, out: &mut Vec<Bytes>) -> Result<(), Cut> {
+        self.send(session, filter, out).await?;
+        if self.is_shut() {
+            return Err(Cut::Refused(nothing_came()));
+        }
+        self.hand(session.write_response_body(None, true)).await
+    }
+
+    async fn hand(&self, write: impl Future<Output = pingora::Result<()>>) -> Result<(), Cut> {
+        match tokio::time::timeout(self.patience, write).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(Cut::ClientGone),
+        }
+    }
+}
+
+/// The head with the framing of this client's protocol: chunked for HTTP/1.1, none for HTTP/2, the end of the connection
+/// for HTTP/1.0.
+fn framed(mut head: Box<ResponseHeader>, session: &mut Session) -> Result<Box<ResponseHeader>, Refusal> {
+    head.remove_header(&header::CONTENT_LENGTH);
+    head.remove_header(&header::TRANSFER_ENCODING);
+    head.remove_header(&header::CONNECTION);
+    if !session.as_downstream().is_http2() {
+        if session.req_header().version == Version::HTTP_11 {
+            head.insert_header(header::TRANSFER_ENCODING, "chunked")
+                .map_err(|_| Refusal::Internal { place: "framing of a reply" })?;
+        } else {
+            session.as_downstream_mut().set_keepalive(None);
+        }
+    }
+    Ok(head)
+}
+
+/// The next bytes of the reply; `None` at its proper end.
+async fn next(session: &mut Session, opened: &mut Opened, clock: &Clock) -> Result<Option<Bytes>, Cut> {
+    watched(session, clock, clock.timeouts.idle_seconds, opened.session.read_response_body()).await?.map_err(|_| {
+        Cut::Refused(Refusal::UpstreamFailed { why: "the connection was lost in the middle of its answer" })
+    })
+}
+
+fn nothing_came() -> Refusal {
+    Refusal::UpstreamFailed { why: "its answer ended before it began" }
+}
+
+/// Why the exchange cannot go on.
+#[derive(Debug)]
+enum Cut {
+    ClientGone,
+    Refused(Refusal),
+}
+
+impl From<Cut> for Outcome {
+    fn from(cut: Cut) -> Self {
+        match cut {
+            Cut::ClientGone => Self::ClientGone,
+            Cut::Refused(refusal) => Self::Failed(refusal),
+        }
+    }
+}
+
+/// Waits of one exchange.
+struct Clock {
+    timeouts: Timeouts,
+    end: Instant,
+}
+
+impl Clock {
+    fn start(timeouts: Timeouts) -> Self {
+        Self { timeouts, end: Self::after(timeouts.total_seconds) }
+    }
+
+    fn after(seconds: u64) -> Instant {
+        // A day bounds what the arithmetic of clocks can be asked; rules are far below.
+        Instant::now() + Duration::from_secs(seconds.min(86_400))
+    }
+
+    fn idle(&self) -> Duration {
+        Duration::from_secs(self.timeouts.idle_seconds)
+    }
+}
+
+/// Runs `work` unless the client leaves first, or `seconds` pass, or the whole exchange has had its time.
+async fn watched<T>(
+    session: &mut Session,
+    clock: &Clock,
+    seconds: u64,
+    work: impl Future<Output = T>,
+) -> Result<T, Cut> {
+    let own = Clock::after(seconds);
+    let (until, seconds) = if own < clock.end { (own, seconds) } else { (clock.end, clock.timeouts.total_seconds) };
+    tokio::select! { biased;
+        done = work => Ok(done),
+        _ = gone(session) => Err(Cut::ClientGone),
+        () = tokio::time::sleep_until(until) => Err(Cut::Refused(Refusal::UpstreamTimeout { seconds })),
+    }
+}
+
+/// Completes when the client leaves. A client that sends more bytes after its body (pipelining, which is off) counts
+/// as gone: what it sent has been taken off its connection and could not be served any more.
+async fn gone(session: &mut Session) {
+    let _ = session.as_downstream_mut().read_body_or_idle(true).await;
+}
+
+#[cfg(test)]
+mod tests;

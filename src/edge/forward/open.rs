@@ -1,0 +1,235 @@
+//! From a pool to the head of a reply: pick a server, connect, send, wait.
+//!
+//! When a request may be sent again (security M8):
+//! - no connection could be made: nothing was sent, the next server is tried;
+//! - a *reused* connection turned out dead at once, without a single byte of an answer: once more, to the same server, on
+//!   a new connection. Backends close idle connections, and a request can cross that close;
+//! - HTTP/2 said in so many words that the request was not worked on (RFC 9113 §8.7).
+//!
+//! Never otherwise: a backend that took the request may have generated, and been paid for, an answer.
+
+use super::{Clock, Cut, Outgoing, watched};
+use crate::edge::scrub;
+use crate::refusal::Refusal;
+use crate::upstream::{Picked, Pool, USER_AGENT};
+use http::{HeaderMap, HeaderValue, header};
+use pingora::connectors::http::Connector;
+use pingora::http::RequestHeader;
+use pingora::protocols::http::client::HttpSession;
+use pingora::proxy::Session;
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorType, RetryType};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// A reused connection that dies later than this after sending did not cross an idle close: the backend had the request.
+const STALE_WITHIN: Duration = Duration::from_secs(1);
+
+/// A reply whose head has come. Dropping it closes the connection (HTTP/2: resets the stream).
+pub(super) struct Opened {
+    pub session: HttpSession,
+    pub status: u16,
+    /// Those headers that clients may see.
+    pub headers: HeaderMap,
+    /// `Content-Length`, when the reply has one.
+    pub declared_length: Option<usize>,
+    peer: HttpPeer,
+    reuse_for: Duration,
+    /// Counts the request as running on its server.
+    _picked: Picked,
+}
+
+impl Opened {
+    /// The reply has been read to its end: the connection may serve another request, if the backend allows.
+    pub async fn release(mut self, connector: &Connector) {
+        if self.session.response_done() {
+            let release = connector.release_http_session(self.session, &self.peer, Some(self.reuse_for));
+            // A connection that is not kept says goodbye first, and over TLS that is a write.
+            let _ = tokio::time::timeout(Duration::from_secs(1), release).await;
+        }
+    }
+}
+
+/// Tries the servers of `pool` in turn until one has answered.
+pub(super) async fn open(
+    client: &mut Session,
+    connector: &Connector,
+    pool: &Arc<Pool>,
+    out: &Outgoing,
+    clock: &Clock,
+) -> Result<Opened, Cut> {
+    let mut tried = Vec::new();
+    while let Some(picked) = pool.pick(&tried) {
+        tried.push(picked.index());
+        let Some(mut line) = connect(client, connector, &picked, clock, 0).await? else { continue };
+        let head = request_head(pool, &picked, out).map_err(Cut::Refused)?;
+        let sent_at = Instant::now();
+        let mut answer = exchange(client, &mut line.session, head.clone(), out, clock).await?;
+        if let Err(e) = &answer
+            && sent_at.elapsed() < STALE_WITHIN
+            && never_worked_on(e, &line)
+        {
+            let Some(fresh) = connect(client, connector, &picked, clock, unused_key()).await? else { continue };
+            line = fresh;
+            answer = exchange(client, &mut line.session, head, out, clock).await?;
+        }
+        return match answer {
+            Ok(()) => accept(line, picked, pool.reuse_for()).map_err(Cut::Refused),
+            Err(e) => {
+                tracing::warn!(server = %picked.host(), error = %e, "no answer from a backend");
+                Err(Cut::Refused(failed("the connection was lost before it answered")))
+            }
+        };
+    }
+    Err(Cut::Refused(Refusal::UpstreamUnavailable { retry_after_seconds: 1 }))
+}
+
+struct Line {
+    session: HttpSession,
+    peer: HttpPeer,
+    reused: bool,
+}
+
+/// A connection to the picked server, or `None` when there is none to be had. Only connections made under the same `key`
+/// are reused.
+async fn connect(
+    client: &mut Session,
+    connector: &Connector,
+    picked: &Picked,
+    clock: &Clock,
+    key: u64,
+) -> Result<Option<Line>, Cut> {
+    let connecting = async {
+        let mut peer = picked.peer().await.map_err(|e| e.to_string())?;
+        peer.group_key = key;
+        let (session, reused) = connector.get_http_session(&peer).await.map_err(|e| e.to_string())?;
+        // Whatever it was made under, it is an ordinary connection from here on.
+        peer.group_key = 0;
+        Ok::<_, String>(Line { session, peer, reused })
+    };
+    let problem = match watched(client, clock, clock.timeouts.connect_seconds, connecting).await {
+        Ok(Ok(line)) => {
+            if !line.reused {
+                picked.connected();
+            }
+            return Ok(Some(line));
+        }
+        Ok(Err(problem)) => problem,
+        Err(Cut::Refused(_)) if Instant::now() < clock.end => "no connection in time".to_owned(),
+        Err(cut) => return Err(cut),
+    };
+    picked.connect_failed();
+    tracing::warn!(server = %picked.host(), problem, "a backend cannot be connected to");
+    Ok(None)
+}
+
+/// Sends the request and waits for the final head of the reply.
+async fn exchange(
+    client: &mut Session,
+    line: &mut HttpSession,
+    head: Box<RequestHeader>,
+    out: &Outgoing,
+    clock: &Clock,
+) -> Result<Result<(), Box<Error>>, Cut> {
+    let exchanging = async {
+        line.write_request_header(head).await?;
+        let mut written = Ok(());
+        if !out.body.is_empty() {
+            written = line.write_request_body(out.body.clone(), true).await;
+        }
+        if written.is_ok() {
+            written = line.finish_request_body().await;
+        }
+        // A server may answer and hang up before it has read everything; its answer is worth more than our error.
+        if let Err(e) = written {
+            if line.as_http1().is_none() || line.read_response_header().await.is_err() {
+                return Err(e);
+            }
+        } else {
+            line.read_response_header().await?;
+        }
+        // Pingora hides informational heads on HTTP/2 and must not be asked there twice.
+        while line.as_http1().is_some()
+            && line.response_header().is_some_and(|h| matches!(h.status.as_u16(), 100 | 102..=199))
+        {
+            line.read_response_header().await?;
+        }
+        Ok(())
+    };
+    watched(client, clock, clock.timeouts.first_byte_seconds, exchanging).await
+}
+
+/// Whether it is certain, or as good as certain for a connection that had been idle, that no server saw the request.
+fn never_worked_on(e: &Error, line: &Line) -> bool {
+    let no_byte_of_an_answer = line.session.response_header().is_none();
+    match (&e.retry, e.etype()) {
+        (RetryType::Decided(true), ErrorType::H2Error) => true,
+        // A request that could not be written whole cannot have been worked on.
+        (_, ErrorType::WriteError) => line.reused && no_byte_of_an_answer,
+        (RetryType::ReusedOnly, _) => {
+            // Half a head is an answer. Pingora says how much came only in words; other words mean no retry.
+            let nothing_read = e.context.as_ref().is_some_and(|c| c.as_str().ends_with("bytes already read: 0"));
+            line.reused && no_byte_of_an_answer && (nothing_read || line.session.as_http2().is_some())
+        }
+        _ => false,
+    }
+}
+
+/// Judges the head of a reply by what holds for every filter.
+fn accept(line: Line, picked: Picked, reuse_for: Duration) -> Result<Opened, Refusal> {
+    picked.connected();
+    let Some(head) = line.session.response_header() else { return Err(failed("it sent no head")) };
+    let status = head.status.as_u16();
+    match status {
+        101 => return Err(failed("it switched protocols")),
+        100..=199 => return Err(failed("it sent no final head")),
+        401..=403 => {
+            picked.eject_for_auth();
+            return Err(failed("it refused the gate's own credentials"));
+        }
+        _ => {}
+    }
+    let is = |name, plain: &str| {
+        head.headers.get_all(name).iter().all(|v| v.as_bytes().eq_ignore_ascii_case(plain.as_bytes()))
+    };
+    if !is(header::CONTENT_ENCODING, "identity") || !is(header::TRANSFER_ENCODING, "chunked") {
+        // Its usage could not be read (security M11).
+        return Err(failed("it compressed an answer that was asked for plain"));
+    }
+    let declared_length =
+        head.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.trim().parse().ok());
+    let headers = scrub::to_client(&head.headers);
+    Ok(Opened { session: line.session, status, headers, declared_length, peer: line.peer, reuse_for, _picked: picked })
+}
+
+fn request_head(pool: &Pool, picked: &Picked, out: &Outgoing) -> Result<Box<RequestHeader>, Refusal> {
+    let path = format!("{}{}", picked.prefix(), out.path);
+    let build = || -> Result<RequestHeader, Box<Error>> {
+        let mut head = RequestHeader::build(out.method.clone(), path.as_bytes(), None)?;
+        for (name, value) in &out.headers {
+            head.append_header(name.clone(), value.clone())?;
+        }
+        head.insert_header(header::HOST, picked.host())?;
+        head.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))?;
+        head.insert_header(header::CONTENT_LENGTH, out.body.len())?;
+        head.insert_header(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"))?;
+        head.insert_header(header::USER_AGENT, HeaderValue::from_static(USER_AGENT))?;
+        if let Some((name, value)) = pool.key() {
+            head.insert_header(name.clone(), value.clone())?;
+        }
+        Ok(head)
+    };
+    build().map(Box::new).map_err(|_| Refusal::Internal { place: "head of a request to a backend" })
+}
+
+fn failed(why: &'static str) -> Refusal {
+    Refusal::UpstreamFailed { why }
+}
+
+/// A key under which no connection is kept.
+fn unused_key() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1 << 63);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}

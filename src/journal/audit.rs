@@ -1,0 +1,353 @@
+//! The audit walk: does the journal hold together, does it agree with the claims, and what does it add up to?
+
+use super::chain::{Broken, Head};
+use super::{Entry, Receipt};
+use crate::claim::{Claim, Standing};
+use crate::clock::UnixSeconds;
+use crate::ids::RailId;
+use crate::money::{Atoms, Usd};
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+
+/// What was charged on one rail on one UTC day.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sum {
+    /// Receipts.
+    pub receipts: u64,
+    /// Those whose reply was not delivered whole.
+    pub incomplete: u64,
+    /// Atoms of the rail's asset.
+    pub charged: Atoms,
+    /// The same in dollars, as the receipts say.
+    pub charged_usd: Usd,
+}
+
+/// A payment for which nothing was delivered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owed {
+    /// The claim.
+    pub key: String,
+    /// What was paid.
+    pub amount: Atoms,
+    /// Reference on chain.
+    pub reference: String,
+    /// When the payment was seen.
+    pub paid_at: UnixSeconds,
+}
+
+/// What an audit found. Memory grows with the number of receipts: about half a kilobyte each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Audit {
+    /// Where the walk ended. Kept elsewhere, it proves later that nothing before it was changed.
+    pub head: Head,
+    /// The first line that does not follow, when there is one. Nothing after it was believed.
+    pub broken: Option<Broken>,
+    /// Contradictions, one sentence each.
+    pub faults: Vec<String>,
+    /// Paid, nothing delivered, oldest first. Not a fault of the books: the operator's list.
+    pub owed: Vec<Owed>,
+    /// Sums by UTC day (days since 1970), rail, and decimals of its asset.
+    pub sums: BTreeMap<(u64, RailId, u8), Sum>,
+    /// Lines of a kind that this build does not know.
+    pub unknown_lines: u64,
+    /// Claims that were compared with the journal.
+    pub claims: u64,
+}
+
+impl Audit {
+    /// Whether the books can be trusted.
+    pub fn is_sound(&self) -> bool {
+        self.broken.is_none() && self.faults.is_empty()
+    }
+}
+
+/// Walks `lines` from the first, compares the end with the `head` that is kept beside them, and every claim with what the
+/// journal says about it. Errors of either iterator are faults of the books, not of the audit.
+pub fn audit(
+    lines: impl IntoIterator<Item = Result<String, String>>,
+    head: Head,
+    claims: impl IntoIterator<Item = Result<Claim, String>>,
+) -> Audit {
+    let mut books = Books::default();
+    let mut found = Audit::default();
+    for line in lines {
+        let followed = line
+            .map_err(|why| Broken { at: found.head.lines.saturating_add(1), why })
+            .and_then(|line| found.head.follow(&line));
+        match followed {
+            Ok((next, entry)) => {
+                found.head = next;
+                match entry {
+                    Some(entry) => books.enter(entry, &mut found.faults),
+                    None => found.unknown_lines += 1,
+                }
+            }
+            Err(broken) => {
+                found.broken = Some(broken);
+                break;
+            }
+        }
+    }
+    if found.broken.is_none() && found.head != head {
+        let why = format!("it ends at {}, and its head says {head}", found.head);
+        found.broken = Some(Broken { at: found.head.lines.saturating_add(1), why });
+    }
+    books.add_up(&mut found);
+    if found.broken.is_none() {
+        for claim in claims {
+            found.claims += 1;
+            match claim {
+                Ok(claim) => books.compare(&claim, &mut found.faults),
+                Err(why) => found.faults.push(why),
+            }
+        }
+    }
+    found
+}
+
+/// What the journal says happened to one claim.
+struct Story {
+    amount: Atoms,
+    reference: String,
+    paid_at: Option<UnixSeconds>,
+    dead: bool,
+}
+
+#[derive(Default)]
+struct Books {
+    stories: HashMap<String, Story>,
+    receipts: HashMap<String, Receipt>,
+    /// Receipt ids by reference on chain.
+    delivered: HashMap<String, String>,
+}
+
+impl Books {
+    fn enter(&mut self, entry: Entry, faults: &mut Vec<String>) {
+        match entry {
+            Entry::Claimed { key, amount, reference, at: _ } => {
+                let story = Story { amount, reference, paid_at: None, dead: false };
+                if self.stories.insert(key.clone(), story).is_some() {
+                    faults.push(format!("{key} was claimed twice"));
+                }
+            }
+            Entry::Paid { key, at } | Entry::Owed { key, at } => match self.stories.get_mut(&key) {
+                Some(story) if story.dead => faults.push(format!("{key} was paid after it was dead")),
+                Some(story) => story.paid_at = story.paid_at.or(Some(at)),
+                None => faults.push(format!("{key} was paid and never claimed")),
+            },
+            Entry::Dead { key, at: _ } => match self.stories.get_mut(&key) {
+                Some(story) if story.paid_at.is_some() => faults.push(format!("{key} is dead and was paid")),
+                Some(story) => story.dead = true,
+                None => faults.push(format!("{key} is dead and was never claimed")),
+            },
+            Entry::Receipt(receipt) => {
+                if let Some(before) = self.receipts.get(&receipt.id)
+                    && (&before.reference, before.charged) != (&receipt.reference, receipt.charged)
+                {
+                    faults.push(format!("receipt {} changed its payment or its amount", receipt.id));
+                }
+                self.delivered.entry(receipt.reference.clone()).or_insert_with(|| receipt.id.clone());
+                self.receipts.insert(receipt.id.clone(), *receipt);
+            }
+        }
+    }
+
+    fn add_up(&self, found: &mut Audit) {
+        for receipt in self.receipts.values() {
+            let sum = found.sums.entry((receipt.at.day(), receipt.rail.clone(), receipt.decimals)).or_default();
+            sum.receipts += 1;
+            sum.incomplete += u64::from(!receipt.complete);
+            match (sum.charged.0.checked_add(receipt.charged.0), sum.charged_usd.plus(receipt.charged_usd)) {
+                (Some(atoms), Some(usd)) => (sum.charged, sum.charged_usd) = (Atoms(atoms), usd),
+                _ => found.faults.push(format!("receipt {} is larger than can be added up", receipt.id)),
+            }
+        }
+        let by_reference: HashMap<&str, &str> =
+            self.stories.iter().map(|(key, story)| (story.reference.as_str(), key.as_str())).collect();
+        for receipt in self.receipts.values() {
+            // Only claims are bought once; a channel's reference has as many receipts as requests.
+            let first = self.delivered.get(&receipt.reference);
+            if let (Some(key), Some(first)) = (by_reference.get(receipt.reference.as_str()), first)
+                && *first != receipt.id
+            {
+                found.faults.push(format!("{key} was delivered twice: receipts {first} and {}", receipt.id));
+            }
+        }
+        for (key, story) in &self.stories {
+            let delivered = self.delivered.contains_key(&story.reference);
+            match story.paid_at {
+                Some(paid_at) if !delivered => found.owed.push(Owed {
+                    key: key.clone(),
+                    amount: story.amount,
+                    reference: story.reference.clone(),
+                    paid_at,
+                }),
+                None if delivered => found.faults.push(format!("{key} was delivered and never paid")),
+                _ => {}
+            }
+        }
+        found.owed.sort_by(|a, b| (a.paid_at, &a.key).cmp(&(b.paid_at, &b.key)));
+        found.faults.sort();
+    }
+
+    fn compare(&self, claim: &Claim, faults: &mut Vec<String>) {
+        let key = &claim.key.0;
+        let Some(story) = self.stories.get(key) else {
+            faults.push(format!("{key} is in the claims and not in the journal"));
+            return;
+        };
+        if (story.amount, &story.reference) != (claim.terms.amount, &claim.reference) {
+            faults.push(format!("{key} has another amount or reference than the journal says"));
+        }
+        if claim.paid_at.is_some() != story.paid_at.is_some() {
+            faults.push(format!("{key} is paid in one of claims and journal, and not in the other"));
+        }
+        if (claim.standing == Standing::Dead) != story.dead {
+            faults.push(format!("{key} is dead in one of claims and journal, and not in the other"));
+        }
+        match (&claim.standing, self.delivered.get(&claim.reference)) {
+            (Standing::Delivered { receipt }, _) => match self.receipts.get(receipt) {
+                None => faults.push(format!("{key} is delivered and its receipt {receipt} is missing")),
+                Some(r)
+                    if (&r.reference, &r.rail, r.charged)
+                        != (&claim.reference, &claim.terms.rail, claim.terms.amount) =>
+                {
+                    faults.push(format!("receipt {receipt} is not for what {key} paid"));
+                }
+                Some(_) => {}
+            },
+            (_, Some(receipt)) => faults.push(format!("{key} has receipt {receipt} and is not delivered")),
+            (_, None) => {}
+        }
+    }
+}
+
+impl fmt::Display for Audit {
+    /// One fact a line, for people and for `grep`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "journal   {} lines, head {}", self.head.lines, self.head)?;
+        writeln!(f, "claims    {} compared", self.claims)?;
+        if self.unknown_lines > 0 {
+            writeln!(f, "unknown   {} lines of a later version", self.unknown_lines)?;
+        }
+        for ((day, rail, decimals), sum) in &self.sums {
+            let date = UnixSeconds(day.saturating_mul(86_400)).rfc3339();
+            write!(f, "charged   {} {rail} ${}", date.get(..10).unwrap_or(&date), sum.charged_usd)?;
+            write!(f, " = {} atoms of {decimals} decimals, {} receipts", sum.charged, sum.receipts)?;
+            writeln!(f, ", {} of them cut short", sum.incomplete)?;
+        }
+        for owed in &self.owed {
+            let when = owed.paid_at.rfc3339();
+            writeln!(f, "owed      {} paid {} atoms at {when}, reference {}", owed.key, owed.amount, owed.reference)?;
+        }
+        for fault in &self.faults {
+            writeln!(f, "fault     {fault}")?;
+        }
+        match (&self.broken, self.is_sound()) {
+            (Some(broken), _) => writeln!(f, "broken    {broken}"),
+            (None, false) => writeln!(f, "result    {} faults", self.faults.len()),
+            (None, true) => writeln!(f, "result    sound"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+    use crate::claim::sample;
+    use crate::journal::sample::receipt;
+
+    fn write(entries: &[Entry]) -> (Vec<Result<String, String>>, Head) {
+        let mut head = Head::default();
+        let lines = entries
+            .iter()
+            .map(|e| {
+                let (line, next) = head.append(e).unwrap();
+                head = next;
+                Ok(line)
+            })
+            .collect();
+        (lines, head)
+    }
+
+    fn claimed(key: &str, reference: &str) -> Entry {
+        Entry::Claimed { key: key.into(), amount: Atoms(20_000), reference: reference.into(), at: UnixSeconds(1) }
+    }
+    fn paid(key: &str) -> Entry {
+        Entry::Paid { key: key.into(), at: UnixSeconds(2) }
+    }
+    fn dead(key: &str) -> Entry {
+        Entry::Dead { key: key.into(), at: UnixSeconds(2) }
+    }
+    fn sold(id: &str, reference: &str) -> Entry {
+        Entry::Receipt(Box::new(receipt(id, reference, 20_000)))
+    }
+    fn claim(key: &str, standing: Standing) -> Result<Claim, String> {
+        let paid_at = (!matches!(standing, Standing::Dead | Standing::Claimed { .. })).then_some(UnixSeconds(2));
+        Ok(Claim { standing, paid_at, reference: "0xa".into(), ..sample::claim(key, 20_000) })
+    }
+    fn delivered(receipt: &str) -> Standing {
+        Standing::Delivered { receipt: receipt.into() }
+    }
+
+    #[test]
+    fn sums_count_every_receipt_once_however_often_it_was_written() {
+        let cut = Entry::Receipt(Box::new(Receipt { complete: false, ..receipt("r2", "0xb", 5) }));
+        let (lines, head) = write(&[
+            claimed("a", "0xa"),
+            paid("a"),
+            sold("r1", "0xa"),
+            sold("r1", "0xa"),
+            cut,
+            claimed("c", "0xc"),
+            paid("c"),
+        ]);
+        let found = audit(lines, head, [claim("a", delivered("r1"))]);
+        assert!(found.is_sound(), "{found}");
+        let sums: Vec<_> = found.sums.values().collect();
+        let want = Sum { receipts: 2, incomplete: 1, charged: Atoms(20_005), charged_usd: Usd(20_005_000_000_000_000) };
+        assert_eq!(sums, [&want]);
+        assert_eq!(found.owed.iter().map(|o| o.key.as_str()).collect::<Vec<_>>(), ["c"], "paid, nothing delivered");
+        assert_eq!((found.head, found.claims), (head, 1));
+    }
+
+    #[test]
+    fn books_that_contradict_each_other_are_not_sound() {
+        let other = Entry::Receipt(Box::new(receipt("r1", "0xa", 19_999)));
+        let a = || claimed("a", "0xa");
+        for (entries, claims, why) in [
+            (vec![a(), paid("a"), a()], vec![], "one proof claimed twice"),
+            (vec![paid("a")], vec![], "paid and never claimed"),
+            (vec![a(), dead("a"), paid("a")], vec![], "paid after death"),
+            (vec![a(), paid("a"), dead("a")], vec![], "dead though paid"),
+            (vec![a(), sold("r1", "0xa")], vec![], "delivered and never paid"),
+            (vec![a(), paid("a"), sold("r1", "0xa"), sold("r2", "0xa")], vec![], "two deliveries of one payment"),
+            (vec![a(), paid("a"), sold("r1", "0xa"), other.clone()], vec![], "a receipt that changes its amount"),
+            (vec![a(), paid("a")], vec![claim("a", delivered("r1"))], "delivered without a receipt"),
+            (vec![a(), paid("a"), other], vec![claim("a", delivered("r1"))], "charged another amount than was paid"),
+            (vec![a(), paid("a"), sold("r1", "0xa")], vec![claim("a", Standing::Owed)], "receipt, yet still owed"),
+            (vec![a(), paid("a"), sold("r1", "0xa")], vec![claim("a", delivered("r2"))], "another receipt's id"),
+            (vec![a()], vec![claim("a", Standing::Owed)], "paid in the claims only"),
+            (vec![a()], vec![claim("a", Standing::Dead)], "dead in the claims only"),
+            (vec![], vec![claim("a", Standing::Owed)], "a claim the journal never saw"),
+            (vec![], vec![Err("unreadable".to_owned())], "a claim that cannot be read"),
+        ] {
+            let (lines, head) = write(&entries);
+            let found = audit(lines, head, claims);
+            assert!(!found.is_sound() && found.broken.is_none(), "{why}: {found}");
+            assert_eq!(found.faults.len(), 1, "{why}: {found}");
+        }
+    }
+
+    #[test]
+    fn a_broken_or_shortened_journal_is_not_sound() {
+        let (lines, head) = write(&[claimed("a", "0xa"), paid("a"), sold("r1", "0xa")]);
+        let short = audit(lines[..2].to_vec(), head, []);
+        assert_eq!(short.broken.map(|b| b.at), Some(3), "the head knows of one more line");
+        let mut edited = lines;
+        edited[1] = edited[1].clone().map(|l| l.replace("\"at\":2", "\"at\":3"));
+        let found = audit(edited, head, []);
+        assert_eq!(found.broken.map(|b| b.at), Some(3), "the line after the edited one does not follow");
+    }
+}

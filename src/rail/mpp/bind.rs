@@ -1,0 +1,398 @@
+//! Challenge ids: a MAC over what we offered, so that a credential proves its terms with nothing kept on our side.
+//!
+//! The id is `base64url(HMAC-SHA256(key, realm|method|intent|request|expires|digest|[header|]opaque))`, empty text for what is
+//! absent; `header` is there only when the challenge names one (`notes/mpp-digest.md` §1.3, 7 or 8 slots). It proves that *we*
+//! wrote the challenge, not that we wrote it for *this* request: that is what `opaque` is compared for.
+
+use crate::claim::Terms;
+use crate::ids::RailId;
+use crate::money::{Atoms, Usd};
+use crate::secret::Secret;
+use ::mpp::protocol::core::ChallengeEcho;
+use arc_swap::ArcSwap;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hmac::{Hmac, Mac};
+use serde::{Deserialize, Serialize};
+use sha2::Sha256;
+use std::fmt;
+use std::sync::Arc;
+
+/// Shortest key that is accepted, in bytes: a guessed key mints challenges for any amount.
+pub const MIN_KEY_BYTES: usize = 32;
+
+/// The values under the MAC, as they stand on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slots<'a> {
+    /// Host of `public_url`.
+    pub realm: &'a str,
+    /// `tempo`.
+    pub method: &'a str,
+    /// `charge`.
+    pub intent: &'a str,
+    /// base64url of the request object.
+    pub request: &'a str,
+    /// RFC 3339, or empty.
+    pub expires: &'a str,
+    /// `sha-256=…`, or empty.
+    pub digest: &'a str,
+    /// `Payment-Authorization` when the challenge selects that header.
+    pub header: Option<&'a str>,
+    /// base64url of our own words, or empty.
+    pub opaque: &'a str,
+}
+
+impl<'a> Slots<'a> {
+    /// The slots a client echoes.
+    pub fn of(echo: &'a ChallengeEcho) -> Self {
+        Self {
+            realm: &echo.realm,
+            method: echo.method.as_str(),
+            intent: echo.intent.as_str(),
+            request: echo.request.raw(),
+            expires: echo.expires.as_deref().unwrap_or(""),
+            digest: echo.digest.as_deref().unwrap_or(""),
+            header: echo.header.as_deref(),
+            opaque: echo.opaque.as_ref().map_or("", |o| o.raw()),
+        }
+    }
+
+    fn each(&self, mut visit: impl FnMut(&str)) {
+        for slot in [self.realm, self.method, self.intent, self.request, self.expires, self.digest] {
+            visit(slot);
+        }
+        if let Some(header) = self.header {
+            visit(header);
+        }
+        visit(self.opaque);
+    }
+
+    /// Whether the joined text can be read in one way only: `|` inside a slot, or anything but printable ASCII, would let two
+    /// different challenges share an id. An empty header slot is no header.
+    fn unambiguous(&self) -> bool {
+        let mut plain = self.header != Some("");
+        self.each(|slot| plain &= slot.bytes().all(|b| b != b'|' && (b.is_ascii_graphic() || b == b' ')));
+        plain
+    }
+
+    fn mac(&self, key: &Hmac<Sha256>) -> Hmac<Sha256> {
+        let mut mac = key.clone();
+        let mut first = true;
+        self.each(|slot| {
+            if !std::mem::take(&mut first) {
+                mac.update(b"|");
+            }
+            mac.update(slot.as_bytes());
+        });
+        mac
+    }
+}
+
+/// Why a set of keys is not taken. Never says anything about the keys' content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RingError {
+    /// No key.
+    Empty,
+    /// A key is shorter than [`MIN_KEY_BYTES`]; its place in the list, from 0.
+    TooShort(usize),
+}
+
+impl fmt::Display for RingError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("there is no challenge key"),
+            Self::TooShort(at) => write!(f, "challenge key {at} is shorter than {MIN_KEY_BYTES} bytes"),
+        }
+    }
+}
+
+/// The challenge keys: the first signs, all verify. Swapped while requests run; each request sees one set.
+pub struct KeyRing(ArcSwap<Vec<Hmac<Sha256>>>);
+
+impl fmt::Debug for KeyRing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyRing({} keys)", self.0.load().len())
+    }
+}
+
+impl KeyRing {
+    /// A ring of these keys, bytes as given.
+    pub fn new(keys: &[Secret]) -> Result<Self, RingError> {
+        Ok(Self(ArcSwap::from_pointee(Self::prepare(keys)?)))
+    }
+
+    /// Replaces the keys, all or nothing: after an error the ring is as before. Offers signed by a key that is gone are no
+    /// longer ours, so a retired key stays in the list as long as its offers live (5 minutes).
+    pub fn swap(&self, keys: &[Secret]) -> Result<(), RingError> {
+        self.0.store(Arc::new(Self::prepare(keys)?));
+        Ok(())
+    }
+
+    fn prepare(keys: &[Secret]) -> Result<Vec<Hmac<Sha256>>, RingError> {
+        if keys.is_empty() {
+            return Err(RingError::Empty);
+        }
+        keys.iter()
+            .enumerate()
+            .map(|(at, key)| match Hmac::new_from_slice(key.expose()) {
+                Ok(mac) if key.expose().len() >= MIN_KEY_BYTES => Ok(mac),
+                _ => Err(RingError::TooShort(at)),
+            })
+            .collect()
+    }
+
+    /// The id of a challenge, 43 characters. `None` when a slot holds `|`, a control character or non-ASCII text.
+    pub fn sign(&self, slots: &Slots<'_>) -> Option<String> {
+        let keys = self.0.load();
+        let key = keys.first().filter(|_| slots.unambiguous())?;
+        Some(URL_SAFE_NO_PAD.encode(slots.mac(key).finalize().into_bytes()))
+    }
+
+    /// Whether `id` is the id of these slots under any key. The comparison takes the same time wherever they differ. An id has
+    /// one spelling: the strict base64url of 32 bytes.
+    pub fn verify(&self, slots: &Slots<'_>, id: &str) -> bool {
+        let Ok(id) = URL_SAFE_NO_PAD.decode(id) else { return false };
+        if id.len() != 32 || !slots.unambiguous() {
+            return false;
+        }
+        self.0.load().iter().fold(false, |known, key| slots.mac(key).verify_slice(&id).is_ok() | known)
+    }
+}
+
+/// Our words in a challenge's `opaque`: what the offer was made for, beyond what the request object says. A flat object of
+/// strings whose keys are in order and whose text serde writes as JCS does, so that clients which re-serialise it give back the
+/// same bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Opaque {
+    generation: String,
+    model: String,
+    price: Usd,
+    rail: String,
+    route: String,
+    tier: String,
+    v: String,
+}
+
+impl Opaque {
+    /// The layout written here; another one is not ours.
+    const VERSION: &'static str = "1";
+
+    /// What is said about these terms, as it stands on the wire. `None` only if it cannot be written.
+    pub fn seal(terms: &Terms) -> Option<String> {
+        let words = Self {
+            generation: terms.generation.to_string(),
+            model: terms.model.to_string(),
+            price: terms.price,
+            rail: terms.rail.to_string(),
+            route: terms.route.to_string(),
+            tier: terms.tier.to_string(),
+            v: Self::VERSION.to_owned(),
+        };
+        serde_json::to_vec(&words).ok().map(|json| URL_SAFE_NO_PAD.encode(json))
+    }
+
+    /// Reads it back. `None` when it is not in our layout; call only after the MAC held.
+    pub fn open(wire: &str) -> Option<Self> {
+        let words: Self = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(wire).ok()?).ok()?;
+        (words.v == Self::VERSION).then_some(words)
+    }
+
+    /// Whether the offer was made by this rail.
+    pub fn is_of(&self, rail: &RailId) -> bool {
+        self.rail == rail.as_str()
+    }
+
+    /// The terms, with what the request object says.
+    pub fn terms(self, amount: Atoms, decimals: u8) -> Terms {
+        Terms {
+            rail: self.rail.into(),
+            route: self.route.into(),
+            model: self.model.into(),
+            tier: self.tier.into(),
+            generation: self.generation.into(),
+            amount,
+            price: self.price,
+            decimals,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+    use ::mpp::protocol::core::{Base64UrlJson, compute_challenge_id_with_header};
+    use proptest::prelude::*;
+
+    const KEY: &str = "0123456789abcdef0123456789abcdef";
+
+    fn ring(keys: &[&str]) -> KeyRing {
+        KeyRing::new(&keys.iter().map(|k| Secret::new(*k)).collect::<Vec<_>>()).unwrap()
+    }
+
+    fn slots<'a>() -> Slots<'a> {
+        Slots {
+            realm: "api.example.com",
+            method: "tempo",
+            intent: "charge",
+            request: "eyJhbW91bnQiOiIxMDAwMDAwIn0",
+            expires: "",
+            digest: "",
+            header: None,
+            opaque: "",
+        }
+    }
+
+    #[test]
+    fn ids_are_those_of_the_published_sdks() {
+        // The vectors' key is shorter than a ring accepts, so the MAC is asked directly.
+        let key = Hmac::<Sha256>::new_from_slice(b"test-vector-secret").unwrap();
+        let expires = "2025-01-06T12:00:00Z";
+        let digest = "sha-256=X48E9qOokqqrvdts8nOJRJN3OWDUoyWxBf7kbu9DBPE";
+        for (slots, want, why) in [
+            (slots(), "X6v1eo7fJ76gAxqY0xN9Jd__4lUyDDYmriryOM-5FO4", "nothing optional"),
+            (Slots { expires, ..slots() }, "ChPX33RkKSZoSUyZcu8ai4hhkvjZJFkZVnvWs5s0iXI", "expires"),
+            (Slots { expires, digest, ..slots() }, "m39jbWWCIfmfJZSwCfvKFFtBl0Qwf9X4nOmDb21peLA", "expires and digest"),
+        ] {
+            assert_eq!(URL_SAFE_NO_PAD.encode(slots.mac(&key).finalize().into_bytes()), want, "{why}");
+        }
+    }
+
+    #[test]
+    fn the_first_key_signs_and_every_key_verifies_until_it_leaves_the_ring() {
+        let (old, new) = ("old key, old key, old key, old key", "new key, new key, new key, new key");
+        let ring = ring(&[old]);
+        let id = ring.sign(&slots()).unwrap();
+        ring.swap(&[Secret::new(new), Secret::new(old)]).unwrap();
+        assert!(ring.verify(&slots(), &id), "its offers live on");
+        assert_ne!(ring.sign(&slots()).unwrap(), id, "new offers are signed by the new key");
+        ring.swap(&[Secret::new(new)]).unwrap();
+        assert!(!ring.verify(&slots(), &id), "a key that left is not ours");
+    }
+
+    #[test]
+    fn a_bad_set_of_keys_changes_nothing_and_is_not_repeated() {
+        let ring = ring(&[KEY]);
+        let id = ring.sign(&slots()).unwrap();
+        for (keys, want) in
+            [(vec![], RingError::Empty), (vec![Secret::new(KEY), Secret::new("canary")], RingError::TooShort(1))]
+        {
+            let error = ring.swap(&keys).unwrap_err();
+            assert_eq!(error, want);
+            assert!(!error.to_string().contains("canary"));
+        }
+        assert!(ring.verify(&slots(), &id));
+        assert_eq!(format!("{ring:?}"), "KeyRing(1 keys)");
+    }
+
+    #[test]
+    fn slots_that_could_be_read_in_two_ways_are_neither_signed_nor_accepted() {
+        let ring = ring(&[KEY]);
+        for (slots, why) in [
+            (Slots { realm: "a|b", ..slots() }, "delimiter"),
+            (Slots { realm: "a\nb", ..slots() }, "control"),
+            (Slots { realm: "bücher", ..slots() }, "non-ASCII"),
+            (Slots { expires: "|", ..slots() }, "delimiter in expires"),
+            (Slots { header: Some(""), ..slots() }, "an empty header is not the same as none"),
+        ] {
+            assert_eq!(ring.sign(&slots), None, "{why}");
+            let id = compute_challenge_id_with_header(
+                KEY,
+                slots.realm,
+                slots.method,
+                slots.intent,
+                slots.request,
+                Some(slots.expires),
+                Some(slots.digest),
+                Some(slots.opaque),
+                slots.header,
+            );
+            assert!(!ring.verify(&slots, &id), "{why}: even under a right MAC");
+        }
+    }
+
+    #[test]
+    fn an_id_has_one_spelling() {
+        let ring = ring(&[KEY]);
+        let id = ring.sign(&slots()).unwrap();
+        let last = id.chars().last().unwrap();
+        let sibling = char::from_u32(u32::from(last) + 1).unwrap();
+        for (spelling, why) in [
+            (format!("{id}="), "padded"),
+            (id.to_ascii_uppercase(), "case"),
+            (format!("{}{sibling}", &id[..42]), "other trailing bits"),
+            (String::new(), "empty"),
+            (id[..42].to_owned(), "cut"),
+        ] {
+            assert!(!ring.verify(&slots(), &spelling), "{why}");
+        }
+    }
+
+    #[test]
+    fn opaque_survives_a_client_that_writes_it_anew() {
+        let terms = Terms {
+            rail: "tempo/charge".into(),
+            route: "/v1/chat/completions".into(),
+            model: "a \"b\"\\/\u{1}\u{7f}\u{e9}\u{1f600}<\u{2028}>".into(),
+            tier: "standard".into(),
+            generation: "0123456789abcdef".into(),
+            amount: Atoms(5),
+            price: Usd::parse("0.0000041").unwrap(),
+            decimals: 6,
+        };
+        let wire = Opaque::seal(&terms).unwrap();
+        let again = Base64UrlJson::from_value(&Base64UrlJson::from_raw(wire.clone()).decode_value().unwrap()).unwrap();
+        assert_eq!(again.raw(), wire, "canonical");
+        assert_eq!(Opaque::open(&wire).unwrap().terms(Atoms(5), 6), terms, "and nothing is lost");
+    }
+
+    fn text() -> impl Strategy<Value = String> {
+        "[ -{}~]{0,12}"
+    }
+
+    proptest! {
+        #[test]
+        fn ids_agree_with_the_crate(
+            realm in text(), method in "[a-z]{1,8}", intent in "[a-z]{1,8}", request in text(), expires in text(), digest in text(),
+            header in any::<bool>(), opaque in text(),
+        ) {
+            let header = header.then_some("Payment-Authorization");
+            let slots = Slots {
+                realm: &realm, method: &method, intent: &intent, request: &request, expires: &expires, digest: &digest, header,
+                opaque: &opaque,
+            };
+            let theirs = compute_challenge_id_with_header(
+                KEY, &realm, &method, &intent, &request, Some(&expires), Some(&digest), Some(&opaque), header,
+            );
+            let ring = ring(&[KEY]);
+            prop_assert_eq!(ring.sign(&slots), Some(theirs.clone()));
+            prop_assert!(ring.verify(&slots, &theirs));
+        }
+
+        #[test]
+        fn a_challenge_with_one_changed_slot_is_not_ours(slot in 0usize..8, other in "[ -{}~]{1,12}") {
+            let ring = ring(&[KEY]);
+            let base = Slots { expires: "2026-01-01T00:00:00Z", digest: "sha-256=x", opaque: "b3BhcXVl", ..slots() };
+            let id = ring.sign(&base).unwrap();
+            let mut changed = base;
+            *[&mut changed.realm, &mut changed.method, &mut changed.intent, &mut changed.request, &mut changed.expires,
+                &mut changed.digest, &mut changed.opaque][slot.min(6)] = &other;
+            if slot == 7 {
+                changed = Slots { header: Some(&other), ..base };
+            }
+            prop_assume!(changed != base);
+            prop_assert!(!ring.verify(&changed, &id));
+        }
+
+        #[test]
+        fn text_may_not_move_between_slots(a in "[a-z]{0,6}", b in "[a-z]{0,6}", c in "[a-z]{0,6}") {
+            let ring = ring(&[KEY]);
+            let one = Slots { realm: &a, expires: &b, digest: &c, ..slots() };
+            let joined = format!("{b}{c}");
+            let two = Slots { realm: &a, expires: &joined, digest: "", ..slots() };
+            prop_assume!(one != two);
+            prop_assert_ne!(ring.sign(&one), ring.sign(&two));
+        }
+    }
+}

@@ -1,0 +1,444 @@
+//! `tempo/charge`: one payment for one request, in full and before the backend is asked.
+//!
+//! Pull: the client signs a transfer and hands it to us; we send it once its claim is durable. Push: the client sent it and
+//! names its hash; off unless the operator turns it on, because anyone who watches the chain can name a hash (the memo inside
+//! the transfer, bound to the challenge, is what makes that useless).
+//!
+//! Nothing before [`Rail::collect`] talks to the chain, by construction: the checks of the `mpp` crate run over
+//! [`Offline`], a provider that knows the chain id and nothing else. Sending and confirming are ours (`collect`), because a
+//! payment's outcome has three values and the crate's answer has two.
+
+use super::bind::{KeyRing, Opaque, Slots};
+use super::collect::{self, Due, Pace};
+use super::proof::{Payload, hex_bytes};
+use super::wire;
+use crate::chain::{Address, B256, Chain};
+use crate::claim::{Claim, Terms};
+use crate::clock::UnixSeconds;
+use crate::ids::RailId;
+use crate::money::Atoms;
+use crate::rail::{Ask, Collected, Offer, Proof, Rail, Recognised, Shown};
+use crate::refusal::Refusal;
+use ::mpp::PaymentCredential;
+use ::mpp::protocol::core::{Base64UrlJson, PaymentPayload};
+use ::mpp::protocol::intents::ChargeRequest;
+use ::mpp::protocol::traits::ChargeMethod as _;
+use ::mpp::tempo::TempoChargeMethod;
+use alloy::primitives::U64;
+use alloy::providers::{Provider, ProviderCall, RootProvider};
+use alloy::rpc::client::{NoParams, RpcClient};
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use serde::Deserialize;
+use std::sync::Arc;
+use std::time::Duration;
+use tempo_alloy::TempoNetwork;
+
+/// How long an offer lives.
+pub const OFFER_SECONDS: u64 = 300;
+/// TIP-20 dollar tokens have six.
+pub const DECIMALS: u8 = 6;
+/// How often the watch looks.
+pub const WATCH_EVERY: Duration = Duration::from_secs(5);
+/// How long one look of the watch may take.
+const WATCH_PATIENCE: Duration = Duration::from_secs(2);
+/// Age of the newest block from which on the chain counts as standing still.
+const STALE_SECONDS: u64 = 60;
+
+const METHOD: &str = "tempo";
+const INTENT: &str = "charge";
+
+/// What the operator decides about one `tempo/charge`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Its name in the rules, `<section>/charge`.
+    pub id: RailId,
+    /// Host of `public_url`.
+    pub realm: String,
+    /// The chain.
+    pub chain_id: u64,
+    /// The token, a TIP-20 dollar with six decimals.
+    pub currency: Address,
+    /// Where the money goes.
+    pub recipient: Address,
+    /// Whether a transaction the client sent itself is taken.
+    pub accept_push: bool,
+    /// How long to wait for the chain.
+    pub pace: Pace,
+}
+
+/// The rail. Share it behind an `Arc`; [`Charge::watch`] must run beside it, or it never offers anything.
+pub struct Charge {
+    settings: Settings,
+    ring: Arc<KeyRing>,
+    chain: Arc<dyn Chain>,
+    checks: TempoChargeMethod<Offline>,
+    standing: ArcSwap<Result<(), String>>,
+    /// The request object around the amount, in JCS order: `{"amount":"` … `","currency":…}`.
+    request_tail: String,
+    asset: String,
+}
+
+impl Charge {
+    /// A rail over `chain`. The error is a sentence about the settings.
+    pub fn new(settings: Settings, ring: Arc<KeyRing>, chain: Arc<dyn Chain>) -> Result<Self, String> {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"-.:[]_".contains(&b);
+        if settings.realm.is_empty() || !settings.realm.bytes().all(plain) {
+            return Err(format!("{}: the realm must be a plain host name", settings.id));
+        }
+        for (what, address) in [("currency", settings.currency), ("recipient", settings.recipient)] {
+            if address.is_zero() {
+                return Err(format!("{}: {what} is the zero address", settings.id));
+            }
+        }
+        let asset = settings.currency.to_checksum(None);
+        // Without the list a client may choose push; mppx and the crate read it alike.
+        let modes = if settings.accept_push { "" } else { r#","supportedModes":["pull"]"# };
+        let request_tail = format!(
+            r#"","currency":"{asset}","methodDetails":{{"chainId":{}{modes}}},"recipient":"{}"}}"#,
+            settings.chain_id,
+            settings.recipient.to_checksum(None)
+        );
+        Ok(Self {
+            checks: TempoChargeMethod::new(Offline::new(settings.chain_id)),
+            standing: ArcSwap::from_pointee(Err("the chain has not been looked at yet".to_owned())),
+            settings,
+            ring,
+            chain,
+            request_tail,
+            asset,
+        })
+    }
+
+    /// Keeps [`Rail::standing`] true: looks at once, then every [`WATCH_EVERY`], for ever. Run it in the background.
+    pub async fn watch(&self) {
+        loop {
+            self.probe(UnixSeconds::now()).await;
+            tokio::time::sleep(WATCH_EVERY).await;
+        }
+    }
+
+    /// One look of the watch.
+    pub async fn probe(&self, now: UnixSeconds) {
+        let seen = match tokio::time::timeout(WATCH_PATIENCE, self.chain.head()).await {
+            Err(_) => Err("the chain's node does not answer in time".to_owned()),
+            Ok(Err(e)) => Err(e.why.to_owned()),
+            Ok(Ok(head)) if head.chain_id != self.settings.chain_id => {
+                Err(format!("the node is on chain {}, not {}", head.chain_id, self.settings.chain_id))
+            }
+            Ok(Ok(head)) if now > head.time.plus(STALE_SECONDS) => {
+                Err(format!("the newest block is {} s old", now.0.saturating_sub(head.time.0)))
+            }
+            Ok(Ok(_)) => Ok(()),
+        };
+        self.standing.store(Arc::new(seen));
+    }
+
+    fn request(&self, amount: Atoms) -> String {
+        URL_SAFE_NO_PAD.encode(format!(r#"{{"amount":"{amount}{}"#, self.request_tail))
+    }
+
+    /// The amount of a request object that came back under our MAC, if it is payable to us.
+    fn amount(&self, request: &Base64UrlJson) -> Option<Atoms> {
+        let request: Request = request.decode().ok()?;
+        let ours = request.currency == self.settings.currency
+            && request.recipient == self.settings.recipient
+            && request.method_details.chain_id == self.settings.chain_id;
+        Atoms::parse(&request.amount).filter(|_| ours)
+    }
+
+    fn due<'a>(&'a self, terms: &Terms, challenge_id: &'a str, payer: Option<&str>) -> Due<'a> {
+        Due {
+            token: self.settings.currency,
+            to: self.settings.recipient,
+            amount: terms.amount.0,
+            challenge_id,
+            realm: &self.settings.realm,
+            payer: payer.and_then(|p| p.parse().ok()),
+        }
+    }
+
+    /// What the crate checks without the chain: form, chain id, the transfer and its memo, signature, `source` = sender.
+    async fn validated(
+        &self,
+        credential: &PaymentCredential,
+        payload: PaymentPayload,
+    ) -> Result<Option<String>, Refusal> {
+        let request: ChargeRequest = credential
+            .challenge
+            .request
+            .decode()
+            .map_err(|_| Refusal::InvalidChallenge { why: "its request cannot be read" })?;
+        let credential = PaymentCredential {
+            payload: serde_json::to_value(payload).map_err(|_| Refusal::Internal { place: "charge payload" })?,
+            ..credential.clone()
+        };
+        match self.checks.validate(&credential, &request).await {
+            Ok(valid) => Ok(valid.payer),
+            Err(error) => {
+                let plain = |c: char| if c.is_ascii_graphic() || c == ' ' { c } else { '?' };
+                Err(Refusal::PaymentInvalid { why: error.message.chars().take(200).map(plain).collect() })
+            }
+        }
+    }
+}
+
+/// The request object, as far as it binds.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Request {
+    amount: String,
+    currency: Address,
+    recipient: Address,
+    method_details: Details,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Details {
+    chain_id: u64,
+}
+
+/// Reads a body digest in the form SDKs write (`sha-256=<b64>`) and in RFC 9530's (`sha-256=:<b64>:`).
+pub fn read_digest(text: &str) -> Option<[u8; 32]> {
+    let value = text.strip_prefix("sha-256=")?;
+    let value = value.strip_prefix(':').map_or(Some(value), |v| v.strip_suffix(':'))?;
+    STANDARD.decode(value).ok()?.try_into().ok()
+}
+
+/// The form we write: without colons, as the SDKs do.
+pub fn write_digest(digest: &[u8; 32]) -> String {
+    format!("sha-256={}", STANDARD.encode(digest))
+}
+
+/// Where an offer and this request's own terms part, if they do. A charge must equal what is recomputed.
+fn difference(offered: &Terms, asked: &Terms) -> Option<&'static str> {
+    let Terms { rail, route, model, tier, generation, amount, price, decimals } = asked;
+    [
+        (&offered.rail == rail, "it was offered on another rail"),
+        (&offered.route == route, "it was offered on another route"),
+        (&offered.model == model, "it was offered for another model"),
+        (&offered.tier == tier, "it was offered in another tier"),
+        (&offered.generation == generation, "it was offered under other rules"),
+        (&offered.amount == amount && &offered.decimals == decimals, "it was offered for another amount"),
+        (&offered.price == price, "it was offered at another price"),
+    ]
+    .into_iter()
+    .find_map(|(same, why)| (!same).then_some(why))
+}
+
+fn invalid(why: &'static str) -> Refusal {
+    Refusal::PaymentInvalid { why: why.to_owned() }
+}
+
+#[async_trait]
+impl Rail for Charge {
+    fn id(&self) -> &RailId {
+        &self.settings.id
+    }
+
+    fn decimals(&self) -> u8 {
+        DECIMALS
+    }
+
+    fn facts(&self) -> (String, String) {
+        let Settings { id, chain_id, recipient, .. } = &self.settings;
+        (id.to_string(), format!("tempo chain {chain_id}, asset {}, payee {}", self.asset, recipient.to_checksum(None)))
+    }
+
+    fn standing(&self) -> Result<(), String> {
+        self.standing.load().as_ref().clone()
+    }
+
+    fn offer(&self, ask: &Ask<'_>, now: UnixSeconds) -> Result<Offer, Refusal> {
+        let defect = || Refusal::Internal { place: "charge offer" };
+        let request = self.request(ask.terms.amount);
+        let opaque = Opaque::seal(ask.terms).ok_or_else(defect)?;
+        let expires = now.plus(OFFER_SECONDS).rfc3339();
+        let digest = write_digest(&ask.digest);
+        let slots = Slots {
+            realm: &self.settings.realm,
+            method: METHOD,
+            intent: INTENT,
+            request: &request,
+            expires: &expires,
+            digest: &digest,
+            header: None,
+            opaque: &opaque,
+        };
+        let challenge_id = self.ring.sign(&slots).ok_or_else(defect)?;
+        let line = wire::challenge(&challenge_id, &slots, ask.description).ok_or_else(defect)?;
+        Ok(Offer {
+            rail: self.settings.id.clone(),
+            range: (METHOD.to_owned(), INTENT.to_owned()),
+            headers: vec![line],
+            challenge_id,
+        })
+    }
+
+    fn recognise(&self, shown: &Shown) -> Result<Option<Recognised>, Refusal> {
+        let Shown::Mpp(credential) = shown;
+        let echo = &credential.challenge;
+        if echo.method.as_str() != METHOD || echo.intent.as_str() != INTENT {
+            return Ok(None);
+        }
+        let not_ours = |why| Refusal::InvalidChallenge { why };
+        if echo.realm != self.settings.realm {
+            return Err(not_ours("it is for another realm"));
+        }
+        let slots = Slots::of(echo);
+        if !self.ring.verify(&slots, &echo.id) {
+            return Err(not_ours("it was not issued here, or was altered"));
+        }
+        let words = Opaque::open(slots.opaque).ok_or_else(|| not_ours("it does not say what it is for"))?;
+        if !words.is_of(&self.settings.id) {
+            return Ok(None);
+        }
+        let amount = self.amount(&echo.request).ok_or_else(|| not_ours("it is not payable to us"))?;
+        let expires = UnixSeconds::parse_rfc3339(slots.expires).ok_or_else(|| not_ours("it has no expiry"))?;
+        let payload =
+            credential.charge_payload().map_err(|_| "the payload has no known form").and_then(|p| Payload::read(&p));
+        let payload = payload.map_err(invalid)?;
+        Ok(Some(Recognised {
+            key: payload.key(self.settings.chain_id, &echo.id),
+            challenge_id: echo.id.clone(),
+            terms: words.terms(amount, DECIMALS),
+            digest: read_digest(slots.digest),
+            expires,
+            reference: payload.reference(&echo.id),
+            resend: payload.resend(),
+        }))
+    }
+
+    async fn check(
+        &self,
+        shown: &Shown,
+        recognised: Recognised,
+        ask: &Ask<'_>,
+        now: UnixSeconds,
+    ) -> Result<Proof, Refusal> {
+        let Shown::Mpp(credential) = shown;
+        if now >= recognised.expires {
+            return Err(Refusal::OfferExpired);
+        }
+        if let Some(why) = difference(&recognised.terms, ask.terms) {
+            return Err(Refusal::InvalidChallenge { why });
+        }
+        if recognised.digest != Some(ask.digest) {
+            return Err(Refusal::InvalidChallenge { why: "it was offered for another body" });
+        }
+        let given = credential.charge_payload().map_err(|_| invalid("the payload has no known form"))?;
+        let payload = Payload::read(&given).map_err(invalid)?;
+        let free = recognised.terms.amount == Atoms(0);
+        let (payer, collect_until) = match payload {
+            Payload::Identity if !free => return Err(invalid("a proof of identity pays nothing")),
+            Payload::Pull { .. } | Payload::Push { .. } if free => {
+                return Err(invalid("an amount of zero takes a proof of identity and nothing else"));
+            }
+            Payload::Identity => (self.validated(credential, given).await?, recognised.expires),
+            Payload::Push { .. } if !self.settings.accept_push => {
+                return Err(invalid("a transaction sent by the payer is not taken here"));
+            }
+            // The chain's part has to wait for `collect`: there is nothing signed to look at.
+            Payload::Push { .. } => (push_source(credential, self.settings.chain_id)?, recognised.expires),
+            Payload::Pull { raw, signed, .. } => {
+                let tx = signed.tx();
+                // Without an end, an absent transaction could never be called dead.
+                let end =
+                    tx.valid_before.map(|t| UnixSeconds(t.get())).ok_or_else(|| invalid("validBefore is missing"))?;
+                // Clients round the offer's end to the second after.
+                if end > recognised.expires.plus(1) {
+                    return Err(invalid("validBefore is later than the offer's end"));
+                }
+                if end <= now {
+                    return Err(invalid("validBefore is past"));
+                }
+                if tx.valid_after.is_some_and(|t| UnixSeconds(t.get()) > now) {
+                    return Err(invalid("validAfter is not reached"));
+                }
+                // What is checked is what will be sent: the crate sees our bytes, not the client's text for them.
+                let canonical = PaymentPayload::transaction(alloy::hex::encode_prefixed(&raw));
+                (self.validated(credential, canonical).await?, end)
+            }
+        };
+        Ok(Proof { recognised, payer, collect_until })
+    }
+
+    async fn collect(&self, _: &Shown, proof: &Proof) -> Collected {
+        let Proof { recognised: paid, payer, collect_until } = proof;
+        if paid.terms.amount == Atoms(0) {
+            return Collected::Paid;
+        }
+        let Ok(hash) = paid.reference.parse::<B256>() else { return Collected::Unknown };
+        let raw = paid.resend.as_deref().and_then(hex_bytes);
+        // The last moment at which not sending is still free of doubt.
+        let now = UnixSeconds::now();
+        if raw.is_some() && (now >= paid.expires || now >= *collect_until) {
+            return collect::failed("the offer ended before the payment could be sent");
+        }
+        let due = self.due(&paid.terms, &paid.challenge_id, payer.as_deref());
+        collect::collect(self.chain.as_ref(), hash, raw.as_deref(), due, self.settings.pace).await
+    }
+
+    async fn look(&self, claim: &Claim, _now: UnixSeconds) -> Collected {
+        if claim.terms.amount == Atoms(0) {
+            return Collected::Paid;
+        }
+        let Ok(hash) = claim.reference.parse::<B256>() else { return Collected::Unknown };
+        let raw = claim.resend.as_deref().and_then(hex_bytes);
+        let due = self.due(&claim.terms, &claim.challenge_id, claim.payer.as_deref());
+        let looking = collect::look(self.chain.as_ref(), hash, raw.as_deref(), due, claim.collect_until);
+        tokio::time::timeout(self.settings.pace.patience, looking).await.unwrap_or(Collected::Unknown)
+    }
+
+    fn method(&self) -> &'static str {
+        METHOD
+    }
+
+    fn asset(&self) -> &str {
+        &self.asset
+    }
+}
+
+/// The address of `did:pkh:eip155:<chain>:<address>`, where a push credential has a source.
+fn push_source(credential: &PaymentCredential, chain_id: u64) -> Result<Option<String>, Refusal> {
+    let Some(source) = credential.source.as_deref() else { return Ok(None) };
+    source
+        .strip_prefix("did:pkh:eip155:")
+        .and_then(|rest| rest.split_once(':'))
+        .filter(|(chain, _)| *chain == chain_id.to_string())
+        .and_then(|(_, address)| address.parse::<Address>().ok())
+        .map(|address| Some(format!("{address:#x}")))
+        .ok_or_else(|| invalid("the source is not an account of this chain"))
+}
+
+/// A provider that knows which chain it is on and reaches nothing: every other call ends in an error at once. Under it, the
+/// crate's checks cannot cause I/O, whatever a credential holds.
+#[derive(Clone)]
+struct Offline {
+    chain_id: u64,
+    root: RootProvider<TempoNetwork>,
+}
+
+impl Offline {
+    fn new(chain_id: u64) -> Self {
+        // A mocked transport with nothing in its queue.
+        Self { chain_id, root: RootProvider::new(RpcClient::mocked(alloy::providers::mock::Asserter::new())) }
+    }
+}
+
+impl Provider<TempoNetwork> for Offline {
+    fn root(&self) -> &RootProvider<TempoNetwork> {
+        &self.root
+    }
+
+    fn get_chain_id(&self) -> ProviderCall<NoParams, U64, u64> {
+        ProviderCall::ready(Ok(self.chain_id))
+    }
+}
+
+#[cfg(test)]
+#[path = "charge_tests.rs"]
+mod tests;

@@ -1,0 +1,276 @@
+//! What the files of a rule set must say together: every name resolves, every paid route can be paid and priced.
+//!
+//! A file that cannot be understood at all hides nothing but itself: what other files say about *its* names is not checked,
+//! everything else is.
+
+use crate::catalogue::Catalogue;
+use crate::ids::{PublicModel, TierName};
+use crate::limits::Limits;
+use crate::rules::entry::{self, ChargeEntry, Entries, ModelEntry, PoolEntry, RouteEntry, TierEntry};
+use crate::rules::file::Files;
+use crate::rules::plan::{Charge, HealthRules, Model, Plan, PoolRules, Prices, Route, Shortfall, Tier};
+use crate::written::{Mistake, Said};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+/// The vocabulary that needs none: a prompt has at most as many tokens as bytes.
+const BYTES: &str = "bytes";
+
+/// The plan, or every mistake of every file at once, in order of file and line.
+pub fn check(files: &Files, catalogue: &Catalogue) -> Result<Plan, Vec<Mistake>> {
+    let (entries, mistakes) = entry::read(files);
+    let mut desk = Desk { entries: &entries, catalogue, mistakes };
+    let pools = entries.pools.iter().flatten().filter_map(|e| desk.pool(e)).map(|p| (p.name.clone(), p)).collect();
+    let names = desk.names();
+    let models: BTreeMap<_, _> =
+        entries.models.iter().flatten().filter_map(|e| desk.model(e)).map(|m| (m.name.clone(), m)).collect();
+    let tiers: BTreeMap<_, _> = entries
+        .tiers
+        .iter()
+        .flatten()
+        .filter_map(|e| desk.tier(e, &names, &models))
+        .map(|t| (t.name.clone(), t))
+        .collect();
+    desk.unique_paths();
+    let routes =
+        entries.routes.iter().flatten().filter_map(|e| desk.route(e, &tiers)).map(|r| (r.path.clone(), r)).collect();
+    let mut mistakes = desk.mistakes;
+    if mistakes.is_empty() {
+        return Ok(Plan { generation: files.generation(), routes, tiers, models, names, pools });
+    }
+    mistakes.sort_by(|a, b| a.spot.cmp(&b.spot));
+    Err(mistakes)
+}
+
+/// Where the files lie side by side.
+struct Desk<'a> {
+    entries: &'a Entries,
+    catalogue: &'a Catalogue,
+    mistakes: Vec<Mistake>,
+}
+
+impl Desk<'_> {
+    fn wrong<T>(&mut self, said: &Said<T>, message: impl Into<String>) {
+        self.mistakes.push(said.spot.mistake(message));
+    }
+
+    fn pool(&mut self, e: &PoolEntry) -> Option<Arc<PoolRules>> {
+        let profile = e.profile.as_ref()?;
+        let Some(ability) = self.catalogue.profiles.get(profile.value.as_str()).copied() else {
+            let known = listed(self.catalogue.profiles.keys());
+            self.wrong(profile, format!("{:?} is not a profile of this build: {known}", profile.value));
+            return None;
+        };
+        let health = match &e.health {
+            None => None,
+            Some(health) => {
+                let path = health.path.clone().or_else(|| ability.health_path.map(str::to_owned));
+                if path.is_none() {
+                    let why =
+                        format!("`path` is missing: profile {:?} has no health endpoint of its own", profile.value);
+                    self.mistakes.push(health.spot.mistake(why));
+                }
+                Some(HealthRules { path: path?, every_seconds: health.every_seconds })
+            }
+        };
+        Some(Arc::new(PoolRules {
+            name: e.name.value.clone(),
+            profile: profile.value.clone(),
+            servers: e.servers.clone(),
+            api_key: e.api_key.clone(),
+            health,
+            timeouts: e.timeouts,
+        }))
+    }
+
+    /// Every name a client may say. A name that could mean two models means neither.
+    fn names(&mut self) -> HashMap<String, PublicModel> {
+        let models: &[ModelEntry] = self.entries.models.as_deref().unwrap_or_default();
+        let mut names: HashMap<String, PublicModel> =
+            models.iter().map(|m| (m.name.value.as_str().to_owned(), m.name.value.clone())).collect();
+        for model in models {
+            for alias in &model.aliases {
+                if let Err(why) = entry::model_name(&alias.value) {
+                    self.wrong(alias, format!("{:?} {why}", alias.value));
+                } else if let Some(other) = names.get(&alias.value) {
+                    let why = format!("{:?} already means {:?}", alias.value, other.as_str());
+                    self.wrong(alias, why);
+                } else {
+                    names.insert(alias.value.clone(), model.name.value.clone());
+                }
+            }
+        }
+        names
+    }
+
+    fn model(&mut self, e: &ModelEntry) -> Option<Arc<Model>> {
+        let pool = e.pool.as_ref();
+        if let (Some(pool), Some(pools)) = (pool, &self.entries.pools)
+            && !pools.iter().any(|p| p.name.value == pool.value)
+        {
+            self.wrong(pool, format!("{:?} is not in pools.toml", pool.value.as_str()));
+        }
+        if let Some(v) = &e.vocabulary
+            && v.value != BYTES
+            && !self.catalogue.vocabularies.contains(&v.value.as_str())
+        {
+            let known = listed(&self.catalogue.vocabularies);
+            self.wrong(v, format!("{:?} is not a vocabulary of this build: {known}", v.value));
+        }
+        Some(Arc::new(Model {
+            name: e.name.value.clone(),
+            upstream: e.upstream.clone()?,
+            pool: pool?.value.clone(),
+            price: e.price?,
+            vocabulary: e.vocabulary.as_ref().map(|v| v.value.clone()).filter(|v| v != BYTES),
+        }))
+    }
+
+    fn tier(
+        &mut self,
+        e: &TierEntry,
+        names: &HashMap<String, PublicModel>,
+        models: &BTreeMap<PublicModel, Arc<Model>>,
+    ) -> Option<Arc<Tier>> {
+        let (sold, default_model) = self.sold(e, names);
+        let limits = e.limits.as_ref()?;
+        let charge = match &e.charge {
+            ChargeEntry::Is(charge) => Some(charge.value),
+            ChargeEntry::Absent => None,
+            ChargeEntry::Wrong => return None,
+        };
+        for model in sold.iter().filter_map(|name| models.get(name)) {
+            if dearest(limits, &model.price, charge).is_none() {
+                let why = format!("the dearest request for {:?} costs more than can be counted", model.name.as_str());
+                self.wrong(&e.name, why);
+            }
+        }
+        Some(Arc::new(Tier {
+            name: e.name.value.clone(),
+            models: sold,
+            default_model,
+            limits: limits.clone(),
+            charge,
+            missing_usage: e.missing_usage,
+        }))
+    }
+
+    /// The tier's models with prefixes expanded, in order of the file, and the first one that was named exactly.
+    fn sold(&mut self, e: &TierEntry, names: &HashMap<String, PublicModel>) -> (Vec<PublicModel>, Option<PublicModel>) {
+        let mut sold: Vec<PublicModel> = Vec::new();
+        let mut default_model = None;
+        let mut written = BTreeSet::new();
+        let Some(models) = &self.entries.models else { return (sold, default_model) };
+        for said in &e.models {
+            let text = said.value.as_str();
+            if !written.insert(text) {
+                self.wrong(said, format!("{text:?} is in this list twice"));
+            }
+            let matched: Vec<&PublicModel> = match text.strip_suffix('*') {
+                Some(prefix) => {
+                    models.iter().map(|m| &m.name.value).filter(|name| name.as_str().starts_with(prefix)).collect()
+                }
+                None => match names.get(text) {
+                    Some(name) if name.as_str() == text => vec![name],
+                    Some(name) => {
+                        self.wrong(said, format!("{text:?} is an alias; write {:?}", name.as_str()));
+                        continue;
+                    }
+                    None => Vec::new(),
+                },
+            };
+            if matched.is_empty() {
+                let what = if text.ends_with('*') { "matches nothing" } else { "is not" };
+                self.wrong(said, format!("{text:?} {what} in models.toml"));
+            }
+            if default_model.is_none() && !text.ends_with('*') {
+                default_model = matched.first().copied().cloned();
+            }
+            for name in matched {
+                if !sold.contains(name) {
+                    sold.push(name.clone());
+                }
+            }
+        }
+        (sold, default_model)
+    }
+
+    fn unique_paths(&mut self) {
+        let mut first: HashMap<&str, Option<usize>> = HashMap::new();
+        for said in self.entries.routes.iter().flatten().filter_map(|route| route.path.as_ref()) {
+            let path = said.value.as_str();
+            if let Some(line) = first.get(path) {
+                let line = line.map_or(String::new(), |line| format!(" (line {line})"));
+                self.mistakes.push(said.spot.mistake(format!("{path:?} is a route already{line}")));
+            } else {
+                first.insert(path, said.spot.line);
+            }
+        }
+    }
+
+    fn route(&mut self, e: &RouteEntry, tiers: &BTreeMap<TierName, Arc<Tier>>) -> Option<Arc<Route>> {
+        let entry = match (&e.tier, &self.entries.tiers) {
+            (Some(said), Some(written)) => {
+                let entry = written.iter().find(|t| t.name.value == said.value);
+                if entry.is_none() {
+                    self.wrong(said, format!("{:?} is not in tiers.toml", said.value.as_str()));
+                }
+                entry
+            }
+            _ => None,
+        };
+        let mut seen = BTreeSet::new();
+        for said in &e.accept {
+            let rail = said.value.as_str();
+            if !seen.insert(rail) {
+                self.wrong(said, format!("{rail:?} is in this list twice"));
+            }
+            let Some(ability) = self.catalogue.rails.get(rail) else {
+                let known = listed(self.catalogue.rails.keys());
+                self.wrong(said, format!("{rail:?} is not a rail of pontage.toml: {known}"));
+                continue;
+            };
+            let unpriced = entry.is_some_and(|tier| matches!(tier.charge, ChargeEntry::Absent));
+            if let (true, true, Some(tier)) = (ability.fixed_amount, unpriced, &e.tier) {
+                let tier = tier.value.as_str();
+                self.wrong(said, format!("{rail:?} has a fixed amount, and tier.{tier} does not say `charge`"));
+            }
+        }
+        Some(Arc::new(Route {
+            path: e.path.as_ref()?.value.clone(),
+            surface: e.surface?,
+            tier: tiers.get(&e.tier.as_ref()?.value)?.clone(),
+            stream: e.stream,
+            access: e.access?,
+            accept: e.accept.iter().map(|said| said.value.clone()).collect(),
+            receipt: e.receipt.clone(),
+        }))
+    }
+}
+
+/// The most one request of a tier can cost, or `None` past the largest amount: found out here, so that it is never found out
+/// while somebody waits for a price.
+fn dearest(limits: &Limits, price: &Prices, charge: Option<Charge>) -> Option<()> {
+    let bytes = u64::try_from(limits.max_body_bytes).ok()?;
+    let prompt = price.input.max(price.cached_input).of(limits.max_input_tokens.unwrap_or(bytes).max(bytes))?;
+    let output = price.output.of(limits.max_output_tokens.checked_mul(limits.max_n)?)?;
+    let images = limits.image_url.unwrap_or_default().0.checked_mul(u128::from(bytes))?;
+    let prompt = match charge {
+        Some(Charge::Estimate { overhead, .. }) => overhead.times(prompt)?,
+        _ => prompt,
+    };
+    let flat = match charge {
+        Some(Charge::Flat(usd)) => usd,
+        Some(Charge::Estimate { shortfall: Shortfall::Absorb { per_day, .. }, .. }) => per_day,
+        _ => crate::money::Usd::ZERO,
+    };
+    prompt.plus(output)?.plus(crate::money::Usd(images))?.plus(flat).map(|_| ())
+}
+
+fn listed<T: ToString>(names: impl IntoIterator<Item = T>) -> String {
+    let names: Vec<String> = names.into_iter().map(|name| name.to_string()).collect();
+    if names.is_empty() { "there is none".to_owned() } else { names.join(", ") }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,626 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+use super::*;
+use crate::catalogue::{ProfileAbility, RailAbility};
+use crate::ids::RailId;
+use crate::limits::{OverLimit, Spelling, StreamRule, UnknownFields};
+use crate::money::{Factor, PerToken, Usd};
+use crate::rules::plan::{Access, ReceiptForm, ServerRules, Surface, Timeouts};
+
+const MODELS: &str = r#"
+[model."openai/gpt-oss-120b"]
+aliases = ["gpt-oss-120b"]
+upstream = "gpt-oss-120b-fp8"
+pool = "gpt-oss"
+price = { input = "0.15", output = "0.60" }
+vocabulary = "o200k"
+
+[model."openai/tiny"]
+upstream = "tiny"
+pool = "gpt-oss"
+price = { input = "0", cached_input = "0", output = "0" }
+"#;
+const TIERS: &str = r#"
+[tier.standard]
+models = ["openai/gpt-oss-120b"]
+max_output_tokens = 2048
+charge = { flat = "0.02" }
+"#;
+const ROUTES: &str = r#"
+[[route]]
+path = "/v1/chat/completions"
+surface = "chat"
+tier = "standard"
+accept = ["tempo/charge"]
+receipt = { body = "pontage" }
+
+[[route]]
+path = "/v1/models"
+surface = "models"
+tier = "standard"
+access = "free"
+"#;
+const POOLS: &str = r#"
+[pool.gpt-oss]
+profile = "vllm"
+servers = ["http://127.0.0.1:8000"]
+"#;
+
+fn catalogue() -> Catalogue {
+    let ability = |health_path| ProfileAbility { spelling: Spelling::MaxTokens, continuous_usage: false, health_path };
+    Catalogue {
+        rails: [(RailId::from("tempo/charge"), RailAbility { fixed_amount: true, decimals: 6 })].into(),
+        profiles: [("vllm", ability(Some("/health"))), ("ollama", ability(None))].into(),
+        vocabularies: vec!["o200k", "bytes"],
+    }
+}
+
+/// The base rule set with `from` replaced by `to` in one file.
+fn with(file: &str, from: &str, to: &str) -> Result<Plan, Vec<String>> {
+    let texts = [("models.toml", MODELS), ("tiers.toml", TIERS), ("routes.toml", ROUTES), ("pools.toml", POOLS)];
+    assert!(texts.iter().any(|(name, text)| *name == file && text.contains(from)), "{from:?} is not in {file}");
+    let edited =
+        texts.map(|(name, text)| (name, if name == file { text.replacen(from, to, 1) } else { text.to_owned() }));
+    let files = Files::of(edited.iter().map(|(name, text)| (*name, text.as_str())));
+    check(&files, &catalogue()).map_err(|mistakes| mistakes.iter().map(Mistake::to_string).collect())
+}
+
+fn good(file: &str, from: &str, to: &str) -> Plan {
+    with(file, from, to).unwrap_or_else(|mistakes| panic!("{to:?}: {mistakes:#?}"))
+}
+
+#[test]
+fn a_good_rule_set_becomes_a_plan_in_which_every_name_resolves() {
+    let plan = good("pools.toml", "vllm", "vllm");
+    assert_eq!(plan.generation.as_str().len(), 16);
+    let model = plan.resolve("gpt-oss-120b").unwrap();
+    assert_eq!((model.name.as_str(), model.upstream.as_str()), ("openai/gpt-oss-120b", "gpt-oss-120b-fp8"));
+    assert_eq!(plan.resolve("openai/gpt-oss-120b").unwrap(), model);
+    assert_eq!(model.price.cached_input, PerToken::per_million("0.15").unwrap(), "the input price when not given");
+    assert!(plan.resolve("gpt-oss-120b-fp8").is_none(), "an upstream name is not a public name");
+
+    let route = plan.route("/v1/chat/completions").unwrap();
+    assert_eq!((route.surface, route.stream, route.access), (Surface::Chat, StreamRule::Allow, Access::Paid));
+    assert_eq!(route.accept, [RailId::from("tempo/charge")]);
+    assert_eq!(route.receipt, ReceiptForm { header: true, body: Some("pontage".into()) });
+    assert_eq!(route.tier.default_model, Some(PublicModel::from("openai/gpt-oss-120b")));
+    assert_eq!(route.tier.charge, Some(Charge::Flat(Usd::parse("0.02").unwrap())));
+    let limits = &route.tier.limits;
+    assert_eq!((limits.max_body_bytes, limits.max_n, limits.max_input_tokens), (1 << 20, 1, None));
+    assert_eq!((limits.over_limit, limits.unknown_fields), (OverLimit::Clamp, UnknownFields::Refuse));
+    assert_eq!(limits.image_url, None, "no price for images: refused");
+
+    assert!(plan.route("/v1/chat/completions/").is_none() && plan.route("/v1").is_none(), "routes match exactly");
+    assert_eq!(plan.sold_at(&model.name).unwrap().path, route.path);
+    assert!(plan.sold_at(&PublicModel::from("openai/tiny")).is_none(), "no tier sells it");
+
+    let pool = plan.pools.get("gpt-oss").unwrap();
+    let server = ServerRules { tls: false, host: "127.0.0.1".into(), port: 8000, prefix: String::new(), weight: 1 };
+    assert_eq!((&pool.servers[..], &pool.health, pool.timeouts), (&[server][..], &None, Timeouts::default()));
+}
+
+#[test]
+fn every_single_mistake_is_named_with_its_file_line_and_key() {
+    let paid = "a paid route needs at least one rail: accept = [\"tempo/charge\"]; a free one says access = \"free\"";
+    let rows: &[(&str, &str, &str, &str)] = &[
+        // file, from, to, the one mistake
+        (
+            "models.toml",
+            "aliases",
+            "alias",
+            "3: model.\"openai/gpt-oss-120b\".alias: unknown key; known here: aliases, pool, price, upstream, vocabulary",
+        ),
+        (
+            "models.toml",
+            "\"0.15\"",
+            "0.15",
+            "6: model.\"openai/gpt-oss-120b\".price.input: amounts are text, so that they stay exact: write \"0.15\"",
+        ),
+        (
+            "models.toml",
+            "\"0.15\"",
+            "\"-1\"",
+            "6: model.\"openai/gpt-oss-120b\".price.input: \"-1\" is not a plain decimal number such as \"0.02\"",
+        ),
+        (
+            "models.toml",
+            "\"0.15\"",
+            "\"0.0000000000001\"",
+            "6: model.\"openai/gpt-oss-120b\".price.input: \"0.0000000000001\" has more decimal places than can be kept exactly",
+        ),
+        ("models.toml", ", output = \"0.60\"", "", "6: model.\"openai/gpt-oss-120b\".price: `output` is missing"),
+        (
+            "models.toml",
+            "vocabulary = \"o200k\"",
+            "price_as = \"gpt\"",
+            "7: model.\"openai/gpt-oss-120b\".price_as: is not in this build: write price = { input = \"…\", output = \"…\" }",
+        ),
+        (
+            "models.toml",
+            "\"o200k\"",
+            "\"o300k\"",
+            "7: model.\"openai/gpt-oss-120b\".vocabulary: \"o300k\" is not a vocabulary of this build: o200k, bytes",
+        ),
+        (
+            "models.toml",
+            "pool = \"gpt-oss\"",
+            "pool = \"gpt\"",
+            "5: model.\"openai/gpt-oss-120b\".pool: \"gpt\" is not in pools.toml",
+        ),
+        (
+            "models.toml",
+            "[\"gpt-oss-120b\"]",
+            "[\"openai/tiny\"]",
+            "3: model.\"openai/gpt-oss-120b\".aliases[0]: \"openai/tiny\" already means \"openai/tiny\"",
+        ),
+        (
+            "models.toml",
+            "[\"gpt-oss-120b\"]",
+            "[\"a\", \"a\"]",
+            "3: model.\"openai/gpt-oss-120b\".aliases[1]: \"a\" already means \"openai/gpt-oss-120b\"",
+        ),
+        (
+            "models.toml",
+            "[\"gpt-oss-120b\"]",
+            "[\"a b\"]",
+            "3: model.\"openai/gpt-oss-120b\".aliases[0]: \"a b\" is not a model name: 1 to 128 printable ASCII characters without space, quote, backslash or *",
+        ),
+        (
+            "models.toml",
+            "\"gpt-oss-120b-fp8\"",
+            "\"\"",
+            "4: model.\"openai/gpt-oss-120b\".upstream: \"\" is not a model name: 1 to 128 printable ASCII characters without space, quote, backslash or *",
+        ),
+        (
+            "tiers.toml",
+            "[\"openai/gpt-oss-120b\"]",
+            "[\"openai/gpt-oss-120b\", \"x\"]",
+            "3: tier.standard.models[1]: \"x\" is not in models.toml",
+        ),
+        (
+            "tiers.toml",
+            "[\"openai/gpt-oss-120b\"]",
+            "[\"gpt-oss-120b\"]",
+            "3: tier.standard.models[0]: \"gpt-oss-120b\" is an alias; write \"openai/gpt-oss-120b\"",
+        ),
+        (
+            "tiers.toml",
+            "[\"openai/gpt-oss-120b\"]",
+            "[\"meta/*\"]",
+            "3: tier.standard.models[0]: \"meta/*\" matches nothing in models.toml",
+        ),
+        (
+            "tiers.toml",
+            "[\"openai/gpt-oss-120b\"]",
+            "[\"openai/*\", \"openai/*\"]",
+            "3: tier.standard.models[1]: \"openai/*\" is in this list twice",
+        ),
+        ("tiers.toml", "[\"openai/gpt-oss-120b\"]", "[]", "3: tier.standard.models: a tier sells at least one model"),
+        ("tiers.toml", "max_output_tokens = 2048\n", "", "2: tier.standard: `max_output_tokens` is missing"),
+        ("tiers.toml", "2048", "0", "4: tier.standard.max_output_tokens: 0 is not between 1 and 10000000"),
+        (
+            "tiers.toml",
+            "charge = { flat = \"0.02\" }",
+            "over_limit = \"no\"\ncharge = { flat = \"0.02\" }",
+            "5: tier.standard.over_limit: \"no\" is not \"clamp\" or \"refuse\"",
+        ),
+        (
+            "tiers.toml",
+            "charge = { flat = \"0.02\" }",
+            "unknown_fields = \"keep\"\ncharge = { flat = \"0.02\" }",
+            "5: tier.standard.unknown_fields: \"keep\" is not \"refuse\" or \"strip\"",
+        ),
+        (
+            "tiers.toml",
+            "charge = { flat = \"0.02\" }",
+            "markup = \"1.2\"\ncharge = { flat = \"0.02\" }",
+            "5: tier.standard.markup: is not in this build: write the price you charge into models.toml",
+        ),
+        ("tiers.toml", "flat = \"0.02\"", "", "5: tier.standard.charge: says exactly one of flat, ceiling or estimate"),
+        (
+            "tiers.toml",
+            "flat = \"0.02\"",
+            "flat = \"0.02\", ceiling = true",
+            "5: tier.standard.charge: says exactly one of flat, ceiling or estimate",
+        ),
+        (
+            "tiers.toml",
+            "flat = \"0.02\"",
+            "ceiling = false",
+            "5: tier.standard.charge.ceiling: is either true or not written",
+        ),
+        (
+            "tiers.toml",
+            "flat = \"0.02\"",
+            "estimate = {}",
+            "5: tier.standard.charge.estimate: `shortfall` is missing: an estimate has no output term, so say who carries it: \"clamp\" with min_output_tokens, or \"absorb\" with loss_cap_per_call and loss_cap_per_day",
+        ),
+        (
+            "tiers.toml",
+            "flat = \"0.02\"",
+            "estimate = { shortfall = \"clamp\" }",
+            "5: tier.standard.charge.estimate: `min_output_tokens` is missing: shortfall = \"clamp\" needs it",
+        ),
+        (
+            "tiers.toml",
+            "flat = \"0.02\"",
+            "estimate = { shortfall = \"clamp\", min_output_tokens = 4096 }",
+            "5: tier.standard.charge.estimate.min_output_tokens: is more than max_output_tokens",
+        ),
+        (
+            "tiers.toml",
+            "flat = \"0.02\"",
+            "estimate = { shortfall = \"clamp\", min_output_tokens = 64, loss_cap_per_day = \"1\" }",
+            "5: tier.standard.charge.estimate.loss_cap_per_day: belongs to shortfall = \"absorb\"",
+        ),
+        (
+            "tiers.toml",
+            "flat = \"0.02\"",
+            "estimate = { shortfall = \"absorb\", loss_cap_per_call = \"0.05\" }",
+            "5: tier.standard.charge.estimate: `loss_cap_per_day` is missing: shortfall = \"absorb\" needs it",
+        ),
+        (
+            "tiers.toml",
+            "flat = \"0.02\"",
+            "estimate = { shortfall = \"absorb\", loss_cap_per_call = \"5\", loss_cap_per_day = \"1\" }",
+            "5: tier.standard.charge.estimate.loss_cap_per_call: is more than loss_cap_per_day: one call could break the cap of the day",
+        ),
+        (
+            "tiers.toml",
+            "flat = \"0.02\"",
+            "estimate = { overhead = \"0.9\", shortfall = \"clamp\", min_output_tokens = 64 }",
+            "5: tier.standard.charge.estimate.overhead: is below 1: the price would not even cover the prompt",
+        ),
+        (
+            "tiers.toml",
+            "flat = \"0.02\"",
+            "flat = \"340282366920938463464\"",
+            "5: tier.standard.charge.flat: \"340282366920938463464\" is too large",
+        ),
+        (
+            "tiers.toml",
+            "flat = \"0.02\"",
+            "flat = \"340282366920938463463.374\"",
+            "2: tier.standard: the dearest request for \"openai/gpt-oss-120b\" costs more than can be counted",
+        ),
+        (
+            "routes.toml",
+            "/v1/chat/completions",
+            "/v1/chat/completions/",
+            "3: route[0].path: \"/v1/chat/completions/\" ends in /",
+        ),
+        ("routes.toml", "/v1/chat/completions", "/v1//chat", "3: route[0].path: \"/v1//chat\" has an empty segment"),
+        (
+            "routes.toml",
+            "/v1/chat/completions",
+            "/v1/../chat",
+            "3: route[0].path: \"/v1/../chat\" has a . or .. segment",
+        ),
+        (
+            "routes.toml",
+            "/v1/chat/completions",
+            "/v1/ch%61t",
+            "3: route[0].path: \"/v1/ch%61t\" has characters outside A-Z a-z 0-9 and -_.~!$&'()*+,=:@ (no %, ;, ?, #)",
+        ),
+        (
+            "routes.toml",
+            "/v1/chat/completions",
+            "/receipts/x",
+            "3: route[0].path: \"/receipts/x\" is answered by the gate itself",
+        ),
+        (
+            "routes.toml",
+            "/v1/models",
+            "/v1/chat/completions",
+            "10: route[1].path: \"/v1/chat/completions\" is a route already (line 3)",
+        ),
+        (
+            "routes.toml",
+            "\"chat\"",
+            "\"embeddings\"",
+            "4: route[0].surface: \"embeddings\" is not \"chat\" or \"models\"",
+        ),
+        ("routes.toml", "tier = \"standard\"", "tier = \"gold\"", "5: route[0].tier: \"gold\" is not in tiers.toml"),
+        (
+            "routes.toml",
+            "accept = [\"tempo/charge\"]",
+            "accept = [\"base/exact\"]",
+            "6: route[0].accept[0]: \"base/exact\" is not a rail of pontage.toml: tempo/charge",
+        ),
+        (
+            "routes.toml",
+            "[\"tempo/charge\"]",
+            "[\"tempo/charge\", \"tempo/charge\"]",
+            "6: route[0].accept[1]: \"tempo/charge\" is in this list twice",
+        ),
+        ("routes.toml", "accept = [\"tempo/charge\"]\n", "", &format!("2: route[0]: {paid}")),
+        ("routes.toml", "[\"tempo/charge\"]", "[]", &format!("2: route[0]: {paid}")),
+        (
+            "routes.toml",
+            "accept = [\"tempo/charge\"]\n",
+            "accept = [\"tempo/charge\"]\naccess = \"keys\"\n",
+            "7: route[0].access: \"keys\" is not in this build: \"paid\" or \"free\"",
+        ),
+        (
+            "routes.toml",
+            "receipt = { body = \"pontage\" }",
+            "access = \"free\"",
+            "6: route[0].accept: a free route accepts no payment",
+        ),
+        ("routes.toml", "access = \"free\"\n", "", "9: route[1]: the models surface is free: write access = \"free\""),
+        (
+            "routes.toml",
+            "access = \"free\"",
+            "access = \"free\"\nstream = \"allow\"",
+            "14: route[1].stream: the models surface does not stream",
+        ),
+        (
+            "routes.toml",
+            "body = \"pontage\"",
+            "body = \"usage\"",
+            "7: route[0].receipt.body: \"usage\" is a member of the reply itself",
+        ),
+        (
+            "routes.toml",
+            "body = \"pontage\"",
+            "body = \"Choices\"",
+            "7: route[0].receipt.body: \"Choices\" is a member of the reply itself",
+        ),
+        (
+            "routes.toml",
+            "body = \"pontage\"",
+            "body = \"a\\\"b\"",
+            "7: route[0].receipt.body: \"a\\\"b\" is not a plain member name: a letter, then at most 63 of a-z A-Z 0-9 _ -",
+        ),
+        (
+            "routes.toml",
+            "receipt = {",
+            "stream = \"sometimes\"\nreceipt = {",
+            "7: route[0].stream: \"sometimes\" is not \"allow\" or \"force\" or \"refuse\"",
+        ),
+        (
+            "pools.toml",
+            "\"vllm\"",
+            "\"tgi\"",
+            "3: pool.gpt-oss.profile: \"tgi\" is not a profile of this build: ollama, vllm",
+        ),
+        (
+            "pools.toml",
+            "http://127.0.0.1:8000",
+            "http://user:key@host",
+            "4: pool.gpt-oss.servers[0]: \"http://user:key@host\" has user info; give a key as api_key",
+        ),
+        (
+            "pools.toml",
+            "http://127.0.0.1:8000",
+            "http://169.254.169.254",
+            "4: pool.gpt-oss.servers[0]: \"http://169.254.169.254\" is an address of this link only, where metadata services live",
+        ),
+        (
+            "pools.toml",
+            "[\"http://127.0.0.1:8000\"]",
+            "[\"http://a\", \"http://A:80/\"]",
+            "4: pool.gpt-oss.servers[1]: is in this pool already; a larger share is a weight",
+        ),
+        ("pools.toml", "[\"http://127.0.0.1:8000\"]", "[]", "4: pool.gpt-oss.servers: a pool has at least one server"),
+        (
+            "pools.toml",
+            "[\"http://127.0.0.1:8000\"]",
+            "[{ url = \"http://a\", weight = 0 }]",
+            "4: pool.gpt-oss.servers[0].weight: 0 is not between 1 and 1000",
+        ),
+        (
+            "pools.toml",
+            "[\"http://127.0.0.1:8000\"]",
+            "[{ url = \"http://a\", group = \"b\" }]",
+            "4: pool.gpt-oss.servers[0].group: is not in this build: servers of a pool are equal",
+        ),
+        (
+            "pools.toml",
+            "profile = \"vllm\"",
+            "profile = \"vllm\"\ndns = \"a:80\"",
+            "4: pool.gpt-oss.dns: is not in this build: list the servers",
+        ),
+        (
+            "pools.toml",
+            "profile = \"vllm\"",
+            "profile = \"vllm\"\nfallback = \"b\"",
+            "4: pool.gpt-oss.fallback: is not in this build: a pool that fails answers 503",
+        ),
+        (
+            "pools.toml",
+            "profile = \"vllm\"",
+            "profile = \"vllm\"\nbalance = \"prefix\"",
+            "4: pool.gpt-oss.balance: \"prefix\" is not in this build: \"least-outstanding\"",
+        ),
+        (
+            "pools.toml",
+            "profile = \"vllm\"",
+            "profile = \"vllm\"\nbalance = \"random\"",
+            "4: pool.gpt-oss.balance: \"random\" is not \"least-outstanding\"",
+        ),
+        (
+            "pools.toml",
+            "profile = \"vllm\"",
+            "profile = \"vllm\"\napi_key = \"sk-canary\"",
+            "4: pool.gpt-oss.api_key: a secret is written as \"env:NAME\" or \"file:PATH\", never inline",
+        ),
+        (
+            "pools.toml",
+            "profile = \"vllm\"",
+            "profile = \"ollama\"\nhealth = {}",
+            "4: pool.gpt-oss.health: `path` is missing: profile \"ollama\" has no health endpoint of its own",
+        ),
+        (
+            "pools.toml",
+            "profile = \"vllm\"",
+            "profile = \"vllm\"\nhealth = { every_seconds = 0 }",
+            "4: pool.gpt-oss.health.every_seconds: 0 is not between 1 and 3600",
+        ),
+        (
+            "pools.toml",
+            "profile = \"vllm\"",
+            "profile = \"vllm\"\ntimeouts = { connect_seconds = 0 }",
+            "4: pool.gpt-oss.timeouts.connect_seconds: 0 is not between 1 and 86400",
+        ),
+        (
+            "pools.toml",
+            "profile = \"vllm\"",
+            "profile = \"vllm\"\ntimeouts = { total_seconds = 90 }",
+            "4: pool.gpt-oss.timeouts: first_byte_seconds (120) is more than total_seconds (90)",
+        ),
+        (
+            "pools.toml",
+            "gpt-oss]",
+            "\"gpt oss\"]\nprofile = \"vllm\"\nservers = [\"http://b\"]\n[pool.gpt-oss]",
+            "2: pool.\"gpt oss\": \"gpt oss\" is not a name: 1 to 64 of a-z A-Z 0-9 - _ .",
+        ),
+    ];
+    for (file, from, to, want) in rows {
+        let got = with(file, from, to).expect_err(to);
+        assert_eq!(got, [format!("{file}:{want}")], "{to:?}");
+    }
+}
+
+#[test]
+fn a_fixed_amount_rail_cannot_be_accepted_without_a_price_for_it() {
+    let got = with("tiers.toml", "charge = { flat = \"0.02\" }\n", "").unwrap_err();
+    assert_eq!(
+        got,
+        [
+            "routes.toml:6: route[0].accept[0]: \"tempo/charge\" has a fixed amount, and tier.standard does not say `charge`"
+        ]
+    );
+}
+
+#[test]
+fn all_mistakes_of_all_files_come_at_once_and_none_accuses_another_file_falsely() {
+    let files = Files::of([
+        (
+            "models.toml",
+            "[model.a]\nupstream = 5\npool = \"nowhere\"\nprice = { input = 1, output = \"x\" }\ncolour = 1\n",
+        ),
+        (
+            "tiers.toml",
+            "[tier.standard]\nmodels = [\"a\", \"b\"]\nmax_output_tokens = \"many\"\ncharge = { flat = 1 }\n",
+        ),
+        (
+            "routes.toml",
+            "[[route]]\npath = \"/x/\"\nsurface = \"chat\"\ntier = \"standard\"\naccept = [\"tempo/charge\"]\n[[route]]\n",
+        ),
+        ("pools.toml", "[pool.p\nprofile = \"vllm\"\n"),
+    ]);
+    let got: Vec<String> = check(&files, &catalogue()).unwrap_err().iter().map(Mistake::to_string).collect();
+    let paid = "a paid route needs at least one rail: accept = [\"tempo/charge\"]; a free one says access = \"free\"";
+    let want = [
+        "models.toml:2: model.a.upstream: must be text in quotes, not a whole number".to_owned(),
+        "models.toml:4: model.a.price.input: amounts are text, so that they stay exact: write \"1\"".to_owned(),
+        "models.toml:4: model.a.price.output: \"x\" is not a plain decimal number such as \"0.02\"".to_owned(),
+        "models.toml:5: model.a.colour: unknown key; known here: aliases, pool, price, upstream, vocabulary".to_owned(),
+        "routes.toml:2: route[0].path: \"/x/\" ends in /".to_owned(),
+        "routes.toml:6: route[1]: `surface` is missing".to_owned(),
+        format!("routes.toml:6: route[1]: {paid}"),
+        "routes.toml:6: route[1]: `path` is missing".to_owned(),
+        "routes.toml:6: route[1]: `tier` is missing".to_owned(),
+        "tiers.toml:2: tier.standard.models[1]: \"b\" is not in models.toml".to_owned(),
+        "tiers.toml:3: tier.standard.max_output_tokens: must be a whole number, not text".to_owned(),
+        "tiers.toml:4: tier.standard.charge.flat: amounts are text, so that they stay exact: write \"1\"".to_owned(),
+    ];
+    let (syntax, rest): (Vec<String>, Vec<String>) = got.into_iter().partition(|m| m.starts_with("pools.toml:1: "));
+    assert!(!syntax.is_empty(), "the syntax error is there");
+    assert_eq!(rest, want, "and hides nothing: only the pool of model a cannot be looked up");
+}
+
+#[test]
+fn a_missing_file_is_one_mistake_and_not_a_mistake_of_all_who_refer_to_it() {
+    let files = Files::of([("tiers.toml", TIERS), ("routes.toml", ROUTES), ("pools.toml", POOLS)]);
+    let got = check(&files, &catalogue()).unwrap_err();
+    assert_eq!(got.iter().map(Mistake::to_string).collect::<Vec<_>>(), ["models.toml: is missing"]);
+}
+
+#[test]
+fn prefixes_expand_in_the_order_of_the_file_and_the_first_exact_name_is_the_default() {
+    for (models, want, default, why) in [
+        ("[\"openai/*\"]", &["openai/gpt-oss-120b", "openai/tiny"][..], None, "a prefix is nobody's default"),
+        (
+            "[\"*\", \"openai/tiny\"]",
+            &["openai/gpt-oss-120b", "openai/tiny"][..],
+            Some("openai/tiny"),
+            "the exact one is",
+        ),
+        (
+            "[\"openai/tiny\", \"openai/*\"]",
+            &["openai/tiny", "openai/gpt-oss-120b"][..],
+            Some("openai/tiny"),
+            "listed first",
+        ),
+    ] {
+        let plan = good("tiers.toml", "[\"openai/gpt-oss-120b\"]", models);
+        let tier = plan.tiers.get("standard").unwrap();
+        assert_eq!(tier.models.iter().map(PublicModel::as_str).collect::<Vec<_>>(), want, "{why}");
+        assert_eq!(tier.default_model.as_ref().map(PublicModel::as_str), default, "{why}");
+    }
+}
+
+#[test]
+fn an_estimate_says_who_carries_the_output() {
+    let overhead = Factor::ONE_AND_A_HALF;
+    let usd = |text| Usd::parse(text).unwrap();
+    for (to, want) in [
+        (
+            "shortfall = \"clamp\", min_output_tokens = 64",
+            Charge::Estimate { overhead, shortfall: Shortfall::Clamp { min_output_tokens: 64 } },
+        ),
+        (
+            "overhead = \"1\", shortfall = \"absorb\", loss_cap_per_call = \"0.05\", loss_cap_per_day = \"50\"",
+            Charge::Estimate {
+                overhead: Factor::ONE,
+                shortfall: Shortfall::Absorb { per_call: usd("0.05"), per_day: usd("50") },
+            },
+        ),
+    ] {
+        let plan = good("tiers.toml", "flat = \"0.02\"", &format!("estimate = {{ {to} }}"));
+        assert_eq!(plan.tiers.get("standard").unwrap().charge, Some(want), "{to}");
+    }
+}
+
+#[test]
+fn health_checks_are_made_only_when_asked_for_and_take_the_profiles_own_path() {
+    let health = |to: &str| good("pools.toml", "profile = \"vllm\"", to).pools.get("gpt-oss").unwrap().health.clone();
+    assert_eq!(health("profile = \"vllm\""), None);
+    let own = HealthRules { path: "/health".into(), every_seconds: 5 };
+    assert_eq!(health("profile = \"vllm\"\nhealth = {}"), Some(own));
+    let said = HealthRules { path: "/up".into(), every_seconds: 9 };
+    assert_eq!(health("profile = \"ollama\"\nhealth = { path = \"/up\", every_seconds = 9 }"), Some(said));
+}
+
+#[test]
+fn a_free_chat_route_needs_no_price_and_promises_no_receipt() {
+    let plan =
+        good("routes.toml", "accept = [\"tempo/charge\"]\nreceipt = { body = \"pontage\" }", "access = \"free\"");
+    let route = plan.route("/v1/chat/completions").unwrap();
+    assert_eq!((route.access, &route.receipt), (Access::Free, &ReceiptForm::default()));
+}
+
+#[test]
+fn the_generation_is_the_content() {
+    let a = good("pools.toml", "vllm", "vllm").generation;
+    assert_eq!(good("pools.toml", "vllm", "vllm").generation, a, "same bytes, same generation");
+    assert_ne!(good("pools.toml", "\n[pool", "\n\n[pool").generation, a, "any other byte is another");
+    let moved = Files::of([("models.toml", "a"), ("tiers.toml", ""), ("routes.toml", ""), ("pools.toml", "")]);
+    let there = Files::of([("models.toml", ""), ("tiers.toml", "a"), ("routes.toml", ""), ("pools.toml", "")]);
+    assert_ne!(moved.generation(), there.generation(), "a byte belongs to its file");
+}
+
+#[test]
+fn prices_from_a_registry_are_refused_and_not_ignored() {
+    let dir = tempfile::tempdir().unwrap();
+    let texts = [("models.toml", MODELS), ("tiers.toml", TIERS), ("routes.toml", ROUTES), ("pools.toml", POOLS)];
+    for (name, text) in texts {
+        std::fs::write(dir.path().join(name), text).unwrap();
+    }
+    assert!(crate::rules::load(dir.path(), &catalogue()).is_ok());
+    std::fs::write(dir.path().join("prices.toml"), "markup = \"2\"").unwrap();
+    let got = crate::rules::load(dir.path(), &catalogue()).unwrap_err();
+    assert_eq!(got.len(), 1);
+    assert!(got[0].to_string().starts_with("prices.toml: is not in this build"), "{}", got[0]);
+}

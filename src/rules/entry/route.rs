@@ -1,0 +1,148 @@
+//! `routes.toml`: public paths.
+
+use crate::ids::{RailId, RoutePath, TierName};
+use crate::limits::StreamRule;
+use crate::origin::normal_path;
+use crate::rules::plan::{Access, ReceiptForm, Surface};
+use crate::written::{Said, Section, Spot, Value};
+
+/// Paths the gate answers itself on the public listener.
+const OWN_PATHS: [&str; 4] = ["/openapi.json", "/llms.txt", "/agents.md", "/receipts"];
+
+/// Members of OpenAI replies that a receipt must not replace.
+const OPENAI_MEMBERS: [&str; 24] = [
+    "annotations",
+    "choices",
+    "created",
+    "created_at",
+    "data",
+    "delta",
+    "error",
+    "first_id",
+    "has_more",
+    "id",
+    "input",
+    "last_id",
+    "message",
+    "metadata",
+    "model",
+    "object",
+    "output",
+    "prompt_filter_results",
+    "prompt_logprobs",
+    "service_tier",
+    "status",
+    "system_fingerprint",
+    "type",
+    "usage",
+];
+
+/// `[[route]]`.
+#[derive(Debug)]
+pub struct RouteEntry {
+    /// The entry as a whole.
+    pub spot: Spot,
+    /// Path in normal form.
+    pub path: Option<Said<RoutePath>>,
+    /// Surface.
+    pub surface: Option<Surface>,
+    /// Tier.
+    pub tier: Option<Said<TierName>>,
+    /// Streaming.
+    pub stream: StreamRule,
+    /// Access; `None` after a mistake.
+    pub access: Option<Access>,
+    /// Rails.
+    pub accept: Vec<Said<RailId>>,
+    /// Receipt.
+    pub receipt: ReceiptForm,
+}
+
+/// Reads every `[[route]]`.
+pub(super) fn read_all(root: &Section<'_>) -> Vec<RouteEntry> {
+    let Some(list) = root.need("route").and_then(|value| value.list()) else { return Vec::new() };
+    if list.is_empty() {
+        root.wrong("a gate has at least one [[route]]");
+    }
+    list.iter().filter_map(|value| Some(read(&value.section()?))).collect()
+}
+
+fn read(s: &Section<'_>) -> RouteEntry {
+    let surfaces = [("chat", Surface::Chat), ("models", Surface::Models)];
+    let surface = s.need("surface").and_then(|v| v.word(&surfaces));
+    let access = access(s);
+    let accept = s.take("accept");
+    let stream = s.take("stream");
+    let receipt = s.take("receipt");
+    if surface == Some(Surface::Models) {
+        if access == Some(Access::Paid) {
+            s.wrong("the models surface is free: write access = \"free\"");
+        }
+        if let Some(stream) = &stream {
+            stream.wrong("the models surface does not stream");
+        }
+    }
+    if access == Some(Access::Free) {
+        for (value, why) in [(&accept, "a free route accepts no payment"), (&receipt, "a free route has no receipt")] {
+            if let Some(value) = value {
+                value.wrong(why);
+            }
+        }
+    }
+    let paid = access == Some(Access::Paid) && surface != Some(Surface::Models);
+    let accept = accept.map_or_else(|| Some(Vec::new()), |v| v.texts().filter(|rails| !rails.is_empty()));
+    if paid && accept.as_ref().is_none_or(Vec::is_empty) {
+        s.wrong("a paid route needs at least one rail: accept = [\"tempo/charge\"]; a free one says access = \"free\"");
+    }
+    let streams = [("allow", StreamRule::Allow), ("force", StreamRule::Force), ("refuse", StreamRule::Refuse)];
+    RouteEntry {
+        spot: s.spot().clone(),
+        path: s.need("path").and_then(|v| path(&v)),
+        surface,
+        tier: s.need("tier").and_then(|v| Some(v.said(TierName::from(v.text()?)))),
+        stream: stream.and_then(|v| v.word(&streams)).unwrap_or_default(),
+        access,
+        accept: accept
+            .unwrap_or_default()
+            .into_iter()
+            .map(|rail| Said { value: RailId::from(rail.value), spot: rail.spot })
+            .collect(),
+        receipt: match receipt {
+            Some(value) => value.section().map(|table| receipt_form(&table)).unwrap_or_default(),
+            None => ReceiptForm { header: access == Some(Access::Paid), body: None },
+        },
+    }
+}
+
+fn access(s: &Section<'_>) -> Option<Access> {
+    let Some(value) = s.take("access") else { return Some(Access::default()) };
+    if value.text()? == "keys" {
+        value.wrong("\"keys\" is not in this build: \"paid\" or \"free\"");
+        return None;
+    }
+    value.word(&[("paid", Access::Paid), ("free", Access::Free)])
+}
+
+fn path(value: &Value<'_>) -> Option<Said<RoutePath>> {
+    let own = |path: &str| OWN_PATHS.iter().any(|own| path == *own || path.starts_with(&format!("{own}/")));
+    let path = value.read(|text| match normal_path(text) {
+        Ok(path) if own(path) => Err("is answered by the gate itself"),
+        other => other.map(RoutePath::from),
+    })?;
+    Some(value.said(path))
+}
+
+fn receipt_form(s: &Section<'_>) -> ReceiptForm {
+    let header = s.take("header").map_or(Some(true), |v| v.flag()).unwrap_or(true);
+    let safe = |text: &str| {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+        if text.len() > 64 || !text.starts_with(|c: char| c.is_ascii_alphabetic()) || !text.bytes().all(plain) {
+            Err("is not a plain member name: a letter, then at most 63 of a-z A-Z 0-9 _ -")
+        } else if OPENAI_MEMBERS.contains(&text.to_ascii_lowercase().as_str()) {
+            Err("is a member of the reply itself")
+        } else {
+            Ok(text.to_owned())
+        }
+    };
+    ReceiptForm { header, body: s.take("body").and_then(|v| v.read(safe)) }
+}

@@ -1,0 +1,237 @@
+//! The store of one machine: a redb file beside the gate. Two-phase commit, group commit by one writer thread, snapshot
+//! reads, a file lock that forbids a second gate (`notes/security.md` §4.7).
+//!
+//! The journal is a table of the same file, so a claim and its lines are one transaction. After any failure of file or
+//! disk the store refuses everything until the process is restarted (R11).
+
+mod tables;
+mod writer;
+
+#[cfg(test)]
+mod faults;
+#[cfg(test)]
+mod tests;
+
+use self::tables::{CLAIMS, Fault, JOURNAL, OPEN, RECEIPTS, TALLIES, read_claim};
+use self::writer::{Health, Writer};
+use super::{Store, StoreError, Swap, Write};
+use crate::claim::{Claim, ClaimKey};
+use crate::clock::UnixSeconds;
+use crate::journal::audit::{Audit, audit};
+use crate::journal::{Entry, Receipt, chain};
+use crate::money::Usd;
+use async_trait::async_trait;
+use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable};
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Pages kept in memory. Claims in flight are few; redb's own default is a gigabyte.
+const CACHE_BYTES: usize = 16 << 20;
+/// Claims dropped in one transaction, so that payments never wait long behind housekeeping.
+const FORGET_AT_ONCE: usize = 256;
+
+/// The redb store.
+pub struct Embedded {
+    // First, so that its thread has ended before the database is closed.
+    writer: Writer,
+    db: Arc<Database>,
+    health: Arc<Health>,
+}
+
+impl Embedded {
+    /// Opens the file at `path`, and makes it and its directory when they are not there. Errors are sentences for operators:
+    /// another gate has it, a later version wrote it, the disk refuses, the journal's end is damaged.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let fail = |why: String| StoreError(format!("cannot open the store {}: {why}", path.display()));
+        if !path.try_exists().map_err(|e| fail(e.to_string()))? {
+            found(path).map_err(&fail)?;
+        }
+        let db = builder().open(path).map_err(|e| fail(in_words(e)))?;
+        Self::on(db).map_err(|e| fail(e.0))
+    }
+
+    /// Starts on an open database.
+    fn on(db: Database) -> Result<Self, StoreError> {
+        let health = Arc::new(Health::default());
+        prepare(&db)?;
+        let db = Arc::new(db);
+        let writer = Writer::start(db.clone(), health.clone())
+            .map_err(|e| StoreError(format!("its writer thread cannot start: {e}")))?;
+        Ok(Self { writer, db, health })
+    }
+
+    /// Audits the file at `path`, which no gate may have open. Changes nothing, except that a file whose gate was killed is
+    /// brought back to its last commit first, as the gate itself would do.
+    pub fn audit(path: &Path) -> Result<Audit, StoreError> {
+        let fail = |why: String| StoreError(format!("cannot audit the store {}: {why}", path.display()));
+        let snapshot = |db: &dyn Snapshot| db.snapshot().and_then(|txn| walk(&txn)).map_err(|e| fail(told(e)));
+        match builder().open_read_only(path) {
+            Ok(db) => snapshot(&db),
+            Err(DatabaseError::RepairAborted) => snapshot(&builder().open(path).map_err(|e| fail(in_words(e)))?),
+            Err(e) => Err(fail(in_words(e))),
+        }
+    }
+
+    /// Reads from the newest durable snapshot. Pages are cached or one `pread` away (microseconds), so this runs where it is
+    /// called.
+    fn read<T>(&self, work: impl FnOnce(&ReadTransaction) -> Result<T, Fault>) -> Result<T, StoreError> {
+        self.health.check()?;
+        self.db.begin_read().map_err(Fault::from).and_then(|txn| work(&txn)).map_err(|fault| self.health.judge(fault))
+    }
+}
+
+#[async_trait]
+impl Store for Embedded {
+    async fn claim(&self, key: &ClaimKey) -> Result<Option<Claim>, StoreError> {
+        self.read(|txn| match txn.open_table(CLAIMS)?.get(key.0.as_str())? {
+            Some(bytes) => read_claim(&key.0, bytes.value()).map(Some).map_err(Fault::Here),
+            None => Ok(None),
+        })
+    }
+
+    async fn commit(&self, write: Write) -> Result<Swap, StoreError> {
+        self.writer.write(move |book| book.write(&write)).await
+    }
+
+    async fn open_claims(&self, now: UnixSeconds) -> Result<Vec<Claim>, StoreError> {
+        self.read(|txn| {
+            let claims = txn.open_table(CLAIMS)?;
+            let mut open = Vec::new();
+            for entry in txn.open_table(OPEN)?.iter()? {
+                let (key, ()) = entry.map(|(k, v)| (k.value().to_owned(), v.value()))?;
+                let Some(bytes) = claims.get(key.as_str())? else { continue };
+                match read_claim(&key, bytes.value()) {
+                    Ok(claim) if claim.is_over(now) => {}
+                    Ok(claim) => open.push(claim),
+                    // Its payer is answered with this error; everyone else is served.
+                    Err(error) => tracing::error!("{error}"),
+                }
+            }
+            Ok(open)
+        })
+    }
+
+    async fn forget(&self, now: UnixSeconds) -> Result<usize, StoreError> {
+        let mut total = 0;
+        loop {
+            let dropped = self.writer.write(move |book| book.forget(now, FORGET_AT_ONCE)).await?;
+            total += dropped;
+            if dropped < FORGET_AT_ONCE {
+                return Ok(total);
+            }
+        }
+    }
+
+    async fn tally(&self, name: &str, day: u64) -> Result<Usd, StoreError> {
+        self.read(|txn| Ok(txn.open_table(TALLIES)?.get((name, day))?.map_or(Usd::ZERO, |v| Usd(v.value()))))
+    }
+
+    async fn receipt(&self, id: &str) -> Result<Option<Receipt>, StoreError> {
+        self.read(|txn| {
+            let Some(seq) = txn.open_table(RECEIPTS)?.get(id)?.map(|v| v.value()) else { return Ok(None) };
+            let line = txn.open_table(JOURNAL)?.get(seq)?.map(|v| v.value().to_owned()).unwrap_or_default();
+            match chain::entry_of(&line) {
+                Some(Entry::Receipt(receipt)) if receipt.id == id => Ok(Some(*receipt)),
+                _ => Err(Fault::Here(StoreError(format!("receipt {id} cannot be read from journal line {seq}")))),
+            }
+        })
+    }
+
+    async fn facts(&self, facts: &[(String, String)], accept: bool) -> Result<Vec<String>, StoreError> {
+        let facts = facts.to_vec();
+        self.writer.write(move |book| book.facts(&facts, accept)).await
+    }
+
+    fn standing(&self) -> Result<(), StoreError> {
+        self.health.check()
+    }
+}
+
+fn builder() -> redb::Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_BYTES);
+    builder
+}
+
+/// Makes the tables of a new file, checks those of an old one.
+fn prepare(db: &Database) -> Result<(), StoreError> {
+    let prepared = (|| {
+        let mut txn = db.begin_write()?;
+        txn.set_two_phase_commit(true);
+        tables::prepare(&txn)?;
+        txn.commit()?;
+        Ok(())
+    })();
+    prepared.map_err(|fault| StoreError(told(fault)))
+}
+
+/// Makes a new file under another name, and gives it its own only when it is whole and on disk: a crash on the way leaves
+/// nothing that looks like a store. `hard_link` fails when somebody else was faster, which `rename` would not.
+fn found(path: &Path) -> Result<(), String> {
+    let parent = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    let text = |e: std::io::Error| e.to_string();
+    let missing: Vec<&Path> =
+        parent.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists()).collect();
+    // Records name payers and hold signed transactions: nobody else on the machine reads them.
+    DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(text)?;
+    for dir in missing {
+        sync_dir(dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))).map_err(text)?;
+    }
+    let mut draft: PathBuf = path.to_owned();
+    draft.as_mut_os_string().push(format!(".{}", crate::ids::fresh("new")));
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&draft).map_err(text)?;
+    let made = builder().create_file(file).map_err(in_words).and_then(|db| prepare(&db).map_err(|e| e.0));
+    let named = made.and_then(|()| match std::fs::hard_link(&draft, path) {
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        other => other.map_err(text),
+    });
+    let cleared = std::fs::remove_file(&draft).map_err(text);
+    named.and(cleared).and_then(|()| sync_dir(parent).map_err(text))
+}
+
+/// A new name is on disk only when its directory is.
+fn sync_dir(dir: &Path) -> std::io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+fn in_words(error: DatabaseError) -> String {
+    match error {
+        DatabaseError::DatabaseAlreadyOpen => {
+            "another gate, or an audit, has it open; one file serves one gate".to_owned()
+        }
+        other => other.to_string(),
+    }
+}
+
+fn told(fault: Fault) -> String {
+    match fault {
+        Fault::Here(error) => error.0,
+        Fault::Disk(error) => error.to_string(),
+    }
+}
+
+trait Snapshot {
+    fn snapshot(&self) -> Result<ReadTransaction, Fault>;
+}
+
+impl<D: ReadableDatabase> Snapshot for D {
+    fn snapshot(&self) -> Result<ReadTransaction, Fault> {
+        Ok(self.begin_read()?)
+    }
+}
+
+fn walk(txn: &ReadTransaction) -> Result<Audit, Fault> {
+    let head = tables::head(&tables::meta(txn)?)?;
+    let (journal, claims) = (txn.open_table(JOURNAL)?, txn.open_table(CLAIMS)?);
+    let lines = journal.iter()?.map(|row| row.map(|(_, line)| line.value().to_owned()).map_err(|e| e.to_string()));
+    let claims = claims.iter()?.map(|row| {
+        let (key, bytes) = row.map_err(|e| e.to_string())?;
+        read_claim(key.value(), bytes.value()).map_err(|e| e.0)
+    });
+    Ok(audit(lines, head, claims))
+}

@@ -1,0 +1,297 @@
+//! What the file holds, and what one operation does to it inside a write transaction.
+
+use crate::claim::{Claim, Standing};
+use crate::clock::UnixSeconds;
+use crate::journal::Entry;
+use crate::journal::chain::Head;
+use crate::money::Usd;
+use crate::store::{StoreError, Swap, Write};
+use redb::{ReadableTable, Table, TableDefinition, TableError, WriteTransaction};
+
+/// Layout of the file. A file with another number is refused at start.
+const SCHEMA: &str = "1";
+/// Largest claim or journal line. Ours are a few kilobytes; a larger one is a defect and must not fill the disk.
+const MOST_BYTES: usize = 1 << 20;
+
+/// `schema` → [`SCHEMA`], `head` → [`Head`] as JSON.
+const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
+/// Claim key → record as JSON.
+pub(super) const CLAIMS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("claims");
+/// Keys of claims that are neither delivered nor dead, so that a start does not read all of them.
+pub(super) const OPEN: TableDefinition<'_, &str, ()> = TableDefinition::new("open");
+/// `(keep_until, key)` of every claim, so that forgetting reads only what is due.
+const DUE: TableDefinition<'_, (u64, &str), ()> = TableDefinition::new("due");
+/// Receipt id → `seq` of the newest line that holds it.
+pub(super) const RECEIPTS: TableDefinition<'_, &str, u64> = TableDefinition::new("receipts");
+/// `seq` → line.
+pub(super) const JOURNAL: TableDefinition<'_, u64, &str> = TableDefinition::new("journal");
+/// `(name, day)` → 1e-18 USD.
+pub(super) const TALLIES: TableDefinition<'_, (&str, u64), u128> = TableDefinition::new("tallies");
+/// Name → text, as of the last run.
+const FACTS: TableDefinition<'_, &str, &str> = TableDefinition::new("facts");
+
+/// Why an operation did not happen.
+pub(super) enum Fault {
+    /// This operation only; nothing of it was written.
+    Here(StoreError),
+    /// The file or the disk: nothing more may be written.
+    Disk(redb::Error),
+}
+
+impl<E: Into<redb::Error>> From<E> for Fault {
+    fn from(error: E) -> Self {
+        Self::Disk(error.into())
+    }
+}
+
+fn here<T>(why: String) -> Result<T, Fault> {
+    Err(Fault::Here(StoreError(why)))
+}
+
+/// The claim in `bytes`. The error blocks this key only: what a later version wrote, or what a bad disk left, is neither
+/// dropped nor overwritten.
+pub(super) fn read_claim(key: &str, bytes: &[u8]) -> Result<Claim, StoreError> {
+    #[derive(serde::Deserialize)]
+    struct Version {
+        schema: u16,
+    }
+    let bad = |why: String| StoreError(format!("the record of claim {key} cannot be read, so it is blocked: {why}"));
+    let version: Version = serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
+    if version.schema != Claim::SCHEMA {
+        return Err(bad(format!("it has schema {}, this build reads {}", version.schema, Claim::SCHEMA)));
+    }
+    let claim: Claim = serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
+    if claim.key.0 != key {
+        return Err(bad(format!("it says it is {}", claim.key.0)));
+    }
+    Ok(claim)
+}
+
+/// Makes the tables of a new file, or looks whether an old one is ours. The error is a sentence for operators.
+pub(super) fn prepare(txn: &WriteTransaction) -> Result<(), Fault> {
+    let is_new = txn.list_tables()?.next().is_none();
+    let mut meta = txn.open_table(META)?;
+    if is_new {
+        meta.insert("schema", SCHEMA)?;
+        meta.insert("head", json(&Head::default())?.as_str())?;
+    }
+    let schema = meta.get("schema")?.map(|v| v.value().to_owned());
+    match schema.as_deref() {
+        Some(SCHEMA) => {}
+        Some(other) => {
+            return here(format!(
+                "it has schema {other} and this build reads {SCHEMA}: use the version of pontage that wrote it"
+            ));
+        }
+        None => return here("it is a database of something else".to_owned()),
+    }
+    drop(meta);
+    let book = Book::open(txn)?;
+    let last = book.journal.last()?.map(|(_, line)| line.value().to_owned());
+    match last {
+        None if book.head == Head::default() => Ok(()),
+        Some(line) if book.head.ends_with(&line) => Ok(()),
+        _ => here(format!("its journal does not end at its head {}: run `pontage audit`", book.head)),
+    }
+}
+
+/// Where the journal of this snapshot ends.
+pub(super) fn head(meta: &impl ReadableTable<&'static str, &'static str>) -> Result<Head, Fault> {
+    let text = meta.get("head")?.map(|v| v.value().to_owned()).unwrap_or_default();
+    serde_json::from_str(&text).or_else(|e| here(format!("the journal's head cannot be read: {e}")))
+}
+
+/// The table [`head`] reads, in a snapshot.
+pub(super) fn meta(txn: &redb::ReadTransaction) -> Result<redb::ReadOnlyTable<&'static str, &'static str>, TableError> {
+    txn.open_table(META)
+}
+
+/// Every table of one write transaction. Each operation checks everything before it writes anything, so that one that fails
+/// leaves nothing behind in the transaction it shares with others.
+pub(super) struct Book<'t> {
+    meta: Table<'t, &'static str, &'static str>,
+    claims: Table<'t, &'static str, &'static [u8]>,
+    open: Table<'t, &'static str, ()>,
+    due: Table<'t, (u64, &'static str), ()>,
+    receipts: Table<'t, &'static str, u64>,
+    journal: Table<'t, u64, &'static str>,
+    tallies: Table<'t, (&'static str, u64), u128>,
+    facts: Table<'t, &'static str, &'static str>,
+    head: Head,
+    changed: bool,
+}
+
+impl<'t> Book<'t> {
+    pub(super) fn open(txn: &'t WriteTransaction) -> Result<Self, Fault> {
+        let meta = txn.open_table(META)?;
+        let head = head(&meta)?;
+        Ok(Self {
+            meta,
+            claims: txn.open_table(CLAIMS)?,
+            open: txn.open_table(OPEN)?,
+            due: txn.open_table(DUE)?,
+            receipts: txn.open_table(RECEIPTS)?,
+            journal: txn.open_table(JOURNAL)?,
+            tallies: txn.open_table(TALLIES)?,
+            facts: txn.open_table(FACTS)?,
+            head,
+            changed: false,
+        })
+    }
+
+    /// Ends the batch. `false`: nothing changed, so there is nothing to make durable.
+    pub(super) fn close(mut self) -> Result<bool, Fault> {
+        if self.changed {
+            self.meta.insert("head", json(&self.head)?.as_str())?;
+        }
+        Ok(self.changed)
+    }
+
+    fn claim(&self, key: &str) -> Result<Option<Claim>, Fault> {
+        match self.claims.get(key)? {
+            Some(bytes) => read_claim(key, bytes.value()).map(Some).map_err(Fault::Here),
+            None => Ok(None),
+        }
+    }
+
+    /// One [`Write`]: the claim by its revision, then the journal, then the tallies.
+    pub(super) fn write(&mut self, write: &Write) -> Result<Swap, Fault> {
+        let mut record = None;
+        if let Some(claim) = &write.claim {
+            let old = self.claim(&claim.key.0)?;
+            if claim.schema != Claim::SCHEMA {
+                return here(format!("claim {} has schema {}, not {}", claim.key.0, claim.schema, Claim::SCHEMA));
+            }
+            if old.as_ref().map_or(0, |o| o.revision).checked_add(1) != Some(claim.revision) {
+                return Ok(Swap::Lost(Box::new(old)));
+            }
+            record = Some((claim, old, json(claim)?));
+        }
+        let (lines, head) = self.lines(&write.journal)?;
+        let totals = self.totals(&write.tally)?;
+
+        self.changed = true;
+        if let Some((claim, old, json)) = record {
+            self.put(claim, old.as_ref(), &json)?;
+        }
+        for (seq, line, receipt) in &lines {
+            self.journal.insert(seq, line.as_str())?;
+            if let Some(id) = receipt {
+                self.receipts.insert(*id, seq)?;
+            }
+        }
+        self.head = head;
+        for (name, day, total) in totals {
+            self.tallies.insert((name, day), total.0)?;
+        }
+        Ok(Swap::Done)
+    }
+
+    fn put(&mut self, claim: &Claim, old: Option<&Claim>, json: &str) -> Result<(), Fault> {
+        let key = claim.key.0.as_str();
+        self.claims.insert(key, json.as_bytes())?;
+        match claim.standing {
+            Standing::Delivered { .. } | Standing::Dead => drop(self.open.remove(key)?),
+            Standing::Claimed { .. } | Standing::Serving { .. } | Standing::Owed => drop(self.open.insert(key, ())?),
+        }
+        if let Some(old) = old.filter(|o| o.keep_until() != claim.keep_until()) {
+            self.due.remove((old.keep_until().0, key))?;
+        }
+        self.due.insert((claim.keep_until().0, key), ())?;
+        Ok(())
+    }
+
+    #[allow(clippy::type_complexity)]
+    fn lines<'e>(&self, entries: &'e [Entry]) -> Result<(Vec<(u64, String, Option<&'e str>)>, Head), Fault> {
+        let mut head = self.head;
+        let mut lines = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let (line, next) = head.append(entry).or_else(|e| here(format!("an entry cannot be written: {e}")))?;
+            if line.len() > MOST_BYTES {
+                return here(format!("an entry of {} bytes is too large for the journal", line.len()));
+            }
+            let receipt = match entry {
+                Entry::Receipt(receipt) => Some(receipt.id.as_str()),
+                _ => None,
+            };
+            lines.push((next.lines, line, receipt));
+            head = next;
+        }
+        Ok((lines, head))
+    }
+
+    /// The totals after `adds`, each name and day once.
+    fn totals<'w>(&self, adds: &'w [(String, u64, Usd)]) -> Result<Vec<(&'w str, u64, Usd)>, Fault> {
+        let mut totals: Vec<(&str, u64, Usd)> = Vec::with_capacity(adds.len());
+        for (name, day, amount) in adds {
+            let known = totals.iter_mut().find(|(n, d, _)| n == name && d == day);
+            let before = match &known {
+                Some((_, _, total)) => *total,
+                None => self.tallies.get((name.as_str(), *day))?.map_or(Usd::ZERO, |v| Usd(v.value())),
+            };
+            let Some(after) = before.plus(*amount) else {
+                return here(format!("the total {name} is larger than can be counted"));
+            };
+            match known {
+                Some((_, _, total)) => *total = after,
+                None => totals.push((name, *day, after)),
+            }
+        }
+        Ok(totals)
+    }
+
+    /// Drops at most `most` claims that are over and past `keep_until`; how many it dropped. What cannot be read stays.
+    pub(super) fn forget(&mut self, now: UnixSeconds, most: usize) -> Result<usize, Fault> {
+        let mut gone = Vec::new();
+        for entry in self.due.range(..(now.0, ""))? {
+            let (until, key) = entry.map(|(k, _)| (k.value().0, k.value().1.to_owned()))?;
+            match self.claim(&key) {
+                Ok(Some(claim)) if claim.is_over(now) => gone.push((until, key)),
+                Ok(_) | Err(Fault::Here(_)) => {}
+                Err(disk) => return Err(disk),
+            }
+            if gone.len() == most {
+                break;
+            }
+        }
+        for (until, key) in &gone {
+            self.claims.remove(key.as_str())?;
+            self.open.remove(key.as_str())?;
+            self.due.remove((*until, key.as_str()))?;
+            self.changed = true;
+        }
+        Ok(gone.len())
+    }
+
+    /// See [`crate::store::Store::facts`].
+    pub(super) fn facts(&mut self, facts: &[(String, String)], accept: bool) -> Result<Vec<String>, Fault> {
+        let mut known = Vec::new();
+        for entry in self.facts.iter()? {
+            known.push(entry.map(|(k, v)| (k.value().to_owned(), v.value().to_owned()))?);
+        }
+        let mut changed = Vec::new();
+        for (name, text) in facts {
+            match known.iter().find(|(n, _)| n == name) {
+                Some((_, before)) if before == text => {}
+                Some((_, before)) => changed.push(format!("{name} was {before} in the last run and is {text} now")),
+                None if known.is_empty() || known.iter().any(|(_, t)| t == text) => {}
+                None => changed.push(format!("{name} is new since the last run: {text}")),
+            }
+        }
+        if accept || changed.is_empty() {
+            for (name, text) in facts {
+                let before = self.facts.insert(name.as_str(), text.as_str())?.map(|v| v.value().to_owned());
+                self.changed |= before.as_ref() != Some(text);
+            }
+        }
+        Ok(changed)
+    }
+}
+
+fn json(record: &impl serde::Serialize) -> Result<String, Fault> {
+    match serde_json::to_string(record) {
+        Ok(text) if text.len() <= MOST_BYTES => Ok(text),
+        Ok(text) => here(format!("a record of {} bytes is too large to store", text.len())),
+        Err(e) => here(format!("a record cannot be written: {e}")),
+    }
+}

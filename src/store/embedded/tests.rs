@@ -1,0 +1,147 @@
+//! The embedded store as a store, and as a file that people and other versions touch.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use super::tables::{CLAIMS, JOURNAL};
+use super::*;
+use crate::claim::{Op, sample};
+use crate::store::conformance::{self, Bench};
+use std::os::unix::fs::PermissionsExt;
+use tempfile::TempDir;
+
+impl Bench for TempDir {
+    fn fresh() -> Self {
+        tempfile::tempdir().unwrap()
+    }
+    fn open(&self) -> Arc<dyn Store> {
+        Arc::new(Embedded::open(&self.path().join("pontage.redb")).unwrap())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_keeps_what_every_store_promises() {
+    conformance::all::<TempDir>().await;
+}
+
+fn claim_write(key: &str) -> Write {
+    Write { claim: Some(sample::claim(key, 100)), ..Write::default() }
+}
+
+/// Changes the file behind the store's back.
+fn tamper(path: &Path, change: impl FnOnce(&redb::WriteTransaction)) {
+    let db = Database::create(path).unwrap();
+    let txn = db.begin_write().unwrap();
+    change(&txn);
+    txn.commit().unwrap();
+}
+
+#[test]
+fn a_second_gate_on_one_file_is_refused_in_words() {
+    let dir = TempDir::fresh();
+    let path = dir.path().join("var/deep/pontage.redb");
+    let first = Embedded::open(&path).unwrap();
+    for second in [Embedded::open(&path).map(drop), Embedded::audit(&path).map(drop)] {
+        let said = second.unwrap_err().0;
+        assert!(said.contains("another gate") && said.contains("pontage.redb"), "{said}");
+    }
+    drop(first);
+    assert!(Embedded::audit(&path).unwrap().is_sound());
+    Embedded::open(&path).unwrap();
+}
+
+#[test]
+fn what_it_makes_is_for_the_operator_only_and_leaves_no_draft() {
+    let dir = TempDir::fresh();
+    let var = dir.path().join("var");
+    drop(Embedded::open(&var.join("pontage.redb")).unwrap());
+    let mode = |p: &Path| p.metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&var), mode(&var.join("pontage.redb"))), (0o700, 0o600));
+    let names: Vec<_> = std::fs::read_dir(&var).unwrap().map(|f| f.unwrap().file_name()).collect();
+    assert_eq!(names, ["pontage.redb"]);
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_trusted_stops_the_start_with_a_sentence() {
+    type Tamper = fn(&Path);
+    let cases: [(Tamper, &str, &str); 6] = [
+        (|p| tamper(p, |t| drop(meta(t).insert("schema", "2").unwrap())), "schema 2", "a later version"),
+        (|p| tamper(p, |t| drop(t.open_table(JOURNAL).unwrap().pop_last().unwrap())), "journal", "its end is cut off"),
+        (
+            |p| tamper(p, |t| drop(t.open_table(JOURNAL).unwrap().insert(1, "{}").unwrap())),
+            "journal",
+            "its end is another",
+        ),
+        (|p| tamper(p, |t| drop(meta(t).remove("head").unwrap())), "head", "no head"),
+        (|p| tamper(p, |t| drop(meta(t).remove("schema").unwrap())), "something else", "not a store"),
+        (|p| std::fs::write(p, "not a database at all, but long enough").unwrap(), "cannot open", "not a database"),
+    ];
+    for (damage, word, why) in cases {
+        let dir = TempDir::fresh();
+        let path = dir.path().join("pontage.redb");
+        let store = Embedded::open(&path).unwrap();
+        let entry = Entry::Paid { key: "k".into(), at: UnixSeconds(1) };
+        store.commit(Write { journal: vec![entry], ..Write::default() }).await.unwrap();
+        drop(store);
+        damage(&path);
+        let said = Embedded::open(&path).map(drop).unwrap_err().0;
+        assert!(said.contains(word) && said.contains("pontage.redb"), "{why}: {said}");
+    }
+}
+
+fn meta(txn: &redb::WriteTransaction) -> redb::Table<'_, &'static str, &'static str> {
+    txn.open_table(redb::TableDefinition::new("meta")).unwrap()
+}
+
+#[tokio::test]
+async fn an_unreadable_claim_blocks_itself_and_nobody_else() {
+    for (record, why) in [
+        (r#"{"schema":9,"whatever":1}"#.to_owned(), "a later version wrote it"),
+        ("\0\0\0".to_owned(), "a bad disk left it"),
+        (serde_json::to_string(&sample::claim("other", 100)).unwrap(), "it is another's record"),
+    ] {
+        let dir = TempDir::fresh();
+        let path = dir.path().join("pontage.redb");
+        let store = Embedded::open(&path).unwrap();
+        for key in ["bad", "good"] {
+            store.commit(claim_write(key)).await.unwrap();
+        }
+        drop(store);
+        tamper(&path, |t| drop(t.open_table(CLAIMS).unwrap().insert("bad", record.as_bytes()).unwrap()));
+
+        let store = Embedded::open(&path).unwrap();
+        let bad = ClaimKey("bad".into());
+        let said = store.claim(&bad).await.unwrap_err().0;
+        assert!(said.contains("claim bad cannot be read"), "{why}: {said}");
+        assert!(store.commit(claim_write("bad")).await.is_err(), "{why}: it is not claimed anew");
+        assert_eq!(store.forget(UnixSeconds(u64::MAX)).await, Ok(0), "{why}: nor forgotten");
+        assert_eq!(store.open_claims(UnixSeconds(0)).await.unwrap().len(), 1, "{why}");
+        let next = sample::claim("good", 100).apply(Op::Die, UnixSeconds(2)).unwrap();
+        let write = Write { claim: Some(next), ..Write::default() };
+        assert_eq!(store.commit(write).await, Ok(Swap::Done), "{why}: the others go on");
+        assert_eq!(store.standing(), Ok(()), "{why}");
+        drop(store);
+        let found = Embedded::audit(&path).unwrap();
+        assert!(found.faults.iter().any(|f| f.contains("claim bad cannot be read")), "{why}: the audit names it");
+    }
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_does_not_take_its_write_back() {
+    let dir = TempDir::fresh();
+    let store = dir.open();
+    let mut write = Box::pin(store.commit(claim_write("k")));
+    assert!(futures::poll!(&mut write).is_pending(), "it is in the queue");
+    drop(write);
+    // The queue is in order, so whatever was in it before this is done when this is.
+    store.facts(&[], false).await.unwrap();
+    assert!(store.claim(&ClaimKey("k".into())).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_record_too_large_to_be_one_of_ours_is_refused_alone() {
+    let dir = TempDir::fresh();
+    let store = dir.open();
+    let mut claim = sample::claim("k", 100);
+    claim.resend = Some("x".repeat(2 << 20));
+    assert!(store.commit(Write { claim: Some(claim), ..Write::default() }).await.is_err());
+    assert_eq!(store.commit(claim_write("k")).await, Ok(Swap::Done));
+}

@@ -1,0 +1,167 @@
+//! The one thread that writes. Whatever waits in its queue, up to [`BATCH`] operations, goes into one transaction and one
+//! fsync (group commit). It never waits for company: operations that arrive while it commits are the next batch, so a lone
+//! write is as fast as the disk and a crowd shares.
+
+use super::tables::{Book, Fault};
+use crate::store::StoreError;
+use redb::{Database, Durability};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use tokio::sync::{mpsc, oneshot};
+
+/// Most operations in one transaction.
+const BATCH: usize = 64;
+/// Operations that may wait; beyond it, callers wait to get in.
+const QUEUE: usize = 1024;
+
+/// The first failure of file or disk. It stays for the life of the process: after a failed fsync the page cache may hold
+/// what the disk does not, so nothing that is read or written after it can be believed.
+#[derive(Debug, Default)]
+pub(super) struct Health(OnceLock<StoreError>);
+
+impl Health {
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        self.0.get().map_or(Ok(()), |e| Err(e.clone()))
+    }
+
+    pub(super) fn fail(&self, why: &str) -> StoreError {
+        let error = StoreError(format!(
+            "the store failed ({why}) and takes no more payments; check the disk, then restart the gate"
+        ));
+        if self.0.set(error.clone()).is_ok() {
+            tracing::error!("{error}");
+        }
+        self.0.get().cloned().unwrap_or(error)
+    }
+
+    /// The fault as the caller sees it.
+    pub(super) fn judge(&self, fault: Fault) -> StoreError {
+        match fault {
+            Fault::Here(error) => error,
+            Fault::Disk(error) => self.fail(&error.to_string()),
+        }
+    }
+}
+
+/// Answers one caller once it is known whether the batch is durable.
+type Reply = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
+/// One operation: whether the disk held, and how to answer.
+type Job = Box<dyn FnOnce(&mut Book<'_>) -> (Result<(), Fault>, Reply) + Send>;
+
+/// The thread and the way to it.
+pub(super) struct Writer {
+    queue: Option<mpsc::Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+    health: Arc<Health>,
+}
+
+impl Writer {
+    pub(super) fn start(db: Arc<Database>, health: Arc<Health>) -> std::io::Result<Self> {
+        let (queue, jobs) = mpsc::channel(QUEUE);
+        let theirs = health.clone();
+        let thread =
+            std::thread::Builder::new().name("pontage-store".to_owned()).spawn(move || run(&db, jobs, &theirs))?;
+        Ok(Self { queue: Some(queue), thread: Some(thread), health })
+    }
+
+    /// Runs `work` in the next transaction and answers once that is durable. Work that reached the queue is done even when
+    /// the caller goes away.
+    pub(super) async fn write<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Book<'_>) -> Result<T, Fault> + Send + 'static,
+    {
+        self.health.check()?;
+        let (reply, answer) = oneshot::channel::<Result<T, StoreError>>();
+        let job: Job = Box::new(move |book| {
+            let (disk, outcome) = match work(book) {
+                Ok(done) => (Ok(()), Ok(done)),
+                Err(Fault::Here(error)) => (Ok(()), Err(error)),
+                Err(disk) => (Err(disk), Err(StoreError("not written".to_owned()))),
+            };
+            // A caller that went away has no use for the answer.
+            (disk, Box::new(move |durable| drop(reply.send(durable.and(outcome)))))
+        });
+        let stopped = || self.health.fail("its writer stopped");
+        let queue = self.queue.as_ref().ok_or_else(stopped)?;
+        queue.send(job).await.map_err(|_| stopped())?;
+        // A dropped reply means a failed batch, whose reason is in `health` already, or a writer that panicked.
+        answer.await.unwrap_or_else(|_| Err(stopped()))
+    }
+}
+
+impl Drop for Writer {
+    /// Finishes what is queued, so that the file is free when this returns.
+    fn drop(&mut self) {
+        drop(self.queue.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread was reported when it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Says so when the thread unwinds, before its callers see their answers dropped.
+struct Watch<'a>(&'a Health);
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail("its writer panicked");
+        }
+    }
+}
+
+fn run(db: &Database, mut jobs: mpsc::Receiver<Job>, health: &Health) {
+    let _watch = Watch(health);
+    while let Some(first) = jobs.blocking_recv() {
+        let mut batch = vec![first];
+        while batch.len() < BATCH
+            && let Ok(job) = jobs.try_recv()
+        {
+            batch.push(job);
+        }
+        // A failed disk is asked nothing more; dropping the jobs answers their callers.
+        if health.check().is_ok() {
+            commit(db, batch, health);
+        }
+    }
+}
+
+/// One batch, one transaction. `health` has its reason before any caller hears of a failure.
+fn commit(db: &Database, batch: Vec<Job>, health: &Health) {
+    let mut replies = Vec::with_capacity(batch.len());
+    let durable = transact(db, |book| {
+        for job in batch {
+            let (disk, reply) = job(book);
+            replies.push(reply);
+            // Judged here, because the jobs behind it are answered by being dropped.
+            disk.map_err(|fault| Fault::Here(health.judge(fault)))?;
+        }
+        Ok(())
+    })
+    .map_err(|fault| match fault {
+        // Each operation keeps its own errors, so whatever arrives here is the batch's.
+        Fault::Here(error) => health.fail(&error.0),
+        disk => health.judge(disk),
+    });
+    for reply in replies {
+        reply(durable.clone());
+    }
+}
+
+/// One durable transaction around `work`: fsync, a second fsync for the commit slot (two-phase: a torn or forged slot is
+/// never taken for a commit), and only then `Ok`.
+pub(super) fn transact(db: &Database, work: impl FnOnce(&mut Book<'_>) -> Result<(), Fault>) -> Result<(), Fault> {
+    let mut txn = db.begin_write()?;
+    txn.set_durability(Durability::Immediate).map_err(redb::Error::from)?;
+    txn.set_two_phase_commit(true);
+    let mut book = Book::open(&txn)?;
+    work(&mut book)?;
+    if book.close()? {
+        txn.commit()?
+    } else {
+        txn.abort()?
+    }
+    Ok(())
+}

@@ -1,0 +1,13 @@
+//! llama.cpp's server. Its HTTP server drops idle connections after 5 s.
+
+use super::Profile;
+use crate::catalogue::ProfileAbility;
+use crate::limits::Spelling;
+
+pub(super) const PROFILE: Profile = Profile {
+    name: "llamacpp",
+    ability: ProfileAbility { spelling: Spelling::MaxTokens, continuous_usage: false, health_path: Some("/health") },
+    key_header: "authorization",
+    key_prefix: "Bearer ",
+    reuse_seconds: 4,
+};
