@@ -3,7 +3,7 @@
 //! It stands where Pingora's native path would, because at 0.9.1 that path cannot forward a body it has read (over
 //! 64 KiB) and its body filters cannot wait. What it promises:
 //! - The client is watched in every wait. When it leaves, the upstream connection is closed at once.
-//! - A request is sent again only when no server can have worked on it ([`open`]).
+//! - A request is sent again only when no server can have worked on it (`open.rs` says when).
 //! - Client bytes leave in the order in which the filter gave them, none dropped.
 //! - The head of a stream leaves together with its first byte, so whatever fails before that is still a clean answer.
 
