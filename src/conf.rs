@@ -72,35 +72,35 @@ pub struct Listen {
     /// Flood limits.
     pub limits: ListenLimits,
     /// Origins that browsers may call from; `*` is all of them, empty is none.
-    pub cors_origins: Vec<String>,
+    pub cors: Vec<String>,
 }
 
 /// PEM files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
     /// Certificate chain.
-    pub cert: PathBuf,
+    pub cert: String,
     /// Private key.
-    pub key: PathBuf,
+    pub key: String,
 }
 
 /// `listen.limits`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListenLimits {
     /// Open connections of one address.
-    pub connections_per_ip: u64,
+    pub connections_per_ip: usize,
     /// Open connections altogether.
-    pub connections: u64,
+    pub connections: usize,
     /// Unpaid requests of one address in a second.
-    pub unpaid_per_ip_per_second: u64,
+    pub unpaid_per_ip_per_second: u32,
     /// Unpaid requests altogether in a second.
-    pub unpaid_per_second: u64,
+    pub unpaid_per_second: u32,
     /// Until the request head is complete.
     pub header_seconds: u64,
     /// Until the request body is complete.
     pub body_seconds: u64,
     /// Request bodies held in memory, in MiB.
-    pub bodies_in_flight_mib: u64,
+    pub bodies_in_flight_mib: usize,
     /// Concurrent streams of one HTTP/2 connection.
     pub h2_streams: u32,
 }
@@ -150,8 +150,8 @@ pub struct TempoConf {
 pub struct Secrets {
     /// The ring; never empty. The first signs, all verify.
     pub challenge_keys: Vec<Secret>,
-    /// Ed25519 seed.
-    pub receipt_seed: Zeroizing<[u8; 32]>,
+    /// Ed25519 seed: exactly 32 bytes, decoded.
+    pub receipt_key: Secret,
 }
 
 impl fmt::Debug for Secrets {
@@ -198,6 +198,11 @@ impl Conf {
         }
     }
 
+    /// Host of `public_url`.
+    pub fn realm(&self) -> &str {
+        &self.listen.realm
+    }
+
     /// What this build and this file offer to the rules.
     pub fn catalogue(&self) -> Catalogue {
         catalogue(self.rails.iter().map(|rail| rail.name.as_str()))
@@ -207,28 +212,31 @@ impl Conf {
     /// secret should have come from, never what was found there.
     pub fn read_secrets(&self) -> Result<Secrets, Vec<Mistake>> {
         let mut mistakes = Vec::new();
-        let mut fetch = |said: &Said<SecretRef>, fits: &dyn Fn(&Secret) -> Result<(), String>| {
-            let secret = said.value.read().and_then(|secret| fits(&secret).map(|()| secret));
-            secret.map_err(|why| mistakes.push(said.spot.mistake(why))).ok()
+        let mut fetch = |said: &Said<SecretRef>, read: fn(Secret) -> Result<Secret, String>| {
+            said.value.read().and_then(read).map_err(|why| mistakes.push(said.spot.mistake(why))).ok()
         };
-        let long = |secret: &Secret| match secret.expose().len() {
-            length if length < SHORTEST_KEY => {
-                Err(format!("the key has {length} bytes; at least {SHORTEST_KEY} are needed"))
-            }
-            _ => Ok(()),
-        };
-        let challenge_keys: Vec<_> = self.challenge_keys.iter().filter_map(|said| fetch(said, &long)).collect();
-        let mut receipt_seed = Zeroizing::new([0; 32]);
-        let hexed = |secret: &Secret| match secret.expose().len() {
-            64 if secret.expose().iter().all(u8::is_ascii_hexdigit) => Ok(()),
-            _ => Err("the key is not 64 hex digits (32 bytes)".to_owned()),
-        };
-        if let Some(seed) = fetch(&self.receipt_key, &hexed) {
-            // `hexed` has looked at length and digits.
-            let _ = hex::decode_to_slice(seed.expose(), receipt_seed.as_mut_slice());
+        let challenge_keys: Vec<_> = self.challenge_keys.iter().filter_map(|said| fetch(said, long_enough)).collect();
+        match fetch(&self.receipt_key, seed) {
+            Some(receipt_key) if mistakes.is_empty() => Ok(Secrets { challenge_keys, receipt_key }),
+            _ => Err(mistakes),
         }
-        if mistakes.is_empty() { Ok(Secrets { challenge_keys, receipt_seed }) } else { Err(mistakes) }
     }
+}
+
+fn long_enough(key: Secret) -> Result<Secret, String> {
+    match key.expose().len() {
+        length if length < SHORTEST_KEY => {
+            Err(format!("the key has {length} bytes; at least {SHORTEST_KEY} are needed"))
+        }
+        _ => Ok(key),
+    }
+}
+
+fn seed(digits: Secret) -> Result<Secret, String> {
+    let mut seed = Zeroizing::new([0; 32]);
+    hex::decode_to_slice(digits.expose(), seed.as_mut_slice())
+        .map(|()| Secret::new(seed.to_vec()))
+        .map_err(|_| "the key is not 64 hex digits (32 bytes)".to_owned())
 }
 
 fn catalogue<'r>(rails: impl IntoIterator<Item = &'r str>) -> Catalogue {
@@ -278,7 +286,7 @@ fn listen(s: &Section<'_>, warnings: &mut Vec<String>) -> Option<Listen> {
     let public = s.need("public_url").and_then(|v| public_url(&v));
     let tls = s.take("tls").map(|v| {
         let table = v.section()?;
-        let file = |key| table.need(key).and_then(|v| Some(PathBuf::from(v.text()?)));
+        let file = |key| table.need(key).and_then(|v| Some(v.text()?.to_owned()));
         let (cert, key) = (file("cert"), file("key"));
         Some(TlsFiles { cert: cert?, key: key? })
     });
@@ -299,7 +307,7 @@ fn listen(s: &Section<'_>, warnings: &mut Vec<String>) -> Option<Listen> {
         threads: usize::try_from(threads?).ok()?,
         grace_seconds: grace_seconds?,
         limits: limits?,
-        cors_origins: cors?,
+        cors: cors?,
     })
 }
 
@@ -327,15 +335,16 @@ fn limits(s: Option<&Section<'_>>) -> Option<ListenLimits> {
     let body_seconds = count("body_seconds", 3600, 30);
     let bodies_in_flight_mib = count("bodies_in_flight_mib", 1 << 20, 256);
     let h2_streams = count("h2_streams", 10_000, 100);
+    // The ranges above fit every target this builds for; a value that did not would be refused, not cut.
     Some(ListenLimits {
-        connections_per_ip: connections_per_ip?,
-        connections: connections?,
-        unpaid_per_ip_per_second: unpaid_per_ip_per_second?,
-        unpaid_per_second: unpaid_per_second?,
+        connections_per_ip: connections_per_ip?.try_into().ok()?,
+        connections: connections?.try_into().ok()?,
+        unpaid_per_ip_per_second: unpaid_per_ip_per_second?.try_into().ok()?,
+        unpaid_per_second: unpaid_per_second?.try_into().ok()?,
         header_seconds: header_seconds?,
         body_seconds: body_seconds?,
-        bodies_in_flight_mib: bodies_in_flight_mib?,
-        h2_streams: u32::try_from(h2_streams?).ok()?,
+        bodies_in_flight_mib: bodies_in_flight_mib?.try_into().ok()?,
+        h2_streams: h2_streams?.try_into().ok()?,
     })
 }
 

@@ -37,7 +37,7 @@ fn what_is_not_written_has_the_value_of_the_design() {
     assert_eq!((listen.threads, listen.grace_seconds, &listen.tls), (2, 30, &None));
     assert_eq!(listen.limits.connections_per_ip, 256);
     assert_eq!(conf.store.path, Path::new("var/pontage.redb"));
-    assert!(conf.warnings.is_empty() && listen.cors_origins.is_empty());
+    assert!(conf.warnings.is_empty() && listen.cors.is_empty());
     let RailKind::MppTempo(tempo) = &conf.rails[0].kind;
     assert_eq!((tempo.chain_id, tempo.accept_push, &tempo.settle_key), (42431, false, &None));
     assert_eq!((tempo.currency[0], tempo.recipient[0]), (0x20, 0x70));
@@ -105,7 +105,7 @@ fn every_single_mistake_is_named_with_its_line_and_key() {
         (
             "chain_id",
             "chains = 1\nchain_id",
-            "13: rail.tempo.chains: unknown key; known here: accept_push, chain_id, currency, kind, recipient, rpc, session, settle_key, sponsor",
+            "13: rail.tempo.chains: unknown key; known here: accept_push, chain_id, currency, kind, recipient, rpc, settle_key",
         ),
         ("[secrets]", "admin = \"127.0.0.1:8402\"\n[secrets]", "5: listen.admin: is the same as `address`"),
         (
@@ -183,7 +183,7 @@ fn secrets_are_measured_when_they_are_read_and_never_shown() {
     let (key, seed) = (place("key", "canary-canary-canary-canary-canary\n"), place("seed", &"0a".repeat(32)));
     let secrets = conf(&key, &seed).read_secrets().unwrap();
     assert_eq!(secrets.challenge_keys[0].expose(), b"canary-canary-canary-canary-canary");
-    assert_eq!(*secrets.receipt_seed, [0x0a; 32]);
+    assert_eq!(secrets.receipt_key.expose(), [0x0a; 32]);
     assert_eq!(format!("{secrets:?}"), "Secrets(…)");
 
     let bad = conf(&place("short", "canary"), &place("odd", "canary"));

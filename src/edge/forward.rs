@@ -80,7 +80,7 @@ pub trait Filter: Send {
     async fn chunk(&mut self, chunk: Bytes, out: &mut Vec<Bytes>) -> Flow;
 
     /// A stream is over and its upstream closed or released: what else the client gets. Called once for every stream
-    /// that ended well or of which a byte was sent, and never otherwise. After [`How::ClientGone`], `out` goes nowhere.
+    /// that began or ended well, and never otherwise. After [`How::ClientGone`], `out` goes nowhere.
     async fn finish(&mut self, ending: &Ending, out: &mut Vec<Bytes>);
 }
 
@@ -89,7 +89,8 @@ pub trait Filter: Send {
 pub struct Ending {
     /// Who ended it.
     pub how: How,
-    /// Body bytes handed to the client's connection.
+    /// Body bytes handed to the client's connection, the last write included even when it failed (security S11). 0
+    /// when the connection broke with the head.
     pub sent_bytes: u64,
 }
 
@@ -100,7 +101,8 @@ pub enum How {
     Complete,
     /// The filter, with [`Flow::Stop`].
     Stopped,
-    /// The client left, or took nothing for `idle_seconds`.
+    /// The client left, or one write to it took `idle_seconds`. Its connection must be dropped: return an error from
+    /// the phase, for Pingora's ordinary end writes to it once more, with no timeout.
     ClientGone,
     /// The backend, by failing: [`Refusal::UpstreamFailed`] or [`Refusal::UpstreamTimeout`].
     Upstream(Refusal),
@@ -118,11 +120,11 @@ pub enum Outcome {
         /// Its body.
         body: Bytes,
     },
-    /// At least one byte of a stream was sent, and the answer was ended.
+    /// A stream began (its durable mark was made) and is over; unless the client is gone, the answer was ended properly.
     Streamed(Ending),
     /// Nothing was sent to the client: answer this.
     Failed(Refusal),
-    /// The client left before anything was sent.
+    /// The client left before anything was sent. Drop its connection.
     ClientGone,
 }
 
@@ -183,8 +185,7 @@ async fn stream(
     filter: &mut dyn Filter,
     clock: &Clock,
 ) -> Outcome {
-    session.as_downstream_mut().set_write_timeout(Some(clock.idle()));
-    let mut mouth = Mouth { head: Some(head), sent_bytes: 0 };
+    let mut mouth = Mouth { head: Some(head), sent_bytes: 0, patience: clock.idle() };
     let mut out = Vec::new();
     let mut arrived = false;
     let how = loop {
@@ -211,10 +212,10 @@ async fn stream(
         How::Complete => opened.release(connector).await,
         _ => drop(opened),
     }
-    match (&how, mouth.sent_bytes) {
-        (How::ClientGone, 0) => return Outcome::ClientGone,
-        (How::Upstream(refusal), 0) => return Outcome::Failed(refusal.clone()),
-        (How::Complete, _) if !arrived => return Outcome::Failed(nothing_came()),
+    match &how {
+        How::ClientGone if mouth.is_shut() => return Outcome::ClientGone,
+        How::Upstream(refusal) if mouth.is_shut() => return Outcome::Failed(refusal.clone()),
+        How::Complete if !arrived => return Outcome::Failed(nothing_came()),
         _ => {}
     }
     let mut ending = Ending { how, sent_bytes: mouth.sent_bytes };
@@ -222,7 +223,6 @@ async fn stream(
     if ending.how != How::ClientGone {
         match mouth.close(session, filter, &mut out).await {
             Ok(()) => {}
-            Err(Cut::ClientGone) if mouth.sent_bytes == 0 => return Outcome::ClientGone,
             Err(Cut::ClientGone) => ending.how = How::ClientGone,
             Err(Cut::Refused(refusal)) => return Outcome::Failed(refusal),
         }
@@ -236,43 +236,57 @@ struct Mouth {
     /// Not sent yet.
     head: Option<Box<ResponseHeader>>,
     sent_bytes: u64,
+    /// How long one write may take: a slow reader must not hold a backend (security S12).
+    patience: Duration,
 }
 
 impl Mouth {
+    /// Nothing has been sent, and nothing been made durable.
+    fn is_shut(&self) -> bool {
+        self.head.is_some()
+    }
+
     /// Sends what is in `out`, the head before the first byte. `Refused` only when nothing was sent.
     async fn send(&mut self, session: &mut Session, filter: &mut dyn Filter, out: &mut Vec<Bytes>) -> Result<(), Cut> {
         for bytes in out.drain(..).filter(|bytes| !bytes.is_empty()) {
             if let Some(head) = self.head.take() {
                 filter.before_first_byte().await.map_err(Cut::Refused)?;
-                let head = framed(head, session)?;
-                session.write_response_header(head, false).await.map_err(|_| Cut::ClientGone)?;
+                let head = framed(head, session).map_err(Cut::Refused)?;
+                self.hand(session.write_response_header(head, false)).await?;
             }
-            let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-            session.write_response_body(Some(bytes), false).await.map_err(|_| Cut::ClientGone)?;
-            self.sent_bytes = self.sent_bytes.saturating_add(length);
+            // Counted before, not after: a reader that stalls in the middle of a write has had most of it.
+            self.sent_bytes = self.sent_bytes.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+            self.hand(session.write_response_body(Some(bytes), false)).await?;
         }
         Ok(())
     }
 
     async fn close(&mut self, session: &mut Session, filter: &mut dyn Filter, out: &mut Vec<Bytes>) -> Result<(), Cut> {
         self.send(session, filter, out).await?;
-        if self.head.is_some() {
+        if self.is_shut() {
             return Err(Cut::Refused(nothing_came()));
         }
-        session.write_response_body(None, true).await.map_err(|_| Cut::ClientGone)
+        self.hand(session.write_response_body(None, true)).await
+    }
+
+    async fn hand(&self, write: impl Future<Output = pingora::Result<()>>) -> Result<(), Cut> {
+        match tokio::time::timeout(self.patience, write).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(Cut::ClientGone),
+        }
     }
 }
 
 /// The head with the framing of this client's protocol: chunked for HTTP/1.1, none for HTTP/2, the end of the connection
 /// for HTTP/1.0.
-fn framed(mut head: Box<ResponseHeader>, session: &mut Session) -> Result<Box<ResponseHeader>, Cut> {
+fn framed(mut head: Box<ResponseHeader>, session: &mut Session) -> Result<Box<ResponseHeader>, Refusal> {
     head.remove_header(&header::CONTENT_LENGTH);
     head.remove_header(&header::TRANSFER_ENCODING);
     head.remove_header(&header::CONNECTION);
     if !session.as_downstream().is_http2() {
         if session.req_header().version == Version::HTTP_11 {
             head.insert_header(header::TRANSFER_ENCODING, "chunked")
-                .map_err(|_| Cut::Refused(Refusal::Internal { place: "framing of a reply" }))?;
+                .map_err(|_| Refusal::Internal { place: "framing of a reply" })?;
         } else {
             session.as_downstream_mut().set_keepalive(None);
         }

@@ -1,1 +1,28 @@
-//! (to be written)
+//! What OpenAI-compatible clients and backends say to each other, read strictly and written exactly.
+//!
+//! | file | story |
+//! |---|---|
+//! | [`strict`] | JSON that no two parsers read differently |
+//! | [`request`] | a chat request: read, limited, and written anew |
+//! | [`prompt`] | its messages and tools: what is asked, what costs, what is counted |
+//! | [`sse`] | event streams cut into frames, byte for byte |
+//! | [`meter`] | a stream on its way through: counted, unchanged, the receipt's place kept |
+//! | [`usage`] | what the backend says it used |
+//! | [`receipt`] | how a receipt is written into a reply |
+//! | [`error`] | errors in OpenAI's shape, and what may pass of a backend's own |
+//! | [`models`] | the list of models with prices |
+
+pub mod error;
+pub mod meter;
+pub mod models;
+pub mod prompt;
+pub mod receipt;
+pub mod request;
+pub mod sse;
+pub mod strict;
+pub mod usage;
+
+#[cfg(test)]
+mod meter_tests;
+#[cfg(test)]
+mod request_tests;

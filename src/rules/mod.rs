@@ -17,7 +17,7 @@ pub mod watch;
 pub use check::check;
 pub use file::Files;
 pub use plan::Plan;
-pub use watch::{Standing, Watch};
+pub use watch::{Rules, Standing};
 
 use crate::catalogue::Catalogue;
 use crate::written::Mistake;

@@ -41,26 +41,27 @@ pub struct Standing {
 }
 
 /// What must be ready before a plan becomes visible (pools built, their secrets read). May veto with sentences; must then
-/// leave everything as it was. Called again with the plan in force when a reload is asked for and the files are the same.
-pub type Prepare = dyn Fn(&Arc<Plan>) -> Result<(), Vec<String>> + Send + Sync;
+/// leave everything as it was. Called again with the plan in force when a reload is asked for and the files are
+/// the same.
+pub type Prepare = dyn Fn(&Plan) -> Result<(), Vec<String>> + Send + Sync;
 /// Told after every reload, good or bad, when its outcome is visible.
 pub type Told = dyn Fn(&Standing) + Send + Sync;
 
-/// Keeps the plan. Reloading happens on a thread of its own, which ends when this is dropped; no async runtime is needed.
-pub struct Watch {
+/// The rules in force. Reloading happens on a thread of its own, which ends when this is dropped; no async runtime is needed.
+pub struct Rules {
     desk: Arc<Desk>,
     notes: Sender<Note>,
 }
 
-impl Watch {
+impl Rules {
     /// Loads the rule set in `dir` and watches it from then on. The error lists every mistake; without a first good set there
     /// is nothing to serve.
     pub fn start(
         dir: &Path,
         catalogue: Catalogue,
-        prepare: impl Fn(&Arc<Plan>) -> Result<(), Vec<String>> + Send + Sync + 'static,
+        prepare: impl Fn(&Plan) -> Result<(), Vec<String>> + Send + Sync + 'static,
         told: impl Fn(&Standing) + Send + Sync + 'static,
-    ) -> Result<Self, Vec<String>> {
+    ) -> Result<Arc<Self>, Vec<String>> {
         Self::start_paced(dir, catalogue, Box::new(prepare), Box::new(told), Pace::USUAL)
     }
 
@@ -70,7 +71,7 @@ impl Watch {
         prepare: Box<Prepare>,
         told: Box<Told>,
         pace: Pace,
-    ) -> Result<Self, Vec<String>> {
+    ) -> Result<Arc<Self>, Vec<String>> {
         let files = Files::read(dir);
         let plan = Arc::new(check(&files, &catalogue).map_err(sentences)?);
         prepare(&plan)?;
@@ -95,7 +96,7 @@ impl Watch {
             .name("rules".to_owned())
             .spawn(move || reader.run(&inbox))
             .map_err(|why| vec![format!("the thread that watches the rules cannot start: {why}")])?;
-        Ok(Self { desk, notes })
+        Ok(Arc::new(Self { desk, notes }))
     }
 
     /// The plan in force. A request takes it once and keeps it to its receipt.
@@ -114,22 +115,22 @@ impl Watch {
     }
 
     /// Asks for a reload now (SIGHUP): files and, through `prepare`, secrets are read again even when nothing seems changed.
-    /// Returns at once; the outcome goes to `told` and [`Watch::standing`].
+    /// Returns at once; the outcome goes to `told` and [`Rules::standing`].
     pub fn reload(&self) {
         // The thread outlives every sender but ours, so this cannot fail while there is somebody to ask.
         let _ = self.notes.send(Note::Asked);
     }
 }
 
-impl Drop for Watch {
+impl Drop for Rules {
     fn drop(&mut self) {
         let _ = self.notes.send(Note::Stop);
     }
 }
 
-impl fmt::Debug for Watch {
+impl fmt::Debug for Rules {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watch").field("dir", &self.desk.dir).field("standing", &self.standing()).finish()
+        f.debug_struct("Rules").field("dir", &self.desk.dir).field("standing", &self.standing()).finish()
     }
 }
 

@@ -45,7 +45,9 @@ impl Opened {
     /// The reply has been read to its end: the connection may serve another request, if the backend allows.
     pub async fn release(mut self, connector: &Connector) {
         if self.session.response_done() {
-            connector.release_http_session(self.session, &self.peer, Some(self.reuse_for)).await;
+            let release = connector.release_http_session(self.session, &self.peer, Some(self.reuse_for));
+            // A connection that is not kept says goodbye first, and over TLS that is a write.
+            let _ = tokio::time::timeout(Duration::from_secs(1), release).await;
         }
     }
 }
@@ -62,7 +64,7 @@ pub(super) async fn open(
     while let Some(picked) = pool.pick(&tried) {
         tried.push(picked.index());
         let Some(mut line) = connect(client, connector, &picked, clock, 0).await? else { continue };
-        let head = request_head(pool, &picked, out)?;
+        let head = request_head(pool, &picked, out).map_err(Cut::Refused)?;
         let sent_at = Instant::now();
         let mut answer = exchange(client, &mut line.session, head.clone(), out, clock).await?;
         if let Err(e) = &answer
@@ -74,10 +76,10 @@ pub(super) async fn open(
             answer = exchange(client, &mut line.session, head, out, clock).await?;
         }
         return match answer {
-            Ok(()) => accept(line, picked, pool.reuse_for()),
+            Ok(()) => accept(line, picked, pool.reuse_for()).map_err(Cut::Refused),
             Err(e) => {
                 tracing::warn!(server = %picked.host(), error = %e, "no answer from a backend");
-                Err(failed("the connection was lost before it answered"))
+                Err(Cut::Refused(failed("the connection was lost before it answered")))
             }
         };
     }
@@ -176,7 +178,7 @@ fn never_worked_on(e: &Error, line: &Line) -> bool {
 }
 
 /// Judges the head of a reply by what holds for every filter.
-fn accept(line: Line, picked: Picked, reuse_for: Duration) -> Result<Opened, Cut> {
+fn accept(line: Line, picked: Picked, reuse_for: Duration) -> Result<Opened, Refusal> {
     picked.connected();
     let Some(head) = line.session.response_header() else { return Err(failed("it sent no head")) };
     let status = head.status.as_u16();
@@ -202,7 +204,7 @@ fn accept(line: Line, picked: Picked, reuse_for: Duration) -> Result<Opened, Cut
     Ok(Opened { session: line.session, status, headers, declared_length, peer: line.peer, reuse_for, _picked: picked })
 }
 
-fn request_head(pool: &Pool, picked: &Picked, out: &Outgoing) -> Result<Box<RequestHeader>, Cut> {
+fn request_head(pool: &Pool, picked: &Picked, out: &Outgoing) -> Result<Box<RequestHeader>, Refusal> {
     let path = format!("{}{}", picked.prefix(), out.path);
     let build = || -> Result<RequestHeader, Box<Error>> {
         let mut head = RequestHeader::build(out.method.clone(), path.as_bytes(), None)?;
@@ -219,11 +221,11 @@ fn request_head(pool: &Pool, picked: &Picked, out: &Outgoing) -> Result<Box<Requ
         }
         Ok(head)
     };
-    build().map(Box::new).map_err(|_| Cut::Refused(Refusal::Internal { place: "head of a request to a backend" }))
+    build().map(Box::new).map_err(|_| Refusal::Internal { place: "head of a request to a backend" })
 }
 
-fn failed(why: &'static str) -> Cut {
-    Cut::Refused(Refusal::UpstreamFailed { why })
+fn failed(why: &'static str) -> Refusal {
+    Refusal::UpstreamFailed { why }
 }
 
 /// A key under which no connection is kept.

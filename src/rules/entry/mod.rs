@@ -94,7 +94,7 @@ fn model<'p>(name: &'p str, at: &Value<'p>, s: Section<'p>) -> ModelEntry {
     ModelEntry {
         name: at.said(PublicModel::from(name)),
         aliases: s.take("aliases").and_then(|v| v.texts()).unwrap_or_default(),
-        upstream: s.need("upstream").and_then(|v| v.read(model_name).and(v.text())).map(UpstreamModel::from),
+        upstream: s.need("upstream").and_then(|v| v.read(|text| model_name(text).map(|()| UpstreamModel::from(text)))),
         pool,
         price: s.need("price").and_then(|v| prices(&v.section()?)),
         vocabulary: s.take("vocabulary").and_then(|v| Some(v.said(v.text()?.to_owned()))),

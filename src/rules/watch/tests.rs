@@ -45,7 +45,7 @@ fn plan(flat: &str) -> Arc<Plan> {
 /// A watched directory, and everything the watch has told.
 struct Bench {
     dir: tempfile::TempDir,
-    watch: Watch,
+    watch: Arc<Rules>,
     told: Receiver<Standing>,
     prepared: Arc<AtomicUsize>,
     veto: Arc<AtomicBool>,
@@ -64,14 +64,14 @@ impl Bench {
         let (tell, told) = channel();
         let (prepared, veto) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
         let (count, no) = (prepared.clone(), veto.clone());
-        let prepare = move |_: &Arc<Plan>| {
+        let prepare = move |_: &Plan| {
             count.fetch_add(1, Ordering::SeqCst);
             if no.load(Ordering::SeqCst) { Err(vec!["environment variable K is not set".to_owned()]) } else { Ok(()) }
         };
         let tell = Mutex::new(tell);
         let hear = move |standing: &Standing| tell.lock().unwrap().send(standing.clone()).unwrap_or_default();
         let watch =
-            Watch::start_paced(&rules(dir.path()), catalogue(), Box::new(prepare), Box::new(hear), pace).unwrap();
+            Rules::start_paced(&rules(dir.path()), catalogue(), Box::new(prepare), Box::new(hear), pace).unwrap();
         Self { dir, watch, told, prepared, veto }
     }
 
@@ -222,7 +222,7 @@ fn a_directory_that_is_itself_replaced_is_found_again() {
 fn a_first_set_with_mistakes_does_not_start() {
     let dir = tempfile::tempdir().unwrap();
     write_set(dir.path(), "free");
-    let got = Watch::start(dir.path(), catalogue(), |_| Ok(()), |_| ()).unwrap_err();
+    let got = Rules::start(dir.path(), catalogue(), |_| Ok(()), |_| ()).unwrap_err();
     assert_eq!(got, ["tiers.toml:4: tier.t.charge.flat: \"free\" is not a plain decimal number such as \"0.02\""]);
 }
 

@@ -1,0 +1,225 @@
+//! A paid request on its way: [`Delivery`] (what the bytes mean) behind the pump's [`Filter`] (when they move).
+
+use super::forward::{self, Ending, Filter, Flow, How, Outcome, Outgoing, Verdict};
+use super::gate::Gate;
+use super::reply::Answer;
+use super::visit::Visit;
+use crate::flow::Stop;
+use crate::flow::pay::Paid;
+use crate::flow::settle::{Delivery, End};
+use crate::openai::error::read_upstream;
+use crate::refusal::Refusal;
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+use http::{HeaderMap, StatusCode};
+use pingora::http::ResponseHeader;
+use pingora::proxy::Session;
+use std::sync::Arc;
+
+/// Largest buffered reply.
+const WHOLE_REPLY_BYTES: usize = 32 * 1024 * 1024;
+/// Largest error body looked at.
+const ERROR_BYTES: usize = 64 * 1024;
+
+/// How a paid request ended.
+pub enum Sent {
+    /// An answer that is still to be written.
+    Answer(Answer),
+    /// Everything is out; the `outcome` label.
+    Out(&'static str),
+    /// Nobody is left to answer.
+    Gone,
+}
+
+/// Counts what is going on while it lives.
+struct Busy<'a>(&'a Gate, &'static str);
+
+impl<'a> Busy<'a> {
+    fn with(gate: &'a Gate, kind: &'static str) -> Self {
+        gate.toll.metrics.inflight.with_label_values(&[kind]).inc();
+        Self(gate, kind)
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.toll.metrics.inflight.with_label_values(&[self.1]).dec();
+    }
+}
+
+/// Forwards what was paid. `Err`: nothing was sent to the client, and the money is where the stop says.
+pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Paid) -> Result<Sent, Stop> {
+    let model = Arc::clone(&paid.quoted.allowed.model);
+    let path = "/v1/chat/completions";
+    let mut delivery = Delivery::begin(Arc::clone(&gate.toll), Arc::clone(&gate.signet), paid, &visit.request);
+    let Some(pool) = gate.toll.pools.load().get(&model.pool).cloned() else {
+        return Err(delivery.fail(Refusal::UpstreamUnavailable { retry_after_seconds: 5 }).await);
+    };
+    let body = delivery.body(pool.profile().ability);
+    let out = Outgoing::post(path, &session.req_header().headers, body);
+    let extra = gate.common_headers(session, visit);
+    let (outcome, refused) = {
+        let _busy = Busy::with(gate, if delivery.streams() { "streams" } else { "upstream" });
+        let mut pipe = Pipe { delivery: &mut delivery, extra: &extra, status: 0, refused: None };
+        let outcome = forward::forward(session, &gate.connector, &pool, &out, &mut pipe).await;
+        (outcome, pipe.refused)
+    };
+    let stop = match outcome {
+        Outcome::Streamed(ending) => {
+            visit.status = 200;
+            visit.receipt = Some(Box::new(delivery.receipt().clone()));
+            return Ok(Sent::Out(match ending.how {
+                How::Complete | How::Stopped => "served",
+                How::ClientGone => "client_gone",
+                How::Upstream(_) => "upstream_died",
+            }));
+        }
+        Outcome::Buffered { status, headers, body } => match whole(&mut delivery, &model.upstream, status, &headers, body).await {
+            Ok(answer) => {
+                visit.receipt = Some(Box::new(delivery.receipt().clone()));
+                return Ok(Sent::Answer(answer));
+            }
+            Err(stop) => stop,
+        },
+        Outcome::ClientGone => {
+            let _ = delivery.fail(Refusal::Internal { place: "client gone" }).await;
+            return Ok(Sent::Gone);
+        }
+        Outcome::Failed(refusal) => Stop::from(refusal),
+    };
+    let stop = refused.unwrap_or(stop);
+    count_failure(gate, model.pool.as_str(), &stop.refusal);
+    // A stop that speaks of money already has been through the books.
+    if stop.claimed {
+        return Err(stop);
+    }
+    Err(delivery.fail(stop.refusal).await)
+}
+
+fn count_failure(gate: &Gate, pool: &str, refusal: &Refusal) {
+    let kind = match refusal {
+        Refusal::UpstreamUnavailable { .. } => "connect",
+        Refusal::UpstreamTimeout { .. } => "timeout",
+        Refusal::UpstreamRefused { .. } => "status",
+        Refusal::UpstreamFailed { .. } => "failed",
+        _ => return,
+    };
+    gate.toll.metrics.upstream_errors.with_label_values(&[pool, kind]).inc();
+}
+
+/// A reply that came whole: an error becomes a refusal, a completion is settled and gets its receipt.
+async fn whole(
+    delivery: &mut Delivery,
+    upstream: &crate::ids::UpstreamModel,
+    status: u16,
+    headers: &HeaderMap,
+    body: Bytes,
+) -> Result<Answer, Stop> {
+    if !(200..300).contains(&status) {
+        let told = read_upstream(status, &body, upstream);
+        let retry_after_seconds =
+            headers.get(header::RETRY_AFTER).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
+        let refusal = Refusal::UpstreamRefused {
+            status,
+            kind: told.kind,
+            code: told.code,
+            param: told.param,
+            message: told.message,
+            retry_after_seconds,
+        };
+        return Err(refusal.into());
+    }
+    let body = delivery.whole(body).await?;
+    let mut answer_headers = vec![
+        (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
+        // Paid content is nobody else's: no shared cache may keep it.
+        (header::CACHE_CONTROL, HeaderValue::from_static("private, no-store")),
+    ];
+    answer_headers.extend(passed(headers));
+    answer_headers.extend(delivery.headers());
+    Ok(Answer { status, headers: answer_headers, body, outcome: "served" })
+}
+
+/// Those of the backend's headers that clients may see, apart from the ones we write.
+fn passed(headers: &HeaderMap) -> impl Iterator<Item = (HeaderName, HeaderValue)> + '_ {
+    let ours = [header::CONTENT_TYPE, header::CACHE_CONTROL, header::RETRY_AFTER];
+    headers.iter().filter(move |(name, _)| !ours.contains(name)).map(|(name, value)| (name.clone(), value.clone()))
+}
+
+struct Pipe<'a> {
+    delivery: &'a mut Delivery,
+    extra: &'a [(HeaderName, HeaderValue)],
+    status: u16,
+    /// The whole story of a stop that the pump can only pass on as a refusal.
+    refused: Option<Stop>,
+}
+
+impl Pipe<'_> {
+    fn stream_head(&self, headers: &HeaderMap) -> Option<Box<ResponseHeader>> {
+        let mut head = ResponseHeader::build(self.status, None).ok()?;
+        let fixed = [
+            (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+            (header::CACHE_CONTROL, HeaderValue::from_static("private, no-store, no-transform")),
+            // nginx in front would otherwise collect the stream before it passes it on.
+            (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
+        ];
+        for (name, value) in fixed.into_iter().chain(passed(headers)).chain(self.delivery.headers()) {
+            head.append_header(name, value).ok()?;
+        }
+        for (name, value) in self.extra {
+            head.append_header(name.clone(), value.clone()).ok()?;
+        }
+        Some(Box::new(head))
+    }
+}
+
+#[async_trait]
+impl Filter for Pipe<'_> {
+    async fn head(&mut self, status: u16, headers: &HeaderMap) -> Verdict {
+        self.status = status;
+        let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
+        let kind = kind.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
+        match StatusCode::from_u16(status) {
+            Ok(s) if s.is_success() => match kind.as_str() {
+                "text/event-stream" => match self.stream_head(headers) {
+                    Some(head) => Verdict::Stream(head),
+                    None => Verdict::Fail(Refusal::Internal { place: "head of a stream" }),
+                },
+                "application/json" => Verdict::Buffer { limit: WHOLE_REPLY_BYTES },
+                _ => Verdict::Fail(Refusal::UpstreamFailed { why: "its answer is neither JSON nor an event stream" }),
+            },
+            Ok(s) if s.is_client_error() => Verdict::Buffer { limit: ERROR_BYTES },
+            Ok(s) if s.is_redirection() => Verdict::Fail(Refusal::UpstreamFailed { why: "it redirects" }),
+            _ => Verdict::Fail(Refusal::UpstreamFailed { why: "it answered with a server error" }),
+        }
+    }
+
+    async fn before_first_byte(&mut self) -> Result<(), Refusal> {
+        self.delivery.first_byte().await.map_err(|stop| {
+            let refusal = stop.refusal.clone();
+            self.refused = Some(stop);
+            refusal
+        })
+    }
+
+    async fn chunk(&mut self, chunk: Bytes, out: &mut Vec<Bytes>) -> Flow {
+        match self.delivery.chunk(chunk, out) {
+            Ok(()) => Flow::Go,
+            Err(refusal) => {
+                tracing::warn!(reason = refusal.code(), "a stream was cut");
+                Flow::Stop
+            }
+        }
+    }
+
+    async fn finish(&mut self, ending: &Ending, out: &mut Vec<Bytes>) {
+        let end = match ending.how {
+            How::Complete => End::Whole,
+            How::ClientGone => End::ClientGone,
+            How::Stopped | How::Upstream(_) => End::UpstreamDied,
+        };
+        self.delivery.end(end, out).await;
+    }
+}
+

@@ -1,0 +1,251 @@
+//! Errors in OpenAI's shape, and what may pass of a backend's own.
+//!
+//! A backend's message may carry keys, hosts, internal model names, whatever it was given in headers. It passes only when
+//! every word of it is plainly harmless; otherwise a sentence of ours takes its place. Types, codes and params are what
+//! clients branch on, so those pass when they are short identifiers.
+
+use crate::ids::UpstreamModel;
+use crate::refusal::Refusal;
+use serde_json::{Value, json};
+
+/// Longest message that passes, in characters.
+const MAX_MESSAGE: usize = 200;
+
+/// An error body: `{"error":{"message","type","param","code"}}`.
+pub fn body(message: &str, kind: &str, code: &str, param: Option<&str>) -> Vec<u8> {
+    json!({"error": {"message": message, "type": kind, "param": param, "code": code}}).to_string().into_bytes()
+}
+
+/// OpenAI's `error.type` for a refusal: clients choose their exception by status and show this.
+pub fn kind_of(refusal: &Refusal) -> &str {
+    match refusal {
+        Refusal::UpstreamRefused { kind: Some(kind), .. } => kind,
+        _ => match refusal.status() {
+            402 => "payment_required",
+            // A payment exists and cannot be used this way.
+            403 | 409 => "payment_error",
+            429 => "rate_limit_error",
+            500.. => "server_error",
+            _ => "invalid_request_error",
+        },
+    }
+}
+
+/// What may pass of a backend's error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// `error.type`.
+    pub kind: Option<String>,
+    /// `error.code`.
+    pub code: Option<String>,
+    /// `error.param`.
+    pub param: Option<String>,
+    /// Scrubbed.
+    pub message: String,
+}
+
+/// Reads the body of a backend's 4xx answer, in OpenAI's shape or vLLM's flat one, and keeps what may be shown. Nothing that
+/// holds the backend's own name for the model passes.
+pub fn read_upstream(status: u16, body: &[u8], upstream: &UpstreamModel) -> Told {
+    let reply: Value = serde_json::from_slice(body).unwrap_or_default();
+    let error = match reply.get("error") {
+        Some(error @ Value::Object(_)) => error,
+        _ => &reply,
+    };
+    let text = |name: &str| error.get(name).and_then(Value::as_str);
+    let token = |name: &str| text(name).filter(|t| is_token(t) && !names(t, upstream)).map(str::to_owned);
+    let said = text("message").or_else(|| reply.get("error").and_then(Value::as_str));
+    let message = said.filter(|m| !names(m, upstream)).and_then(harmless);
+    Told {
+        kind: token("type"),
+        code: token("code"),
+        param: token("param"),
+        message: message.unwrap_or_else(|| ours(status).to_owned()),
+    }
+}
+
+/// What we say when the backend's words cannot pass.
+fn ours(status: u16) -> &'static str {
+    match status {
+        404 => "the backend does not have what was asked for",
+        408 => "the backend gave up waiting for the request",
+        413 => "the request is too large for the backend",
+        422 => "the backend cannot process the request",
+        429 => "the backend is over its rate limit; try again later",
+        _ => "the backend refused the request as invalid",
+    }
+}
+
+fn names(text: &str, upstream: &UpstreamModel) -> bool {
+    let (text, name) = (text.to_ascii_lowercase(), upstream.as_str().to_ascii_lowercase());
+    // The last part of `org/name` gives it away as well.
+    let last = name.rsplit('/').next().unwrap_or_default();
+    !last.is_empty() && text.contains(last)
+}
+
+/// A short identifier: `invalid_request_error`, `BadRequestError`, `messages[0].content`.
+fn is_token(text: &str) -> bool {
+    let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'[' | b']' | b'-'));
+    let index = |word: &str| word.len() <= 4 && word.bytes().all(|b| b.is_ascii_digit());
+    !text.is_empty()
+        && text.len() <= 64
+        && plain
+        && !text.starts_with("sk-")
+        // Identifiers are made of words and of small indices; keys and hosts mix digits and letters.
+        && text.split(['_', '.', '[', ']', '-']).filter(|w| !w.is_empty()).all(|w| is_word(w) || index(w))
+}
+
+fn is_word(word: &str) -> bool {
+    (1..=24).contains(&word.len()) && word.bytes().all(|b| b.is_ascii_alphabetic())
+}
+
+/// The message when every word is a plain word, a plain number or the name of a request field; cut at a word's end.
+fn harmless(message: &str) -> Option<String> {
+    const TELLING: [&str; 9] =
+        ["bearer", "authorization", "apikey", "key", "keys", "password", "secret", "token:", "basic"];
+    let mut kept = String::new();
+    for raw in message.split_ascii_whitespace() {
+        let word =
+            raw.trim_matches(|c: char| matches!(c, '.' | ',' | ';' | ':' | '!' | '?' | '(' | ')' | '\'' | '"' | '`'));
+        let lower = word.to_ascii_lowercase();
+        if TELLING.contains(&lower.as_str()) || raw.eq_ignore_ascii_case("token:") {
+            return None;
+        }
+        let number = word.len() <= 12
+            && word.bytes().all(|b| b.is_ascii_digit() || b == b'.' || b == b',')
+            && word.bytes().filter(|b| *b == b'.').count() <= 1;
+        let spoken =
+            word.split(['\'', '-']).all(is_word) && word.matches('-').count() <= 2 && !lower.starts_with("sk-");
+        if !(word.is_empty() || number || spoken || is_field(word)) || !raw.is_ascii() {
+            return None;
+        }
+        if kept.len() + 1 + raw.len() <= MAX_MESSAGE {
+            if !kept.is_empty() {
+                kept.push(' ');
+            }
+            kept.push_str(raw);
+        } else {
+            // The rest is still looked at: a message with a key in it has no harmless part.
+            continue;
+        }
+    }
+    (!kept.is_empty()).then_some(kept)
+}
+
+/// The dotted or snake-case path of a request field; a host name does not begin like one.
+fn is_field(word: &str) -> bool {
+    const ROOTS: [&str; 8] = [
+        "messages",
+        "tools",
+        "stream_options",
+        "response_format",
+        "max_tokens",
+        "tool_choice",
+        "functions",
+        "logit_bias",
+    ];
+    let root = word.split(['.', '[']).next().unwrap_or_default();
+    let snake = word.len() <= 40 && word.contains('_') && word.split('_').all(is_word);
+    is_token(word) && (snake || ROOTS.contains(&root))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+
+    fn told(message: &str) -> String {
+        let body = json!({"error": {"message": message, "type": "invalid_request_error", "code": null}}).to_string();
+        read_upstream(400, body.as_bytes(), &UpstreamModel::from("org/hidden")).message
+    }
+
+    #[test]
+    fn a_message_that_helps_the_client_passes() {
+        for message in [
+            "This model's maximum context length is 8192 tokens. However, your messages resulted in 9000 tokens. Please reduce the length.",
+            "'messages' must contain the word 'json' in some form, to use 'response_format' of type 'json_object'.",
+            "Invalid value for messages[0].content: expected a string.",
+            "temperature must be at most 2.0",
+        ] {
+            assert_eq!(told(message), message);
+        }
+        assert!(told(&"word ".repeat(100)).len() <= MAX_MESSAGE);
+    }
+
+    #[test]
+    fn a_message_with_anything_of_the_backend_in_it_becomes_ours() {
+        for (message, why) in [
+            ("Incorrect API key provided: sk-proj-abcdef", "a key"),
+            ("sk-live", "the start of one"),
+            ("Bearer abcdef is not valid", "a header"),
+            ("Authorization: swordfish", "another"),
+            ("see https://internal.example/doc", "a URL"),
+            ("connect to backend.internal failed", "a host"),
+            ("connect to 10.0.0.7 failed", "an address"),
+            ("localhost:8000 refused", "host and port"),
+            ("model hidden does not exist", "the upstream's name"),
+            ("The model `org/Hidden` does not exist", "in other letters"),
+            ("canary-1234 was seen", "letters with digits"),
+            ("aGVsbG8gd29ybGQgdGhpcyBpcyBsb25n", "base64"),
+            ("deadbeefdeadbeefdeadbeefdeadbeef", "hex without digits"),
+            ("/srv/models/a is missing", "a path"),
+            ("ops@example.com", "an address"),
+            ("ключ", "what cannot be judged"),
+            (&format!("{} sk-abc", "word ".repeat(100)), "behind the cut"),
+            ("", "empty"),
+        ] {
+            assert_eq!(told(message), "the backend refused the request as invalid", "{why}");
+        }
+    }
+
+    #[test]
+    fn types_codes_and_params_pass_when_they_are_identifiers() {
+        let up = UpstreamModel::from("hidden");
+        for (body, want, why) in [
+            (
+                json!({"error":{"message":"no","type":"invalid_request_error","code":"context_length_exceeded","param":"messages"}}),
+                (Some("invalid_request_error"), Some("context_length_exceeded"), Some("messages")),
+                "OpenAI",
+            ),
+            (
+                json!({"object":"error","message":"no","type":"BadRequestError","param":null,"code":400}),
+                (Some("BadRequestError"), None, None),
+                "vLLM's flat form; a number is no code",
+            ),
+            (json!({"error":"some text"}), (None, None, None), "Ollama"),
+            (json!({"detail":[{"loc":["body"]}]}), (None, None, None), "FastAPI"),
+            (
+                json!({"error":{"type":"sk-abc","code":"a1b2c3d4e5f6","param":"hidden.x"}}),
+                (None, None, None),
+                "keys and names in the wrong place",
+            ),
+            (
+                json!({"error":{"type":"x\r\ny","code":"<b>","param":"ü"}}),
+                (None, None, None),
+                "not printable, not plain",
+            ),
+        ] {
+            let got = read_upstream(400, body.to_string().as_bytes(), &up);
+            assert_eq!((got.kind.as_deref(), got.code.as_deref(), got.param.as_deref()), want, "{why}");
+        }
+        assert_eq!(
+            read_upstream(429, b"<html>nginx", &up).message,
+            "the backend is over its rate limit; try again later"
+        );
+    }
+
+    #[test]
+    fn every_refusal_has_a_type_of_its_status() {
+        for (refusal, kind) in [
+            (Refusal::PaymentRequired, "payment_required"),
+            (Refusal::ProofSpent, "payment_error"),
+            (Refusal::NothingAsked, "invalid_request_error"),
+            (Refusal::Stopping, "server_error"),
+            (Refusal::TooBusy { address_at_fault: true, retry_after_seconds: 1, limit: "x" }, "rate_limit_error"),
+        ] {
+            assert_eq!(kind_of(&refusal), kind, "{refusal:?}");
+        }
+        let shape: Value = serde_json::from_slice(&body("m\"", "t", "c", None)).unwrap();
+        assert_eq!(shape, json!({"error":{"message":"m\"","type":"t","param":null,"code":"c"}}));
+    }
+}

@@ -1,0 +1,380 @@
+//! The part of a chat request a model reads: messages, tools, schemas. What may be said, what costs extra, and what the
+//! token count is made from.
+//!
+//! Nothing here is copied: a [`Piece`] is a place in the request's body, and [`Prompt`] decodes it when it is counted.
+
+use super::strict::{Key, Kind, Mistake, Scanner, Text};
+use crate::limits::{Limits, UnknownFields};
+use crate::refusal::Refusal;
+use std::borrow::Cow;
+use std::ops::Range;
+
+/// One text of the prompt, as a place in the body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Piece(Text);
+
+/// What a token count needs to know of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Prompt<'a> {
+    pub(super) source: &'a str,
+    pub(super) pieces: &'a [Piece],
+    /// Messages.
+    pub messages: u64,
+    /// Messages that carry a `name`.
+    pub names: u64,
+}
+
+impl<'a> Prompt<'a> {
+    /// Every text of the prompt, decoded: contents, names, ids, tool calls; tools and schemas as the JSON that was sent.
+    pub fn texts(&self) -> impl Iterator<Item = Cow<'a, str>> + use<'a> {
+        let (source, pieces) = (self.source, self.pieces);
+        pieces.iter().map(move |piece| piece.0.decode(source))
+    }
+}
+
+/// What was found while messages and tools were read.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub pieces: Vec<Piece>,
+    pub messages: u64,
+    pub names: u64,
+    pub images: u64,
+    /// Places that do not leave the gate, in order.
+    pub cuts: Vec<Range<usize>>,
+}
+
+impl From<Mistake> for Refusal {
+    fn from(m: Mistake) -> Self {
+        Self::BadJson { at: m.at, why: m.why.to_owned() }
+    }
+}
+
+pub(super) fn bad(param: impl Into<String>, why: &str) -> Refusal {
+    Refusal::BadField { param: param.into(), why: why.to_owned() }
+}
+
+/// A client's key as it may be repeated to it: printable ASCII, at most 64 characters.
+pub(super) fn shown(key: &str) -> String {
+    key.chars().take(64).map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect()
+}
+
+/// The known name that `key` is under folding, when it is not that name itself. Readers that ignore case (Go's among
+/// them) would take it for the known one: ASCII case, `ſ` (U+017F) for s, `K` (U+212A) for k, `ı` and `İ` for i.
+pub(super) fn folds_to(key: &str, known: &[&'static str]) -> Option<&'static str> {
+    let fold = |c: char| match c {
+        '\u{17F}' => 's',
+        '\u{212A}' => 'k',
+        '\u{130}' | '\u{131}' => 'i',
+        c => c.to_ascii_lowercase(),
+    };
+    if key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_') {
+        return None;
+    }
+    known.iter().copied().find(|name| *name != key && name.chars().eq(key.chars().map(fold)))
+}
+
+/// Leaves members out of an object while it is copied, commas included.
+#[derive(Default)]
+struct Cutter {
+    kept_any: bool,
+    last_end: usize,
+    /// Start of members cut before any was kept: their comma is the one behind them.
+    leading: Option<usize>,
+}
+
+impl Cutter {
+    fn kept(&mut self, start: usize, end: usize, cuts: &mut Vec<Range<usize>>) {
+        if let Some(from) = self.leading.take() {
+            // Cuts are kept in order; what was cut inside this member's own value comes later in the body.
+            let at = cuts.partition_point(|c| c.start < from);
+            cuts.insert(at, from..start);
+        }
+        self.kept_any = true;
+        self.last_end = end;
+    }
+
+    fn cut(&mut self, start: usize, end: usize, cuts: &mut Vec<Range<usize>>) {
+        if self.kept_any {
+            cuts.push(self.last_end..end);
+        } else {
+            self.leading.get_or_insert(start);
+        }
+        self.last_end = end;
+    }
+
+    fn close(self, cuts: &mut Vec<Range<usize>>) {
+        if let Some(from) = self.leading {
+            cuts.push(from..self.last_end);
+        }
+    }
+}
+
+/// What a part of a message is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Text,
+    Refusal,
+    Image,
+}
+
+const MESSAGE: &[&str] = &[
+    "role",
+    "content",
+    "name",
+    "tool_calls",
+    "tool_call_id",
+    "refusal",
+    "function_call",
+    "audio",
+    "annotations",
+    "reasoning_content",
+    "reasoning",
+];
+const ONE_TYPE: &str = "must hold what its type says, and nothing else";
+const ROLES: &[&str] = &["developer", "system", "user", "assistant", "tool", "function"];
+const PART: &[&str] = &["type", "text", "refusal", "image_url"];
+const IMAGE: &[&str] = &["url", "detail"];
+const TOOL: &[&str] = &["type", "function", "custom"];
+
+/// Reads what a model reads, with the scanner of the whole body.
+pub(super) struct Reader<'a, 'l> {
+    pub scanner: Scanner<'a>,
+    pub limits: &'l Limits,
+    pub found: Found,
+}
+
+impl<'a> Reader<'a, '_> {
+    /// `messages`: each one an object with a known role.
+    pub fn messages(&mut self) -> Result<(), Refusal> {
+        if self.scanner.peek()? != Kind::Array {
+            return Err(bad("messages", "must be an array"));
+        }
+        let mut array = self.scanner.array()?;
+        while self.scanner.next_item(&mut array)? {
+            self.message()?;
+            self.found.messages += 1;
+        }
+        Ok(())
+    }
+
+    /// `tools`: functions and custom tools run at the client; every other kind is run, and billed, by the backend.
+    pub fn tools(&mut self) -> Result<(), Refusal> {
+        if self.scanner.peek()? != Kind::Array {
+            return Err(bad("tools", "must be an array"));
+        }
+        let mut array = self.scanner.array()?;
+        let mut index = 0usize;
+        while self.scanner.next_item(&mut array)? {
+            let mut kind = None;
+            let place = |rest: &str| format!("tools[{index}]{rest}");
+            self.members(TOOL, &place, |this, key| {
+                if key == "type" {
+                    kind = Some(this.string_of(&place(".type"))?);
+                } else {
+                    this.raw_piece()?;
+                }
+                Ok(())
+            })?;
+            match kind.as_deref() {
+                Some("function" | "custom") => {}
+                Some(_) => return Err(Refusal::NotPriced { param: place(".type") }),
+                None => return Err(bad(place(".type"), "is missing")),
+            }
+            index += 1;
+        }
+        Ok(())
+    }
+
+    /// A value whose JSON goes into the prompt as it is (schemas, function definitions).
+    pub fn raw_piece(&mut self) -> Result<Range<usize>, Refusal> {
+        let span = self.scanner.value()?;
+        self.found.pieces.push(Piece(Text { start: span.start, end: span.end, escaped: false }));
+        Ok(span)
+    }
+
+    /// A string that is no part of the prompt.
+    pub fn string_of(&mut self, param: &str) -> Result<Cow<'a, str>, Refusal> {
+        if self.scanner.peek()? != Kind::String {
+            return Err(bad(param, "must be a string"));
+        }
+        let text = self.scanner.string()?;
+        Ok(text.decode(self.scanner.source()))
+    }
+
+    fn message(&mut self) -> Result<(), Refusal> {
+        let index = self.found.messages;
+        let place = |rest: &str| format!("messages[{index}]{rest}");
+        let mut role = false;
+        self.members(MESSAGE, &place, |this, key| {
+            let kind = this.scanner.peek()?;
+            if kind == Kind::Null {
+                this.scanner.value()?;
+                return Ok(());
+            }
+            match (key, kind) {
+                ("role", _) => {
+                    role = true;
+                    let said = this.string_of(&place(".role"))?;
+                    if !ROLES.contains(&said.as_ref()) {
+                        return Err(bad(
+                            place(".role"),
+                            "must be one of developer, system, user, assistant, tool, function",
+                        ));
+                    }
+                }
+                ("content", Kind::Array) => this.parts(index)?,
+                ("content", Kind::String) => this.text_piece()?,
+                ("content", _) => return Err(bad(place(".content"), "must be a string or an array of parts")),
+                ("audio", _) => return Err(Refusal::NotPriced { param: place(".audio") }),
+                ("tool_calls" | "function_call" | "annotations", _) => this.scalar_pieces()?,
+                (_, Kind::String) => {
+                    this.found.names += u64::from(key == "name");
+                    this.text_piece()?;
+                }
+                (_, _) => return Err(bad(place(&format!(".{key}")), "must be a string")),
+            }
+            Ok(())
+        })?;
+        if role { Ok(()) } else { Err(bad(place(".role"), "is missing")) }
+    }
+
+    fn parts(&mut self, message: u64) -> Result<(), Refusal> {
+        let mut array = self.scanner.array()?;
+        let mut index = 0usize;
+        while self.scanner.next_item(&mut array)? {
+            let place = |rest: &str| format!("messages[{message}].content[{index}]{rest}");
+            let mut kind: Option<Part> = None;
+            let mut has: Option<Part> = None;
+            // Backends differ on whether the type or the member decides, so there is one member and both say the same.
+            let mut hold = |part: Part| match has.replace(part) {
+                None => Ok(()),
+                Some(_) => Err(bad(place(""), ONE_TYPE)),
+            };
+            self.members(PART, &place, |this, key| {
+                match key {
+                    "type" => {
+                        let said = this.string_of(&place(".type"))?;
+                        kind = Some(match said.as_ref() {
+                            "text" => Part::Text,
+                            "refusal" => Part::Refusal,
+                            "image_url" if this.limits.image_url.is_some() => Part::Image,
+                            // Images without a price, audio, files, video, and whatever is invented next.
+                            _ => return Err(Refusal::NotPriced { param: place(".type") }),
+                        });
+                    }
+                    "image_url" => {
+                        if this.limits.image_url.is_none() {
+                            return Err(Refusal::NotPriced { param: place(".image_url") });
+                        }
+                        hold(Part::Image)?;
+                        this.image(&place(".image_url"))?;
+                    }
+                    _ => {
+                        hold(if key == "text" { Part::Text } else { Part::Refusal })?;
+                        if this.scanner.peek()? != Kind::String {
+                            return Err(bad(place(&format!(".{key}")), "must be a string"));
+                        }
+                        this.text_piece()?;
+                    }
+                }
+                Ok(())
+            })?;
+            match (kind, has) {
+                (None, _) => return Err(bad(place(".type"), "is missing")),
+                (Some(k), Some(h)) if k == h => {}
+                _ => return Err(bad(place(""), ONE_TYPE)),
+            }
+            index += 1;
+        }
+        Ok(())
+    }
+
+    fn image(&mut self, param: &str) -> Result<(), Refusal> {
+        if self.scanner.peek()? != Kind::Object {
+            return Err(bad(param, "must be an object with a url"));
+        }
+        let mut url = false;
+        let place = |rest: &str| format!("{param}{rest}");
+        self.members(IMAGE, &place, |this, key| {
+            let said = this.string_of(&place(&format!(".{key}")))?;
+            if key == "url" {
+                url = true;
+                if !said.starts_with("https://") && !said.starts_with("data:image/") {
+                    return Err(bad(place(".url"), "must be an https: or data:image/ URL"));
+                }
+            }
+            Ok(())
+        })?;
+        if !url {
+            return Err(bad(place(".url"), "is missing"));
+        }
+        self.found.images += 1;
+        Ok(())
+    }
+
+    fn text_piece(&mut self) -> Result<(), Refusal> {
+        let text = self.scanner.string()?;
+        if text.end > text.start {
+            self.found.pieces.push(Piece(text));
+        }
+        Ok(())
+    }
+
+    fn scalar_pieces(&mut self) -> Result<(), Refusal> {
+        let pieces = &mut self.found.pieces;
+        self.scanner.scalars(&mut |text| pieces.push(Piece(text)))?;
+        Ok(())
+    }
+
+    /// Walks an object whose members are `known`; `read` must pass exactly the value. A member that only folds to a known
+    /// one is refused always, any other unknown one as the tier says.
+    pub fn members(
+        &mut self,
+        known: &[&'static str],
+        place: &dyn Fn(&str) -> String,
+        mut read: impl FnMut(&mut Self, &'static str) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        if self.scanner.peek()? != Kind::Object {
+            return Err(bad(place(""), "must be an object"));
+        }
+        let mut object = self.scanner.object()?;
+        let mut cutter = Cutter::default();
+        while let Some(key) = self.scanner.next_key(&mut object)? {
+            match known.iter().copied().find(|name| *name == key.name) {
+                Some(name) => {
+                    read(self, name)?;
+                    cutter.kept(key.at, self.scanner.at(), &mut self.found.cuts);
+                }
+                None => {
+                    let inner = |rest: &str| place(&format!(".{rest}"));
+                    self.unknown(&key, known, &inner)?;
+                    cutter.cut(key.at, self.scanner.at(), &mut self.found.cuts);
+                }
+            }
+        }
+        cutter.close(&mut self.found.cuts);
+        Ok(())
+    }
+
+    /// Passes the value of an unknown member, or refuses it.
+    pub fn unknown(
+        &mut self,
+        key: &Key<'a>,
+        known: &[&'static str],
+        place: &dyn Fn(&str) -> String,
+    ) -> Result<(), Refusal> {
+        if let Some(name) = folds_to(&key.name, known) {
+            return Err(bad(
+                place(name),
+                "is spelled with other letters than its own; some readers would take it, some not",
+            ));
+        }
+        match self.limits.unknown_fields {
+            UnknownFields::Refuse => Err(Refusal::UnknownField { param: place(&shown(&key.name)) }),
+            UnknownFields::Strip => {
+                self.scanner.value()?;
+                Ok(())
+            }
+        }
+    }
+}
