@@ -330,11 +330,11 @@ impl Gate {
         let path = if self.options.wait == Wait::Ready { "/readyz" } else { "/healthz" };
         let end = Instant::now() + self.options.patience;
         loop {
-            if let Some(child) = &mut self.child {
-                if let Ok(Some(status)) = child.try_wait() {
-                    self.child = None;
-                    return Err(format!("it ended with {status} and said:\n{}", self.log()));
-                }
+            if let Some(child) = &mut self.child
+                && let Ok(Some(status)) = child.try_wait()
+            {
+                self.child = None;
+                return Err(format!("it ended with {status} and said:\n{}", self.log()));
             }
             if self.admin_get(path).await.is_some_and(|(status, _)| status == 200) {
                 return Ok(());
