@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Version, header};
 use open::Opened;
-use pingora::connectors::http::Connector;
+pub use pingora::connectors::http::Connector;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use std::future::Future;
@@ -360,7 +360,7 @@ async fn watched<T>(
 
 /// Completes when the client leaves. A client that sends more bytes after its body (pipelining, which is off) counts
 /// as gone: what it sent has been taken off its connection and could not be served any more.
-async fn gone(session: &mut Session) {
+pub(super) async fn gone(session: &mut Session) {
     let _ = session.as_downstream_mut().read_body_or_idle(true).await;
 }
 

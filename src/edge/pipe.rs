@@ -205,6 +205,11 @@ impl Filter for Pipe<'_> {
 
     async fn chunk(&mut self, chunk: Bytes, out: &mut Vec<Bytes>) -> Flow {
         match self.delivery.chunk(chunk, out) {
+            Ok(()) if self.delivery.failed_at_once() => {
+                // An error instead of a first token: nothing is delivered, so nothing is sent and the payment stays good.
+                out.clear();
+                Flow::Stop
+            }
             Ok(()) => Flow::Go,
             Err(refusal) => {
                 tracing::warn!(reason = refusal.code(), "a stream was cut");

@@ -8,7 +8,6 @@ use super::price::Quoted;
 use super::{Stop, Toll, parse, policy, price};
 use crate::claim::{Claim, Denied, Op, Standing, Terms};
 use crate::clock::UnixSeconds;
-use crate::ids::Generation;
 use crate::journal::{Entry, Receipt};
 use crate::money::Usd;
 use crate::rail::{self, Ask, Collected, Found, Offer, Proof, Rail, Recognised, Shown};
@@ -384,7 +383,7 @@ pub async fn offers(
     toll: &Toll,
     quoted: &Quoted,
     digest: [u8; 32],
-    accept_payment: Option<&str>,
+    headers: &http::HeaderMap,
 ) -> Result<Vec<Offer>, Refusal> {
     let allowed = &quoted.allowed;
     if let Err(e) = toll.store.standing() {
@@ -428,7 +427,7 @@ pub async fn offers(
     for offer in &offers {
         toll.metrics.challenges.with_label_values(&[offer.rail.as_str()]).inc();
     }
-    Ok(rail::ranked(offers, accept_payment))
+    Ok(rail::ranked(headers, offers))
 }
 
 /// What the wallet shows its owner. Words of the rules only.
