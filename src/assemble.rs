@@ -16,9 +16,8 @@ use crate::metrics::Metrics;
 use crate::rail::Rail;
 use crate::rail::mpp::bind::KeyRing;
 use crate::rail::mpp::charge::{Charge, Settings};
-use crate::secret::Secret;
 use crate::clock::UnixSeconds;
-use crate::rules::watch::{Standing, Watch};
+use crate::rules::watch::{Rules, Standing};
 use crate::store::Store;
 use crate::store::embedded::Embedded;
 use crate::upstream::Pools;
@@ -60,7 +59,7 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
 
     let store: Arc<dyn Store> = Arc::new(Embedded::open(&conf.store.path).map_err(|e| one(format!("store: {e}")))?);
     let ring = Arc::new(KeyRing::new(&secrets.challenge_keys).map_err(|e| one(format!("secrets.challenge_keys: {e}")))?);
-    let signet = Arc::new(Signet::new(&Secret::new(secrets.receipt_seed.to_vec())).ok_or_else(|| one("secrets.receipt_key: not a 32-byte seed".into()))?);
+    let signet = Arc::new(Signet::new(&secrets.receipt_key).ok_or_else(|| one("secrets.receipt_key: not a 32-byte seed".into()))?);
     let rails = rails(&conf, &ring)?;
     let facts: Vec<_> = rails.iter().map(|r| r.facts()).collect();
     let changed = store.facts(&facts, accept_payee_change).await.map_err(|e| one(format!("store: {e}")))?;
@@ -104,13 +103,13 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
         app: Arc::new(proxy(gate, &conf)),
         guests: Arc::clone(&guests),
         limits: DoorLimits {
-            per_ip: count(conf.listen.limits.connections_per_ip),
-            total: count(conf.listen.limits.connections),
+            per_ip: conf.listen.limits.connections_per_ip,
+            total: conf.listen.limits.connections,
             head: Duration::from_secs(conf.listen.limits.header_seconds),
             keep_alive: Duration::from_secs(KEEP_ALIVE_SECONDS),
         },
         tls: match &conf.listen.tls {
-            Some(files) => Some(tls(&files.cert.display().to_string(), &files.key.display().to_string()).map_err(one)?),
+            Some(files) => Some(tls(&files.cert, &files.key).map_err(one)?),
             None => None,
         },
     });
@@ -141,7 +140,7 @@ async fn bind(key: &str, address: std::net::SocketAddr) -> Result<TcpListener, V
 }
 
 /// A configured limit as a count of things in memory.
-fn count(limit: u64) -> usize {
+fn count(limit: u32) -> usize {
     usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
@@ -179,9 +178,9 @@ fn watched_rules(
     conf: &Conf,
     pools: &Arc<ArcSwap<Pools>>,
     metrics: &Arc<Metrics>,
-) -> Result<Arc<Watch>, Vec<String>> {
+) -> Result<Arc<Rules>, Vec<String>> {
     let pools = Arc::clone(pools);
-    let prepare = move |plan: &Arc<crate::rules::Plan>| {
+    let prepare = move |plan: &crate::rules::Plan| {
         let next = Pools::build(&plan.pools, Some(&pools.load()))?;
         pools.store(Arc::new(next));
         Ok(())
@@ -195,9 +194,9 @@ fn watched_rules(
             tracing::error!(%mistake, "the rules stay as they were");
         }
     };
-    let rules = Watch::start(dir, catalogue(conf), prepare, told)?;
+    let rules = Rules::start(dir, catalogue(conf), prepare, told)?;
     metrics.set_plan(rules.plan().generation.as_str());
-    Ok(Arc::new(rules))
+    Ok(rules)
 }
 
 fn gate(
@@ -214,12 +213,12 @@ fn gate(
         signet: Arc::clone(signet),
         connector,
         guests: Arc::clone(guests),
-        budget: Budget::new(count(limits.bodies_in_flight_mib.saturating_mul(1024 * 1024))),
+        budget: Budget::new(limits.bodies_in_flight_mib.saturating_mul(1024 * 1024)),
         body_wait: Duration::from_secs(limits.body_seconds),
         unpaid: UnpaidLimits { per_ip: count(limits.unpaid_per_ip_per_second), total: count(limits.unpaid_per_second) },
         rates: Rate::new(Duration::from_secs(1)),
         total_rate: Rate::new(Duration::from_secs(1)),
-        cors: Cors(conf.listen.cors_origins.clone()),
+        cors: Cors(conf.listen.cors.clone()),
         stopping: Arc::clone(stopping),
     }
 }
@@ -244,7 +243,7 @@ fn proxy(gate: Gate, conf: &Conf) -> HttpProxy<Gate> {
 }
 
 /// SIGHUP reads the rules and `file:` secrets again; SIGTERM and SIGINT end the wait.
-async fn until_told_to_stop(rules: &Watch, conf: &Conf, ring: &KeyRing) -> Result<(), String> {
+async fn until_told_to_stop(rules: &Rules, conf: &Conf, ring: &KeyRing) -> Result<(), String> {
     let on = |kind| signal(kind).map_err(|e| format!("signals: {e}"));
     let (mut term, mut int, mut hup) =
         (on(SignalKind::terminate())?, on(SignalKind::interrupt())?, on(SignalKind::hangup())?);

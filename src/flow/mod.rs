@@ -17,7 +17,7 @@ pub mod settle;
 use crate::metrics::Metrics;
 use crate::rail::Rail;
 use crate::refusal::{Moved, Refusal};
-use crate::rules::watch::Watch;
+use crate::rules::watch::Rules;
 use crate::store::Store;
 use crate::upstream::Pools;
 use arc_swap::ArcSwap;
@@ -26,7 +26,7 @@ use std::sync::Arc;
 /// Everything a request meets on its way. One per gate.
 pub struct Toll {
     /// The rules in force, and the recent ones whose offers still live.
-    pub rules: Arc<Watch>,
+    pub rules: Arc<Rules>,
     /// Ways to pay, in the order of `pontage.toml`.
     pub rails: Vec<Arc<dyn Rail>>,
     /// Claims, receipts, journal.

@@ -16,7 +16,7 @@ use crate::openai::error::body as openai_error;
 use crate::openai::meter::Meter;
 use crate::openai::receipt::{add_block, receipt_chunk, receipt_comment};
 use crate::openai::usage::{Bounds, Verdict, read_json};
-use crate::refusal::{Moved, Refusal};
+use crate::refusal::Refusal;
 use crate::store::Write;
 use crate::usage::{Usage, UsageSource};
 use bytes::Bytes;
