@@ -167,10 +167,8 @@ impl Reading {
             return true;
         };
         self.verdict.failed |= reply.error.is_some();
-        if let Some(model) = reply.model {
-            if self.verdict.model.as_deref() != Some(&*model) {
-                self.verdict.model = Some(model.into_owned());
-            }
+        if let Some(model) = reply.model.filter(|model| self.verdict.model.as_deref() != Some(model)) {
+            self.verdict.model = Some(model.into_owned());
         }
         let Some(usage) = reply.usage else { return true };
         self.tally.add(usage, reply.choices.as_deref().unwrap_or_default());
