@@ -5,7 +5,7 @@
 //! the transfer, bound to the challenge, is what makes that useless).
 //!
 //! Nothing before [`Rail::collect`] talks to the chain, by construction: the checks of the `mpp` crate run over
-//! [`Offline`], a provider that knows the chain id and nothing else. Sending and confirming are ours (`collect`), because a
+//! `Offline`, a provider that knows the chain id and nothing else. Sending and confirming are ours (`collect`), because a
 //! payment's outcome has three values and the crate's answer has two.
 
 use super::bind::{KeyRing, Opaque, Slots};
