@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use http::header::{HeaderName, HeaderValue};
 use http::{Method, header};
 use pingora::modules::http::HttpModules;
-use pingora::prelude::{Error, HttpPeer, Result};
+use pingora::prelude::{Error, ErrorType, HttpPeer, Result};
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora_limits::rate::Rate;
 use sha2::{Digest, Sha256};
@@ -147,7 +147,10 @@ impl Gate {
         let plan = Arc::clone(&visit.plan);
         let quoted = match pay::quote_under(&plan, route.path.as_str(), body.clone()).await {
             Ok(quoted) => Arc::new(quoted),
-            Err(refusal) => return refusal.into(),
+            Err(refusal) => {
+                self.count_unpaid(visit.client);
+                return refusal.into();
+            }
         };
         let request = visit.request.clone();
         let asked = pay::Visit { plan: &plan, found: &found, digest, body: &body, request: &request };
@@ -195,7 +198,8 @@ impl Gate {
         let here = client.map_or(0, |ip| self.rates.observe(&ip, 0));
         let all = self.total_rate.observe(&(), 0);
         let over = |count: isize, limit: usize| usize::try_from(count).is_ok_and(|c| c >= limit);
-        if over(here, self.unpaid.per_ip) {
+        // Whoever shows a credential gets twice the room: an honest payer may share an address with a flood.
+        if over(here, if unpaid { self.unpaid.per_ip } else { self.unpaid.per_ip.saturating_mul(2) }) {
             return Err(busy(true, "unpaid_per_ip_per_second"));
         }
         if unpaid && over(all, self.unpaid.total) {
@@ -264,15 +268,19 @@ impl ProxyHttp for Gate {
                 let extra = self.common_headers(session, visit);
                 reply::send(session, answer, extra).await.map_err(|e| e.into_down())?;
             }
+            Outcome::Sent("client_gone") | Outcome::Gone => {
+                visit.outcome = "client_gone";
+                // `Ok` would let Pingora finish the body on a connection nobody reads, without a timeout.
+                return Err(Error::explain(ErrorType::ConnectionClosed, "the client left").into_down());
+            }
             Outcome::Sent(outcome) => visit.outcome = outcome,
-            Outcome::Gone => session.set_keepalive(None),
         }
         Ok(true)
     }
 
     /// Never reached: every request is answered in `request_filter`.
     async fn upstream_peer(&self, _session: &mut Session, _visit: &mut Visit) -> Result<Box<HttpPeer>> {
-        Err(Error::explain(pingora::ErrorType::InternalError, "no native path"))
+        Err(Error::explain(ErrorType::InternalError, "no native path"))
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, e: &Error, visit: &mut Visit) -> FailToProxy {
