@@ -1,6 +1,9 @@
 //! The only place that knows every concrete kind: configuration → a gate that can run.
 
-use crate::conf::{Conf, Secrets};
+use crate::chain::Address;
+use crate::chain::tempo::Tempo;
+use crate::clock::UnixSeconds;
+use crate::conf::{Conf, RailConf, RailKind, Secrets};
 use crate::edge::admin::Admin;
 use crate::edge::body::Budget;
 use crate::edge::door::{Door, DoorLimits, Guests, tls};
@@ -13,13 +16,14 @@ use crate::flow::receipt::Signet;
 use crate::metrics::Metrics;
 use crate::rail::Rail;
 use crate::rail::mpp::bind::KeyRing;
-use crate::rules::watch::Rules;
+use crate::rail::mpp::charge::{Charge, Settings};
+use crate::rules::watch::{Rules, Standing};
 use crate::store::Store;
 use crate::store::embedded::Embedded;
 use crate::upstream::Pools;
 use arc_swap::ArcSwap;
-use pingora::apps::http_app::HttpServer;
 use pingora::apps::HttpServerOptions;
+use pingora::apps::http_app::HttpServer;
 use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
 use pingora_limits::rate::Rate;
@@ -54,14 +58,20 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     let one = |e: String| vec![e];
 
     let store: Arc<dyn Store> = Arc::new(Embedded::open(&conf.store.path).map_err(|e| one(format!("store: {e}")))?);
-    let ring = Arc::new(KeyRing::new(secrets.challenge_keys.clone()).map_err(|e| one(format!("secrets.challenge_keys: {e}")))?);
-    let signet = Arc::new(Signet::new(&secrets.receipt_key).ok_or_else(|| one("secrets.receipt_key: not a 32-byte seed".into()))?);
+    let ring =
+        Arc::new(KeyRing::new(&secrets.challenge_keys).map_err(|e| one(format!("secrets.challenge_keys: {e}")))?);
+    let signet = Arc::new(
+        Signet::new(&secrets.receipt_key).ok_or_else(|| one("secrets.receipt_key: not a 32-byte seed".into()))?,
+    );
     let rails = rails(&conf, &ring)?;
     let facts: Vec<_> = rails.iter().map(|r| r.facts()).collect();
     let changed = store.facts(&facts, accept_payee_change).await.map_err(|e| one(format!("store: {e}")))?;
     if !changed.is_empty() && !accept_payee_change {
         let mut mistakes = changed;
-        mistakes.push("payments would go elsewhere than in the last run; start with --accept-payee-change if that is meant".into());
+        mistakes.push(
+            "payments would go elsewhere than in the last run; start with --accept-payee-change if that is meant"
+                .into(),
+        );
         return Err(mistakes);
     }
 
@@ -80,10 +90,11 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     });
 
     for rail in rails {
-        rail.probe().await;
+        rail.probe(UnixSeconds::now()).await;
         tokio::spawn(async move { rail.watch().await });
     }
-    tokio::spawn(crate::upstream::watch(Arc::clone(&pools)));
+    let connector = Arc::new(Connector::new(None));
+    tokio::spawn(crate::upstream::health::watch(Arc::clone(&pools), Arc::clone(&connector)));
     let left = crate::flow::recover::recover(&toll).await.map_err(|e| one(format!("store: {e}")))?;
     if left > 0 {
         tracing::warn!(claims = left, "claims of the last run were not over");
@@ -93,7 +104,7 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     let stopping = Arc::new(AtomicBool::new(false));
     let (stop, stopped) = watch::channel(false);
     let guests = Arc::new(Guests::default());
-    let gate = gate(&conf, &toll, &signet, &guests, &stopping);
+    let gate = gate(&conf, &toll, &signet, connector, &guests, &stopping);
     let door = Arc::new(Door {
         app: Arc::new(proxy(gate, &conf)),
         guests: Arc::clone(&guests),
@@ -112,13 +123,20 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     let admin_door = Arc::new(Door {
         app: Arc::new(HttpServer::new_app(admin)),
         guests: Arc::default(),
-        limits: DoorLimits { per_ip: 256, total: 256, head: Duration::from_secs(10), keep_alive: Duration::from_secs(60) },
+        limits: DoorLimits {
+            per_ip: 256,
+            total: 256,
+            head: Duration::from_secs(10),
+            keep_alive: Duration::from_secs(60),
+        },
         tls: None,
     });
     let listener = bind("listen.address", conf.listen.address).await?;
     let admin_listener = bind("listen.admin", conf.listen.admin).await?;
     let serving = tokio::spawn(door.run(listener, stopped.clone()));
-    tokio::spawn(admin_door.run(admin_listener, watch::channel(false).1));
+    // The admin address stays open while those inside are served to their end.
+    let (_open, always_open) = watch::channel(false);
+    tokio::spawn(admin_door.run(admin_listener, always_open));
     tracing::info!(address = %conf.listen.address, admin = %conf.listen.admin, generation = %rules.plan().generation, "listening");
 
     until_told_to_stop(&rules, &conf, &ring).await.map_err(one)?;
@@ -134,17 +152,37 @@ async fn bind(key: &str, address: std::net::SocketAddr) -> Result<TcpListener, V
     TcpListener::bind(address).await.map_err(|e| vec![format!("{key}: cannot listen on {address}: {e}")])
 }
 
+/// A configured limit as a count of things in memory.
+fn count(limit: u32) -> usize {
+    usize::try_from(limit).unwrap_or(usize::MAX)
+}
+
 /// Every configured rail. A new kind adds one line.
-fn rails(conf: &Conf, ring: &Arc<KeyRing>) -> Result<Vec<Arc<crate::rail::mpp::charge::Charge>>, Vec<String>> {
+fn rails(conf: &Conf, ring: &Arc<KeyRing>) -> Result<Vec<Arc<Charge>>, Vec<String>> {
     let mut rails = Vec::new();
     let mut mistakes = Vec::new();
-    for (name, section) in &conf.rails {
-        match crate::rail::mpp::charge::Charge::build(name, section, conf.realm(), Arc::clone(ring)) {
+    for section in &conf.rails {
+        match rail(section, &conf.listen.realm, ring) {
             Ok(rail) => rails.push(Arc::new(rail)),
-            Err(e) => mistakes.push(format!("rail.{name}: {e}")),
+            Err(e) => mistakes.push(format!("rail.{}: {e}", section.name)),
         }
     }
     if mistakes.is_empty() { Ok(rails) } else { Err(mistakes) }
+}
+
+fn rail(section: &RailConf, realm: &str, ring: &Arc<KeyRing>) -> Result<Charge, String> {
+    let RailKind::MppTempo(tempo) = &section.kind;
+    let chain = Arc::new(Tempo::new(&tempo.rpc.read()?)?);
+    let settings = Settings {
+        id: format!("{}/charge", section.name).into(),
+        realm: realm.to_owned(),
+        chain_id: tempo.chain_id,
+        currency: Address::from(tempo.currency),
+        recipient: Address::from(tempo.recipient),
+        accept_push: tempo.accept_push,
+        pace: crate::rail::mpp::collect::Pace::default(),
+    };
+    Charge::new(settings, Arc::clone(ring), chain)
 }
 
 /// The rules, watched: pools are rebuilt before a new plan becomes visible, and may veto it.
@@ -154,27 +192,43 @@ fn watched_rules(
     pools: &Arc<ArcSwap<Pools>>,
     metrics: &Arc<Metrics>,
 ) -> Result<Arc<Rules>, Vec<String>> {
-    let (pools, counted) = (Arc::clone(pools), Arc::clone(metrics));
+    let pools = Arc::clone(pools);
     let prepare = move |plan: &crate::rules::Plan| {
         let next = Pools::build(&plan.pools, Some(&pools.load()))?;
         pools.store(Arc::new(next));
-        counted.set_plan(plan.generation.as_str());
         Ok(())
     };
-    let rules = Rules::start(dir, catalogue(conf), Box::new(prepare)).map_err(|m| m.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+    let counted = Arc::clone(metrics);
+    let told = move |standing: &Standing| {
+        counted.set_plan(standing.generation.as_str());
+        let outcome = if standing.last_error.is_none() { "ok" } else { "failed" };
+        counted.rules_reload.with_label_values(&[outcome]).inc();
+        for mistake in standing.last_error.iter().flatten() {
+            tracing::error!(%mistake, "the rules stay as they were");
+        }
+    };
+    let rules = Rules::start(dir, catalogue(conf), prepare, told)?;
+    metrics.set_plan(rules.plan().generation.as_str());
     Ok(rules)
 }
 
-fn gate(conf: &Conf, toll: &Arc<Toll>, signet: &Arc<Signet>, guests: &Arc<Guests>, stopping: &Arc<AtomicBool>) -> Gate {
+fn gate(
+    conf: &Conf,
+    toll: &Arc<Toll>,
+    signet: &Arc<Signet>,
+    connector: Arc<Connector>,
+    guests: &Arc<Guests>,
+    stopping: &Arc<AtomicBool>,
+) -> Gate {
     let limits = &conf.listen.limits;
     Gate {
         toll: Arc::clone(toll),
         signet: Arc::clone(signet),
-        connector: Arc::new(Connector::new(None)),
+        connector,
         guests: Arc::clone(guests),
-        budget: Budget::new(limits.bodies_in_flight_mib * 1024 * 1024),
+        budget: Budget::new(limits.bodies_in_flight_mib.saturating_mul(1024 * 1024)),
         body_wait: Duration::from_secs(limits.body_seconds),
-        unpaid: UnpaidLimits { per_ip: limits.unpaid_per_ip_per_second, total: limits.unpaid_per_second },
+        unpaid: UnpaidLimits { per_ip: count(limits.unpaid_per_ip_per_second), total: count(limits.unpaid_per_second) },
         rates: Rate::new(Duration::from_secs(1)),
         total_rate: Rate::new(Duration::from_secs(1)),
         cors: Cors(conf.listen.cors.clone()),
@@ -213,7 +267,7 @@ async fn until_told_to_stop(rules: &Rules, conf: &Conf, ring: &KeyRing) -> Resul
             _ = hup.recv() => {
                 rules.reload();
                 match conf.read_secrets() {
-                    Ok(secrets) => match ring.swap(secrets.challenge_keys) {
+                    Ok(secrets) => match ring.swap(&secrets.challenge_keys) {
                         Ok(()) => tracing::info!("challenge keys read again"),
                         Err(e) => tracing::error!(error = %e, "challenge keys stay as they were"),
                     },

@@ -77,6 +77,13 @@ pub enum Refusal {
         /// The limit.
         max: u64,
     },
+    /// More prompt tokens than the tier sells.
+    PromptTooLong {
+        /// The limit.
+        max: u64,
+        /// Who counted: a vocabulary, or `bytes` as the bound.
+        counted_by: &'static str,
+    },
     /// No model of the rules has this name.
     UnknownModel {
         /// What the client said.
@@ -231,6 +238,7 @@ impl Refusal {
             | Self::UnknownField { .. }
             | Self::NotPriced { .. }
             | Self::OverLimit { .. }
+            | Self::PromptTooLong { .. }
             | Self::WrongTier { .. }
             | Self::NothingAsked
             | Self::TwoCredentials { .. } => 400,
@@ -307,6 +315,7 @@ impl Refusal {
             Self::UnknownField { .. } => "unknown_parameter",
             Self::NotPriced { .. } => "not_priced",
             Self::OverLimit { .. } => "over_limit",
+            Self::PromptTooLong { .. } => "context_length_exceeded",
             Self::UnknownModel { .. } => "model_not_found",
             Self::WrongTier { .. } => "wrong_tier",
             Self::NothingAsked => "nothing_asked",
@@ -339,6 +348,7 @@ impl Refusal {
         match self {
             Self::BadField { param, .. } | Self::UnknownField { param } | Self::NotPriced { param } => Some(param),
             Self::OverLimit { param, .. } => Some(param),
+            Self::PromptTooLong { .. } => Some("messages"),
             Self::UnknownModel { .. } | Self::WrongTier { .. } => Some("model"),
             Self::UpstreamRefused { param, .. } => param.as_deref(),
             _ => None,
@@ -360,6 +370,9 @@ impl Refusal {
             Self::UnknownField { param } => format!("{param} is not accepted here"),
             Self::NotPriced { param } => format!("{param} has no price here and is not accepted"),
             Self::OverLimit { param, asked, max } => format!("{param} is {asked}; the most sold here is {max}"),
+            Self::PromptTooLong { max, counted_by } => {
+                format!("the prompt is longer than {max} tokens (counted by {counted_by}), the most sold here")
+            }
             Self::UnknownModel { asked } => format!("the model {} does not exist", quoted(asked)),
             Self::WrongTier { asked, sold_at: Some((path, price)) } => {
                 format!("the model {} is not sold here; it is sold at {path} for {price}", quoted(asked))

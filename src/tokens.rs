@@ -1,8 +1,9 @@
 //! How many tokens a prompt has: exact where the vocabulary is known, else its bytes as a bound.
 //!
 //! Counts price a request before it is served; what is charged by usage is the backend's own figure. A vocabulary takes 33
-//! to 67 MB once it is loaded, so it is loaded by the first prompt that needs it and by nothing else. Measured on the two
-//! cores this was written on (`benches/request.rs`): see [`count_within`].
+//! to 67 MB once it is loaded, so it is loaded by the first prompt that needs it and by nothing else. Prose counts at some
+//! 50 MB/s a core, base64 at 7 (`benches/request.rs`, `notes/llm.md` §3): a hostile megabyte is 0.15 s, hence the limit
+//! of [`count_within`].
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

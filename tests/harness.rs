@@ -1,5 +1,7 @@
 //! The ground the black-box tests stand on, tested without the gate: when this fails, look here first.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod common;
 
 use std::time::Duration;

@@ -1,24 +1,21 @@
 //! Tempo over JSON-RPC. Answers are read into the few fields used here, so that a node may add what it likes.
 
+use super::rpc::{Fault, Rpc};
 use super::{Address, B256, Chain, Head, Inclusion, Rejection, Sent, Transfer, Unreachable};
 use crate::clock::UnixSeconds;
 use crate::secret::Secret;
 use alloy::primitives::{Bytes, LogData, U64};
-use alloy::rpc::client::{ClientBuilder, RpcClient};
 use alloy::sol_types::SolEvent;
-use alloy::transports::{RpcError, TransportError};
 use async_trait::async_trait;
 use serde::Deserialize;
-use std::time::Duration;
+use serde::de::IgnoredAny;
 use tempo_alloy::contracts::precompiles::ITIP20;
 
 /// JSON-RPC: the node does not know this method.
 const METHOD_NOT_FOUND: i64 = -32601;
 
-/// One Tempo node. Cheap to clone in spirit: share it behind an `Arc`. Its connections may be used from any runtime.
-pub struct Tempo {
-    rpc: RpcClient,
-}
+/// One Tempo node. Share it behind an `Arc`; any runtime may use it.
+pub struct Tempo(Rpc);
 
 impl std::fmt::Debug for Tempo {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -30,28 +27,7 @@ impl Tempo {
     /// Prepares a client for the node at `rpc` (an `http` or `https` URL, which may hold a key). Nothing is connected yet. The
     /// error is a sentence that does not repeat the URL.
     pub fn new(rpc: &Secret) -> Result<Self, &'static str> {
-        let url = rpc
-            .expose_str()
-            .and_then(|t| reqwest::Url::parse(t.trim()).ok())
-            .filter(|u| matches!(u.scheme(), "http" | "https") && u.has_host())
-            .ok_or("the RPC URL is not an http or https URL")?;
-        // No proxy from the environment and no redirects: the URL's key must not travel anywhere else.
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(Duration::from_secs(2))
-            .timeout(Duration::from_secs(25))
-            .build()
-            .map_err(|_| "the HTTP client of the RPC cannot be built")?;
-        Ok(Self { rpc: ClientBuilder::default().http_with_client(client, url) })
-    }
-
-    async fn ask<P, R>(&self, method: &'static str, params: P) -> Result<R, TransportError>
-    where
-        P: serde::Serialize + Clone + std::fmt::Debug + Send + Sync + Unpin,
-        R: serde::de::DeserializeOwned + std::fmt::Debug + Send + Sync + Unpin + 'static,
-    {
-        self.rpc.request(method, params).await
+        Rpc::new(rpc).map(Self)
     }
 }
 
@@ -109,15 +85,6 @@ impl Receipt {
     }
 }
 
-/// Words for an error of the transport. Never the error's own: it repeats the URL.
-fn words(error: &TransportError) -> &'static str {
-    match error {
-        RpcError::ErrorResp(_) => "the chain's node answered with an error",
-        RpcError::NullResp | RpcError::DeserError { .. } => "the chain's node answered with nonsense",
-        _ => "the chain's node cannot be reached",
-    }
-}
-
 /// What a node's refusal means. Only phrases whose meaning is final are listed: anything else (rate limits, "already known",
 /// a timeout while waiting for the block, a nonce gap) leaves the question open.
 fn rejection(message: &str) -> Option<Rejection> {
@@ -127,18 +94,17 @@ fn rejection(message: &str) -> Option<Rejection> {
         Some(Rejection::Nonce)
     } else if says(&["insufficient funds", "insufficient balance", "insufficientbalance", "insufficient fee"]) {
         Some(Rejection::Funds)
-    } else if says(&["invalid signature", "intrinsic gas", "must be greater than current block", "transaction expired"])
-    {
+    } else if says(&["invalid signature", "intrinsic gas", "must be > current time", "transaction expired"]) {
         Some(Rejection::Invalid)
     } else {
         None
     }
 }
 
-fn refused(error: &TransportError) -> Sent {
-    match error.as_error_resp().and_then(|e| rejection(&e.message)) {
-        Some(why) => Sent::Rejected(why),
-        None => Sent::Lost { why: words(error) },
+fn refused(fault: &Fault) -> Sent {
+    match fault {
+        Fault::Refused { message, .. } => rejection(message).map_or(Sent::Lost { why: fault.words() }, Sent::Rejected),
+        Fault::Nonsense | Fault::Lost => Sent::Lost { why: fault.words() },
     }
 }
 
@@ -146,17 +112,17 @@ fn refused(error: &TransportError) -> Sent {
 impl Chain for Tempo {
     async fn head(&self) -> Result<Head, Unreachable> {
         let (id, block) = futures::future::try_join(
-            self.ask::<_, U64>("eth_chainId", ()),
-            self.ask::<_, Block>("eth_getBlockByNumber", ("latest", false)),
+            self.0.ask::<_, U64>("eth_chainId", ()),
+            self.0.ask::<_, Block>("eth_getBlockByNumber", ("latest", false)),
         )
         .await
-        .map_err(|e| Unreachable { why: words(&e) })?;
+        .map_err(|e| Unreachable { why: e.words() })?;
         Ok(Head { chain_id: id.to(), number: block.number.to(), time: UnixSeconds(block.timestamp.to()) })
     }
 
     async fn inclusion(&self, tx: B256) -> Result<Inclusion, Unreachable> {
         let receipt: Option<Receipt> =
-            self.ask("eth_getTransactionReceipt", (tx,)).await.map_err(|e| Unreachable { why: words(&e) })?;
+            self.0.ask("eth_getTransactionReceipt", (tx,)).await.map_err(|e| Unreachable { why: e.words() })?;
         match receipt {
             None => Ok(Inclusion::Absent),
             Some(r) => r.inclusion(tx).ok_or(Unreachable { why: "the chain's node answered with nonsense" }),
@@ -167,16 +133,14 @@ impl Chain for Tempo {
         let hex = alloy::hex::encode_prefixed(raw);
         // EIP-7966: the node holds the call until the transaction is in a block. What it returns is not read: the receipt is
         // asked for by hash, whichever way the transaction got there.
-        let error = match self.ask::<_, serde_json::Value>("eth_sendRawTransactionSync", (&hex,)).await {
+        match self.0.ask::<_, IgnoredAny>("eth_sendRawTransactionSync", (&hex,)).await {
             Ok(_) => return Sent::Accepted,
-            Err(e) => e,
-        };
-        if error.as_error_resp().is_none_or(|e| e.code != METHOD_NOT_FOUND) {
-            return refused(&error);
+            Err(Fault::Refused { code: METHOD_NOT_FOUND, .. }) => (),
+            Err(fault) => return refused(&fault),
         }
-        match self.ask::<_, B256>("eth_sendRawTransaction", (&hex,)).await {
+        match self.0.ask::<_, B256>("eth_sendRawTransaction", (&hex,)).await {
             Ok(_) => Sent::Accepted,
-            Err(e) => refused(&e),
+            Err(fault) => refused(&fault),
         }
     }
 }
@@ -239,6 +203,9 @@ mod tests {
         for (message, want) in [
             ("nonce too low: next nonce 5, tx nonce 4", Some(Rejection::Nonce)),
             ("Insufficient funds for gas * price + value", Some(Rejection::Funds)),
+            ("insufficient fee token balance: have 0, need 12300", Some(Rejection::Funds)),
+            ("Tempo tx valid_before (1795231566) must be > current time + 3s (1795231589)", Some(Rejection::Invalid)),
+            ("Transaction confirmation timeout", None),
             ("already known", None),
             ("transaction already imported", None),
             ("rate limit exceeded", None),

@@ -293,17 +293,21 @@ fn a_payment_whose_outcome_nobody_knew_can_still_be_served_to_its_payer() {
 #[test]
 fn redemption_is_on_the_same_route_never_dearer_and_never_late() {
     let granted = Cell::new(0);
-    let input = (0..2_000_000_000u64, 0..=2 * REDEEM_SECONDS, 0..=2 * PAID, prop::bool::weighted(0.3));
+    let waited = prop_oneof![Just(REDEEM_SECONDS), Just(REDEEM_SECONDS + 1), 0..=2 * REDEEM_SECONDS];
+    let need = prop_oneof![Just(PAID), Just(PAID + 1), 0..=2 * PAID];
+    let input = (0..2_000_000_000u64, waited, need, prop::bool::weighted(0.3));
     for_all(input, |(paid_at, waited, need, elsewhere)| {
         let paid_at = UnixSeconds(paid_at);
         let owed = sample::claim("k", PAID).apply(Op::PayUnserved, paid_at).unwrap();
+        let late = waited > REDEEM_SECONDS;
+        assert_eq!(owed.is_over(paid_at.plus(waited)), late, "over when it can no longer be redeemed, not before");
         let route = if elsewhere { "/v1/embeddings".into() } else { owed.terms.route.clone() };
         let asked = owed.apply(Op::Redeem { by: "r".into(), route, need: Atoms(need) }, paid_at.plus(waited));
-        let want = match (waited <= REDEEM_SECONDS, elsewhere, need <= PAID) {
-            (false, _, _) => Err(Denied::Spent),
+        let want = match (late, elsewhere, need <= PAID) {
+            (true, _, _) => Err(Denied::Spent),
             (_, true, _) => Err(Denied::OtherRoute),
             (_, _, false) => Err(Denied::Dearer { need: Atoms(need), paid: Atoms(PAID) }),
-            (true, false, true) => Ok(Standing::Serving { by: "r".into() }),
+            (false, false, true) => Ok(Standing::Serving { by: "r".into() }),
         };
         assert_eq!(asked.map(|c| c.standing), want);
         granted.set(granted.get() + u32::from(want.is_ok()));

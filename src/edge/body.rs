@@ -287,6 +287,12 @@ mod tests {
                 "a coding of its own",
             ),
             (
+                format!("{json}transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n"),
+                "0\r\n\r\n",
+                bad("the only transfer-encoding is a single chunked"),
+                "twice",
+            ),
+            (
                 "upgrade: websocket\r\nconnection: upgrade\r\n".into(),
                 "",
                 bad("protocol upgrades are not served"),

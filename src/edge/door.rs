@@ -4,11 +4,10 @@
 //! when idle, dies of SIGHUP, and has no place to bound connections per address or the time a request head may take
 //! (`notes/pingora.md` §4, H7). Its listeners' TLS, its HTTP/1 and HTTP/2 sessions and its proxy are.
 
-use async_trait::async_trait;
 use pingora::apps::ServerApp;
 use pingora::listeners::tls::TlsSettings;
 use pingora::protocols::l4::stream::Stream as L4Stream;
-use pingora::protocols::{ALPN, GetSocketDigest, SocketDigest, Ssl, Stream};
+use pingora::protocols::{ALPN, GetSocketDigest, SocketDigest, Stream};
 use pingora::server::ShutdownWatch;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -154,7 +153,6 @@ impl<A: ServerApp + Send + Sync + 'static> Door<A> {
     }
 
     async fn greet(&self, stream: L4Stream, peer: SocketAddr) -> Option<Stream> {
-        use pingora::protocols::SetSocketDigest as _;
         let mut stream = stream;
         let digest = SocketDigest::from_raw_fd(std::os::fd::AsRawFd::as_raw_fd(&stream));
         let _ = digest.peer_addr.set(Some(pingora::protocols::l4::socket::SocketAddr::Inet(peer)));

@@ -3,7 +3,7 @@
 //! It stands where Pingora's native path would, because at 0.9.1 that path cannot forward a body it has read (over
 //! 64 KiB) and its body filters cannot wait. What it promises:
 //! - The client is watched in every wait. When it leaves, the upstream connection is closed at once.
-//! - A request is sent again only when no server can have worked on it ([`open`]).
+//! - A request is sent again only when no server can have worked on it (`open.rs` says when).
 //! - Client bytes leave in the order in which the filter gave them, none dropped.
 //! - The head of a stream leaves together with its first byte, so whatever fails before that is still a clean answer.
 
@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Version, header};
 use open::Opened;
-use pingora::connectors::http::Connector;
+pub use pingora::connectors::http::Connector;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use std::future::Future;
@@ -360,7 +360,7 @@ async fn watched<T>(
 
 /// Completes when the client leaves. A client that sends more bytes after its body (pipelining, which is off) counts
 /// as gone: what it sent has been taken off its connection and could not be served any more.
-async fn gone(session: &mut Session) {
+pub(super) async fn gone(session: &mut Session) {
     let _ = session.as_downstream_mut().read_body_or_idle(true).await;
 }
 

@@ -14,12 +14,10 @@ use crate::refusal::{Moved, Refusal};
 use crate::rules::Plan;
 use crate::rules::plan::{Route, Surface};
 use async_trait::async_trait;
-use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue};
 use http::{Method, header};
-use pingora::http::ResponseHeader;
 use pingora::modules::http::HttpModules;
-use pingora::prelude::{Error, HttpPeer, Result};
+use pingora::prelude::{Error, ErrorType, HttpPeer, Result};
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora_limits::rate::Rate;
 use sha2::{Digest, Sha256};
@@ -37,9 +35,9 @@ const WRITE_SECONDS: u64 = 60;
 #[derive(Clone, Copy, Debug)]
 pub struct UnpaidLimits {
     /// Unpaid requests per second of one address.
-    pub per_ip: u32,
+    pub per_ip: usize,
     /// Unpaid requests per second altogether.
-    pub total: u32,
+    pub total: usize,
 }
 
 /// The proxy application.
@@ -110,7 +108,8 @@ impl Gate {
         }
         match (route.surface, method) {
             (Surface::Models, Method::GET | Method::HEAD) => {
-                Outcome::Answer(Answer::document("application/json", directory::models(&plan, route)))
+                let created = self.toll.rules.standing().loaded_at.0;
+                Outcome::Answer(Answer::document("application/json", directory::models(&plan, route, created)))
             }
             (Surface::Models, _) => Refusal::MethodNotAllowed { allow: "GET, HEAD" }.into(),
             (Surface::Chat, Method::POST | Method::HEAD) => self.chat(session, visit, route).await,
@@ -136,10 +135,10 @@ impl Gate {
         }
         let limit = route.tier.limits.max_body_bytes;
         let read = body::read(session, limit, self.body_wait, &self.budget).await;
-        let (body, _permit) = match read {
-            Ok(read) => read,
-            Err(body::BodyError::Gone) => return Outcome::Gone,
-            Err(body::BodyError::Refused(refusal)) => {
+        let body::Received { bytes: body, permit: _permit } = match read {
+            Ok(received) => received,
+            Err(body::Unread::ClientGone) => return Outcome::Gone,
+            Err(body::Unread::Refused(refusal)) => {
                 session.set_keepalive(None);
                 return refusal.into();
             }
@@ -148,7 +147,10 @@ impl Gate {
         let plan = Arc::clone(&visit.plan);
         let quoted = match pay::quote_under(&plan, route.path.as_str(), body.clone()).await {
             Ok(quoted) => Arc::new(quoted),
-            Err(refusal) => return refusal.into(),
+            Err(refusal) => {
+                self.count_unpaid(visit.client);
+                return refusal.into();
+            }
         };
         let request = visit.request.clone();
         let asked = pay::Visit { plan: &plan, found: &found, digest, body: &body, request: &request };
@@ -156,12 +158,13 @@ impl Gate {
         let paid = tokio::select! {
             biased;
             paid = pay::pay(&self.toll, &asked, &quoted) => paid,
-            () = body::gone(session) => return Outcome::Gone,
+            () = super::forward::gone(session) => return Outcome::Gone,
         };
         match paid {
             Ok(paid) => match pipe::run(self, session, visit, paid).await {
                 Ok(pipe::Sent::Answer(answer)) => Outcome::Answer(answer),
                 Ok(pipe::Sent::Out(outcome)) => Outcome::Sent(outcome),
+                Ok(pipe::Sent::Gone) => Outcome::Gone,
                 Err(stop) => self.stopped(session, visit, stop, &quoted, digest).await,
             },
             Err(stop) => self.stopped(session, visit, stop, &quoted, digest).await,
@@ -183,8 +186,7 @@ impl Gate {
         if !stop.claimed {
             self.count_unpaid(visit.client);
         }
-        let accept = session.req_header().headers.get("accept-payment").and_then(|v| v.to_str().ok());
-        Outcome::Answer(match pay::offers(&self.toll, quoted, digest, accept).await {
+        Outcome::Answer(match pay::offers(&self.toll, quoted, digest, &session.req_header().headers).await {
             Ok(offers) => Answer::challenge(&stop, offers),
             Err(refusal) => Answer::refused(&Stop { refusal, ..stop }),
         })
@@ -195,8 +197,9 @@ impl Gate {
     fn admit(&self, client: Option<IpAddr>, unpaid: bool) -> std::result::Result<(), Refusal> {
         let here = client.map_or(0, |ip| self.rates.observe(&ip, 0));
         let all = self.total_rate.observe(&(), 0);
-        let over = |count: isize, limit: u32| usize::try_from(count).is_ok_and(|c| c >= limit as usize);
-        if over(here, self.unpaid.per_ip) {
+        let over = |count: isize, limit: usize| usize::try_from(count).is_ok_and(|c| c >= limit);
+        // Whoever shows a credential gets twice the room: an honest payer may share an address with a flood.
+        if over(here, if unpaid { self.unpaid.per_ip } else { self.unpaid.per_ip.saturating_mul(2) }) {
             return Err(busy(true, "unpaid_per_ip_per_second"));
         }
         if unpaid && over(all, self.unpaid.total) {
@@ -219,16 +222,10 @@ fn busy(address_at_fault: bool, limit: &'static str) -> Refusal {
 
 /// What must not be guessed about: upgrades, tunnels, paths outside their normal form.
 fn sane(session: &Session) -> std::result::Result<(), Refusal> {
-    let head = session.req_header();
-    if head.method == Method::CONNECT || head.headers.contains_key(header::UPGRADE) {
-        return Err(Refusal::BadHead { why: "upgrades and tunnels are not served here" });
+    if session.req_header().method == Method::CONNECT {
+        return Err(Refusal::BadHead { why: "tunnels are not served here" });
     }
-    if head.headers.get_all(header::CONTENT_LENGTH).iter().count() > 1
-        || (head.headers.contains_key(header::CONTENT_LENGTH) && head.headers.contains_key(header::TRANSFER_ENCODING))
-    {
-        return Err(Refusal::BadHead { why: "the length of the body is said twice" });
-    }
-    Ok(())
+    body::unambiguous(session)
 }
 
 #[async_trait]
@@ -271,15 +268,19 @@ impl ProxyHttp for Gate {
                 let extra = self.common_headers(session, visit);
                 reply::send(session, answer, extra).await.map_err(|e| e.into_down())?;
             }
+            Outcome::Sent("client_gone") | Outcome::Gone => {
+                visit.outcome = "client_gone";
+                // `Ok` would let Pingora finish the body on a connection nobody reads, without a timeout.
+                return Err(Error::explain(ErrorType::ConnectionClosed, "the client left").into_down());
+            }
             Outcome::Sent(outcome) => visit.outcome = outcome,
-            Outcome::Gone => session.set_keepalive(None),
         }
         Ok(true)
     }
 
     /// Never reached: every request is answered in `request_filter`.
     async fn upstream_peer(&self, _session: &mut Session, _visit: &mut Visit) -> Result<Box<HttpPeer>> {
-        Err(Error::explain(pingora::ErrorType::InternalError, "no native path"))
+        Err(Error::explain(ErrorType::InternalError, "no native path"))
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, e: &Error, visit: &mut Visit) -> FailToProxy {
@@ -342,13 +343,3 @@ fn method_label(method: &Method) -> &'static str {
         _ => "other",
     }
 }
-
-/// Bytes of a head for tests and the pipe.
-pub(super) fn head(status: u16, headers: Vec<(HeaderName, HeaderValue)>) -> Result<ResponseHeader> {
-    let mut head = ResponseHeader::build(status, Some(headers.len()))?;
-    for (name, value) in headers {
-        head.append_header(name, value)?;
-    }
-    Ok(head)
-}
-

@@ -75,13 +75,15 @@ pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Pa
                 How::Upstream(_) => "upstream_died",
             }));
         }
-        Outcome::Buffered { status, headers, body } => match whole(&mut delivery, &model.upstream, status, &headers, body).await {
-            Ok(answer) => {
-                visit.receipt = Some(Box::new(delivery.receipt().clone()));
-                return Ok(Sent::Answer(answer));
+        Outcome::Buffered { status, headers, body } => {
+            match whole(&mut delivery, &model.upstream, status, &headers, body).await {
+                Ok(answer) => {
+                    visit.receipt = Some(Box::new(delivery.receipt().clone()));
+                    return Ok(Sent::Answer(answer));
+                }
+                Err(stop) => stop,
             }
-            Err(stop) => stop,
-        },
+        }
         Outcome::ClientGone => {
             let _ = delivery.fail(Refusal::Internal { place: "client gone" }).await;
             return Ok(Sent::Gone);
@@ -205,6 +207,11 @@ impl Filter for Pipe<'_> {
 
     async fn chunk(&mut self, chunk: Bytes, out: &mut Vec<Bytes>) -> Flow {
         match self.delivery.chunk(chunk, out) {
+            Ok(()) if self.delivery.failed_at_once() => {
+                // An error instead of a first token: nothing is delivered, so nothing is sent and the payment stays good.
+                out.clear();
+                Flow::Stop
+            }
             Ok(()) => Flow::Go,
             Err(refusal) => {
                 tracing::warn!(reason = refusal.code(), "a stream was cut");
@@ -222,4 +229,3 @@ impl Filter for Pipe<'_> {
         self.delivery.end(end, out).await;
     }
 }
-

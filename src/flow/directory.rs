@@ -3,6 +3,7 @@
 
 use super::Toll;
 use crate::money::Usd;
+use crate::openai::models::{self, Listed};
 use crate::rules::Plan;
 use crate::rules::plan::{Access, Charge, Route, Surface};
 use serde_json::{Value, json};
@@ -13,7 +14,10 @@ pub fn openapi(toll: &Toll, plan: &Plan) -> String {
     for route in plan.routes.values() {
         let (method, operation) = match route.surface {
             Surface::Chat => ("post", chat(toll, route)),
-            Surface::Models => ("get", json!({ "summary": "Models sold here, with prices", "responses": { "200": { "description": "OK" } } })),
+            Surface::Models => (
+                "get",
+                json!({ "summary": "Models sold here, with prices", "responses": { "200": { "description": "OK" } } }),
+            ),
         };
         paths.insert(route.path.to_string(), json!({ method: operation }));
     }
@@ -120,19 +124,24 @@ pub fn llms(toll: &Toll, plan: &Plan) -> String {
 }
 
 /// `/v1/models` in the form most clients parse: OpenRouter's decimal `pricing` per token beside OpenAI's members.
-pub fn models(plan: &Plan, route: &Route) -> String {
-    crate::openai::models::list(route.tier.models.iter().filter_map(|name| plan.models.get(name)).map(|model| {
-        let sold = plan.sold_at(&model.name);
-        crate::openai::models::Listed {
-            id: model.name.as_str(),
+/// Models that no route sells are not listed.
+pub fn models(plan: &Plan, route: &Route, created: u64) -> Vec<u8> {
+    let sold: Vec<Listed> = (route.tier.models.iter())
+        .filter_map(|name| Some((plan.models.get(name)?, plan.sold_at(name)?)))
+        .map(|(model, at)| Listed {
+            name: model.name.to_string(),
+            aliases: plan.aliases(&model.name),
+            path: at.path.to_string(),
+            tier: at.tier.name.to_string(),
+            created,
             prompt: model.price.input.as_per_token(),
+            cached_prompt: model.price.cached_input.as_per_token(),
             completion: model.price.output.as_per_token(),
-            cached: model.price.cached_input.as_per_token(),
-            request: sold.and_then(|r| flat(r)).map(|usd| usd.to_string()),
-            tier: sold.map_or("", |r| r.tier.name.as_str()),
-            path: sold.map_or("", |r| r.path.as_str()),
-            max_output: sold.map_or(0, |r| r.tier.limits.max_output_tokens),
-            max_input: sold.and_then(|r| r.tier.limits.max_input_tokens),
-        }
-    }))
+            request: flat(at).map(|usd| usd.to_string()),
+            image: at.tier.limits.image_url.map(|usd| usd.to_string()),
+            max_output: at.tier.limits.max_output_tokens,
+            max_input: at.tier.limits.max_input_tokens,
+        })
+        .collect();
+    models::list(&sold)
 }

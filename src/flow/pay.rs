@@ -8,7 +8,6 @@ use super::price::Quoted;
 use super::{Stop, Toll, parse, policy, price};
 use crate::claim::{Claim, Denied, Op, Standing, Terms};
 use crate::clock::UnixSeconds;
-use crate::ids::Generation;
 use crate::journal::{Entry, Receipt};
 use crate::money::Usd;
 use crate::rail::{self, Ask, Collected, Found, Offer, Proof, Rail, Recognised, Shown};
@@ -384,7 +383,7 @@ pub async fn offers(
     toll: &Toll,
     quoted: &Quoted,
     digest: [u8; 32],
-    accept_payment: Option<&str>,
+    headers: &http::HeaderMap,
 ) -> Result<Vec<Offer>, Refusal> {
     let allowed = &quoted.allowed;
     if let Err(e) = toll.store.standing() {
@@ -393,7 +392,8 @@ pub async fn offers(
     if !toll.pools.load().available(&allowed.model.pool) {
         return Err(Refusal::NoOffer { retry_after_seconds: 5, why: "no backend can take the request".to_owned() });
     }
-    if let Some(Charge::Estimate { shortfall: Shortfall::Absorb { per_call, per_day }, .. }) = allowed.route.tier.charge {
+    if let Some(Charge::Estimate { shortfall: Shortfall::Absorb { per_call, per_day }, .. }) = allowed.route.tier.charge
+    {
         let now = UnixSeconds::now();
         learn(toll, allowed.route.tier.name.as_str(), now).await.map_err(|stop| stop.refusal)?;
         let left = toll.losses.left(&allowed.route.tier.name, now, per_day).min(per_call);
@@ -428,7 +428,7 @@ pub async fn offers(
     for offer in &offers {
         toll.metrics.challenges.with_label_values(&[offer.rail.as_str()]).inc();
     }
-    Ok(rail::ranked(offers, accept_payment))
+    Ok(rail::ranked(headers, offers))
 }
 
 /// What the wallet shows its owner. Words of the rules only.
@@ -514,4 +514,3 @@ impl Drop for Hold {
         }
     }
 }
-

@@ -3,12 +3,12 @@
 //! All sums are exact integers of 1e-18 USD; rounding to atoms happens once, in [`Quoted::terms`].
 
 use super::policy::Allowed;
-use crate::ids::{Generation, RailId};
 use crate::claim::Terms;
+use crate::ids::{Generation, RailId};
 use crate::money::Usd;
 use crate::refusal::Refusal;
 use crate::rules::plan::{Charge, Prices, Shortfall};
-use crate::tokens::Vocabulary;
+use crate::tokens::{self, Vocabulary};
 use crate::usage::Usage;
 
 /// Prompts above this many bytes are counted off the async threads.
@@ -52,37 +52,39 @@ pub struct Quoted {
 pub async fn quote(allowed: Allowed, generation: Generation) -> Result<Quoted, Refusal> {
     let limits = &allowed.route.tier.limits;
     let charge = allowed.route.tier.charge.unwrap_or(Charge::Ceiling);
-    let prompt = if matches!(charge, Charge::Flat(_)) && limits.max_input_tokens.is_none() {
-        None
-    } else {
-        Some(count(&allowed).await?)
-    };
-    if let (Some((tokens, _)), Some(max)) = (prompt, limits.max_input_tokens)
-        && tokens > max
-    {
-        return Err(Refusal::OverLimit { param: "messages", asked: tokens, max });
-    }
+    let counted = !matches!(charge, Charge::Flat(_)) || limits.max_input_tokens.is_some();
+    let (allowed, prompt) = if counted { count(allowed).await? } else { (allowed, None) };
     let parts = price(&allowed, charge, prompt).ok_or(Refusal::Internal { place: "price: out of range" })?;
     Ok(Quoted { allowed, generation, parts })
 }
 
-async fn count(allowed: &Allowed) -> Result<(u64, &'static str), Refusal> {
-    let vocabulary =
-        allowed.model.vocabulary.as_deref().and_then(Vocabulary::parse).unwrap_or(Vocabulary::Bytes);
-    let run = {
-        let ask = allowed.ask.clone();
-        move || vocabulary.count(ask.prompt().pieces().iter(), ask.prompt().messages(), ask.prompt().names())
+/// Tokens of a prompt, and who counted.
+type Counted = Option<(u64, &'static str)>;
+
+/// Counts the prompt, no further than the tier's limit.
+async fn count(allowed: Allowed) -> Result<(Allowed, Counted), Refusal> {
+    let vocabulary = allowed.model.vocabulary.as_deref().and_then(Vocabulary::parse).unwrap_or(Vocabulary::Bytes);
+    let long = allowed.ask.body.len() > COUNT_INLINE_BYTES && vocabulary != Vocabulary::Bytes;
+    let max = allowed.route.tier.limits.max_input_tokens;
+    let run = move || {
+        let prompt = allowed.ask.prompt();
+        let tokens =
+            tokens::count_within(vocabulary, prompt.texts(), prompt.messages, prompt.names, max.unwrap_or(u64::MAX));
+        (allowed, tokens)
     };
-    let tokens = if allowed.ask.body.len() > COUNT_INLINE_BYTES && vocabulary != Vocabulary::Bytes {
+    let (allowed, tokens) = if long {
         tokio::task::spawn_blocking(run).await.map_err(|_| Refusal::Internal { place: "price: counting" })?
     } else {
         run()
     };
-    Ok((tokens, vocabulary.name()))
+    match (tokens, max) {
+        (Some(tokens), _) => Ok((allowed, Some((tokens, vocabulary.name())))),
+        (None, max) => Err(Refusal::PromptTooLong { max: max.unwrap_or(u64::MAX), counted_by: vocabulary.name() }),
+    }
 }
 
 /// The pure part: `None` only when an amount exceeds 2^128 of 1e-18 USD.
-fn price(allowed: &Allowed, charge: Charge, prompt: Option<(u64, &'static str)>) -> Option<Parts> {
+fn price(allowed: &Allowed, charge: Charge, prompt: Counted) -> Option<Parts> {
     let Prices { input, output, .. } = allowed.model.price;
     let tier = &allowed.route.tier;
     let n = allowed.ask.n;

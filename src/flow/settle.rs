@@ -11,10 +11,12 @@ use crate::clock::UnixSeconds;
 use crate::ids;
 use crate::journal::{Entry, Receipt};
 use crate::money::{Atoms, Usd};
+use crate::openai::error::body as openai_error;
+use crate::openai::meter::Meter;
+use crate::openai::receipt::{add_block, receipt_chunk, receipt_comment};
 use crate::openai::request::Rewrite;
-use crate::openai::sse::{receipt_chunk, receipt_comment};
-use crate::openai::usage::{self as wire, Meter, Verdict};
-use crate::refusal::{Moved, Refusal};
+use crate::openai::usage::{Bounds, Verdict, read_json};
+use crate::refusal::Refusal;
 use crate::store::Write;
 use crate::usage::{Usage, UsageSource};
 use bytes::Bytes;
@@ -40,6 +42,7 @@ pub struct Delivery {
     hold: Option<Hold>,
     room: Option<Room>,
     output: u64,
+    bounds: Bounds,
     receipt: Receipt,
     meter: Meter,
     sent_at: Instant,
@@ -75,8 +78,8 @@ impl Delivery {
             payer: hold.as_ref().and_then(|h| h.claim().payer.clone()),
             complete: false,
         };
-        let bound = output.saturating_mul(quoted.parts.n);
-        let meter = Meter::new(allowed.ask.wants_usage, Some(bound));
+        let bounds = Bounds { choices: quoted.parts.n, completion: Some(output.saturating_mul(quoted.parts.n)) };
+        let meter = Meter::new(allowed.ask.wants_usage, bounds);
         Self {
             toll,
             signet,
@@ -84,6 +87,7 @@ impl Delivery {
             hold,
             room,
             output,
+            bounds,
             receipt,
             meter,
             sent_at: Instant::now(),
@@ -121,12 +125,16 @@ impl Delivery {
 
     /// A reply that came whole: metered, written down, and given its receipt. The body to send.
     pub async fn whole(&mut self, body: Bytes) -> Result<Bytes, Stop> {
-        let verdict = wire::read_json(&body, Some(self.output.saturating_mul(self.quoted.parts.n)));
+        let verdict = read_json(&body, self.bounds);
+        if verdict.failed {
+            // HTTP 200 around an error: nothing was produced, nothing is delivered.
+            return Err(Refusal::UpstreamFailed { why: "it answered with an error inside a success" }.into());
+        }
         self.settle(&verdict, End::Whole);
         self.receipt.complete = true;
         self.write_down().await?;
         let named = self.quoted.allowed.route.receipt.body.as_deref().filter(|_| self.hold.is_some());
-        let with_block = named.and_then(|name| wire::add_block(&body, name, &self.block()));
+        let with_block = named.and_then(|name| add_block(&body, name, &self.block()));
         Ok(with_block.unwrap_or(body))
     }
 
@@ -145,14 +153,15 @@ impl Delivery {
 
     /// The stream is over: the books, then what is still to be sent (receipt, `[DONE]`).
     pub async fn end(&mut self, end: End, out: &mut Vec<Bytes>) {
-        self.meter.finish(out);
+        self.meter.finish();
         let verdict = self.meter.verdict();
+        self.toll.metrics.dropped_frames.inc_by(verdict.forged_frames);
         self.settle(&verdict, end);
         self.receipt.complete = end == End::Whole && !verdict.failed;
         if let Err(stop) = self.write_down().await {
             tracing::error!(receipt = %self.receipt.id, reason = stop.refusal.code(), "the final receipt was not written");
         }
-        if end == End::Whole && self.hold.is_some() {
+        if end != End::ClientGone && self.hold.is_some() {
             let form = &self.quoted.allowed.route.receipt;
             if let Some(name) = &form.body {
                 let block = self.block();
@@ -162,13 +171,17 @@ impl Delivery {
                     self.receipt.model.as_str(),
                     name,
                     &block,
+                    self.quoted.allowed.ask.wants_usage,
                 ));
             }
             if form.header {
                 out.push(receipt_comment(&self.signet.seal(&self.receipt)));
             }
         }
-        out.extend(self.meter.take_tail());
+        if end == End::UpstreamDied {
+            out.push(cut_short());
+        }
+        out.extend(self.meter.take_done());
     }
 
     /// Header lines for the reply's head: the protocol's receipt (`settled` is what is known now).
@@ -194,6 +207,12 @@ impl Delivery {
     /// Whether the first byte left.
     pub fn is_delivered(&self) -> bool {
         self.delivered
+    }
+
+    /// Frames seen so far say that the backend failed before it produced anything.
+    pub fn failed_at_once(&self) -> bool {
+        let verdict = self.meter.verdict();
+        !self.delivered && verdict.failed && verdict.delivered_chunks == 0
     }
 
     fn block(&self) -> String {
@@ -277,3 +296,13 @@ impl Delivery {
     }
 }
 
+/// The last event of a stream whose backend went away: clients raise it as an API error instead of taking half an answer for a
+/// whole one.
+fn cut_short() -> Bytes {
+    let body =
+        openai_error("the backend went away in the middle of its answer", "server_error", "upstream_failed", None);
+    let mut frame = b"data: ".to_vec();
+    frame.extend_from_slice(&body);
+    frame.extend_from_slice(b"\n\n");
+    frame.into()
+}

@@ -3,7 +3,7 @@
 //! Two kinds of frames do not pass: the usage chunk of a client that did not ask for one (we did), and events that imitate
 //! our payment events. `[DONE]` and all behind it wait, so that the receipt can be written before it:
 //! `[content …] [receipt] [DONE …]`. Pure: no clock, no I/O; frames are judged by a few substring searches (about 0.1 µs)
-//! and parsed only when one of them hits.
+//! and parsed only when one of them hits (0.6 µs, `benches/meter.rs`).
 
 use super::sse::{DEFAULT_CARRY, Frame, Splitter, TooLong};
 use super::strict::end_of_plain;
@@ -167,10 +167,8 @@ impl Reading {
             return true;
         };
         self.verdict.failed |= reply.error.is_some();
-        if let Some(model) = reply.model {
-            if self.verdict.model.as_deref() != Some(&*model) {
-                self.verdict.model = Some(model.into_owned());
-            }
+        if let Some(model) = reply.model.filter(|model| self.verdict.model.as_deref() != Some(model)) {
+            self.verdict.model = Some(model.into_owned());
         }
         let Some(usage) = reply.usage else { return true };
         self.tally.add(usage, reply.choices.as_deref().unwrap_or_default());

@@ -26,3 +26,5 @@ pub mod usage;
 mod meter_tests;
 #[cfg(test)]
 mod request_tests;
+#[cfg(test)]
+mod strict_tests;

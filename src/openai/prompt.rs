@@ -26,6 +26,7 @@ pub struct Prompt<'a> {
 
 impl<'a> Prompt<'a> {
     /// Every text of the prompt, decoded: contents, names, ids, tool calls; tools and schemas as the JSON that was sent.
+    /// A backend that renders that JSON with other white space makes a few tokens more or less of it.
     pub fn texts(&self) -> impl Iterator<Item = Cow<'a, str>> + use<'a> {
         let (source, pieces) = (self.source, self.pieces);
         pieces.iter().map(move |piece| piece.0.decode(source))

@@ -73,8 +73,8 @@ pub fn found(headers: &HeaderMap) -> Found {
 
 /// Offers in the order the client prefers (`Accept-Payment`, draft-httpauth-payment §6), ours where it is silent. A header
 /// that is malformed or matches nothing changes nothing.
-pub fn ranked(offers: Vec<Offer>, accept_payment: Option<&str>) -> Vec<Offer> {
-    mpp::wire::ranked(offers, accept_payment)
+pub fn ranked(headers: &HeaderMap, offers: Vec<Offer>) -> Vec<Offer> {
+    mpp::wire::ranked(headers, offers)
 }
 
 /// Terms that came back under our MAC, and the identity of the proof that answers them.
@@ -129,7 +129,7 @@ pub trait Rail: Send + Sync {
     /// `(method, intent)` as MPP names them, or the protocol's own words.
     fn range(&self) -> (&'static str, &'static str);
     /// Its asset as the protocol names it (a token address).
-    fn currency(&self) -> String;
+    fn currency(&self) -> &str;
     /// Decimals of its asset.
     fn decimals(&self) -> u8;
     /// The public facts that must not change silently between runs: `(name, payee+asset+chain)`.

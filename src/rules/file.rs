@@ -23,7 +23,7 @@ pub struct Files {
 
 impl Files {
     /// Reads the files of `dir`. What cannot be read becomes a mistake of [`check`](super::check()). The directory is read
-    /// until two readings agree, so that a swap of the whole directory in the middle is never seen by half.
+    /// until two readings agree, so that a change in the middle is not seen by half.
     pub fn read(dir: &Path) -> Self {
         let mut files = Self::read_once(dir);
         for _ in 1..READINGS {
@@ -60,6 +60,9 @@ impl Files {
     }
 
     fn read_once(dir: &Path) -> Self {
+        // Symlinks that are swapped to change all files at once are followed once for all files.
+        let dir =
+            &std::fs::canonicalize(dir.join("..data")).or_else(|_| std::fs::canonicalize(dir)).unwrap_or(dir.into());
         let strangers = ["prices.toml"].into_iter().filter(|name| dir.join(name).exists()).collect();
         Self { texts: NAMES.map(|name| read_text(&dir.join(name))), strangers }
     }

@@ -35,6 +35,18 @@ impl Plan {
         self.models.get(self.names.get(asked)?)
     }
 
+    /// The other names a model answers to, sorted.
+    pub fn aliases(&self, model: &PublicModel) -> Vec<String> {
+        let mut names: Vec<String> = self
+            .names
+            .iter()
+            .filter(|(name, of)| *of == model && name.as_str() != model.as_str())
+            .map(|(name, _)| name.clone())
+            .collect();
+        names.sort();
+        names
+    }
+
     /// A chat route that sells `model`, to name to a client that asked on the wrong one: paid ones first, then by path.
     pub fn sold_at(&self, model: &PublicModel) -> Option<&Arc<Route>> {
         let sells = |route: &&Arc<Route>| route.surface == Surface::Chat && route.tier.models.contains(model);

@@ -234,25 +234,34 @@ impl Reader {
     fn run(mut self, inbox: &Receiver<Note>) {
         let mut watcher = self.watch();
         // What changed between the first reading and the watch.
-        self.look();
+        self.follow(&mut watcher);
         loop {
             let pause = if watcher.is_some() { self.pace.backup } else { self.pace.alone };
             match inbox.recv_timeout(pause) {
                 Ok(Note::Touched) => match self.until_quiet(inbox) {
-                    Note::Touched => drop(self.look()),
+                    Note::Touched => self.follow(&mut watcher),
                     Note::Asked => self.reload_anyway(),
                     Note::Stop => return,
                 },
                 Ok(Note::Asked) => self.reload_anyway(),
                 Ok(Note::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {
-                    // A change that the watch has missed: it looks at something that is no longer there.
-                    if self.look() || watcher.is_none() {
+                    if watcher.is_none() {
                         watcher = self.watch();
                     }
+                    self.follow(&mut watcher);
                     self.forget();
                 }
             }
+        }
+    }
+
+    /// Reloads when the content is another. Then the directory may be another one under the same name, which the old watch
+    /// knows nothing of: watch anew, and look again for what changed in between.
+    fn follow(&mut self, watcher: &mut Option<RecommendedWatcher>) {
+        if self.look() {
+            *watcher = self.watch();
+            self.look();
         }
     }
 
@@ -311,15 +320,21 @@ impl Reader {
                 let _ = notes.send(Note::Touched);
             }
         };
-        let mut watcher = notify::recommended_watcher(heard)
-            .inspect_err(|why| tracing::warn!("the rules are looked at every few seconds, not watched: {why}"))
-            .ok()?;
-        watcher
-            .watch(&self.desk.dir, RecursiveMode::NonRecursive)
-            .inspect_err(|why| tracing::warn!("the rules are looked at every few seconds, not watched: {why}"))
-            .ok()?;
+        let mut watcher = notify::recommended_watcher(heard).inspect_err(unwatched).ok()?;
+        watcher.watch(&self.desk.dir, RecursiveMode::NonRecursive).inspect_err(unwatched).ok()?;
+        // A directory that is a symlink is replaced by moving another over it, which only its parent sees.
+        if self.desk.dir.is_symlink()
+            && let Some(parent) = self.desk.dir.parent()
+        {
+            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+            watcher.watch(parent, RecursiveMode::NonRecursive).inspect_err(unwatched).ok()?;
+        }
         Some(watcher)
     }
+}
+
+fn unwatched(why: &notify::Error) {
+    tracing::warn!("the rules are looked at every few seconds, not watched: {why}");
 }
 
 /// The plan in force, and those that offers may still refer to.

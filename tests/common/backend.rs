@@ -527,13 +527,11 @@ async fn read_request(link: &mut Link, connection: u64) -> Option<Recorded> {
 
 /// The deterministic model.
 fn model(script: &Script, request: &Recorded, serial: u64) -> Vec<Step> {
-    if let Some(key) = &script.bearer {
-        if request.header("authorization") != Some(&format!("Bearer {key}")) {
-            return plain(
-                401,
-                &json!({"error": {"message": "bad key", "type": "auth", "param": null, "code": "invalid_api_key"}}),
-            );
-        }
+    if let Some(key) = &script.bearer
+        && request.header("authorization") != Some(&format!("Bearer {key}"))
+    {
+        let refusal = json!({"message": "bad key", "type": "auth", "param": null, "code": "invalid_api_key"});
+        return plain(401, &json!({"error": refusal}));
     }
     let path = request.path.split('?').next().unwrap_or_default();
     if request.method == "GET" && path == "/v1/models" {

@@ -134,7 +134,7 @@ settle_key = "env:PONTAGE_SETTLE_KEY"
 accept_push = false
 "#;
 
-/// The rule files of a test: one pool, one model, one tier at a flat 0.02 USD, one route.
+/// The rule files of a test: one pool, one model, one tier at a flat 0.02 USD, chat and models.
 pub fn default_rules(upstream: &str) -> BTreeMap<String, String> {
     let files = [
         (
@@ -186,6 +186,12 @@ stream = "allow"
 access = "paid"
 accept = ["tempo/charge"]
 receipt = { header = true, body = "pontage" }
+
+[[route]]
+path = "/v1/models"
+surface = "models"
+tier = "standard"
+access = "free"
 "#
             .into(),
         ),
@@ -277,7 +283,7 @@ impl Gate {
     pub fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pontage"));
         command.env_clear().current_dir(self.dir.path());
-        for name in ["PATH", "HOME", "RUST_BACKTRACE", "RUST_LOG", "LLVM_PROFILE_FILE"] {
+        for name in ["PATH", "HOME", "RUST_BACKTRACE", "PONTAGE_LOG", "LLVM_PROFILE_FILE"] {
             if let Some(value) = std::env::var_os(name) {
                 command.env(name, value);
             }
@@ -297,15 +303,14 @@ impl Gate {
         command
     }
 
-    /// Runs one verb to its end, as `pontage <verb…> --conf … --rules …`; returns status, stdout and stderr.
+    /// Runs one verb to its end; `check` and `quote` are told where this gate's files are. Returns status, stdout, stderr.
     pub fn verb(&self, args: &[&str]) -> (ExitStatus, String, String) {
-        let out = self
-            .command()
-            .args(args)
-            .args(["--conf", "conf/pontage.toml", "--rules", "lua-free-rules"])
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
+        let mut command = self.command();
+        command.args(args);
+        if matches!(args.first(), Some(&("check" | "quote"))) {
+            command.args(["--conf", "conf/pontage.toml", "--rules", "lua-free-rules"]);
+        }
+        let out = command.stdin(Stdio::null()).output().unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         (out.status, text(&out.stdout), text(&out.stderr))
     }
@@ -325,11 +330,11 @@ impl Gate {
         let path = if self.options.wait == Wait::Ready { "/readyz" } else { "/healthz" };
         let end = Instant::now() + self.options.patience;
         loop {
-            if let Some(child) = &mut self.child {
-                if let Ok(Some(status)) = child.try_wait() {
-                    self.child = None;
-                    return Err(format!("it ended with {status} and said:\n{}", self.log()));
-                }
+            if let Some(child) = &mut self.child
+                && let Ok(Some(status)) = child.try_wait()
+            {
+                self.child = None;
+                return Err(format!("it ended with {status} and said:\n{}", self.log()));
             }
             if self.admin_get(path).await.is_some_and(|(status, _)| status == 200) {
                 return Ok(());

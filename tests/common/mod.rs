@@ -27,12 +27,14 @@ pub mod backend;
 pub mod chain;
 pub mod client;
 pub mod gate;
+pub mod ledger;
 pub mod payer;
 pub mod raw;
 
 pub use backend::{Backend, Recorded, Reply, Script, Step};
 pub use chain::{Chain, DEV, DevAccount, Fault, PATH_USD, RpcProxy, Transfer};
 pub use gate::{Gate, GateOptions};
+pub use ledger::Ledger;
 pub use payer::Payer;
 pub use raw::{Raw, RawReply};
 

@@ -5,7 +5,7 @@
 //! the transfer, bound to the challenge, is what makes that useless).
 //!
 //! Nothing before [`Rail::collect`] talks to the chain, by construction: the checks of the `mpp` crate run over
-//! [`Offline`], a provider that knows the chain id and nothing else. Sending and confirming are ours (`collect`), because a
+//! `Offline`, a provider that knows the chain id and nothing else. Sending and confirming are ours (`collect`), because a
 //! payment's outcome has three values and the crate's answer has two.
 
 use super::bind::{KeyRing, Opaque, Slots};
@@ -16,6 +16,7 @@ use crate::chain::{Address, B256, Chain};
 use crate::claim::{Claim, Terms};
 use crate::clock::UnixSeconds;
 use crate::ids::RailId;
+use crate::journal::Receipt;
 use crate::money::Atoms;
 use crate::rail::{Ask, Collected, Offer, Proof, Rail, Recognised, Shown};
 use crate::refusal::Refusal;
@@ -239,6 +240,14 @@ impl Rail for Charge {
         &self.settings.id
     }
 
+    fn range(&self) -> (&'static str, &'static str) {
+        (METHOD, INTENT)
+    }
+
+    fn currency(&self) -> &str {
+        &self.asset
+    }
+
     fn decimals(&self) -> u8 {
         DECIMALS
     }
@@ -393,12 +402,8 @@ impl Rail for Charge {
         tokio::time::timeout(self.settings.pace.patience, looking).await.unwrap_or(Collected::Unknown)
     }
 
-    fn method(&self) -> &'static str {
-        METHOD
-    }
-
-    fn asset(&self) -> &str {
-        &self.asset
+    fn receipt(&self, claim: &Claim, receipt: &Receipt) -> Vec<(http::HeaderName, http::HeaderValue)> {
+        wire::receipt(receipt, METHOD, &self.asset, Some(&claim.challenge_id)).into_iter().collect()
     }
 }
 

@@ -189,21 +189,17 @@ async fn a_signed_answer_is_admitted_without_asking_the_chain() {
 
 #[tokio::test]
 async fn an_offer_opens_only_what_it_was_made_for() {
-    let change: [(&str, fn(&mut Terms)); 7] = [
-        ("route", |t| t.route = "/v1/completions".into()),
-        ("model", |t| t.model = "dear".into()),
-        ("tier", |t| t.tier = "gold".into()),
-        ("generation", |t| t.generation = "fedcba9876543210".into()),
-        ("amount up", |t| t.amount = Atoms(10_001)),
-        ("amount down", |t| t.amount = Atoms(9_999)),
-        ("price", |t| t.price = Usd::parse("0.0100000001").unwrap()),
+    let base = terms(10_000);
+    let all = [
+        ("base", base.clone()),
+        ("route", Terms { route: "/v1/completions".into(), ..base.clone() }),
+        ("model", Terms { model: "dear".into(), ..base.clone() }),
+        ("tier", Terms { tier: "gold".into(), ..base.clone() }),
+        ("generation", Terms { generation: "fedcba9876543210".into(), ..base.clone() }),
+        ("amount up", terms(10_001)),
+        ("amount down", terms(9_999)),
+        ("price", Terms { price: Usd::parse("0.0100000001").unwrap(), ..base }),
     ];
-    let mut all = vec![("base", terms(10_000))];
-    all.extend(change.iter().map(|(name, change)| {
-        let mut t = terms(10_000);
-        change(&mut t);
-        (*name, t)
-    }));
     let bench = bench();
     for (paid_for, paid) in &all {
         let credential = bench.answer(paid).await;

@@ -93,7 +93,11 @@ pub async fn collect(chain: &dyn Chain, hash: B256, raw: Option<&[u8]>, due: Due
     let deadline = begun + pace.patience;
     let first = match raw {
         None => Sent::Accepted,
-        Some(raw) => timeout_at(deadline, chain.send(raw)).await.unwrap_or(Sent::Lost { why: "it took too long" }),
+        // Half of the patience at most: a node that holds the call must leave time to look for the receipt.
+        Some(raw) => {
+            let held = timeout_at(begun + pace.patience / 2, chain.send(raw)).await;
+            held.unwrap_or(Sent::Lost { why: "it took too long" })
+        }
     };
     let mut taken = first == Sent::Accepted;
     loop {

@@ -101,379 +101,80 @@ fn a_good_rule_set_becomes_a_plan_in_which_every_name_resolves() {
 #[test]
 fn every_single_mistake_is_named_with_its_file_line_and_key() {
     let paid = "a paid route needs at least one rail: accept = [\"tempo/charge\"]; a free one says access = \"free\"";
+    #[rustfmt::skip]
     let rows: &[(&str, &str, &str, &str)] = &[
         // file, from, to, the one mistake
-        (
-            "models.toml",
-            "aliases",
-            "alias",
-            "3: model.\"openai/gpt-oss-120b\".alias: unknown key; known here: aliases, pool, price, upstream, vocabulary",
-        ),
-        (
-            "models.toml",
-            "\"0.15\"",
-            "0.15",
-            "6: model.\"openai/gpt-oss-120b\".price.input: amounts are text, so that they stay exact: write \"0.15\"",
-        ),
-        (
-            "models.toml",
-            "\"0.15\"",
-            "\"-1\"",
-            "6: model.\"openai/gpt-oss-120b\".price.input: \"-1\" is not a plain decimal number such as \"0.02\"",
-        ),
-        (
-            "models.toml",
-            "\"0.15\"",
-            "\"0.0000000000001\"",
-            "6: model.\"openai/gpt-oss-120b\".price.input: \"0.0000000000001\" has more decimal places than can be kept exactly",
-        ),
+        ("models.toml", "aliases", "alias", "3: model.\"openai/gpt-oss-120b\".alias: unknown key; known here: aliases, pool, price, upstream, vocabulary"),
+        ("models.toml", "\"0.15\"", "0.15", "6: model.\"openai/gpt-oss-120b\".price.input: amounts are text, so that they stay exact: write \"0.15\""),
+        ("models.toml", "\"0.15\"", "\"-1\"", "6: model.\"openai/gpt-oss-120b\".price.input: \"-1\" is not a plain decimal number such as \"0.02\""),
+        ("models.toml", "\"0.15\"", "\"0.0000000000001\"", "6: model.\"openai/gpt-oss-120b\".price.input: \"0.0000000000001\" has more decimal places than can be kept exactly"),
         ("models.toml", ", output = \"0.60\"", "", "6: model.\"openai/gpt-oss-120b\".price: `output` is missing"),
-        (
-            "models.toml",
-            "vocabulary = \"o200k\"",
-            "price_as = \"gpt\"",
-            "7: model.\"openai/gpt-oss-120b\".price_as: is not in this build: write price = { input = \"…\", output = \"…\" }",
-        ),
-        (
-            "models.toml",
-            "\"o200k\"",
-            "\"o300k\"",
-            "7: model.\"openai/gpt-oss-120b\".vocabulary: \"o300k\" is not a vocabulary of this build: o200k, bytes",
-        ),
-        (
-            "models.toml",
-            "pool = \"gpt-oss\"",
-            "pool = \"gpt\"",
-            "5: model.\"openai/gpt-oss-120b\".pool: \"gpt\" is not in pools.toml",
-        ),
-        (
-            "models.toml",
-            "[\"gpt-oss-120b\"]",
-            "[\"openai/tiny\"]",
-            "3: model.\"openai/gpt-oss-120b\".aliases[0]: \"openai/tiny\" already means \"openai/tiny\"",
-        ),
-        (
-            "models.toml",
-            "[\"gpt-oss-120b\"]",
-            "[\"a\", \"a\"]",
-            "3: model.\"openai/gpt-oss-120b\".aliases[1]: \"a\" already means \"openai/gpt-oss-120b\"",
-        ),
-        (
-            "models.toml",
-            "[\"gpt-oss-120b\"]",
-            "[\"a b\"]",
-            "3: model.\"openai/gpt-oss-120b\".aliases[0]: \"a b\" is not a model name: 1 to 128 printable ASCII characters without space, quote, backslash or *",
-        ),
-        (
-            "models.toml",
-            "\"gpt-oss-120b-fp8\"",
-            "\"\"",
-            "4: model.\"openai/gpt-oss-120b\".upstream: \"\" is not a model name: 1 to 128 printable ASCII characters without space, quote, backslash or *",
-        ),
-        (
-            "tiers.toml",
-            "[\"openai/gpt-oss-120b\"]",
-            "[\"openai/gpt-oss-120b\", \"x\"]",
-            "3: tier.standard.models[1]: \"x\" is not in models.toml",
-        ),
-        (
-            "tiers.toml",
-            "[\"openai/gpt-oss-120b\"]",
-            "[\"gpt-oss-120b\"]",
-            "3: tier.standard.models[0]: \"gpt-oss-120b\" is an alias; write \"openai/gpt-oss-120b\"",
-        ),
-        (
-            "tiers.toml",
-            "[\"openai/gpt-oss-120b\"]",
-            "[\"meta/*\"]",
-            "3: tier.standard.models[0]: \"meta/*\" matches nothing in models.toml",
-        ),
-        (
-            "tiers.toml",
-            "[\"openai/gpt-oss-120b\"]",
-            "[\"openai/*\", \"openai/*\"]",
-            "3: tier.standard.models[1]: \"openai/*\" is in this list twice",
-        ),
+        ("models.toml", "vocabulary = \"o200k\"", "price_as = \"gpt\"", "7: model.\"openai/gpt-oss-120b\".price_as: is not in this build: write price = { input = \"…\", output = \"…\" }"),
+        ("models.toml", "\"o200k\"", "\"o300k\"", "7: model.\"openai/gpt-oss-120b\".vocabulary: \"o300k\" is not a vocabulary of this build: o200k, bytes"),
+        ("models.toml", "pool = \"gpt-oss\"", "pool = \"gpt\"", "5: model.\"openai/gpt-oss-120b\".pool: \"gpt\" is not in pools.toml"),
+        ("models.toml", "[\"gpt-oss-120b\"]", "[\"openai/tiny\"]", "3: model.\"openai/gpt-oss-120b\".aliases[0]: \"openai/tiny\" already means \"openai/tiny\""),
+        ("models.toml", "[\"gpt-oss-120b\"]", "[\"a\", \"a\"]", "3: model.\"openai/gpt-oss-120b\".aliases[1]: \"a\" already means \"openai/gpt-oss-120b\""),
+        ("models.toml", "[\"gpt-oss-120b\"]", "[\"a b\"]", "3: model.\"openai/gpt-oss-120b\".aliases[0]: \"a b\" is not a model name: 1 to 128 printable ASCII characters without space, quote, backslash or *"),
+        ("models.toml", "\"gpt-oss-120b-fp8\"", "\"\"", "4: model.\"openai/gpt-oss-120b\".upstream: \"\" is not a model name: 1 to 128 printable ASCII characters without space, quote, backslash or *"),
+        ("tiers.toml", "[\"openai/gpt-oss-120b\"]", "[\"openai/gpt-oss-120b\", \"x\"]", "3: tier.standard.models[1]: \"x\" is not in models.toml"),
+        ("tiers.toml", "[\"openai/gpt-oss-120b\"]", "[\"gpt-oss-120b\"]", "3: tier.standard.models[0]: \"gpt-oss-120b\" is an alias; write \"openai/gpt-oss-120b\""),
+        ("tiers.toml", "[\"openai/gpt-oss-120b\"]", "[\"meta/*\"]", "3: tier.standard.models[0]: \"meta/*\" matches nothing in models.toml"),
+        ("tiers.toml", "[\"openai/gpt-oss-120b\"]", "[\"openai/*\", \"openai/*\"]", "3: tier.standard.models[1]: \"openai/*\" is in this list twice"),
         ("tiers.toml", "[\"openai/gpt-oss-120b\"]", "[]", "3: tier.standard.models: a tier sells at least one model"),
         ("tiers.toml", "max_output_tokens = 2048\n", "", "2: tier.standard: `max_output_tokens` is missing"),
         ("tiers.toml", "2048", "0", "4: tier.standard.max_output_tokens: 0 is not between 1 and 10000000"),
-        (
-            "tiers.toml",
-            "charge = { flat = \"0.02\" }",
-            "over_limit = \"no\"\ncharge = { flat = \"0.02\" }",
-            "5: tier.standard.over_limit: \"no\" is not \"clamp\" or \"refuse\"",
-        ),
-        (
-            "tiers.toml",
-            "charge = { flat = \"0.02\" }",
-            "unknown_fields = \"keep\"\ncharge = { flat = \"0.02\" }",
-            "5: tier.standard.unknown_fields: \"keep\" is not \"refuse\" or \"strip\"",
-        ),
-        (
-            "tiers.toml",
-            "charge = { flat = \"0.02\" }",
-            "markup = \"1.2\"\ncharge = { flat = \"0.02\" }",
-            "5: tier.standard.markup: is not in this build: write the price you charge into models.toml",
-        ),
+        ("tiers.toml", "charge = { flat = \"0.02\" }", "over_limit = \"no\"\ncharge = { flat = \"0.02\" }", "5: tier.standard.over_limit: \"no\" is not \"clamp\" or \"refuse\""),
+        ("tiers.toml", "charge = { flat = \"0.02\" }", "unknown_fields = \"keep\"\ncharge = { flat = \"0.02\" }", "5: tier.standard.unknown_fields: \"keep\" is not \"refuse\" or \"strip\""),
+        ("tiers.toml", "charge = { flat = \"0.02\" }", "markup = \"1.2\"\ncharge = { flat = \"0.02\" }", "5: tier.standard.markup: is not in this build: write the price you charge into models.toml"),
         ("tiers.toml", "flat = \"0.02\"", "", "5: tier.standard.charge: says exactly one of flat, ceiling or estimate"),
-        (
-            "tiers.toml",
-            "flat = \"0.02\"",
-            "flat = \"0.02\", ceiling = true",
-            "5: tier.standard.charge: says exactly one of flat, ceiling or estimate",
-        ),
-        (
-            "tiers.toml",
-            "flat = \"0.02\"",
-            "ceiling = false",
-            "5: tier.standard.charge.ceiling: is either true or not written",
-        ),
-        (
-            "tiers.toml",
-            "flat = \"0.02\"",
-            "estimate = {}",
-            "5: tier.standard.charge.estimate: `shortfall` is missing: an estimate has no output term, so say who carries it: \"clamp\" with min_output_tokens, or \"absorb\" with loss_cap_per_call and loss_cap_per_day",
-        ),
-        (
-            "tiers.toml",
-            "flat = \"0.02\"",
-            "estimate = { shortfall = \"clamp\" }",
-            "5: tier.standard.charge.estimate: `min_output_tokens` is missing: shortfall = \"clamp\" needs it",
-        ),
-        (
-            "tiers.toml",
-            "flat = \"0.02\"",
-            "estimate = { shortfall = \"clamp\", min_output_tokens = 4096 }",
-            "5: tier.standard.charge.estimate.min_output_tokens: is more than max_output_tokens",
-        ),
-        (
-            "tiers.toml",
-            "flat = \"0.02\"",
-            "estimate = { shortfall = \"clamp\", min_output_tokens = 64, loss_cap_per_day = \"1\" }",
-            "5: tier.standard.charge.estimate.loss_cap_per_day: belongs to shortfall = \"absorb\"",
-        ),
-        (
-            "tiers.toml",
-            "flat = \"0.02\"",
-            "estimate = { shortfall = \"absorb\", loss_cap_per_call = \"0.05\" }",
-            "5: tier.standard.charge.estimate: `loss_cap_per_day` is missing: shortfall = \"absorb\" needs it",
-        ),
-        (
-            "tiers.toml",
-            "flat = \"0.02\"",
-            "estimate = { shortfall = \"absorb\", loss_cap_per_call = \"5\", loss_cap_per_day = \"1\" }",
-            "5: tier.standard.charge.estimate.loss_cap_per_call: is more than loss_cap_per_day: one call could break the cap of the day",
-        ),
-        (
-            "tiers.toml",
-            "flat = \"0.02\"",
-            "estimate = { overhead = \"0.9\", shortfall = \"clamp\", min_output_tokens = 64 }",
-            "5: tier.standard.charge.estimate.overhead: is below 1: the price would not even cover the prompt",
-        ),
-        (
-            "tiers.toml",
-            "flat = \"0.02\"",
-            "flat = \"340282366920938463464\"",
-            "5: tier.standard.charge.flat: \"340282366920938463464\" is too large",
-        ),
-        (
-            "tiers.toml",
-            "flat = \"0.02\"",
-            "flat = \"340282366920938463463.374\"",
-            "2: tier.standard: the dearest request for \"openai/gpt-oss-120b\" costs more than can be counted",
-        ),
-        (
-            "routes.toml",
-            "/v1/chat/completions",
-            "/v1/chat/completions/",
-            "3: route[0].path: \"/v1/chat/completions/\" ends in /",
-        ),
+        ("tiers.toml", "flat = \"0.02\"", "flat = \"0.02\", ceiling = true", "5: tier.standard.charge: says exactly one of flat, ceiling or estimate"),
+        ("tiers.toml", "flat = \"0.02\"", "ceiling = false", "5: tier.standard.charge.ceiling: is either true or not written"),
+        ("tiers.toml", "flat = \"0.02\"", "estimate = {}", "5: tier.standard.charge.estimate: `shortfall` is missing: an estimate has no output term, so say who carries it: \"clamp\" with min_output_tokens, or \"absorb\" with loss_cap_per_call and loss_cap_per_day"),
+        ("tiers.toml", "flat = \"0.02\"", "estimate = { shortfall = \"clamp\" }", "5: tier.standard.charge.estimate: `min_output_tokens` is missing: shortfall = \"clamp\" needs it"),
+        ("tiers.toml", "flat = \"0.02\"", "estimate = { shortfall = \"clamp\", min_output_tokens = 4096 }", "5: tier.standard.charge.estimate.min_output_tokens: is more than max_output_tokens"),
+        ("tiers.toml", "flat = \"0.02\"", "estimate = { shortfall = \"clamp\", min_output_tokens = 64, loss_cap_per_day = \"1\" }", "5: tier.standard.charge.estimate.loss_cap_per_day: belongs to shortfall = \"absorb\""),
+        ("tiers.toml", "flat = \"0.02\"", "estimate = { shortfall = \"absorb\", loss_cap_per_call = \"0.05\" }", "5: tier.standard.charge.estimate: `loss_cap_per_day` is missing: shortfall = \"absorb\" needs it"),
+        ("tiers.toml", "flat = \"0.02\"", "estimate = { shortfall = \"absorb\", loss_cap_per_call = \"5\", loss_cap_per_day = \"1\" }", "5: tier.standard.charge.estimate.loss_cap_per_call: is more than loss_cap_per_day: one call could break the cap of the day"),
+        ("tiers.toml", "flat = \"0.02\"", "estimate = { overhead = \"0.9\", shortfall = \"clamp\", min_output_tokens = 64 }", "5: tier.standard.charge.estimate.overhead: is below 1: the price would not even cover the prompt"),
+        ("tiers.toml", "flat = \"0.02\"", "flat = \"340282366920938463464\"", "5: tier.standard.charge.flat: \"340282366920938463464\" is too large"),
+        ("tiers.toml", "flat = \"0.02\"", "flat = \"340282366920938463463.374\"", "2: tier.standard: the dearest request for \"openai/gpt-oss-120b\" costs more than can be counted"),
+        ("routes.toml", "/v1/chat/completions", "/v1/chat/completions/", "3: route[0].path: \"/v1/chat/completions/\" ends in /"),
         ("routes.toml", "/v1/chat/completions", "/v1//chat", "3: route[0].path: \"/v1//chat\" has an empty segment"),
-        (
-            "routes.toml",
-            "/v1/chat/completions",
-            "/v1/../chat",
-            "3: route[0].path: \"/v1/../chat\" has a . or .. segment",
-        ),
-        (
-            "routes.toml",
-            "/v1/chat/completions",
-            "/v1/ch%61t",
-            "3: route[0].path: \"/v1/ch%61t\" has characters outside A-Z a-z 0-9 and -_.~!$&'()*+,=:@ (no %, ;, ?, #)",
-        ),
-        (
-            "routes.toml",
-            "/v1/chat/completions",
-            "/receipts/x",
-            "3: route[0].path: \"/receipts/x\" is answered by the gate itself",
-        ),
-        (
-            "routes.toml",
-            "/v1/models",
-            "/v1/chat/completions",
-            "10: route[1].path: \"/v1/chat/completions\" is a route already (line 3)",
-        ),
-        (
-            "routes.toml",
-            "\"chat\"",
-            "\"embeddings\"",
-            "4: route[0].surface: \"embeddings\" is not \"chat\" or \"models\"",
-        ),
+        ("routes.toml", "/v1/chat/completions", "/v1/../chat", "3: route[0].path: \"/v1/../chat\" has a . or .. segment"),
+        ("routes.toml", "/v1/chat/completions", "/v1/ch%61t", "3: route[0].path: \"/v1/ch%61t\" has characters outside A-Z a-z 0-9 and -_.~!$&'()*+,=:@ (no %, ;, ?, #)"),
+        ("routes.toml", "/v1/chat/completions", "/receipts/x", "3: route[0].path: \"/receipts/x\" is answered by the gate itself"),
+        ("routes.toml", "/v1/models", "/v1/chat/completions", "10: route[1].path: \"/v1/chat/completions\" is a route already (line 3)"),
+        ("routes.toml", "\"chat\"", "\"embeddings\"", "4: route[0].surface: \"embeddings\" is not \"chat\" or \"models\""),
         ("routes.toml", "tier = \"standard\"", "tier = \"gold\"", "5: route[0].tier: \"gold\" is not in tiers.toml"),
-        (
-            "routes.toml",
-            "accept = [\"tempo/charge\"]",
-            "accept = [\"base/exact\"]",
-            "6: route[0].accept[0]: \"base/exact\" is not a rail of pontage.toml: tempo/charge",
-        ),
-        (
-            "routes.toml",
-            "[\"tempo/charge\"]",
-            "[\"tempo/charge\", \"tempo/charge\"]",
-            "6: route[0].accept[1]: \"tempo/charge\" is in this list twice",
-        ),
+        ("routes.toml", "accept = [\"tempo/charge\"]", "accept = [\"base/exact\"]", "6: route[0].accept[0]: \"base/exact\" is not a rail of pontage.toml: tempo/charge"),
+        ("routes.toml", "[\"tempo/charge\"]", "[\"tempo/charge\", \"tempo/charge\"]", "6: route[0].accept[1]: \"tempo/charge\" is in this list twice"),
         ("routes.toml", "accept = [\"tempo/charge\"]\n", "", &format!("2: route[0]: {paid}")),
         ("routes.toml", "[\"tempo/charge\"]", "[]", &format!("2: route[0]: {paid}")),
-        (
-            "routes.toml",
-            "accept = [\"tempo/charge\"]\n",
-            "accept = [\"tempo/charge\"]\naccess = \"keys\"\n",
-            "7: route[0].access: \"keys\" is not in this build: \"paid\" or \"free\"",
-        ),
-        (
-            "routes.toml",
-            "receipt = { body = \"pontage\" }",
-            "access = \"free\"",
-            "6: route[0].accept: a free route accepts no payment",
-        ),
+        ("routes.toml", "accept = [\"tempo/charge\"]\n", "accept = [\"tempo/charge\"]\naccess = \"keys\"\n", "7: route[0].access: \"keys\" is not in this build: \"paid\" or \"free\""),
+        ("routes.toml", "receipt = { body = \"pontage\" }", "access = \"free\"", "6: route[0].accept: a free route accepts no payment"),
         ("routes.toml", "access = \"free\"\n", "", "9: route[1]: the models surface is free: write access = \"free\""),
-        (
-            "routes.toml",
-            "access = \"free\"",
-            "access = \"free\"\nstream = \"allow\"",
-            "14: route[1].stream: the models surface does not stream",
-        ),
-        (
-            "routes.toml",
-            "body = \"pontage\"",
-            "body = \"usage\"",
-            "7: route[0].receipt.body: \"usage\" is a member of the reply itself",
-        ),
-        (
-            "routes.toml",
-            "body = \"pontage\"",
-            "body = \"Choices\"",
-            "7: route[0].receipt.body: \"Choices\" is a member of the reply itself",
-        ),
-        (
-            "routes.toml",
-            "body = \"pontage\"",
-            "body = \"a\\\"b\"",
-            "7: route[0].receipt.body: \"a\\\"b\" is not a plain member name: a letter, then at most 63 of a-z A-Z 0-9 _ -",
-        ),
-        (
-            "routes.toml",
-            "receipt = {",
-            "stream = \"sometimes\"\nreceipt = {",
-            "7: route[0].stream: \"sometimes\" is not \"allow\" or \"force\" or \"refuse\"",
-        ),
-        (
-            "pools.toml",
-            "\"vllm\"",
-            "\"tgi\"",
-            "3: pool.gpt-oss.profile: \"tgi\" is not a profile of this build: ollama, vllm",
-        ),
-        (
-            "pools.toml",
-            "http://127.0.0.1:8000",
-            "http://user:key@host",
-            "4: pool.gpt-oss.servers[0]: \"http://user:key@host\" has user info; give a key as api_key",
-        ),
-        (
-            "pools.toml",
-            "http://127.0.0.1:8000",
-            "http://169.254.169.254",
-            "4: pool.gpt-oss.servers[0]: \"http://169.254.169.254\" is an address of this link only, where metadata services live",
-        ),
-        (
-            "pools.toml",
-            "[\"http://127.0.0.1:8000\"]",
-            "[\"http://a\", \"http://A:80/\"]",
-            "4: pool.gpt-oss.servers[1]: is in this pool already; a larger share is a weight",
-        ),
+        ("routes.toml", "access = \"free\"", "access = \"free\"\nstream = \"allow\"", "14: route[1].stream: the models surface does not stream"),
+        ("routes.toml", "body = \"pontage\"", "body = \"usage\"", "7: route[0].receipt.body: \"usage\" is a member of the reply itself"),
+        ("routes.toml", "body = \"pontage\"", "body = \"Choices\"", "7: route[0].receipt.body: \"Choices\" is a member of the reply itself"),
+        ("routes.toml", "body = \"pontage\"", "body = \"a\\\"b\"", "7: route[0].receipt.body: \"a\\\"b\" is not a plain member name: a letter, then at most 63 of a-z A-Z 0-9 _ -"),
+        ("routes.toml", "receipt = {", "stream = \"sometimes\"\nreceipt = {", "7: route[0].stream: \"sometimes\" is not \"allow\" or \"force\" or \"refuse\""),
+        ("pools.toml", "\"vllm\"", "\"tgi\"", "3: pool.gpt-oss.profile: \"tgi\" is not a profile of this build: ollama, vllm"),
+        ("pools.toml", "http://127.0.0.1:8000", "http://user:key@host", "4: pool.gpt-oss.servers[0]: \"http://user:key@host\" has user info; give a key as api_key"),
+        ("pools.toml", "http://127.0.0.1:8000", "http://169.254.169.254", "4: pool.gpt-oss.servers[0]: \"http://169.254.169.254\" is an address of this link only, where metadata services live"),
+        ("pools.toml", "[\"http://127.0.0.1:8000\"]", "[\"http://a\", \"http://A:80/\"]", "4: pool.gpt-oss.servers[1]: is in this pool already; a larger share is a weight"),
         ("pools.toml", "[\"http://127.0.0.1:8000\"]", "[]", "4: pool.gpt-oss.servers: a pool has at least one server"),
-        (
-            "pools.toml",
-            "[\"http://127.0.0.1:8000\"]",
-            "[{ url = \"http://a\", weight = 0 }]",
-            "4: pool.gpt-oss.servers[0].weight: 0 is not between 1 and 1000",
-        ),
-        (
-            "pools.toml",
-            "[\"http://127.0.0.1:8000\"]",
-            "[{ url = \"http://a\", group = \"b\" }]",
-            "4: pool.gpt-oss.servers[0].group: is not in this build: servers of a pool are equal",
-        ),
-        (
-            "pools.toml",
-            "profile = \"vllm\"",
-            "profile = \"vllm\"\ndns = \"a:80\"",
-            "4: pool.gpt-oss.dns: is not in this build: list the servers",
-        ),
-        (
-            "pools.toml",
-            "profile = \"vllm\"",
-            "profile = \"vllm\"\nfallback = \"b\"",
-            "4: pool.gpt-oss.fallback: is not in this build: a pool that fails answers 503",
-        ),
-        (
-            "pools.toml",
-            "profile = \"vllm\"",
-            "profile = \"vllm\"\nbalance = \"prefix\"",
-            "4: pool.gpt-oss.balance: \"prefix\" is not in this build: \"least-outstanding\"",
-        ),
-        (
-            "pools.toml",
-            "profile = \"vllm\"",
-            "profile = \"vllm\"\nbalance = \"random\"",
-            "4: pool.gpt-oss.balance: \"random\" is not \"least-outstanding\"",
-        ),
-        (
-            "pools.toml",
-            "profile = \"vllm\"",
-            "profile = \"vllm\"\napi_key = \"sk-canary\"",
-            "4: pool.gpt-oss.api_key: a secret is written as \"env:NAME\" or \"file:PATH\", never inline",
-        ),
-        (
-            "pools.toml",
-            "profile = \"vllm\"",
-            "profile = \"ollama\"\nhealth = {}",
-            "4: pool.gpt-oss.health: `path` is missing: profile \"ollama\" has no health endpoint of its own",
-        ),
-        (
-            "pools.toml",
-            "profile = \"vllm\"",
-            "profile = \"vllm\"\nhealth = { every_seconds = 0 }",
-            "4: pool.gpt-oss.health.every_seconds: 0 is not between 1 and 3600",
-        ),
-        (
-            "pools.toml",
-            "profile = \"vllm\"",
-            "profile = \"vllm\"\ntimeouts = { connect_seconds = 0 }",
-            "4: pool.gpt-oss.timeouts.connect_seconds: 0 is not between 1 and 86400",
-        ),
-        (
-            "pools.toml",
-            "profile = \"vllm\"",
-            "profile = \"vllm\"\ntimeouts = { total_seconds = 90 }",
-            "4: pool.gpt-oss.timeouts: first_byte_seconds (120) is more than total_seconds (90)",
-        ),
-        (
-            "pools.toml",
-            "gpt-oss]",
-            "\"gpt oss\"]\nprofile = \"vllm\"\nservers = [\"http://b\"]\n[pool.gpt-oss]",
-            "2: pool.\"gpt oss\": \"gpt oss\" is not a name: 1 to 64 of a-z A-Z 0-9 - _ .",
-        ),
+        ("pools.toml", "[\"http://127.0.0.1:8000\"]", "[{ url = \"http://a\", weight = 0 }]", "4: pool.gpt-oss.servers[0].weight: 0 is not between 1 and 1000"),
+        ("pools.toml", "[\"http://127.0.0.1:8000\"]", "[{ url = \"http://a\", group = \"b\" }]", "4: pool.gpt-oss.servers[0].group: is not in this build: servers of a pool are equal"),
+        ("pools.toml", "profile = \"vllm\"", "profile = \"vllm\"\ndns = \"a:80\"", "4: pool.gpt-oss.dns: is not in this build: list the servers"),
+        ("pools.toml", "profile = \"vllm\"", "profile = \"vllm\"\nfallback = \"b\"", "4: pool.gpt-oss.fallback: is not in this build: a pool that fails answers 503"),
+        ("pools.toml", "profile = \"vllm\"", "profile = \"vllm\"\nbalance = \"prefix\"", "4: pool.gpt-oss.balance: \"prefix\" is not in this build: \"least-outstanding\""),
+        ("pools.toml", "profile = \"vllm\"", "profile = \"vllm\"\nbalance = \"random\"", "4: pool.gpt-oss.balance: \"random\" is not \"least-outstanding\""),
+        ("pools.toml", "profile = \"vllm\"", "profile = \"vllm\"\napi_key = \"sk-canary\"", "4: pool.gpt-oss.api_key: a secret is written as \"env:NAME\" or \"file:PATH\", never inline"),
+        ("pools.toml", "profile = \"vllm\"", "profile = \"ollama\"\nhealth = {}", "4: pool.gpt-oss.health: `path` is missing: profile \"ollama\" has no health endpoint of its own"),
+        ("pools.toml", "profile = \"vllm\"", "profile = \"vllm\"\nhealth = { every_seconds = 0 }", "4: pool.gpt-oss.health.every_seconds: 0 is not between 1 and 3600"),
+        ("pools.toml", "profile = \"vllm\"", "profile = \"vllm\"\ntimeouts = { connect_seconds = 0 }", "4: pool.gpt-oss.timeouts.connect_seconds: 0 is not between 1 and 86400"),
+        ("pools.toml", "profile = \"vllm\"", "profile = \"vllm\"\ntimeouts = { total_seconds = 90 }", "4: pool.gpt-oss.timeouts: first_byte_seconds (120) is more than total_seconds (90)"),
+        ("pools.toml", "gpt-oss]", "\"gpt oss\"]\nprofile = \"vllm\"\nservers = [\"http://b\"]\n[pool.gpt-oss]", "2: pool.\"gpt oss\": \"gpt oss\" is not a name: 1 to 64 of a-z A-Z 0-9 - _ ."),
     ];
     for (file, from, to, want) in rows {
         let got = with(file, from, to).expect_err(to);
@@ -623,4 +324,37 @@ fn prices_from_a_registry_are_refused_and_not_ignored() {
     let got = crate::rules::load(dir.path(), &catalogue()).unwrap_err();
     assert_eq!(got.len(), 1);
     assert!(got[0].to_string().starts_with("prices.toml: is not in this build"), "{}", got[0]);
+}
+
+mod any_text {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn gives_a_plan_with_every_entry_in_it_or_at_least_one_mistake(
+            file in 0usize..4, at in any::<prop::sample::Index>(), cut in 0usize..40,
+            put in prop::sample::select(vec!["", "\"", "[", "]", "{", "}", "=", "\n", "0", "-1", "\"x\"", "x = 1\n", "*", "é", ","]),
+        ) {
+            let mut texts = [MODELS, TIERS, ROUTES, POOLS].map(str::to_owned);
+            let text: Vec<char> = texts[file].chars().collect();
+            let at = at.index(text.len());
+            let end = (at + cut).min(text.len());
+            texts[file] = text[..at].iter().copied().chain(put.chars()).chain(text[end..].iter().copied()).collect();
+            let files = Files::of(crate::rules::file::NAMES.into_iter().zip(texts.iter().map(String::as_str)));
+            match check(&files, &catalogue()) {
+                Ok(plan) => {
+                    let (written, _) = entry::read(&files);
+                    let counts = (plan.models.len(), plan.tiers.len(), plan.routes.len(), plan.pools.len());
+                    let len = |n: Option<usize>| n.unwrap_or_default();
+                    prop_assert_eq!(counts, (
+                        len(written.models.map(|l| l.len())), len(written.tiers.map(|l| l.len())),
+                        len(written.routes.map(|l| l.len())), len(written.pools.map(|l| l.len())),
+                    ));
+                    prop_assert!(plan.names.values().all(|name| plan.models.contains_key(name)));
+                }
+                Err(mistakes) => prop_assert!(!mistakes.is_empty()),
+            }
+        }
+    }
 }

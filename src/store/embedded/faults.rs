@@ -7,9 +7,9 @@ use crate::journal::sample::receipt;
 use redb::StorageBackend;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io::{self, Read, Write as _};
+use std::io::{self, BufRead, Write as _};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
 /// The three writes that one sale makes, in order; each with one journal line, and one unit on a total.
@@ -274,9 +274,12 @@ async fn sells_until_it_is_killed() {
     }
 }
 
-/// Starts a gate's worth of sellers, kills them after `ms`, and adds what they acknowledged.
-fn run_and_kill(path: &Path, round: u64, ms: u64, acknowledged: &mut HashMap<String, u64>) {
-    let mut child = Command::new(std::env::current_exe().unwrap())
+/// Starts a gate's worth of sellers, kills them `ms` after their start or after their first sale, and adds what they
+/// acknowledged.
+fn run_and_kill(path: &Path, round: u64, from_first_sale: bool, ms: u64, acknowledged: &mut HashMap<String, u64>) {
+    // On Linux, this very binary, even when a build has replaced its file meanwhile.
+    let this = if cfg!(target_os = "linux") { "/proc/self/exe".into() } else { std::env::current_exe().unwrap() };
+    let mut child = Command::new(this)
         .args(["--exact", "store::embedded::faults::sells_until_it_is_killed", "--ignored", "--nocapture"])
         .env("PONTAGE_CRASH_STORE", path)
         .env("PONTAGE_CRASH_ROUND", round.to_string())
@@ -284,21 +287,31 @@ fn run_and_kill(path: &Path, round: u64, ms: u64, acknowledged: &mut HashMap<Str
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut stderr = child.stderr.take().unwrap();
+    let mut stderr = io::BufReader::new(child.stderr.take().unwrap());
+    let (sold, first_sale) = mpsc::channel();
     let reader = std::thread::spawn(move || {
-        let mut text = String::new();
-        stderr.read_to_string(&mut text).map(|_| text)
+        let mut said = Vec::new();
+        let mut line = String::new();
+        // A last line without its end was not said.
+        while stderr.read_line(&mut line).is_ok_and(|n| n > 0) && line.ends_with('\n') {
+            if let Some((key, revision)) = line.trim_end().strip_prefix("ack ").and_then(|l| l.split_once(' ')) {
+                said.push((key.to_owned(), revision.parse::<u64>().unwrap()));
+                // Nobody listens after the first.
+                let _ = sold.send(());
+            }
+            line.clear();
+        }
+        said
     });
+    if from_first_sale {
+        first_sale.recv_timeout(Duration::from_secs(60)).expect("the sellers sell");
+    }
     std::thread::sleep(Duration::from_millis(ms));
     child.kill().unwrap();
     assert!(child.wait().unwrap().code().is_none(), "it was killed, it did not end by itself");
-    let text = reader.join().unwrap().unwrap();
-    // A last line without its end was not said.
-    for line in text.split_inclusive('\n').filter(|l| l.ends_with('\n')) {
-        if let Some((key, revision)) = line.trim_end().strip_prefix("ack ").and_then(|l| l.split_once(' ')) {
-            let known = acknowledged.entry(key.to_owned()).or_default();
-            *known = (*known).max(revision.parse().unwrap());
-        }
+    for (key, revision) in reader.join().unwrap() {
+        let known = acknowledged.entry(key).or_default();
+        *known = (*known).max(revision);
     }
 }
 
@@ -311,11 +324,12 @@ async fn what_was_acknowledged_survives_sigkill() {
     for round in 0..rounds {
         // Every fourth one begins a new file, and may be killed while it does.
         let path = dir.path().join(format!("{}/pontage.redb", round / 4));
-        if round % 4 == 0 {
+        let begins = round % 4 == 0;
+        if begins {
             acknowledged.clear();
         }
-        let ms = if round % 4 == 0 { random(60) } else { 50 + random(200) };
-        run_and_kill(&path, round, ms, &mut acknowledged);
+        let ms = random(if begins { 60 } else { 200 });
+        run_and_kill(&path, round, !begins, ms, &mut acknowledged);
         if !path.exists() {
             assert!(acknowledged.is_empty());
             continue;

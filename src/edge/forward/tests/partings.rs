@@ -1,0 +1,147 @@
+//! Who leaves, dies, stalls or has had enough, and what everyone else is told.
+
+use super::*;
+
+#[tokio::test]
+async fn each_wait_for_a_backend_ends_and_closes_it() {
+    let begun = format!("{SSE}{}", chunked(&["data: 1\n\n"]));
+    let rows = [
+        ("", 0, "no head: first_byte_seconds"),
+        (SSE, 0, "no byte: idle_seconds"),
+        (&begun, 9, "silence between chunks: idle_seconds"),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n{", 0, "silence in a buffered answer"),
+    ];
+    let all = rows.map(|(bytes, sent, why)| async move {
+        let (listener, port) = listen().await;
+        let (mut bed, _client) = Bed::new(&[port], ROOMY).await;
+        let (outcome, ()) = tokio::join!(bed.run(), async { closed(&mut answer(&listener, bytes).await.1).await });
+        let timeout = Refusal::UpstreamTimeout { seconds: 1 };
+        match outcome {
+            Outcome::Failed(refusal) => assert_eq!((refusal, sent), (timeout, 0), "{why}"),
+            Outcome::Streamed(ending) => {
+                assert_eq!(ending, Ending { how: How::Upstream(timeout), sent_bytes: sent }, "{why}");
+            }
+            other => panic!("{why}: {other:?}"),
+        }
+    });
+    futures::future::join_all(all).await;
+}
+
+#[tokio::test]
+async fn a_stream_that_never_falls_silent_still_ends_at_total_seconds() {
+    let (listener, port) = listen().await;
+    let mut rules = rules(&[port]);
+    rules.timeouts.total_seconds = 2;
+    let (mut bed, _client) = Bed::with(rules, ROOMY, "HTTP/1.1").await;
+    let backend = async {
+        let (_, mut stream) = answer(&listener, SSE).await;
+        while stream.write_all(chunked(&[": tick\n\n"]).as_bytes()).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    };
+    let (outcome, ()) = tokio::join!(bed.run(), backend);
+    let Outcome::Streamed(Ending { how, .. }) = outcome else { panic!("{outcome:?}") };
+    assert_eq!(how, How::Upstream(Refusal::UpstreamTimeout { seconds: 2 }));
+}
+
+#[tokio::test]
+async fn a_backend_that_dies_in_the_middle_leaves_a_well_ended_answer_that_says_so() {
+    let (listener, port) = listen().await;
+    let (mut bed, client) = Bed::new(&[port], ROOMY).await;
+    bed.filter.last_words = "event: error\n\n";
+    let bytes = format!("{SSE}{}", chunked(&["data: 1\n\n"]));
+    let mut client = client;
+    let (outcome, ()) = tokio::join!(bed.run(), async {
+        let (_, stream) = answer(&listener, &bytes).await;
+        heard(&mut client, "data: 1\n\n").await;
+        stream.set_zero_linger().unwrap();
+    });
+    let Outcome::Streamed(Ending { how: How::Upstream(refusal), sent_bytes }) = outcome else { panic!("{outcome:?}") };
+    assert_eq!((refusal.status(), sent_bytes), (502, 23));
+    let told = bed.told(client).await;
+    assert!(told.ends_with("event: error\n\n\r\n0\r\n\r\n"), "{told}");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_is_noticed_in_every_wait_and_its_backend_closed() {
+    let begun = format!("{SSE}{}", chunked(&["data: 1\n\n"]));
+    for (bytes, hold, why) in [
+        ("", false, "before the head"),
+        (SSE, false, "before the first byte"),
+        (&begun, false, "in the middle"),
+        (&begun, true, "while the filter holds the stream"),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n{", false, "while an answer is buffered"),
+    ] {
+        let (listener, port) = listen().await;
+        let (mut bed, client) = Bed::new(&[port], ROOMY).await;
+        bed.filter.hold = hold;
+        let started = std::time::Instant::now();
+        let (outcome, ()) = tokio::join!(bed.run(), async {
+            let (_, mut stream) = answer(&listener, bytes).await;
+            let mut client = client;
+            if bytes == begun && !hold {
+                heard(&mut client, "data: 1\n\n").await;
+            }
+            drop(client);
+            closed(&mut stream).await;
+        });
+        assert!(started.elapsed() < Duration::from_millis(900), "at once, not when a timeout would: {why}");
+        let finished = bed.filter.log.iter().any(|l| l.starts_with("finish"));
+        match outcome {
+            Outcome::ClientGone => assert!(!finished, "{why}"),
+            Outcome::Streamed(Ending { how: How::ClientGone, .. }) => assert!(finished, "{why}"),
+            other => panic!("{why}: {other:?}"),
+        }
+        assert_eq!(bed.pool.status()[0].in_flight, 0, "{why}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_given_up_and_its_backend_closed() {
+    let (listener, port) = listen().await;
+    let (mut bed, _client) = Bed::new(&[port], 512).await;
+    let bytes = format!("{SSE}{}", chunked(&["x".repeat(4096).as_str()]));
+    let started = std::time::Instant::now();
+    let (outcome, ()) = tokio::join!(bed.run(), async { closed(&mut answer(&listener, &bytes).await.1).await });
+    assert!(started.elapsed() < Duration::from_secs(3), "after idle_seconds, which is 1");
+    let Outcome::Streamed(ending) = outcome else { panic!("{outcome:?}") };
+    assert_eq!(ending.how, How::ClientGone);
+    assert!(ending.sent_bytes > 512, "what it could have read counts, whole or not: {}", ending.sent_bytes);
+}
+
+#[tokio::test]
+async fn when_the_durable_mark_fails_nothing_is_sent() {
+    let (listener, port) = listen().await;
+    let (mut bed, client) = Bed::new(&[port], ROOMY).await;
+    bed.filter.durable = Some(Refusal::Store { retry_after_seconds: 1 });
+    let bytes = format!("{SSE}{}", chunked(&["data: 1\n\n"]));
+    let (outcome, ()) = tokio::join!(bed.run(), async { closed(&mut answer(&listener, &bytes).await.1).await });
+    assert_eq!(failed(&outcome), &Refusal::Store { retry_after_seconds: 1 });
+    assert_eq!(bed.told(client).await, "");
+}
+
+#[tokio::test]
+async fn a_filter_that_has_had_enough_closes_the_backend_and_still_has_the_last_word() {
+    let (listener, port) = listen().await;
+    let (mut bed, client) = Bed::new(&[port], ROOMY).await;
+    bed.filter.stop_after = Some(1);
+    bed.filter.last_words = ": enough\n\n";
+    let bytes = format!("{SSE}{}", chunked(&["data: 1\n\n"]));
+    let (outcome, ()) = tokio::join!(bed.run(), async { closed(&mut answer(&listener, &bytes).await.1).await });
+    assert!(matches!(outcome, Outcome::Streamed(Ending { how: How::Stopped, sent_bytes: 19 })), "{outcome:?}");
+    assert!(bed.told(client).await.to_lowercase().ends_with("data: 1\n\n\r\na\r\n: enough\n\n\r\n0\r\n\r\n"));
+}
+
+#[tokio::test]
+async fn an_answer_given_before_the_whole_body_was_read_is_still_an_answer() {
+    let (listener, port) = listen().await;
+    let (mut bed, _client) = Bed::new(&[port], ROOMY).await;
+    bed.out.body = Bytes::from(vec![b'x'; 16 << 20]);
+    let (outcome, ()) = tokio::join!(bed.run(), async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut some = [0; 1024];
+        stream.read_exact(&mut some).await.unwrap();
+        stream.write_all(b"HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\n\r\n{}").await.unwrap();
+    });
+    assert!(matches!(outcome, Outcome::Buffered { status: 413, .. }), "{outcome:?}");
+}

@@ -1,0 +1,175 @@
+//! Published clients, unmodified, pay the gate on a real chain and get what they paid for.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use common::client::{chat, mppx_cli, node, python};
+use common::{Backend, Chain, DEV, Gate, GateOptions, Ledger, PATH_USD, Payer, Script, payer, raw};
+use serde_json::{Value, json};
+
+const PRICE: u128 = 20_000;
+/// Of each call below.
+const TOKENS: u64 = 5;
+const TEXT: &str = "tok0 tok1 tok2 tok3 tok4";
+
+struct Bed {
+    chain: Chain,
+    backend: Backend,
+    gate: Gate,
+    ledger: Ledger,
+}
+
+async fn bed() -> Bed {
+    let chain = Chain::start().await;
+    let backend = Backend::start(Script::default()).await;
+    let gate = Gate::start(GateOptions::new(&chain.url(), &backend.url())).await;
+    let ledger = Ledger::open(&chain, &backend, DEV[1].address).await;
+    Bed { chain, backend, gate, ledger }
+}
+
+impl Bed {
+    async fn audit(self, receipts: &[Value]) {
+        let calls = receipts.len() as u64;
+        self.ledger.close(&self.chain, &self.backend, receipts, PRICE * u128::from(calls), TOKENS * calls).await;
+        self.gate.assert_no_secrets("the log", &self.gate.log());
+        self.gate.assert_no_secrets("/metrics", &self.gate.metrics().await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mppx_pays_plain_and_streamed_calls() {
+    let bed = bed().await;
+    let (url, rpc) = (bed.gate.chat_url(), bed.chain.url());
+    let flags = [("url", url.as_str()), ("rpc", &rpc), ("key", DEV[2].key), ("max_tokens", "5")];
+
+    let plain = node("mppx.mjs", &flags).await;
+    assert_eq!(plain["status"], 200, "{plain}");
+    assert_eq!(plain["text"], TEXT, "{plain}");
+    assert_eq!(plain["body"]["usage"]["completion_tokens"], TOKENS);
+
+    let streamed = node("mppx.mjs", &[&flags[..], &[("stream", "true")]].concat()).await;
+    assert_eq!(streamed["status"], 200, "{streamed}");
+    assert_eq!(streamed["text"], TEXT, "{streamed}");
+    assert_eq!(streamed["sse"]["done"], true);
+    assert_eq!(streamed["sse"]["after_done"], json!([]));
+    assert_eq!(streamed["sse"]["receipts"].as_array().map(Vec::len), Some(1), "{streamed}");
+
+    bed.audit(&[plain["receipt"].clone(), streamed["receipt"].clone()]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_mppx_command_line_pays() {
+    let bed = bed().await;
+    let body =
+        json!({"model": "openai/gpt-oss-120b", "max_tokens": TOKENS, "messages": [{"role": "user", "content": "hi"}]});
+    let out =
+        mppx_cli(&[&bed.gate.chat_url(), "-J", &body.to_string(), "-i", "-f"], DEV[2].key, &bed.chain.url()).await;
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success(), "{out:?}");
+    assert!(text.contains(TEXT), "{text}");
+    let receipt = text.lines().find_map(|l| l.strip_prefix("payment-receipt: ")).expect("a receipt header");
+    bed.audit(&[payer::unpack(receipt)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn openai_and_the_ai_sdk_pay_over_mppx() {
+    let bed = bed().await;
+    let (base, rpc) = (bed.gate.base(), bed.chain.url());
+    let flags = [("base", base.as_str()), ("rpc", &rpc), ("key", DEV[2].key), ("max_tokens", "5")];
+    let mut receipts = Vec::new();
+    for script in ["openai-mppx.mjs", "ai-sdk.mjs"] {
+        for stream in [&[][..], &[("stream", "true")]] {
+            let got = node(script, &[&flags[..], stream].concat()).await;
+            assert_eq!(got["ok"], true, "{script}: {got}");
+            assert_eq!(got["text"], TEXT, "{script}: {got}");
+            receipts.push(got["headers"]["payment_receipt"].clone());
+        }
+    }
+    bed.audit(&receipts).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pympp_pays_plain_and_streamed_calls() {
+    let bed = bed().await;
+    let (url, rpc) = (bed.gate.chat_url(), bed.chain.url());
+    let flags = [("url", url.as_str()), ("rpc", &rpc), ("key", DEV[3].key), ("max_tokens", "5")];
+    let mut receipts = Vec::new();
+    for stream in [&[][..], &[("stream", "true")]] {
+        let got = python("pympp_charge.py", &[&flags[..], stream].concat()).await;
+        assert_eq!(got["status"], 200, "{got}");
+        assert!(got["raw"].as_str().is_some_and(|t| t.contains("tok4") && !t.contains("tok5")), "{got}");
+        receipts.push(got["headers"]["payment_receipt"].clone());
+    }
+    bed.audit(&receipts).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rust_payer_pays_once_and_a_copy_of_its_proof_buys_nothing() {
+    let bed = bed().await;
+    let payer = Payer::fresh(&bed.chain, 1_000_000).await;
+    let mut body = chat("openai/gpt-oss-120b", "one two three");
+    body["max_tokens"] = json!(TOKENS);
+    let body = body.to_string();
+    let unpaid = raw::exchange(bed.gate.listen, &raw::post("/v1/chat/completions", &[], body.as_bytes())).await;
+    assert_eq!(unpaid.status, 402, "{}", unpaid.text());
+    let offer = payer::offer(&unpaid.headers("www-authenticate"), "tempo", "charge");
+    assert_eq!(payer::terms(&offer)["amount"], PRICE.to_string());
+    assert_eq!(payer::terms(&offer)["currency"], PATH_USD);
+
+    let proof = payer.pay(&unpaid).await;
+    let paying = raw::post("/v1/chat/completions", &[("authorization", &proof)], body.as_bytes());
+    let paid = raw::exchange(bed.gate.listen, &paying).await;
+    assert_eq!(paid.status, 200, "{}", paid.text());
+    assert_eq!(paid.json()["choices"][0]["message"]["content"], TEXT);
+
+    let copy = raw::exchange(bed.gate.listen, &paying).await;
+    assert_eq!(copy.status, 403, "{}", copy.text());
+    assert!(copy.header("www-authenticate").is_none(), "a spent proof must not be answered with an invitation to pay");
+    assert_eq!(copy.header("x-should-retry"), Some("false"));
+    let receipt = payer::unpack(paid.header("payment-receipt").expect("a receipt"));
+    bed.audit(&[receipt]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn openai_clients_without_a_wallet_are_told_what_to_do_and_do_not_repeat() {
+    let bed = bed().await;
+    let base = bed.gate.base();
+    for got in [node("openai-plain.mjs", &[("base", &base)]).await, python("openai_plain.py", &[("base", &base)]).await]
+    {
+        assert_eq!(got["error"]["status"], 402, "{got}");
+        assert_eq!(got["calls"], 1, "{got}");
+        assert!(
+            got["error"]["headers"]["www-authenticate"].as_str().is_some_and(|h| h.starts_with("Payment ")),
+            "{got}"
+        );
+        assert!(got["error"]["message"].as_str().is_some_and(|m| m.len() > 20), "{got}");
+    }
+    bed.audit(&[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paid_streams_are_readable_by_clients_that_know_nothing_of_payments() {
+    let bed = bed().await;
+    let base = bed.gate.base();
+    let payer = Payer::fresh(&bed.chain, 2_000_000).await;
+    let mut receipts = 0;
+    // Each run spends a proof signed for exactly the body that the client will send.
+    for (script, helper) in
+        [("openai-plain.mjs", false), ("openai-plain.mjs", true), ("openai_plain.py", false), ("openai_plain.py", true)]
+    {
+        let body = json!({"model": "openai/gpt-oss-120b", "messages": [{"role": "user", "content": "one two three"}], "max_tokens": TOKENS, "stream": true});
+        let text = body.to_string();
+        let unpaid = raw::exchange(bed.gate.listen, &raw::post("/v1/chat/completions", &[], text.as_bytes())).await;
+        let proof = payer.pay(&unpaid).await;
+        let mut flags = vec![("base", base.as_str()), ("authorization", proof.as_str()), ("body", text.as_str())];
+        if helper {
+            flags.push(("helper", "true"));
+        }
+        let got = if script.ends_with(".py") { python(script, &flags).await } else { node(script, &flags).await };
+        assert_eq!(got["ok"], true, "{script} helper={helper}: {got}");
+        assert_eq!(got["text"], TEXT, "{script} helper={helper}: {got}");
+        receipts += 1;
+    }
+    assert_eq!(bed.chain.payments_to(DEV[1].address).await.len(), receipts);
+}
