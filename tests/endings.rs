@@ -83,6 +83,7 @@ fn every_refusal() -> Vec<Refusal> {
         Refusal::UnknownField { param: why() },
         Refusal::NotPriced { param: why() },
         Refusal::OverLimit { param: "", asked: 2, max: 1 },
+        Refusal::PromptTooLong { max: 1, counted_by: "" },
         Refusal::UnknownModel { asked: why() },
         Refusal::WrongTier { asked: why(), sold_at: None },
         Refusal::NothingAsked,
