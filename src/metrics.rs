@@ -26,7 +26,7 @@ pub struct Metrics {
     pub upstream_seconds: HistogramVec,
     /// `pontage_time_to_first_token_seconds{pool}`: request sent to first body byte.
     pub first_token_seconds: HistogramVec,
-    /// `pontage_upstream_errors_total{pool,kind}`: `connect`, `timeout`, `reset`, `status`, `auth`, `nonsense`.
+    /// `pontage_upstream_errors_total{pool,kind}`: `connect`, `timeout`, `failed`, `auth`, `status`.
     pub upstream_errors: IntCounterVec,
     /// `pontage_usage_total{pool,source}`: who counted: `reported`, `counted`, `missing`, `absurd`.
     pub usage: IntCounterVec,

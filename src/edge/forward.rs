@@ -25,6 +25,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// Why an exchange failed in which the backend answered 401, 402 or 403: our key, not the caller's request.
+pub(super) const REFUSED_OUR_KEY: &str = "it refused the gate's own credentials";
+
 /// What to send to a backend.
 #[derive(Clone, Debug)]
 pub struct Outgoing {

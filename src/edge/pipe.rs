@@ -104,6 +104,7 @@ fn count_failure(gate: &Gate, pool: &str, refusal: &Refusal) {
         Refusal::UpstreamUnavailable { .. } => "connect",
         Refusal::UpstreamTimeout { .. } => "timeout",
         Refusal::UpstreamRefused { .. } => "status",
+        Refusal::UpstreamFailed { why } if *why == forward::REFUSED_OUR_KEY => "auth",
         Refusal::UpstreamFailed { .. } => "failed",
         _ => return,
     };

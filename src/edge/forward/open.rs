@@ -187,7 +187,7 @@ fn accept(line: Line, picked: Picked, reuse_for: Duration) -> Result<Opened, Ref
         100..=199 => return Err(failed("it sent no final head")),
         401..=403 => {
             picked.eject_for_auth();
-            return Err(failed("it refused the gate's own credentials"));
+            return Err(failed(super::REFUSED_OUR_KEY));
         }
         _ => {}
     }
