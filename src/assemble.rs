@@ -1,7 +1,8 @@
 //! The only place that knows every concrete kind: configuration → a gate that can run.
 
-use crate::chain::tempo::Tempo;
 use crate::chain::Address;
+use crate::chain::tempo::Tempo;
+use crate::clock::UnixSeconds;
 use crate::conf::{Conf, RailConf, RailKind, Secrets};
 use crate::edge::admin::Admin;
 use crate::edge::body::Budget;
@@ -16,14 +17,13 @@ use crate::metrics::Metrics;
 use crate::rail::Rail;
 use crate::rail::mpp::bind::KeyRing;
 use crate::rail::mpp::charge::{Charge, Settings};
-use crate::clock::UnixSeconds;
 use crate::rules::watch::{Rules, Standing};
 use crate::store::Store;
 use crate::store::embedded::Embedded;
 use crate::upstream::Pools;
 use arc_swap::ArcSwap;
-use pingora::apps::http_app::HttpServer;
 use pingora::apps::HttpServerOptions;
+use pingora::apps::http_app::HttpServer;
 use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
 use pingora_limits::rate::Rate;
@@ -58,14 +58,20 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     let one = |e: String| vec![e];
 
     let store: Arc<dyn Store> = Arc::new(Embedded::open(&conf.store.path).map_err(|e| one(format!("store: {e}")))?);
-    let ring = Arc::new(KeyRing::new(&secrets.challenge_keys).map_err(|e| one(format!("secrets.challenge_keys: {e}")))?);
-    let signet = Arc::new(Signet::new(&secrets.receipt_key).ok_or_else(|| one("secrets.receipt_key: not a 32-byte seed".into()))?);
+    let ring =
+        Arc::new(KeyRing::new(&secrets.challenge_keys).map_err(|e| one(format!("secrets.challenge_keys: {e}")))?);
+    let signet = Arc::new(
+        Signet::new(&secrets.receipt_key).ok_or_else(|| one("secrets.receipt_key: not a 32-byte seed".into()))?,
+    );
     let rails = rails(&conf, &ring)?;
     let facts: Vec<_> = rails.iter().map(|r| r.facts()).collect();
     let changed = store.facts(&facts, accept_payee_change).await.map_err(|e| one(format!("store: {e}")))?;
     if !changed.is_empty() && !accept_payee_change {
         let mut mistakes = changed;
-        mistakes.push("payments would go elsewhere than in the last run; start with --accept-payee-change if that is meant".into());
+        mistakes.push(
+            "payments would go elsewhere than in the last run; start with --accept-payee-change if that is meant"
+                .into(),
+        );
         return Err(mistakes);
     }
 
@@ -117,13 +123,20 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     let admin_door = Arc::new(Door {
         app: Arc::new(HttpServer::new_app(admin)),
         guests: Arc::default(),
-        limits: DoorLimits { per_ip: 256, total: 256, head: Duration::from_secs(10), keep_alive: Duration::from_secs(60) },
+        limits: DoorLimits {
+            per_ip: 256,
+            total: 256,
+            head: Duration::from_secs(10),
+            keep_alive: Duration::from_secs(60),
+        },
         tls: None,
     });
     let listener = bind("listen.address", conf.listen.address).await?;
     let admin_listener = bind("listen.admin", conf.listen.admin).await?;
     let serving = tokio::spawn(door.run(listener, stopped.clone()));
-    tokio::spawn(admin_door.run(admin_listener, watch::channel(false).1));
+    // The admin address stays open while those inside are served to their end.
+    let (_open, always_open) = watch::channel(false);
+    tokio::spawn(admin_door.run(admin_listener, always_open));
     tracing::info!(address = %conf.listen.address, admin = %conf.listen.admin, generation = %rules.plan().generation, "listening");
 
     until_told_to_stop(&rules, &conf, &ring).await.map_err(one)?;

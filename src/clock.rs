@@ -42,6 +42,7 @@ impl UnixSeconds {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]

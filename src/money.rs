@@ -223,6 +223,7 @@ as_text!(Atoms, Atoms::parse);
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
     use proptest::prelude::*;
 

@@ -104,6 +104,7 @@ impl<'de> serde::Deserialize<'de> for SecretRef {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]

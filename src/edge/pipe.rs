@@ -75,13 +75,15 @@ pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Pa
                 How::Upstream(_) => "upstream_died",
             }));
         }
-        Outcome::Buffered { status, headers, body } => match whole(&mut delivery, &model.upstream, status, &headers, body).await {
-            Ok(answer) => {
-                visit.receipt = Some(Box::new(delivery.receipt().clone()));
-                return Ok(Sent::Answer(answer));
+        Outcome::Buffered { status, headers, body } => {
+            match whole(&mut delivery, &model.upstream, status, &headers, body).await {
+                Ok(answer) => {
+                    visit.receipt = Some(Box::new(delivery.receipt().clone()));
+                    return Ok(Sent::Answer(answer));
+                }
+                Err(stop) => stop,
             }
-            Err(stop) => stop,
-        },
+        }
         Outcome::ClientGone => {
             let _ = delivery.fail(Refusal::Internal { place: "client gone" }).await;
             return Ok(Sent::Gone);
@@ -227,4 +229,3 @@ impl Filter for Pipe<'_> {
         self.delivery.end(end, out).await;
     }
 }
-

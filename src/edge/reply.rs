@@ -15,7 +15,8 @@ use serde_json::{Value, json};
 
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 const PROBLEMS: &str = "https://paymentauth.org/problems/";
-const HINT: &str = "Pay with any offer in the WWW-Authenticate header, then send the same request again with the credential.";
+const HINT: &str =
+    "Pay with any offer in the WWW-Authenticate header, then send the same request again with the credential.";
 
 /// An answer of our own.
 #[derive(Clone, Debug)]
@@ -172,11 +173,7 @@ impl Cors {
 }
 
 /// Writes an answer whole. A client that is gone is not an error of ours.
-pub async fn send(
-    session: &mut Session,
-    answer: Answer,
-    extra: Vec<(HeaderName, HeaderValue)>,
-) -> pingora::Result<()> {
+pub async fn send(session: &mut Session, answer: Answer, extra: Vec<(HeaderName, HeaderValue)>) -> pingora::Result<()> {
     let head_only = session.req_header().method == http::Method::HEAD;
     let mut head = ResponseHeader::build(answer.status, Some(answer.headers.len() + extra.len() + 1))?;
     for (name, value) in answer.headers.into_iter().chain(extra) {
@@ -195,6 +192,7 @@ pub async fn send(
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::clock::UnixSeconds;
 

@@ -14,7 +14,10 @@ pub fn openapi(toll: &Toll, plan: &Plan) -> String {
     for route in plan.routes.values() {
         let (method, operation) = match route.surface {
             Surface::Chat => ("post", chat(toll, route)),
-            Surface::Models => ("get", json!({ "summary": "Models sold here, with prices", "responses": { "200": { "description": "OK" } } })),
+            Surface::Models => (
+                "get",
+                json!({ "summary": "Models sold here, with prices", "responses": { "200": { "description": "OK" } } }),
+            ),
         };
         paths.insert(route.path.to_string(), json!({ method: operation }));
     }

@@ -119,7 +119,7 @@ mod tests {
         let b = losses.reserve(&tier, now, Usd(60), Usd(100));
         let c = losses.reserve(&tier, now, Usd(60), Usd(100));
         assert_eq!((a.amount(), b.amount(), c.amount()), (Usd(60), Usd(40), Usd(0)));
-        drop(a.lose(Usd(10)));
+        assert_eq!(a.lose(Usd(10)), (3, Usd(10)));
         assert_eq!(losses.left(&tier, now, Usd(100)), Usd(50), "50 of the first came back, 40 are still reserved");
         drop(b);
         assert_eq!(losses.left(&tier, now, Usd(100)), Usd(90));

@@ -392,7 +392,8 @@ pub async fn offers(
     if !toll.pools.load().available(&allowed.model.pool) {
         return Err(Refusal::NoOffer { retry_after_seconds: 5, why: "no backend can take the request".to_owned() });
     }
-    if let Some(Charge::Estimate { shortfall: Shortfall::Absorb { per_call, per_day }, .. }) = allowed.route.tier.charge {
+    if let Some(Charge::Estimate { shortfall: Shortfall::Absorb { per_call, per_day }, .. }) = allowed.route.tier.charge
+    {
         let now = UnixSeconds::now();
         learn(toll, allowed.route.tier.name.as_str(), now).await.map_err(|stop| stop.refusal)?;
         let left = toll.losses.left(&allowed.route.tier.name, now, per_day).min(per_call);
@@ -513,4 +514,3 @@ impl Drop for Hold {
         }
     }
 }
-

@@ -3,8 +3,8 @@
 //! All sums are exact integers of 1e-18 USD; rounding to atoms happens once, in [`Quoted::terms`].
 
 use super::policy::Allowed;
-use crate::ids::{Generation, RailId};
 use crate::claim::Terms;
+use crate::ids::{Generation, RailId};
 use crate::money::Usd;
 use crate::refusal::Refusal;
 use crate::rules::plan::{Charge, Prices, Shortfall};

@@ -11,10 +11,10 @@ use crate::clock::UnixSeconds;
 use crate::ids;
 use crate::journal::{Entry, Receipt};
 use crate::money::{Atoms, Usd};
-use crate::openai::request::Rewrite;
 use crate::openai::error::body as openai_error;
 use crate::openai::meter::Meter;
 use crate::openai::receipt::{add_block, receipt_chunk, receipt_comment};
+use crate::openai::request::Rewrite;
 use crate::openai::usage::{Bounds, Verdict, read_json};
 use crate::refusal::Refusal;
 use crate::store::Write;
@@ -296,11 +296,11 @@ impl Delivery {
     }
 }
 
-
 /// The last event of a stream whose backend went away: clients raise it as an API error instead of taking half an answer for a
 /// whole one.
 fn cut_short() -> Bytes {
-    let body = openai_error("the backend went away in the middle of its answer", "server_error", "upstream_failed", None);
+    let body =
+        openai_error("the backend went away in the middle of its answer", "server_error", "upstream_failed", None);
     let mut frame = b"data: ".to_vec();
     frame.extend_from_slice(&body);
     frame.extend_from_slice(b"\n\n");

@@ -37,8 +37,12 @@ impl Plan {
 
     /// The other names a model answers to, sorted.
     pub fn aliases(&self, model: &PublicModel) -> Vec<String> {
-        let mut names: Vec<String> =
-            self.names.iter().filter(|(name, of)| *of == model && name.as_str() != model.as_str()).map(|(name, _)| name.clone()).collect();
+        let mut names: Vec<String> = self
+            .names
+            .iter()
+            .filter(|(name, of)| *of == model && name.as_str() != model.as_str())
+            .map(|(name, _)| name.clone())
+            .collect();
         names.sort();
         names
     }
