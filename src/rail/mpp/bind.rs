@@ -167,6 +167,9 @@ impl KeyRing {
 pub struct Opaque {
     generation: String,
     model: String,
+    /// Makes every offer its own. Wallets derive a payment from the challenge id (memo, nonce): two offers with one id, made for
+    /// one body within a second, would be answered by one and the same transaction, and the second call refused as a replay.
+    nonce: String,
     price: Usd,
     rail: String,
     route: String,
@@ -183,6 +186,7 @@ impl Opaque {
         let words = Self {
             generation: terms.generation.to_string(),
             model: terms.model.to_string(),
+            nonce: crate::ids::fresh("o"),
             price: terms.price,
             rail: terms.rail.to_string(),
             route: terms.route.to_string(),
