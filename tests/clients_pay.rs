@@ -154,19 +154,24 @@ async fn paid_streams_are_readable_by_clients_that_know_nothing_of_payments() {
     let base = bed.gate.base();
     let payer = Payer::fresh(&bed.chain, 2_000_000).await;
     let mut receipts = 0;
-    // Each run spends a proof signed for exactly the body that the client will send.
     for (script, helper) in
         [("openai-plain.mjs", false), ("openai-plain.mjs", true), ("openai_plain.py", false), ("openai_plain.py", true)]
     {
-        let body = json!({"model": "openai/gpt-oss-120b", "messages": [{"role": "user", "content": "one two three"}], "max_tokens": TOKENS, "stream": true});
-        let text = body.to_string();
-        let unpaid = raw::exchange(bed.gate.listen, &raw::post("/v1/chat/completions", &[], text.as_bytes())).await;
-        let proof = payer.pay(&unpaid).await;
-        let mut flags = vec![("base", base.as_str()), ("authorization", proof.as_str()), ("body", text.as_str())];
+        let body = json!({"model": "openai/gpt-oss-120b", "messages": [{"role": "user", "content": "one two three"}], "max_tokens": TOKENS, "stream": true}).to_string();
+        let mut flags = vec![("base", base.as_str()), ("body", body.as_str())];
         if helper {
             flags.push(("helper", "true"));
         }
-        let got = if script.ends_with(".py") { python(script, &flags).await } else { node(script, &flags).await };
+        let run = async |flags: &[(&str, &str)]| match script.ends_with(".py") {
+            true => python(script, flags).await,
+            false => node(script, flags).await,
+        };
+        // Every client writes JSON in its own way: the first, unpaid run gets the offer for exactly these bytes.
+        let unpaid = run(&flags).await;
+        let offer = unpaid["error"]["headers"]["www-authenticate"].as_str().expect("an offer");
+        let proof = payer.authorization(&payer::offer(&[offer], "tempo", "charge")).await;
+        flags.push(("authorization", &proof));
+        let got = run(&flags).await;
         assert_eq!(got["ok"], true, "{script} helper={helper}: {got}");
         assert_eq!(got["text"], TEXT, "{script} helper={helper}: {got}");
         receipts += 1;
