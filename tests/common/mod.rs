@@ -34,7 +34,7 @@ pub mod raw;
 pub use backend::{Backend, Recorded, Reply, Script, Step};
 pub use chain::{Chain, DEV, DevAccount, Fault, PATH_USD, RpcProxy, Transfer};
 pub use gate::{Gate, GateOptions};
-pub use ledger::Ledger;
+pub use ledger::{Ledger, Unseen};
 pub use payer::Payer;
 pub use raw::{Raw, RawReply};
 
