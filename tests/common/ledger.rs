@@ -115,7 +115,10 @@ impl Ledger {
             assert_eq!(paid, expected, "the transfer that a receipt names: {receipt}");
         }
         for (reference, atoms) in &books.owed {
-            assert!(payments.iter().any(|p| &p.tx == reference && p.amount == *atoms), "owed and not paid: {reference}");
+            assert!(
+                payments.iter().any(|p| &p.tx == reference && p.amount == *atoms),
+                "owed and not paid: {reference}"
+            );
         }
         assert_eq!(books.owed.len() as u64, unseen.owed, "payments that bought nothing: {books:#?}");
         assert_eq!(books.receipts, seen.receipts.len() as u64 + unseen.deliveries, "sales in the books: {books:#?}");
@@ -140,7 +143,8 @@ pub fn books(gate: &Gate) -> Books {
             Some(&"charged") => {
                 books.charged += number(after("="));
                 books.receipts += number(before("receipts")) as u64;
-                books.cut_short += number(before("of").map(|_| words.iter().rposition(|w| *w == "of").unwrap() - 1)) as u64;
+                books.cut_short +=
+                    number(before("of").map(|_| words.iter().rposition(|w| *w == "of").unwrap() - 1)) as u64;
             }
             Some(&"owed") => {
                 let reference = words[after("reference").expect(line)].to_owned();
