@@ -64,9 +64,12 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
     };
     toll.store.standing().map_err(|e| store_down(&e))?;
     let (rail, recognised) = recognise(toll, shown)?;
-    if let Some(claim) = toll.store.claim(&recognised.key).await.map_err(|e| store_down(&e))? {
-        return resume(toll, visit, quoted, claim, &recognised).await;
-    }
+    let revision = match toll.store.claim(&recognised.key).await.map_err(|e| store_down(&e))? {
+        None => 1,
+        // Somebody else's attempt with this proof came to nothing, as it had to. Its owner is not the poorer for it.
+        Some(claim) if claim.yields_to(&recognised.challenge_id) => claim.revision.saturating_add(1),
+        Some(claim) => return resume(toll, visit, quoted, claim, &recognised).await,
+    };
     let quoted = offered(toll, visit, quoted, &recognised).await?;
     if !quoted.allowed.route.accept.contains(rail.id()) {
         return Err(Refusal::InvalidChallenge { why: "this rail is not accepted here any more" }.into());
@@ -88,7 +91,7 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
     if output == 0 {
         return Err(Refusal::CapReached { retry_after_seconds: 600 }.into());
     }
-    let hold = take(toll, rail, shown, proof, terms, visit.request).await?;
+    let hold = take(toll, rail, shown, proof, terms, visit.request, revision).await?;
     Ok(Paid { quoted, hold: Some(hold), output, room })
 }
 
@@ -187,12 +190,13 @@ async fn take(
     proof: Proof,
     terms: Terms,
     request: &str,
+    revision: u64,
 ) -> Result<Hold, Stop> {
     let now = UnixSeconds::now();
     let Recognised { key, challenge_id, reference, resend, .. } = proof.recognised.clone();
     let claim = Claim {
         schema: Claim::SCHEMA,
-        revision: 1,
+        revision,
         key,
         challenge_id,
         terms,
@@ -273,6 +277,10 @@ async fn resume(
     // The key says which proof it is; the challenge says who was asked. Somebody else's proof under an offer of one's own
     // must not open somebody else's claim.
     if claim.challenge_id != recognised.challenge_id {
+        // While it is not known whose it is, nobody may be told to pay anew.
+        if let Standing::Claimed { .. } = claim.standing {
+            return Err(running_stop());
+        }
         return Err(Refusal::InvalidChallenge { why: "the payment answers another offer" }.into());
     }
     let rail = claim.terms.rail.clone();

@@ -164,17 +164,17 @@ pub fn tokens_in(reply: &RawReply) -> u64 {
         false => vec![reply.json()],
         true => events(&reply.text()),
     };
-    let mut words = 0;
-    let mut stated = Vec::new();
+    let (mut words, mut usage, mut stated) = (0, None, Vec::new());
     for event in &events {
         for choice in event["choices"].as_array().into_iter().flatten() {
             let text = choice["message"]["content"].as_str().or(choice["delta"]["content"].as_str()).unwrap_or("");
             words += text.split_whitespace().count() as u64;
         }
-        stated.extend(event["usage"]["completion_tokens"].as_u64());
+        // A running figure may stand on every chunk; the last one counts.
+        usage = event["usage"]["completion_tokens"].as_u64().or(usage);
         stated.extend(event["pontage"]["usage"]["completion_tokens"].as_u64());
     }
-    for figure in stated {
+    for figure in stated.into_iter().chain(usage) {
         assert_eq!(figure, words, "the usage stated, and the tokens delivered: {}", reply.text());
     }
     words
