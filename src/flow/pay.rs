@@ -67,10 +67,10 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
     if let Some(claim) = toll.store.claim(&recognised.key).await.map_err(|e| store_down(&e))? {
         return resume(toll, visit, quoted, claim, &recognised).await;
     }
-    let quoted = offered(toll, visit, quoted, &recognised).await?;
     if !quoted.allowed.route.accept.contains(rail.id()) {
         return Err(Refusal::InvalidChallenge { why: "this rail is not accepted here any more" }.into());
     }
+    let quoted = offered(toll, visit, quoted, &recognised).await?;
     let terms = expected(&quoted, rail.as_ref(), &recognised)?;
     let ask = Ask { terms: &terms, digest: visit.digest, description: "" };
     let proof = rail.check(shown, recognised, &ask, UnixSeconds::now()).await.inspect_err(|_| {
@@ -122,7 +122,13 @@ async fn offered(
     let Some(plan) = toll.rules.plan_of(&terms.generation) else { return Ok(Arc::clone(live)) };
     let old = quote_under(&plan, terms.route.as_str(), visit.body.clone()).await?;
     let (then, now) = (&old.allowed.model, &live.allowed.model);
-    if then.upstream != now.upstream || then.pool != now.pool {
+    // A pool that only got another name is the same place; the old name is still found there (`upstream::Pools::get`).
+    let moved = match (plan.pools.get(&then.pool), visit.plan.pools.get(&now.pool)) {
+        _ if then.pool == now.pool => false,
+        (Some(was), Some(is)) => !was.is_the_same_place(is),
+        _ => true,
+    };
+    if then.upstream != now.upstream || moved {
         return Err(Refusal::InvalidChallenge { why: "the model is served elsewhere since the offer" });
     }
     Ok(Arc::new(old))
@@ -216,7 +222,8 @@ async fn take(
         match toll.store.commit(write).await {
             Ok(Swap::Done) => {}
             Ok(Swap::Lost(_)) => return Err(running(&toll, rail.as_ref())),
-            Err(e) => return Err(store_down(&e)),
+            // It may be written: then recovery hands the payment in after the restart. Nobody may pay anew meanwhile.
+            Err(e) => return Err(Stop { claimed: true, moved: Moved::Unknown, ..store_down(&e) }),
         }
         let collected = rail.collect(&shown, &proof).await;
         conclude(&toll, rail.as_ref(), claim, collected, &request).await
