@@ -14,6 +14,7 @@ use crate::refusal::{Moved, Refusal};
 use crate::rules::Plan;
 use crate::rules::plan::{Route, Surface};
 use async_trait::async_trait;
+use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue};
 use http::{Method, header};
 use pingora::modules::http::HttpModules;
@@ -143,6 +144,8 @@ impl Gate {
                 return refusal.into();
             }
         };
+        // A reply to HEAD has no body: whatever is asked with it asks for nothing, so nothing is forwarded or spent.
+        let body = if session.req_header().method == Method::HEAD { Bytes::new() } else { body };
         let digest: [u8; 32] = Sha256::digest(&body).into();
         let plan = Arc::clone(&visit.plan);
         let quoted = match pay::quote_under(&plan, route.path.as_str(), body.clone()).await {
