@@ -75,5 +75,10 @@ name!(
 
 /// A new id that sorts by time: 32 hex digits of a UUIDv7 (RFC 9562 §5.7) behind a prefix, e.g. `rcpt_…`, `req_…`.
 pub fn fresh(prefix: &str) -> String {
-    format!("{prefix}_{}", uuid::Uuid::now_v7().simple())
+    format!("{prefix}_{}", nonce())
+}
+
+/// 32 hex digits that no other call returns: 74 random bits behind the time (UUIDv7).
+pub fn nonce() -> String {
+    uuid::Uuid::now_v7().simple().to_string()
 }

@@ -5,7 +5,7 @@
 //! wrote the challenge, not that we wrote it for *this* request: that is what `opaque` is compared for.
 
 use crate::claim::Terms;
-use crate::ids::RailId;
+use crate::ids::{self, RailId};
 use crate::money::{Atoms, Usd};
 use crate::secret::Secret;
 use ::mpp::protocol::core::ChallengeEcho;
@@ -167,6 +167,7 @@ impl KeyRing {
 pub struct Opaque {
     generation: String,
     model: String,
+    nonce: String,
     price: Usd,
     rail: String,
     route: String,
@@ -178,11 +179,13 @@ impl Opaque {
     /// The layout written here; another one is not ours.
     const VERSION: &'static str = "1";
 
-    /// What is said about these terms, as it stands on the wire. `None` only if it cannot be written.
+    /// What is said about these terms, as it stands on the wire. `None` only if it cannot be written. No two are alike: wallets
+    /// make their transaction from the challenge, so two equal offers would be paid by one transaction.
     pub fn seal(terms: &Terms) -> Option<String> {
         let words = Self {
             generation: terms.generation.to_string(),
             model: terms.model.to_string(),
+            nonce: ids::nonce(),
             price: terms.price,
             rail: terms.rail.to_string(),
             route: terms.route.to_string(),
@@ -242,6 +245,12 @@ mod tests {
             header: None,
             opaque: "",
         }
+    }
+
+    #[test]
+    fn no_two_offers_of_the_same_terms_are_alike() {
+        let terms = crate::claim::sample::claim("k", 20_000).terms;
+        assert_ne!(Opaque::seal(&terms), Opaque::seal(&terms));
     }
 
     #[test]
