@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 /// Everything `serve` was given.
@@ -56,6 +56,8 @@ pub fn catalogue(conf: &Conf) -> crate::catalogue::Catalogue {
 pub async fn run(start: Start) -> Result<(), Vec<String>> {
     let Start { conf, secrets, rules: rules_dir, accept_payee_change } = start;
     let one = |e: String| vec![e];
+    // First of all: a signal that nobody listens for would end a gate that is only starting.
+    let signals = Signals::listen().map_err(one)?;
 
     let store: Arc<dyn Store> = Arc::new(Embedded::open(&conf.store.path).map_err(|e| one(format!("store: {e}")))?);
     let ring =
@@ -139,7 +141,7 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     tokio::spawn(admin_door.run(admin_listener, always_open));
     tracing::info!(address = %conf.listen.address, admin = %conf.listen.admin, generation = %rules.plan().generation, "listening");
 
-    until_told_to_stop(&rules, &conf, &ring).await.map_err(one)?;
+    until_told_to_stop(signals, &rules, &conf, &ring).await;
     stopping.store(true, Ordering::Relaxed);
     let _ = stop.send(true);
     let _ = serving.await;
@@ -255,15 +257,31 @@ fn proxy(gate: Gate, conf: &Conf) -> HttpProxy<Gate> {
     proxy
 }
 
+/// What an operator says to a process.
+struct Signals {
+    term: Signal,
+    int: Signal,
+    hup: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, String> {
+        let on = |kind| signal(kind).map_err(|e| format!("signals: {e}"));
+        Ok(Self {
+            term: on(SignalKind::terminate())?,
+            int: on(SignalKind::interrupt())?,
+            hup: on(SignalKind::hangup())?,
+        })
+    }
+}
+
 /// SIGHUP reads the rules and `file:` secrets again; SIGTERM and SIGINT end the wait.
-async fn until_told_to_stop(rules: &Rules, conf: &Conf, ring: &KeyRing) -> Result<(), String> {
-    let on = |kind| signal(kind).map_err(|e| format!("signals: {e}"));
-    let (mut term, mut int, mut hup) =
-        (on(SignalKind::terminate())?, on(SignalKind::interrupt())?, on(SignalKind::hangup())?);
+async fn until_told_to_stop(signals: Signals, rules: &Rules, conf: &Conf, ring: &KeyRing) {
+    let Signals { mut term, mut int, mut hup } = signals;
     loop {
         tokio::select! {
-            _ = term.recv() => return Ok(()),
-            _ = int.recv() => return Ok(()),
+            _ = term.recv() => return,
+            _ = int.recv() => return,
             _ = hup.recv() => {
                 rules.reload();
                 match conf.read_secrets() {
