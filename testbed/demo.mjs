@@ -1,6 +1,6 @@
 // The story behind `make demo`, told step by step. Started by testbed/demo, which builds what it needs.
 // Everything listens on loopback and a free port; only processes started here are ended.
-import { spawn } from 'node:child_process'
+import { spawn, spawnSync } from 'node:child_process'
 import { cpSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -152,7 +152,10 @@ async function story() {
       PONTAGE_CHALLENGE_KEY: randomBytes(32).toString('hex'), PONTAGE_RECEIPT_KEY: randomBytes(32).toString('hex'),
     },
   })
-  must(await answers(gate, `http://${admin}/readyz`, 30), `the gate is not ready; it said:\n${readFileSync(log, 'utf8')}`)
+  if (!(await answers(gate, `http://${admin}/readyz`, 30))) {
+    const why = await fetch(`http://${admin}/readyz`).then((r) => r.text()).catch(() => 'no answer')
+    throw new Failed(`the gate is not ready (${why.trim()}); it said:\n${readFileSync(log, 'utf8')}`)
+  }
   say(`gate      http://${listen}  (rules from lua-free-rules/default)`)
   say(`admin     http://${admin}/metrics /readyz /status`)
   const url = `http://${listen}/v1/chat/completions`
@@ -196,6 +199,7 @@ async function story() {
     const after = await balances()
     let usage
     let block
+    let sealed
     if (stream) {
       const sse = readSse(reply.body)
       must(sse.done, 'the stream ended without [DONE]')
@@ -203,6 +207,7 @@ async function story() {
       usage = sse.usage
       block = sse.receipts[0] ?? sse.blocks[0]
       must(block, 'the stream carried no receipt')
+      sealed = sse.sealed[0]
     } else {
       const json = JSON.parse(reply.body)
       say(`answer: ${json.choices[0].message.content}`)
@@ -212,6 +217,12 @@ async function story() {
     say(`paid: ${usd(price)} in transaction ${receipt.reference}`)
     say(`receipt (Payment-Receipt): ${JSON.stringify(receipt)}`)
     if (block) say(`receipt (in the ${stream ? 'stream' : 'body'}): ${JSON.stringify(block)}`)
+    if (sealed) {
+      const { receipt_key } = await (await fetch(`http://${admin}/status`)).json()
+      const verdict = spawnSync(process.env.PONTAGE_BIN, ['receipt', 'verify', '--key', receipt_key, sealed])
+      must(verdict.status === 0, `the gate's own seal does not verify: ${verdict.stderr}`)
+      say('seal of that receipt: verified with the key from /status (pontage receipt verify)')
+    }
     if (usage) say(`used: ${usage.prompt_tokens} tokens in, ${usage.completion_tokens} out`)
     say(`payee on chain: ${usd(before.payee)} → ${usd(after.payee)}`)
     say(`payer on chain: ${usd(before.payer)} → ${usd(after.payer)}`)

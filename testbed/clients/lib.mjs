@@ -49,7 +49,7 @@ export function interesting(headers) {
 
 /** A stream taken apart by bytes, the way no SDK shows it: comments, events, receipts, text. */
 export function readSse(text) {
-  const out = { comments: [], events: [], tokens: [], usage: null, receipts: [], blocks: [], errors: [], done: false, after_done: [] }
+  const out = { comments: [], events: [], tokens: [], usage: null, receipts: [], sealed: [], blocks: [], errors: [], done: false, after_done: [] }
   for (const block of text.split(/\r\n\r\n|\n\n|\r\r/)) {
     if (block === '') continue
     let event = null
@@ -58,7 +58,8 @@ export function readSse(text) {
       if (line.startsWith(':')) {
         out.comments.push(line)
         const receipt = line.match(/^: ?pontage-receipt (\S+)/)
-        if (receipt) out.receipts.push(b64json(receipt[1]))
+        // A sealed receipt is `<base64url of JSON>.<signature>`.
+        if (receipt) { out.sealed.push(receipt[1]); out.receipts.push(b64json(receipt[1].split('.')[0])) }
       } else if (line.startsWith('event:')) event = line.slice(6).trim()
       else if (line.startsWith('data:')) data.push(line.slice(5).replace(/^ /, ''))
     }

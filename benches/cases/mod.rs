@@ -1,0 +1,150 @@
+//! The three costs the design bounds, as plain loops: `benches/challenge.rs` times one of them, `benches/instructions.rs` counts
+//! the instructions of all.
+#![allow(dead_code)]
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use pontage::chain::{B256, Chain, Head, Inclusion, Sent, Unreachable};
+use pontage::clock::UnixSeconds;
+use pontage::edge::reply::Answer;
+use pontage::flow::Stop;
+use pontage::flow::pay::quote_under;
+use pontage::ids::UpstreamModel;
+use pontage::limits::Spelling;
+use pontage::openai::meter::Meter;
+use pontage::openai::request::{Ask, Rewrite};
+use pontage::openai::usage::Bounds;
+use pontage::rail::mpp::bind::KeyRing;
+use pontage::rail::mpp::charge::{Charge, Settings};
+use pontage::rail::{Ask as PaymentAsk, Rail};
+use pontage::refusal::{Moved, Refusal};
+use pontage::rules::{self, Plan};
+use pontage::secret::Secret;
+use sha2::{Digest, Sha256};
+use std::hint::black_box;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A chain that nothing asks.
+struct Nowhere;
+
+#[async_trait]
+impl Chain for Nowhere {
+    async fn head(&self) -> Result<Head, Unreachable> {
+        Err(Unreachable { why: "no chain here" })
+    }
+    async fn inclusion(&self, _: B256) -> Result<Inclusion, Unreachable> {
+        Err(Unreachable { why: "no chain here" })
+    }
+    async fn send(&self, _: &[u8]) -> Sent {
+        Sent::Lost { why: "no chain here" }
+    }
+}
+
+/// Everything a 402 is made of, from the shipped configuration.
+pub struct Challenge {
+    plan: Plan,
+    rail: Charge,
+    body: Bytes,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Challenge {
+    /// The shipped rules, and a request of 1.2 KB.
+    pub fn prepare() -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let conf = pontage::conf::Conf::load(&root.join("conf/pontage.toml")).unwrap_or_else(|m| panic!("{m:?}"));
+        let plan = rules::load(&root.join("lua-free-rules/default"), &pontage::assemble::catalogue(&conf));
+        let settings = Settings {
+            id: "tempo/charge".into(),
+            realm: "bench.example".to_owned(),
+            chain_id: 42431,
+            currency: "0x20c0000000000000000000000000000000000000".parse().unwrap(),
+            recipient: "0x70997970C51812dc3A010C7d01b50e0d17dc79C8".parse().unwrap(),
+            accept_push: false,
+            pace: Default::default(),
+        };
+        let ring = KeyRing::new(&[Secret::new("k".repeat(32))]).unwrap();
+        let text = "The bridge was built in the year of the flood. ".repeat(23);
+        let body = format!(r#"{{"model":"openai/gpt-oss-120b","messages":[{{"role":"user","content":"{text}"}}]}}"#);
+        Self {
+            plan: plan.unwrap_or_else(|m| panic!("{m:?}")),
+            rail: Charge::new(settings, Arc::new(ring), Arc::new(Nowhere)).unwrap(),
+            body: body.into(),
+            runtime: tokio::runtime::Builder::new_current_thread().build().unwrap(),
+        }
+    }
+
+    /// Bytes of a request → the answer 402 with its offer: digest, strict reading, policy, price, MAC, headers, body.
+    pub fn run(&self) -> Answer {
+        let digest: [u8; 32] = Sha256::digest(black_box(&self.body)).into();
+        let quoted = self.runtime.block_on(quote_under(&self.plan, "/v1/chat/completions", self.body.clone())).unwrap();
+        let terms = quoted.terms(self.rail.id(), self.rail.decimals()).unwrap();
+        let ask = PaymentAsk { terms: &terms, digest, description: "openai/gpt-oss-120b on /v1/chat/completions" };
+        let offer = self.rail.offer(&ask, UnixSeconds(1_795_221_719)).unwrap();
+        let stop = Stop { refusal: Refusal::PaymentRequired, moved: Moved::No, claimed: false };
+        Answer::challenge(&stop, vec![offer])
+    }
+}
+
+/// A request of 64 KB, read, checked and rewritten.
+pub struct Reading {
+    plan: Plan,
+    body: Bytes,
+    model: UpstreamModel,
+}
+
+impl Reading {
+    /// Turns of prose with escapes.
+    pub fn prepare() -> Self {
+        let Challenge { plan, .. } = Challenge::prepare();
+        let turn = "The bridge was built in the year of the flood, and whoever crossed it paid. ".repeat(8);
+        let turns: Vec<String> =
+            (0..104).map(|_| format!(r#"{{"role":"user","content":"{turn}\n\"quoted\" caf\u00e9"}}"#)).collect();
+        let body = format!(r#"{{"model":"openai/gpt-oss-120b","stream":true,"messages":[{}]}}"#, turns.join(","));
+        Self { plan, body: body.into(), model: "gpt-oss-120b".into() }
+    }
+
+    /// One pass.
+    pub fn run(&self) -> Bytes {
+        let Some(route) = self.plan.route("/v1/chat/completions") else { panic!("the shipped route is gone") };
+        let ask = Ask::read(black_box(self.body.clone()), &route.tier.limits).unwrap();
+        ask.rewrite(&Rewrite {
+            model: &self.model,
+            max_output: 512,
+            spelling: Spelling::MaxTokens,
+            stream: true,
+            continuous_usage: true,
+        })
+    }
+}
+
+/// Events of a stream, metered.
+pub struct Metering {
+    reads: Vec<Bytes>,
+}
+
+impl Metering {
+    /// Events in one run.
+    pub const EVENTS: u64 = 1000;
+
+    /// Content chunks as vLLM sends them, in reads of 4 KB.
+    pub fn prepare() -> Self {
+        let event = "data: {\"id\":\"chatcmpl-0123456789abcdef0123456789abcdef\",\"object\":\"chat.completion.chunk\",\"created\":1795221719,\"model\":\"gpt-oss-120b\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" bridge\"},\"logprobs\":null,\"finish_reason\":null}],\"usage\":null}\n\n";
+        let stream = Bytes::from(event.repeat(1000) + "data: [DONE]\n\n");
+        let reads = (0..stream.len()).step_by(4096).map(|at| stream.slice(at..stream.len().min(at + 4096))).collect();
+        Self { reads }
+    }
+
+    /// The whole stream.
+    pub fn run(&self) -> u64 {
+        let mut out = Vec::with_capacity(64);
+        let mut meter = Meter::new(false, Bounds { choices: 1, completion: Some(1 << 20) });
+        for read in &self.reads {
+            meter.feed(black_box(read.clone()), &mut out).unwrap();
+            out.clear();
+        }
+        meter.finish();
+        meter.verdict().delivered_chunks
+    }
+}

@@ -1,0 +1,70 @@
+//! Instructions of the bounded costs, counted by valgrind: the same figure on a busy and on an idle machine, so a regression
+//! shows where times would only waver. Each case runs twice in a process of its own, N and 2N times; the difference is what
+//! the loop costs, start-up excluded.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod cases;
+
+use std::hint::black_box;
+use std::process::Command;
+
+/// Name, loops, operations in one loop.
+const CASES: [(&str, u64, u64, &str); 3] = [
+    ("challenge", 40, 1, "402 for a 1.2 KB request"),
+    ("reading", 10, 1, "read, check, rewrite 64 KB"),
+    ("metering", 5, cases::Metering::EVENTS, "one SSE event"),
+];
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, flag, case, loops] = arguments.as_slice()
+        && flag == "--run"
+    {
+        return run(case, loops.parse().unwrap());
+    }
+    let missing = || println!("instructions: valgrind is missing; install the Debian package valgrind to count them");
+    if Command::new("valgrind").arg("--version").output().is_err() {
+        return missing();
+    }
+    for (case, loops, operations, what) in CASES {
+        let (once, twice) = (count(case, loops), count(case, 2 * loops));
+        println!("{:>12} instructions  {what}", (twice - once) / (loops * operations));
+    }
+}
+
+fn run(case: &str, loops: u64) {
+    match case {
+        "challenge" => {
+            let case = cases::Challenge::prepare();
+            for _ in 0..loops {
+                black_box(case.run());
+            }
+        }
+        "reading" => {
+            let case = cases::Reading::prepare();
+            for _ in 0..loops {
+                black_box(case.run());
+            }
+        }
+        _ => {
+            let case = cases::Metering::prepare();
+            for _ in 0..loops {
+                black_box(case.run());
+            }
+        }
+    }
+}
+
+fn count(case: &str, loops: u64) -> u64 {
+    let program = std::env::current_exe().unwrap();
+    let out = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .arg(program)
+        .args(["--run", case, &loops.to_string()])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&out.stderr);
+    let collected = said.lines().find_map(|line| line.split("Collected :").nth(1));
+    let Some(collected) = collected else { panic!("valgrind counted nothing:\n{said}") };
+    collected.trim().parse().unwrap()
+}
