@@ -25,6 +25,7 @@
 
 pub mod backend;
 pub mod bed;
+pub mod bridge;
 pub mod chain;
 pub mod client;
 pub mod gate;
@@ -34,6 +35,7 @@ pub mod raw;
 
 pub use backend::{Backend, Recorded, Reply, Script, Step};
 pub use bed::Bed;
+pub use bridge::Bridge;
 pub use chain::{Chain, DEV, DevAccount, Fault, PATH_USD, RpcProxy, Transfer};
 pub use gate::{Gate, GateOptions};
 pub use ledger::{Ledger, Unseen};
