@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::bed::{Bed, CHAT, FREE, PATIENCE, ROOMY, ask, limits};
+use common::bridge::{Bridge, CHAT, FREE, PATIENCE, ROOMY, ask, limits};
 use common::{GateOptions, Raw, raw};
 use std::time::{Duration, Instant};
 
@@ -23,9 +23,9 @@ fn chunk(payload: &[u8]) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_over_the_tiers_limit_is_413_however_it_is_framed() {
-    let bed = Bed::start().await;
+    let bridge = Bridge::start().await;
     let limit = 1_048_576;
-    let mut declared = bed.connect().await;
+    let mut declared = bridge.connect().await;
     declared.send(&head(CHAT, &format!("content-length: {}\r\n", limit + 1))).await;
     let got = declared.reply(PATIENCE).await;
     assert_eq!(
@@ -35,7 +35,7 @@ async fn a_body_over_the_tiers_limit_is_413_however_it_is_framed() {
     );
     assert!(declared.closed(PATIENCE).await, "what was announced is not waited for");
 
-    let mut chunked = bed.connect().await;
+    let mut chunked = bridge.connect().await;
     chunked.send(&head(CHAT, "transfer-encoding: chunked\r\n")).await;
     let piece = chunk(&vec![b' '; 64 * 1024]);
     for _ in 0..16 {
@@ -48,17 +48,17 @@ async fn a_body_over_the_tiers_limit_is_413_however_it_is_framed() {
     // Exactly the limit is no more than the limit.
     let mut body = ask("hello").to_string();
     body.push_str(&" ".repeat(limit - body.len()));
-    assert_eq!(bed.send(&raw::post(FREE, &[], body.as_bytes())).await.status, 200);
-    assert_eq!(bed.backend.requests().len(), 1);
+    assert_eq!(bridge.send(&raw::post(FREE, &[], body.as_bytes())).await.status, 200);
+    assert_eq!(bridge.backend.requests().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_does_not_come_in_time_is_408_and_the_connection_ends() {
-    let bed = Bed::with(|o| limits(o, &format!("{ROOMY}, body_seconds = 1"))).await;
+    let bridge = Bridge::with(|o| limits(o, &format!("{ROOMY}, body_seconds = 1"))).await;
     for (framing, drop) in
         [("content-length: 100000\r\n", b" ".to_vec()), ("transfer-encoding: chunked\r\n", chunk(b" "))]
     {
-        let mut client = bed.connect().await;
+        let mut client = bridge.connect().await;
         client.send(&head(CHAT, framing)).await;
         // Every drop comes soon enough for a patience per read.
         let mut dripping = async || {
@@ -69,14 +69,14 @@ async fn a_body_that_does_not_come_in_time_is_408_and_the_connection_ends() {
         assert_eq!((got.status, got.json()["error"]["code"].as_str()), (408, Some("body_too_slow")));
         assert!(client.closed(PATIENCE).await);
     }
-    assert!(bed.backend.requests().is_empty());
+    assert!(bridge.backend.requests().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_waits_for_100_continue_gets_it_at_once_or_is_refused_without_sending() {
-    let bed = Bed::start().await;
+    let bridge = Bridge::start().await;
     let body = ask("after you").to_string();
-    let mut client = bed.connect().await;
+    let mut client = bridge.connect().await;
     client.send(&head(FREE, &format!("expect: 100-continue\r\ncontent-length: {}\r\n", body.len()))).await;
     assert!(client.until(b"HTTP/1.1 100 Continue\r\n\r\n", PATIENCE).await);
     client.send(body.as_bytes()).await;
@@ -88,7 +88,7 @@ async fn whoever_waits_for_100_continue_gets_it_at_once_or_is_refused_without_se
         ("content-length: 10\r\ncontent-type: text/plain\r\n", 415),
         ("content-length: 10\r\ntransfer-encoding: chunked\r\n", 400),
     ] {
-        let mut refused = bed.connect().await;
+        let mut refused = bridge.connect().await;
         refused.send(&head(CHAT, &format!("expect: 100-continue\r\n{more}"))).await;
         let got = refused.reply(PATIENCE).await;
         assert_eq!(got.status, status, "{more}");
@@ -99,7 +99,7 @@ async fn whoever_waits_for_100_continue_gets_it_at_once_or_is_refused_without_se
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_plain_json_is_read() {
-    let bed = Bed::start().await;
+    let bridge = Bridge::start().await;
     let body = ask("plain").to_string();
     let packed = common::backend::gzip_stored(body.as_bytes());
     for (headers, bytes, why) in [
@@ -114,51 +114,55 @@ async fn only_plain_json_is_read() {
         (vec![("content-type", "application/json; charset=utf-16")], body.as_bytes(), "another alphabet"),
         (vec![("content-type", "application/json"), ("content-type", "text/plain")], body.as_bytes(), "two types"),
     ] {
-        let got = bed.send(&raw::post(CHAT, &headers, bytes)).await;
+        let got = bridge.send(&raw::post(CHAT, &headers, bytes)).await;
         assert_eq!((got.status, got.json()["error"]["code"].as_str()), (415, Some("unsupported_media_type")), "{why}");
         assert!(got.header("www-authenticate").is_none(), "{why}");
     }
     for kind in ["application/json", "Application/JSON; Charset=\"UTF-8\""] {
-        assert_eq!(bed.send(&raw::post(CHAT, &[("content-type", kind)], body.as_bytes())).await.status, 402, "{kind}");
+        assert_eq!(
+            bridge.send(&raw::post(CHAT, &[("content-type", kind)], body.as_bytes())).await.status,
+            402,
+            "{kind}"
+        );
     }
     let untyped = format!("POST {CHAT} HTTP/1.1\r\nhost: gate\r\ncontent-length: {}\r\n\r\n{body}", body.len());
-    assert_eq!(bed.send(untyped.as_bytes()).await.status, 402, "no type is taken for JSON");
+    assert_eq!(bridge.send(untyped.as_bytes()).await.status, 402, "no type is taken for JSON");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn long_prompts_pass_whole() {
-    let bed = Bed::with(|o| limits(long_prompts(o), ROOMY)).await;
+    let bridge = Bridge::with(|o| limits(long_prompts(o), ROOMY)).await;
     for size in [100_000, 900_000] {
         let prompt: String = (0..).map(|i| format!("word{i} ")).take(size / 9).collect();
-        let got = bed.free(&ask(&prompt)).await;
+        let got = bridge.free(&ask(&prompt)).await;
         assert_eq!(got.status, 200, "{}", got.text());
-        let heard = bed.backend.last().json();
+        let heard = bridge.backend.last().json();
         assert!(heard["messages"][0]["content"] == prompt.as_str(), "{size} bytes arrived changed");
     }
     // Chunked in odd pieces it is the same text.
     let prompt = "x\u{e9}\u{1f309}".repeat(30_000);
     let body = ask(&prompt).to_string();
-    let mut client = bed.connect().await;
+    let mut client = bridge.connect().await;
     client.send(&head(FREE, "transfer-encoding: chunked\r\n")).await;
     for piece in body.as_bytes().chunks(7_919) {
         client.send(&chunk(piece)).await;
     }
     client.send(b"0\r\n\r\n").await;
     assert_eq!(client.reply(PATIENCE).await.status, 200);
-    assert!(bed.backend.last().json()["messages"][0]["content"] == prompt.as_str());
+    assert!(bridge.backend.last().json()["messages"][0]["content"] == prompt.as_str());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bodies_share_a_budget_and_whoever_is_over_it_is_told_when_to_come_back() {
-    let bed = Bed::with(|o| limits(long_prompts(o), &format!("{ROOMY}, bodies_in_flight_mib = 1"))).await;
+    let bridge = Bridge::with(|o| limits(long_prompts(o), &format!("{ROOMY}, bodies_in_flight_mib = 1"))).await;
     let body = ask(&"word ".repeat(160_000)).to_string();
     let (most, rest) = body.as_bytes().split_at(body.len() - 10);
-    let mut slow = bed.connect().await;
+    let mut slow = bridge.connect().await;
     slow.send(&head(FREE, &format!("content-length: {}\r\n", body.len()))).await;
     slow.send(most).await;
     // It is counted as it arrives, so the second is refused as soon as the first has arrived.
     let refused = common::eventually(PATIENCE, || async {
-        let got = bed.send(&raw::post(CHAT, &[], ask(&"word ".repeat(60_000)).to_string().as_bytes())).await;
+        let got = bridge.send(&raw::post(CHAT, &[], ask(&"word ".repeat(60_000)).to_string().as_bytes())).await;
         if got.status == 503 {
             assert!(got.header("retry-after").is_some_and(|s| s.parse::<u64>().is_ok()), "{:?}", got.headers);
             assert_eq!(got.json()["error"]["code"], "rate_limit_exceeded");
@@ -169,21 +173,24 @@ async fn bodies_share_a_budget_and_whoever_is_over_it_is_told_when_to_come_back(
     .await;
     assert!(refused);
     // Small ones still fit, and the first goes on as if nothing had been.
-    assert_eq!(bed.send(&raw::post(CHAT, &[], ask("small").to_string().as_bytes())).await.status, 402);
+    assert_eq!(bridge.send(&raw::post(CHAT, &[], ask("small").to_string().as_bytes())).await.status, 402);
     slow.send(rest).await;
     assert_eq!(slow.reply(PATIENCE).await.status, 200);
     drop(slow);
-    assert_eq!(bed.send(&raw::post(CHAT, &[], ask(&"word ".repeat(60_000)).to_string().as_bytes())).await.status, 402);
+    assert_eq!(
+        bridge.send(&raw::post(CHAT, &[], ask(&"word ".repeat(60_000)).to_string().as_bytes())).await.status,
+        402
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_slow_bodies_hold_no_more_memory_than_their_budget() {
-    let bed = Bed::with(|o| limits(o, &format!("{ROOMY}, bodies_in_flight_mib = 8"))).await;
-    let before = bed.resident_kib();
+    let bridge = Bridge::with(|o| limits(o, &format!("{ROOMY}, bodies_in_flight_mib = 8"))).await;
+    let before = bridge.resident_kib();
     let piece = vec![b' '; 256 * 1024];
     let mut slow: Vec<Raw> = Vec::new();
     for _ in 0..200 {
-        let mut client = bed.connect().await;
+        let mut client = bridge.connect().await;
         client.send(&head(CHAT, "content-length: 1000000\r\n")).await;
         client.try_send(&piece).await;
         slow.push(client);
@@ -201,10 +208,10 @@ async fn many_slow_bodies_hold_no_more_memory_than_their_budget() {
         }
     }
     assert!(answered.iter().all(|status| *status == 503), "{answered:?}");
-    let grown = bed.resident_kib().saturating_sub(before);
+    let grown = bridge.resident_kib().saturating_sub(before);
     assert!(grown < 32 * 1024, "{grown} KiB more with a budget of 8 MiB");
     // Whoever leaves gives its bytes back.
     drop(waiting);
-    bed.quiet().await;
-    assert_eq!(bed.send(&raw::post(FREE, &[], ask("hello").to_string().as_bytes())).await.status, 200);
+    bridge.quiet().await;
+    assert_eq!(bridge.send(&raw::post(FREE, &[], ask("hello").to_string().as_bytes())).await.status, 200);
 }

@@ -5,8 +5,8 @@
 
 mod common;
 
-use common::bed::{self, CHAT, FREE, ROOMY, limits};
-use common::{Bed, Raw, raw};
+use common::bridge::{self, CHAT, FREE, ROOMY, limits};
+use common::{Bridge, Raw, raw};
 use futures::stream::{self, StreamExt};
 use std::time::Duration;
 
@@ -24,9 +24,9 @@ struct Words {
 impl Words {
     fn of(path: &'static str, number: usize) -> Self {
         let own = format!("case {path} {number} plain");
-        let hidden = bed::ask(&format!("case {path} {number} hidden")).to_string();
+        let hidden = bridge::ask(&format!("case {path} {number} hidden")).to_string();
         let hidden = String::from_utf8(raw::post(path, &[], hidden.as_bytes())).unwrap();
-        Self { path, body: bed::ask(&own).to_string(), own, hidden }
+        Self { path, body: bridge::ask(&own).to_string(), own, hidden }
     }
 
     fn fill(&self, case: &str) -> Vec<u8> {
@@ -249,8 +249,8 @@ struct End {
     closed: bool,
 }
 
-async fn run(bed: &Bed, case: &str, words: &Words) -> End {
-    let mut client = Raw::connect(bed.gate.listen).await;
+async fn run(bridge: &Bridge, case: &str, words: &Words) -> End {
+    let mut client = Raw::connect(bridge.gate.listen).await;
     client.try_send(&words.fill(case)).await;
     // Deadlines of the gate (2 s) end what hangs; a second answer, if there were one, would come at once.
     let closed = client.closed(Duration::from_millis(3500)).await;
@@ -266,18 +266,18 @@ async fn run(bed: &Bed, case: &str, words: &Words) -> End {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_request_hides_behind_another_however_the_first_is_framed() {
-    let bed = Bed::with(|o| limits(o, &format!("{ROOMY}, header_seconds = 2, body_seconds = 2"))).await;
+    let bridge = Bridge::with(|o| limits(o, &format!("{ROOMY}, header_seconds = 2, body_seconds = 2"))).await;
     let framings = FRAMINGS.iter().map(|f| format!("POST {{path}} HTTP/1.1\r\n{{json}}{f}"));
     let cases: Vec<String> = framings.chain(LINES.iter().map(|l| (*l).to_owned())).collect();
     assert!(cases.len() >= 120, "{}", cases.len());
     for path in [FREE, CHAT] {
-        let before = bed.backend.requests().len();
+        let before = bridge.backend.requests().len();
         let runs = cases.iter().enumerate().map(|(number, case)| {
-            let (bed, words) = (&bed, Words::of(path, number));
-            async move { (run(bed, case, &words).await, words) }
+            let (bridge, words) = (&bridge, Words::of(path, number));
+            async move { (run(bridge, case, &words).await, words) }
         });
         let ends: Vec<_> = stream::iter(runs).buffer_unordered(64).collect().await;
-        let heard: Vec<_> = bed.backend.requests().split_off(before);
+        let heard: Vec<_> = bridge.backend.requests().split_off(before);
         for (end, words) in &ends {
             let End { case, statuses, seen, closed } = end;
             assert!(!statuses.is_empty() || *closed, "left hanging: {case:?}");
@@ -305,8 +305,8 @@ async fn no_request_hides_behind_another_however_the_first_is_framed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_plain_request_and_a_chunked_one_are_served_and_keep_their_connection() {
-    let bed = Bed::start().await;
-    let mut client = bed.connect().await;
+    let bridge = Bridge::start().await;
+    let mut client = bridge.connect().await;
     for number in 0..3 {
         let words = Words::of(FREE, number);
         for case in [
@@ -314,17 +314,17 @@ async fn a_plain_request_and_a_chunked_one_are_served_and_keep_their_connection(
             "POST {path} HTTP/1.1\r\n{json}transfer-encoding: chunked\r\n\r\n{chunk}{end}",
         ] {
             client.send(&words.fill(case)).await;
-            assert_eq!(client.reply(bed::PATIENCE).await.status, 200, "{case}");
+            assert_eq!(client.reply(bridge::PATIENCE).await.status, 200, "{case}");
         }
     }
-    assert_eq!(bed.backend.requests().len(), 6);
+    assert_eq!(bridge.backend.requests().len(), 6);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_head_that_does_not_end_in_time_is_hung_up_on() {
-    let bed = Bed::with(|o| limits(o, &format!("{ROOMY}, header_seconds = 1"))).await;
-    let mut silent = bed.connect().await;
-    let mut dripping = bed.connect().await;
+    let bridge = Bridge::with(|o| limits(o, &format!("{ROOMY}, header_seconds = 1"))).await;
+    let mut silent = bridge.connect().await;
+    let mut dripping = bridge.connect().await;
     dripping.send(b"POST /v1/chat/completions HTTP/1.1\r\nhost: gate\r\n").await;
     let drip = async {
         // A new line every 100 ms resets any per-read patience; only a deadline for the whole head ends this.
@@ -335,10 +335,10 @@ async fn a_head_that_does_not_end_in_time_is_hung_up_on() {
         }
         true
     };
-    let (dripped, quiet) = tokio::join!(tokio::time::timeout(bed::PATIENCE, drip), silent.closed(bed::PATIENCE));
+    let (dripped, quiet) = tokio::join!(tokio::time::timeout(bridge::PATIENCE, drip), silent.closed(bridge::PATIENCE));
     assert!(dripped.is_ok_and(|ended| ended) && quiet);
     assert!(silent.seen.is_empty(), "nobody asked anything");
     // The door is open for the next one, and a complete head lifts the deadline.
-    bed.backend.tune(|script| script.first_byte = Duration::from_millis(1500));
-    assert_eq!(bed.free(&bed::ask("hello")).await.status, 200);
+    bridge.backend.tune(|script| script.first_byte = Duration::from_millis(1500));
+    assert_eq!(bridge.free(&bridge::ask("hello")).await.status, 200);
 }

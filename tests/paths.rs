@@ -5,8 +5,8 @@
 
 mod common;
 
-use common::bed::{CHAT, FREE, PATIENCE, ROOMY, ask, limits};
-use common::{Bed, DEV, GateOptions, Payer, RawReply, raw};
+use common::bridge::{CHAT, FREE, PATIENCE, ROOMY, ask, limits};
+use common::{Bridge, DEV, GateOptions, Payer, RawReply, raw};
 use serde_json::{Value, json};
 
 /// Every way to write `path` that somebody, somewhere, takes for `path`.
@@ -111,13 +111,13 @@ fn spellings(path: &str) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_spelling_of_a_path_gets_around_the_price() {
-    let bed = Bed::start().await;
+    let bridge = Bridge::start().await;
     let body = ask("pay for me").to_string();
     let spelled = spellings(CHAT);
     assert!(spelled.len() >= 60, "{}", spelled.len());
     let mut asked = 0;
     for path in &spelled {
-        let got = bed.send(&raw::post(path, &[], body.as_bytes())).await;
+        let got = bridge.send(&raw::post(path, &[], body.as_bytes())).await;
         // 400: not a request line at all.
         assert!(matches!(got.status, 402 | 404 | 400), "{path:?}: {} {}", got.status, got.text());
         let offered = got.header("www-authenticate").is_some();
@@ -125,25 +125,25 @@ async fn no_spelling_of_a_path_gets_around_the_price() {
         asked += usize::from(offered);
     }
     assert!(asked >= 3, "a query or a fragment does not change which path is meant");
-    assert!(bed.backend.requests().is_empty(), "{:?}", bed.backend.requests());
+    assert!(bridge.backend.requests().is_empty(), "{:?}", bridge.backend.requests());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_normal_form_of_a_path_is_a_path_and_its_query_goes_nowhere() {
-    let bed = Bed::start().await;
+    let bridge = Bridge::start().await;
     let body = ask("free for all").to_string();
     for path in spellings(FREE) {
-        let before = bed.backend.requests().len();
-        let got = bed.send(&raw::post(&path, &[], body.as_bytes())).await;
+        let before = bridge.backend.requests().len();
+        let got = bridge.send(&raw::post(&path, &[], body.as_bytes())).await;
         let meant = path.split(['?', '#']).next() == Some(FREE) || got.status == 200 && path.starts_with("http://gate");
         assert_eq!(got.status == 200, meant, "{path:?}: {}", got.status);
         assert!(matches!(got.status, 200 | 404 | 400), "{path:?}: {}", got.status);
-        let heard = bed.backend.requests().split_off(before);
+        let heard = bridge.backend.requests().split_off(before);
         assert_eq!(heard.len(), usize::from(meant), "{path:?}");
         assert!(heard.iter().all(|r| r.path == "/v1/chat/completions"), "{heard:?}");
     }
     for path in spellings("/v1/models") {
-        let got = bed.send(format!("GET {path} HTTP/1.1\r\nhost: gate\r\n\r\n").as_bytes()).await;
+        let got = bridge.send(format!("GET {path} HTTP/1.1\r\nhost: gate\r\n\r\n").as_bytes()).await;
         let exact = path.split(['?', '#']).next() == Some("/v1/models");
         assert!(!exact || got.status == 200, "{path:?}: {}", got.status);
         assert!(matches!(got.status, 200 | 404 | 400), "{path:?}: {}", got.status);
@@ -152,7 +152,7 @@ async fn only_the_normal_form_of_a_path_is_a_path_and_its_query_goes_nowhere() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn methods_are_a_table_and_nothing_overrides_it() {
-    let bed = Bed::start().await;
+    let bridge = Bridge::start().await;
     let body = ask("whatever the method").to_string();
     let chat = ["POST", "HEAD"];
     let document = ["GET", "HEAD"];
@@ -169,7 +169,7 @@ async fn methods_are_a_table_and_nothing_overrides_it() {
             "GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH", "post", "get", "Post", "hEAD",
             "PROPFIND", "QUERY", "POST-", "X",
         ] {
-            let mut client = bed.connect().await;
+            let mut client = bridge.connect().await;
             let head = format!("{method} {path} HTTP/1.1\r\nhost: gate\r\ncontent-type: application/json\r\n");
             client.send(format!("{head}content-length: {}\r\n\r\n{body}", body.len()).as_bytes()).await;
             let got = client.reply_to(method, PATIENCE).await;
@@ -193,17 +193,22 @@ async fn methods_are_a_table_and_nothing_overrides_it() {
                 "{method} {CHAT} HTTP/1.1\r\nhost: gate\r\n{header}: {}\r\n",
                 if want == 405 { "POST" } else { "GET" }
             );
-            let got = bed.send(format!("{head}content-length: {}\r\n\r\n{body}", body.len()).as_bytes()).await;
+            let got = bridge.send(format!("{head}content-length: {}\r\n\r\n{body}", body.len()).as_bytes()).await;
             assert_eq!(got.status, want, "{method} with {header}");
         }
     }
-    assert_eq!(bed.backend.requests().len(), 1, "the free route was asked by POST once: {:?}", bed.backend.requests());
+    assert_eq!(
+        bridge.backend.requests().len(),
+        1,
+        "the free route was asked by POST once: {:?}",
+        bridge.backend.requests()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn head_on_a_paid_path_gives_the_402_without_its_body() {
-    let bed = Bed::start().await;
-    let mut client = bed.connect().await;
+    let bridge = Bridge::start().await;
+    let mut client = bridge.connect().await;
     client.send(format!("HEAD {CHAT} HTTP/1.1\r\nhost: gate\r\n\r\n").as_bytes()).await;
     let head = client.reply_to("HEAD", PATIENCE).await;
     assert_eq!(head.status, 402);
@@ -214,23 +219,23 @@ async fn head_on_a_paid_path_gives_the_402_without_its_body() {
     let post = client.reply(PATIENCE).await;
     assert_eq!((post.status, post.complete), (402, true));
     assert!(post.json()["error"]["message"].is_string());
-    assert!(bed.backend.requests().is_empty());
+    assert!(bridge.backend.requests().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_payment_shown_by_head_is_not_spent_on_a_reply_that_has_no_body() {
-    let bed = Bed::start().await;
-    let payer = Payer::fresh(&bed.chain, 1_000_000).await;
-    let paying = bed.paying(&payer, &ask("all of it")).await;
-    let mut client = bed.connect().await;
+    let bridge = Bridge::start().await;
+    let payer = Payer::fresh(&bridge.chain, 1_000_000).await;
+    let paying = bridge.paying(&payer, &ask("all of it")).await;
+    let mut client = bridge.connect().await;
     client.send(&[b"HEAD", &paying[4..]].concat()).await;
     let head = client.reply_to("HEAD", PATIENCE).await;
     assert!((400..500).contains(&head.status), "{}", head.status);
-    assert!(bed.backend.requests().is_empty() && bed.chain.payments_to(DEV[1].address).await.is_empty());
+    assert!(bridge.backend.requests().is_empty() && bridge.chain.payments_to(DEV[1].address).await.is_empty());
     // The same payment still buys the reply.
-    let bought = bed.send(&paying).await;
+    let bought = bridge.send(&paying).await;
     assert_eq!(bought.status, 200, "{}", bought.text());
-    assert_eq!(bed.chain.payments_to(DEV[1].address).await.len(), 1);
+    assert_eq!(bridge.chain.payments_to(DEV[1].address).await.len(), 1);
 }
 
 /// A second tier that sells a second model on a path of its own.
@@ -266,7 +271,7 @@ fn assert_policy(got: &RawReply, status: u16, code: &str, param: Option<&str>, w
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_sold_is_refused_in_openais_words_before_any_price_is_named() {
-    let bed = Bed::with(two_tiers).await;
+    let bridge = Bridge::with(two_tiers).await;
     let with = |name: &str, value: Value| {
         let mut body = ask("hello");
         body[name] = value;
@@ -313,7 +318,7 @@ async fn what_is_not_sold_is_refused_in_openais_words_before_any_price_is_named(
         (with("Model", json!("b")), 400, "invalid_value", Some("model"), "a key that some readers take for another"),
         (with("messages", json!("hello")), 400, "invalid_value", Some("messages"), "no list"),
     ] {
-        assert_policy(&bed.send(&raw::post(CHAT, &[], body.as_bytes())).await, status, code, param, why);
+        assert_policy(&bridge.send(&raw::post(CHAT, &[], body.as_bytes())).await, status, code, param, why);
     }
     for (body, why) in [
         ("{\"model\":\"a\",\"model\":\"b\"}", "a key twice"),
@@ -322,28 +327,28 @@ async fn what_is_not_sold_is_refused_in_openais_words_before_any_price_is_named(
         ("\u{feff}{}", "a byte-order mark"),
         ("{\"temperature\":NaN}", "no number"),
     ] {
-        assert_policy(&bed.send(&raw::post(CHAT, &[], body.as_bytes())).await, 400, "invalid_json", None, why);
+        assert_policy(&bridge.send(&raw::post(CHAT, &[], body.as_bytes())).await, 400, "invalid_json", None, why);
     }
-    let told = bed.send(&raw::post(CHAT, &[], with("model", json!("openai/gpt-oss-20b")).as_bytes())).await.text();
+    let told = bridge.send(&raw::post(CHAT, &[], with("model", json!("openai/gpt-oss-20b")).as_bytes())).await.text();
     assert!(told.contains("/small/chat/completions") && told.contains("$0.005"), "right path and price: {told}");
     let mut small = ask("hello");
     small["model"] = json!("openai/gpt-oss-20b");
     small["max_tokens"] = json!(101);
-    let got = bed.send(&raw::post("/small/chat/completions", &[], small.to_string().as_bytes())).await;
+    let got = bridge.send(&raw::post("/small/chat/completions", &[], small.to_string().as_bytes())).await;
     assert_policy(&got, 400, "over_limit", Some("max_tokens"), "more output than a refusing tier sells");
 
-    assert_eq!(bed.gate.metric("pontage_challenges_total", &[]).await, 0.0, "a price was named");
-    assert!(bed.backend.requests().is_empty());
+    assert_eq!(bridge.gate.metric("pontage_challenges_total", &[]).await, 0.0, "a price was named");
+    assert!(bridge.backend.requests().is_empty());
     // And the same request without its mistake is offered.
     small["max_tokens"] = json!(100);
-    let got = bed.send(&raw::post("/small/chat/completions", &[], small.to_string().as_bytes())).await;
+    let got = bridge.send(&raw::post("/small/chat/completions", &[], small.to_string().as_bytes())).await;
     assert_eq!(got.status, 402, "{}", got.text());
     assert_eq!(
-        bed.send(&raw::post(CHAT, &[], with("model", json!("gpt-oss-120b-alias")).as_bytes())).await.status,
+        bridge.send(&raw::post(CHAT, &[], with("model", json!("gpt-oss-120b-alias")).as_bytes())).await.status,
         402
     );
     assert_eq!(
-        bed.send(&raw::post(CHAT, &[], with("max_tokens", json!(1_000_000)).as_bytes())).await.status,
+        bridge.send(&raw::post(CHAT, &[], with("max_tokens", json!(1_000_000)).as_bytes())).await.status,
         402,
         "clamped"
     );

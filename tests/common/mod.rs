@@ -24,7 +24,7 @@
 )]
 
 pub mod backend;
-pub mod bed;
+pub mod bridge;
 pub mod chain;
 pub mod client;
 pub mod gate;
@@ -33,7 +33,7 @@ pub mod payer;
 pub mod raw;
 
 pub use backend::{Backend, Recorded, Reply, Script, Step};
-pub use bed::Bed;
+pub use bridge::Bridge;
 pub use chain::{Chain, DEV, DevAccount, Fault, PATH_USD, RpcProxy, Transfer};
 pub use gate::{Gate, GateOptions};
 pub use ledger::Ledger;

@@ -12,7 +12,7 @@ pub const FREE: &str = "/free/chat/completions";
 /// What any single step of a test may take.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-pub struct Bed {
+pub struct Bridge {
     pub chain: Chain,
     pub backend: Backend,
     pub gate: Gate,
@@ -34,7 +34,7 @@ pub fn limits(options: GateOptions, limits: &str) -> GateOptions {
     options.conf_edit("grace_seconds = 5", &format!("grace_seconds = 5\nlimits = {{ {limits} }}"))
 }
 
-impl Bed {
+impl Bridge {
     pub async fn start() -> Self {
         Self::with(|options| limits(options, ROOMY)).await
     }
