@@ -23,6 +23,7 @@
     unreachable_pub
 )]
 
+pub mod aimock;
 pub mod backend;
 pub mod chain;
 pub mod client;
@@ -31,6 +32,7 @@ pub mod ledger;
 pub mod payer;
 pub mod raw;
 
+pub use aimock::Aimock;
 pub use backend::{Backend, Recorded, Reply, Script, Step};
 pub use chain::{Chain, DEV, DevAccount, Fault, PATH_USD, RpcProxy, Transfer};
 pub use gate::{Gate, GateOptions};
