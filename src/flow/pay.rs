@@ -6,7 +6,7 @@
 use super::loss::{Losses, Room};
 use super::price::Quoted;
 use super::{Stop, Toll, parse, policy, price};
-use crate::claim::{Claim, Denied, Op, Standing, Terms};
+use crate::claim::{Claim, ClaimKey, Denied, Op, Standing, Terms};
 use crate::clock::UnixSeconds;
 use crate::journal::{Entry, Receipt};
 use crate::money::Usd;
@@ -67,10 +67,10 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
     if let Some(claim) = toll.store.claim(&recognised.key).await.map_err(|e| store_down(&e))? {
         return resume(toll, visit, quoted, claim, &recognised).await;
     }
-    let quoted = offered(toll, visit, quoted, &recognised).await?;
     if !quoted.allowed.route.accept.contains(rail.id()) {
         return Err(Refusal::InvalidChallenge { why: "this rail is not accepted here any more" }.into());
     }
+    let quoted = offered(toll, visit, quoted, &recognised).await?;
     let terms = expected(&quoted, rail.as_ref(), &recognised)?;
     let ask = Ask { terms: &terms, digest: visit.digest, description: "" };
     let proof = rail.check(shown, recognised, &ask, UnixSeconds::now()).await.inspect_err(|_| {
@@ -122,7 +122,13 @@ async fn offered(
     let Some(plan) = toll.rules.plan_of(&terms.generation) else { return Ok(Arc::clone(live)) };
     let old = quote_under(&plan, terms.route.as_str(), visit.body.clone()).await?;
     let (then, now) = (&old.allowed.model, &live.allowed.model);
-    if then.upstream != now.upstream || then.pool != now.pool {
+    // A pool that only got another name is the same place; the old name is still found there (`upstream::Pools::get`).
+    let moved = match (plan.pools.get(&then.pool), visit.plan.pools.get(&now.pool)) {
+        _ if then.pool == now.pool => false,
+        (Some(was), Some(is)) => !was.is_the_same_place(is),
+        _ => true,
+    };
+    if then.upstream != now.upstream || moved {
         return Err(Refusal::InvalidChallenge { why: "the model is served elsewhere since the offer" });
     }
     Ok(Arc::new(old))
@@ -204,8 +210,10 @@ async fn take(
         collect_until: proof.collect_until,
         paid_at: None,
     };
-    let (toll, rail, shown, request) = (Arc::clone(toll), Arc::clone(rail), shown.clone(), request.to_owned());
+    let key = claim.key.clone();
+    let (own, rail, shown, request) = (Arc::clone(toll), Arc::clone(rail), shown.clone(), request.to_owned());
     let work = async move {
+        let toll = own;
         let entry = Entry::Claimed {
             key: claim.key.0.clone(),
             amount: claim.terms.amount,
@@ -216,14 +224,31 @@ async fn take(
         match toll.store.commit(write).await {
             Ok(Swap::Done) => {}
             Ok(Swap::Lost(_)) => return Err(running(&toll, rail.as_ref())),
-            Err(e) => return Err(store_down(&e)),
+            // It may be written: then recovery hands the payment in after the restart. Nobody may pay anew meanwhile.
+            Err(e) => return Err(Stop { claimed: true, moved: Moved::Unknown, ..store_down(&e) }),
         }
         let collected = rail.collect(&shown, &proof).await;
         conclude(&toll, rail.as_ref(), claim, collected, &request).await
     };
-    match tokio::spawn(work).await {
+    to_its_end(toll, &key, work).await
+}
+
+/// Runs a step that must not stop half-way in a task of its own: when the client leaves, its hold is dropped with the result and
+/// gives itself back. A step that panics leaves its claim to the recovery.
+async fn to_its_end(
+    toll: &Arc<Toll>,
+    key: &ClaimKey,
+    step: impl Future<Output = Result<Hold, Stop>> + Send + 'static,
+) -> Result<Hold, Stop> {
+    match tokio::spawn(step).await {
         Ok(result) => result,
-        Err(_) => Err(Stop { refusal: Refusal::Internal { place: "pay: task" }, moved: Moved::Unknown, claimed: true }),
+        Err(_) => {
+            tracing::error!(claim = %key.0, "a payment's own task broke off");
+            if let Ok(Some(claim)) = toll.store.claim(key).await {
+                super::recover::follow(Arc::clone(toll), claim);
+            }
+            Err(unknown())
+        }
     }
 }
 
@@ -306,8 +331,13 @@ async fn resume(
         let moved = claim.redeem_until().map_or(Moved::Unknown, |until| Moved::Redeemable { until });
         return Err(Stop { refusal: Refusal::NothingAsked, moved, claimed: true });
     }
-    let claim = advance(toll, &claim, redeem, now).await?;
-    let hold = Hold { toll: Arc::clone(toll), claim, request: visit.request.to_owned(), open: true };
+    let key = claim.key.clone();
+    let (own, request) = (Arc::clone(toll), visit.request.to_owned());
+    let step = async move {
+        let claim = advance(&own, &claim, redeem, now).await?;
+        Ok(Hold { toll: own, claim, request, open: true })
+    };
+    let hold = to_its_end(toll, &key, step).await?;
     count("redeemed");
     let room = match room(toll, quoted, Cap::PastDue).await {
         Ok(room) => room,

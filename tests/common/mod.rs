@@ -25,6 +25,7 @@
 
 pub mod aimock;
 pub mod backend;
+pub mod bridge;
 pub mod chain;
 pub mod client;
 pub mod gate;
@@ -34,6 +35,7 @@ pub mod raw;
 
 pub use aimock::Aimock;
 pub use backend::{Backend, Recorded, Reply, Script, Step};
+pub use bridge::Bridge;
 pub use chain::{Chain, DEV, DevAccount, Fault, PATH_USD, RpcProxy, Transfer};
 pub use gate::{Gate, GateOptions};
 pub use ledger::Ledger;
