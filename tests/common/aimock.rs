@@ -169,7 +169,7 @@ fn fixtures_at_start() -> Vec<Value> {
         always(REFUSED),
         json!({"match": first(HUNG_UP), "response": answer(TEXT), "chaos": {"disconnectRate": 1}}),
         always(HUNG_UP),
-        // It breaks off with its eighth chunk, the first being the role. Without pauses nothing would leave it at all.
+        // It breaks off with its seventh chunk, the first being the role. Without pauses nothing would leave it at all.
         json!({
             "match": {"userMessage": CUT}, "response": answer(&format!("{HALF} seven eight nine ten")),
             "chunkSize": 4, "latency": 20, "truncateAfterChunks": 7,
