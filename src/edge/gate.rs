@@ -331,7 +331,7 @@ impl ProxyHttp for Gate {
         tracing::info!(
             target: "access",
             request = %visit.request,
-            client = ?visit.client,
+            client = visit.client.map(tracing::field::display),
             method = %method_label(&session.req_header().method),
             route = %visit.route,
             status = visit.status,
