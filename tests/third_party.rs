@@ -403,6 +403,36 @@ async fn aimocks_429_reaches_the_payer_with_its_type_and_its_wait_and_the_paymen
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_success_that_aimock_garbles_is_not_sold() {
+    let bed = Bed::open(|o| o).await;
+    let payer = bed.payer().await;
+    let mut receipts = Vec::new();
+    for stream in [false, true] {
+        let prompt = if stream { "garble a stream" } else { "garble an answer" };
+        for fixture in [
+            json!({"match": {"userMessage": prompt, "sequenceIndex": 0}, "response": {"content": TEXT}, "chaos": {"malformedRate": 1}}),
+            json!({"match": {"userMessage": prompt}, "response": {"content": TEXT}}),
+        ] {
+            bed.aimock.add(fixture).await;
+        }
+        let body = ask(prompt, stream);
+        let (garbled, proof) = bed.buy(&payer, &[], &body).await;
+        let text = garbled.text();
+        assert_eq!(bed.aimock.last().await.status(), 200);
+        assert_eq!(
+            (garbled.status, garbled.json()["error"]["code"].as_str()),
+            (502, Some("upstream_failed")),
+            "{text}"
+        );
+        assert!(!text.contains("chaos"), "{text}");
+        let served = bed.show(&[("authorization", &proof)], &body).await;
+        assert_eq!(served.status, 200, "{}", served.text());
+        receipts.push(payer::unpack(served.header("payment-receipt").expect("a receipt")));
+    }
+    bed.close(&receipts, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_key_at_aimock_is_the_operators_alarm_and_the_payment_waits_for_the_right_one() {
     let mut bed = Bed::open(|o| o.env("UPSTREAM_KEY", "sk-not-this-one")).await;
     let payer = bed.payer().await;
