@@ -23,6 +23,7 @@
     unreachable_pub
 )]
 
+pub mod aimock;
 pub mod backend;
 pub mod bridge;
 pub mod chain;
@@ -32,6 +33,7 @@ pub mod ledger;
 pub mod payer;
 pub mod raw;
 
+pub use aimock::Aimock;
 pub use backend::{Backend, Recorded, Reply, Script, Step};
 pub use bridge::Bridge;
 pub use chain::{Chain, DEV, DevAccount, Fault, PATH_USD, RpcProxy, Transfer};
