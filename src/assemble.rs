@@ -22,10 +22,7 @@ use crate::store::Store;
 use crate::store::embedded::Embedded;
 use crate::upstream::Pools;
 use arc_swap::ArcSwap;
-use pingora::apps::HttpServerOptions;
 use pingora::apps::http_app::HttpServer;
-use pingora::proxy::HttpProxy;
-use pingora::server::configuration::ServerConf;
 use pingora_limits::rate::Rate;
 use std::path::Path;
 use std::sync::Arc;
@@ -123,7 +120,7 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     let guests = Arc::new(Guests::default());
     let gate = gate(&conf, &toll, &signet, connector, &guests, &stopping);
     let door = Arc::new(Door {
-        app: Arc::new(proxy(gate, &conf)),
+        app: Arc::new(gate.into_proxy(conf.listen.tls.is_none(), conf.listen.limits.h2_streams)),
         guests: Arc::clone(&guests),
         limits: DoorLimits {
             per_ip: conf.listen.limits.connections_per_ip,
@@ -251,25 +248,6 @@ fn gate(
         cors: Cors(conf.listen.cors.clone()),
         stopping: Arc::clone(stopping),
     }
-}
-
-/// Pingora's proxy around the gate, with HTTP/2 bounded (H8) and HTTP/2 without TLS for callers that know they may.
-fn proxy(gate: Gate, conf: &Conf) -> HttpProxy<Gate> {
-    let mut proxy = HttpProxy::new(gate, Arc::new(ServerConf::default()));
-    proxy.handle_init_modules();
-    let mut options = HttpServerOptions::default();
-    options.h2c = conf.listen.tls.is_none();
-    options.keepalive_request_limit = Some(10_000);
-    options.h2_idle_timeout = Some(Duration::from_secs(KEEP_ALIVE_SECONDS));
-    proxy.server_options = Some(options);
-    let mut h2 = pingora::protocols::http::v2::server::H2Options::default();
-    h2.max_concurrent_streams(conf.listen.limits.h2_streams)
-        .max_header_list_size(64 * 1024)
-        .max_pending_accept_reset_streams(20)
-        .max_concurrent_reset_streams(10)
-        .max_local_error_reset_streams(Some(32));
-    proxy.h2_options = Some(h2);
-    proxy
 }
 
 /// What an operator says to a process.

@@ -64,7 +64,8 @@ pub enum Verdict {
 pub enum Flow {
     /// Next chunk.
     Go,
-    /// Send what was given, close the upstream, and finish.
+    /// Send what was given, close the upstream, and finish; when nothing was sent so far and nothing given, the exchange has
+    /// failed and is not finished.
     Stop,
 }
 
@@ -218,6 +219,7 @@ async fn stream(
     match &how {
         How::ClientGone if mouth.is_shut() => return Outcome::ClientGone,
         How::Upstream(refusal) if mouth.is_shut() => return Outcome::Failed(refusal.clone()),
+        How::Stopped if mouth.is_shut() => return Outcome::Failed(stopped_at_once()),
         How::Complete if !arrived => return Outcome::Failed(nothing_came()),
         _ => {}
     }
@@ -306,6 +308,10 @@ async fn next(session: &mut Session, opened: &mut Opened, clock: &Clock) -> Resu
 
 fn nothing_came() -> Refusal {
     Refusal::UpstreamFailed { why: "its answer ended before it began" }
+}
+
+fn stopped_at_once() -> Refusal {
+    Refusal::UpstreamFailed { why: "its answer failed before it began" }
 }
 
 /// Why the exchange cannot go on.

@@ -14,11 +14,15 @@ use crate::refusal::{Moved, Refusal};
 use crate::rules::Plan;
 use crate::rules::plan::{Route, Surface};
 use async_trait::async_trait;
+use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue};
 use http::{Method, header};
+use pingora::apps::HttpServerOptions;
 use pingora::modules::http::HttpModules;
 use pingora::prelude::{Error, ErrorType, HttpPeer, Result};
-use pingora::proxy::{FailToProxy, ProxyHttp, Session};
+use pingora::protocols::http::v2::server::H2Options;
+use pingora::proxy::{FailToProxy, HttpProxy, ProxyHttp, Session};
+use pingora::server::configuration::ServerConf;
 use pingora_limits::rate::Rate;
 use sha2::{Digest, Sha256};
 use std::net::IpAddr;
@@ -80,6 +84,25 @@ impl From<Refusal> for Outcome {
 }
 
 impl Gate {
+    /// Pingora's proxy around the gate, with HTTP/2 bounded (H8). `plain_h2`: HTTP/2 also without TLS, for callers that know they may.
+    pub fn into_proxy(self, plain_h2: bool, h2_streams: u32) -> HttpProxy<Self> {
+        let mut proxy = HttpProxy::new(self, Arc::new(ServerConf::default()));
+        proxy.handle_init_modules();
+        let mut options = HttpServerOptions::default();
+        options.h2c = plain_h2;
+        options.keepalive_request_limit = Some(10_000);
+        options.h2_idle_timeout = Some(Duration::from_secs(KEEP_ALIVE_SECONDS));
+        proxy.server_options = Some(options);
+        let mut h2 = H2Options::default();
+        h2.max_concurrent_streams(h2_streams)
+            .max_header_list_size(64 * 1024)
+            .max_pending_accept_reset_streams(20)
+            .max_concurrent_reset_streams(10)
+            .max_local_error_reset_streams(Some(32));
+        proxy.h2_options = Some(h2);
+        proxy
+    }
+
     async fn serve(&self, session: &mut Session, visit: &mut Visit) -> Outcome {
         if self.stopping.load(Ordering::Relaxed) {
             session.set_keepalive(None);
@@ -143,6 +166,8 @@ impl Gate {
                 return refusal.into();
             }
         };
+        // A reply to HEAD has no body: whatever is asked with it asks for nothing, so nothing is forwarded or spent.
+        let body = if session.req_header().method == Method::HEAD { Bytes::new() } else { body };
         let digest: [u8; 32] = Sha256::digest(&body).into();
         let plan = Arc::clone(&visit.plan);
         let quoted = match pay::quote_under(&plan, route.path.as_str(), body.clone()).await {
@@ -306,7 +331,7 @@ impl ProxyHttp for Gate {
         tracing::info!(
             target: "access",
             request = %visit.request,
-            client = ?visit.client,
+            client = visit.client.map(tracing::field::display),
             method = %method_label(&session.req_header().method),
             route = %visit.route,
             status = visit.status,

@@ -6,7 +6,7 @@
 use super::loss::{Losses, Room};
 use super::price::Quoted;
 use super::{Stop, Toll, parse, policy, price};
-use crate::claim::{Claim, Denied, Op, Standing, Terms};
+use crate::claim::{Claim, ClaimKey, Denied, Op, Standing, Terms};
 use crate::clock::UnixSeconds;
 use crate::journal::{Entry, Receipt};
 use crate::money::Usd;
@@ -210,8 +210,10 @@ async fn take(
         collect_until: proof.collect_until,
         paid_at: None,
     };
-    let (toll, rail, shown, request) = (Arc::clone(toll), Arc::clone(rail), shown.clone(), request.to_owned());
+    let key = claim.key.clone();
+    let (own, rail, shown, request) = (Arc::clone(toll), Arc::clone(rail), shown.clone(), request.to_owned());
     let work = async move {
+        let toll = own;
         let entry = Entry::Claimed {
             key: claim.key.0.clone(),
             amount: claim.terms.amount,
@@ -228,9 +230,25 @@ async fn take(
         let collected = rail.collect(&shown, &proof).await;
         conclude(&toll, rail.as_ref(), claim, collected, &request).await
     };
-    match tokio::spawn(work).await {
+    to_its_end(toll, &key, work).await
+}
+
+/// Runs a step that must not stop half-way in a task of its own: when the client leaves, its hold is dropped with the result and
+/// gives itself back. A step that panics leaves its claim to the recovery.
+async fn to_its_end(
+    toll: &Arc<Toll>,
+    key: &ClaimKey,
+    step: impl Future<Output = Result<Hold, Stop>> + Send + 'static,
+) -> Result<Hold, Stop> {
+    match tokio::spawn(step).await {
         Ok(result) => result,
-        Err(_) => Err(Stop { refusal: Refusal::Internal { place: "pay: task" }, moved: Moved::Unknown, claimed: true }),
+        Err(_) => {
+            tracing::error!(claim = %key.0, "a payment's own task broke off");
+            if let Ok(Some(claim)) = toll.store.claim(key).await {
+                super::recover::follow(Arc::clone(toll), claim);
+            }
+            Err(unknown())
+        }
     }
 }
 
@@ -313,8 +331,13 @@ async fn resume(
         let moved = claim.redeem_until().map_or(Moved::Unknown, |until| Moved::Redeemable { until });
         return Err(Stop { refusal: Refusal::NothingAsked, moved, claimed: true });
     }
-    let claim = advance(toll, &claim, redeem, now).await?;
-    let hold = Hold { toll: Arc::clone(toll), claim, request: visit.request.to_owned(), open: true };
+    let key = claim.key.clone();
+    let (own, request) = (Arc::clone(toll), visit.request.to_owned());
+    let step = async move {
+        let claim = advance(&own, &claim, redeem, now).await?;
+        Ok(Hold { toll: own, claim, request, open: true })
+    };
+    let hold = to_its_end(toll, &key, step).await?;
     count("redeemed");
     let room = match room(toll, quoted, Cap::PastDue).await {
         Ok(room) => room,

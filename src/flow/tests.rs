@@ -2,6 +2,7 @@
 //! `Delivery` that a chain and a disk can force, without either.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod dropped;
 mod faults;
 mod offers;
 mod paths;
@@ -62,6 +63,8 @@ accept = ["tempo/charge"]
 struct Fake {
     id: RailId,
     up: AtomicBool,
+    /// `collect` panics.
+    breaks: AtomicBool,
     /// What `collect` finds, in order; then always `Paid`.
     collected: Mutex<VecDeque<Collected>>,
     /// What `look` finds, in order; then always `Unknown`.
@@ -77,6 +80,7 @@ impl Fake {
         Arc::new(Self {
             id: id.into(),
             up: AtomicBool::new(true),
+            breaks: AtomicBool::new(false),
             collected: Mutex::default(),
             looked: Mutex::default(),
             collects: AtomicUsize::new(0),
@@ -152,6 +156,7 @@ impl Rail for Fake {
     }
     async fn collect(&self, _shown: &Shown, _proof: &Proof) -> Collected {
         self.collects.fetch_add(1, Ordering::SeqCst);
+        assert!(!self.breaks.load(Ordering::SeqCst), "a defect of a rail, as the test asked");
         let _ = self.open.subscribe().wait_for(|open| *open).await;
         self.collected.lock().unwrap().pop_front().unwrap_or(Collected::Paid)
     }

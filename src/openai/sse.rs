@@ -153,6 +153,10 @@ impl<'a> Frame<'a> {
             let name = value.trim_ascii();
             self.payment |= name.get(..8).is_some_and(|start| start.eq_ignore_ascii_case(b"payment-"));
             self.error |= name == b"error";
+        } else if let Some(comment) = line.strip_prefix(b":") {
+            // The receipt of a stream is a comment (`openai/receipt.rs`), so a comment can pose as one.
+            let start = comment.trim_ascii_start().get(..15);
+            self.payment |= start.is_some_and(|start| start.eq_ignore_ascii_case(b"pontage-receipt"));
         }
     }
 }
@@ -224,6 +228,9 @@ mod tests {
             ("event:payment-need-voucher\rdata: {}\r\r", false, say("{}"), true, "with CR"),
             ("event:  Payment-Receipt \ndata: {}\n\n", false, say("{}"), true, "as a sloppy client reads it"),
             ("event: x\nevent: payment-x\nevent: y\n\n", false, None, true, "one of several names"),
+            (": pontage-receipt e30\n\n", false, None, true, "a forged receipt of ours"),
+            ("data: x\n:Pontage-Receipt e30\n\n", false, say("x"), true, "beside content"),
+            (": about a pontage-receipt\n\n", false, None, false, "a comment that speaks of it"),
             ("data: event: payment-receipt\n\n", false, say("event: payment-receipt"), false, "text that speaks of it"),
         ] {
             let got = Frame::read(frame.as_bytes(), first);

@@ -24,6 +24,7 @@
 )]
 
 pub mod backend;
+pub mod bridge;
 pub mod chain;
 pub mod client;
 pub mod gate;
@@ -32,6 +33,7 @@ pub mod payer;
 pub mod raw;
 
 pub use backend::{Backend, Recorded, Reply, Script, Step};
+pub use bridge::Bridge;
 pub use chain::{Chain, DEV, DevAccount, Fault, PATH_USD, RpcProxy, Transfer};
 pub use gate::{Gate, GateOptions};
 pub use ledger::Ledger;
