@@ -7,8 +7,9 @@ use crate::conf::{Conf, RailConf, RailKind, Secrets};
 use crate::edge::admin::Admin;
 use crate::edge::body::Budget;
 use crate::edge::door::{Door, DoorLimits, Guests, tls};
+use crate::edge::flood::{Flood, UnpaidLimits};
 use crate::edge::forward::Connector;
-use crate::edge::gate::{Gate, KEEP_ALIVE_SECONDS, UnpaidLimits};
+use crate::edge::gate::{Gate, KEEP_ALIVE_SECONDS};
 use crate::edge::reply::Cors;
 use crate::flow::Toll;
 use crate::flow::loss::Losses;
@@ -23,7 +24,6 @@ use crate::store::embedded::Embedded;
 use crate::upstream::Pools;
 use arc_swap::ArcSwap;
 use pingora::apps::http_app::HttpServer;
-use pingora_limits::rate::Rate;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -47,6 +47,21 @@ pub struct Start {
 /// What this build and this configuration offer to rules.
 pub fn catalogue(conf: &Conf) -> crate::catalogue::Catalogue {
     conf.catalogue()
+}
+
+/// What `serve` would stumble over after the gate's own secrets: the rails' and pools' secrets, and the rules. Opens nothing;
+/// said together with the rest, so that nobody mends a first start one variable at a time.
+pub fn mistakes(conf: &Conf, rules: &Path) -> Vec<String> {
+    let rpc = |section: &RailConf| {
+        let RailKind::MppTempo(tempo) = &section.kind;
+        tempo.rpc.read().err().map(|e| format!("rail.{}.rpc: {e}", section.name))
+    };
+    let mut found: Vec<_> = conf.rails.iter().filter_map(rpc).collect();
+    match crate::rules::load(rules, &catalogue(conf)) {
+        Ok(plan) => found.extend(Pools::build(&plan.pools, None).err().unwrap_or_default()),
+        Err(mistakes) => found.extend(mistakes.iter().map(ToString::to_string)),
+    }
+    found
 }
 
 /// Runs a gate until SIGTERM or SIGINT. The error is every reason it could not start.
@@ -227,9 +242,10 @@ fn gate(
         guests: Arc::clone(guests),
         budget: Budget::new(limits.bodies_in_flight_mib.saturating_mul(1024 * 1024)),
         body_wait: Duration::from_secs(limits.body_seconds),
-        unpaid: UnpaidLimits { per_ip: count(limits.unpaid_per_ip_per_second), total: count(limits.unpaid_per_second) },
-        rates: Rate::new(Duration::from_secs(1)),
-        total_rate: Rate::new(Duration::from_secs(1)),
+        flood: Flood::new(UnpaidLimits {
+            per_ip: count(limits.unpaid_per_ip_per_second),
+            total: count(limits.unpaid_per_second),
+        }),
         cors: Cors(conf.listen.cors.clone()),
         stopping: Arc::clone(stopping),
     }

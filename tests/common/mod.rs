@@ -23,6 +23,7 @@
     unreachable_pub
 )]
 
+pub mod aimock;
 pub mod backend;
 pub mod bed;
 pub mod bridge;
@@ -33,6 +34,7 @@ pub mod ledger;
 pub mod payer;
 pub mod raw;
 
+pub use aimock::Aimock;
 pub use backend::{Backend, Recorded, Reply, Script, Step};
 pub use bed::Bed;
 pub use bridge::Bridge;
