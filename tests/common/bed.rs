@@ -12,6 +12,8 @@ pub const PRICE: u128 = 20_000;
 pub const CHAT: &str = "/v1/chat/completions";
 /// What the gate asks the chain by itself, again and again: not for any request.
 const WATCH: [&str; 2] = ["eth_chainId", "eth_getBlockByNumber"];
+/// One address sends more here than an operator would bear; `flood.rs` is about that.
+const UNLIMITED: &str = "threads = 2\nlimits = { unpaid_per_ip_per_second = 100000, unpaid_per_second = 100000, connections_per_ip = 1000 }";
 
 pub struct Bed {
     pub chain: Chain,
@@ -31,7 +33,8 @@ impl Bed {
         let chain = Chain::start().await;
         let rpc = RpcProxy::start(&chain.url()).await;
         let backend = Backend::start(Script::default()).await;
-        let gate = Gate::start(change(GateOptions::new(&rpc.url(), &backend.url()))).await;
+        let options = GateOptions::new(&rpc.url(), &backend.url()).conf_edit("threads = 2", UNLIMITED);
+        let gate = Gate::start(change(options)).await;
         let ledger = Ledger::open(&chain, &backend, DEV[1].address).await;
         Self { chain, rpc, backend, gate, ledger }
     }
