@@ -175,8 +175,8 @@ public_url = "http://{listen}"
 admin = "{admin}"
 threads = 2
 [listen.limits]
-unpaid_per_ip_per_second = 10000000
-unpaid_per_second = 10000000
+unpaid_per_ip_per_second = 1000000
+unpaid_per_second = 1000000
 [secrets]
 challenge_keys = ["env:PONTAGE_CHALLENGE_KEY"]
 receipt_key = "env:PONTAGE_RECEIPT_KEY"

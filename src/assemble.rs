@@ -7,8 +7,9 @@ use crate::conf::{Conf, RailConf, RailKind, Secrets};
 use crate::edge::admin::Admin;
 use crate::edge::body::Budget;
 use crate::edge::door::{Door, DoorLimits, Guests, tls};
+use crate::edge::flood::{Flood, UnpaidLimits};
 use crate::edge::forward::Connector;
-use crate::edge::gate::{Gate, KEEP_ALIVE_SECONDS, UnpaidLimits};
+use crate::edge::gate::{Gate, KEEP_ALIVE_SECONDS};
 use crate::edge::reply::Cors;
 use crate::flow::Toll;
 use crate::flow::loss::Losses;
@@ -22,17 +23,13 @@ use crate::store::Store;
 use crate::store::embedded::Embedded;
 use crate::upstream::Pools;
 use arc_swap::ArcSwap;
-use pingora::apps::HttpServerOptions;
 use pingora::apps::http_app::HttpServer;
-use pingora::proxy::HttpProxy;
-use pingora::server::configuration::ServerConf;
-use pingora_limits::rate::Rate;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 /// Everything `serve` was given.
@@ -56,6 +53,8 @@ pub fn catalogue(conf: &Conf) -> crate::catalogue::Catalogue {
 pub async fn run(start: Start) -> Result<(), Vec<String>> {
     let Start { conf, secrets, rules: rules_dir, accept_payee_change } = start;
     let one = |e: String| vec![e];
+    // First of all: a signal that nobody listens for would end a gate that is only starting.
+    let signals = Signals::listen().map_err(one)?;
 
     let store: Arc<dyn Store> = Arc::new(Embedded::open(&conf.store.path).map_err(|e| one(format!("store: {e}")))?);
     let ring =
@@ -106,7 +105,7 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     let guests = Arc::new(Guests::default());
     let gate = gate(&conf, &toll, &signet, connector, &guests, &stopping);
     let door = Arc::new(Door {
-        app: Arc::new(proxy(gate, &conf)),
+        app: Arc::new(gate.into_proxy(conf.listen.tls.is_none(), conf.listen.limits.h2_streams)),
         guests: Arc::clone(&guests),
         limits: DoorLimits {
             per_ip: conf.listen.limits.connections_per_ip,
@@ -139,7 +138,7 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     tokio::spawn(admin_door.run(admin_listener, always_open));
     tracing::info!(address = %conf.listen.address, admin = %conf.listen.admin, generation = %rules.plan().generation, "listening");
 
-    until_told_to_stop(&rules, &conf, &ring).await.map_err(one)?;
+    until_told_to_stop(signals, &rules, &conf, &ring).await;
     stopping.store(true, Ordering::Relaxed);
     let _ = stop.send(true);
     let _ = serving.await;
@@ -228,42 +227,40 @@ fn gate(
         guests: Arc::clone(guests),
         budget: Budget::new(limits.bodies_in_flight_mib.saturating_mul(1024 * 1024)),
         body_wait: Duration::from_secs(limits.body_seconds),
-        unpaid: UnpaidLimits { per_ip: count(limits.unpaid_per_ip_per_second), total: count(limits.unpaid_per_second) },
-        rates: Rate::new(Duration::from_secs(1)),
-        total_rate: Rate::new(Duration::from_secs(1)),
+        flood: Flood::new(UnpaidLimits {
+            per_ip: count(limits.unpaid_per_ip_per_second),
+            total: count(limits.unpaid_per_second),
+        }),
         cors: Cors(conf.listen.cors.clone()),
         stopping: Arc::clone(stopping),
     }
 }
 
-/// Pingora's proxy around the gate, with HTTP/2 bounded (H8) and HTTP/2 without TLS for callers that know they may.
-fn proxy(gate: Gate, conf: &Conf) -> HttpProxy<Gate> {
-    let mut proxy = HttpProxy::new(gate, Arc::new(ServerConf::default()));
-    proxy.handle_init_modules();
-    let mut options = HttpServerOptions::default();
-    options.h2c = conf.listen.tls.is_none();
-    options.keepalive_request_limit = Some(10_000);
-    options.h2_idle_timeout = Some(Duration::from_secs(KEEP_ALIVE_SECONDS));
-    proxy.server_options = Some(options);
-    let mut h2 = pingora::protocols::http::v2::server::H2Options::default();
-    h2.max_concurrent_streams(conf.listen.limits.h2_streams)
-        .max_header_list_size(64 * 1024)
-        .max_pending_accept_reset_streams(20)
-        .max_concurrent_reset_streams(10)
-        .max_local_error_reset_streams(Some(32));
-    proxy.h2_options = Some(h2);
-    proxy
+/// What an operator says to a process.
+struct Signals {
+    term: Signal,
+    int: Signal,
+    hup: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, String> {
+        let on = |kind| signal(kind).map_err(|e| format!("signals: {e}"));
+        Ok(Self {
+            term: on(SignalKind::terminate())?,
+            int: on(SignalKind::interrupt())?,
+            hup: on(SignalKind::hangup())?,
+        })
+    }
 }
 
 /// SIGHUP reads the rules and `file:` secrets again; SIGTERM and SIGINT end the wait.
-async fn until_told_to_stop(rules: &Rules, conf: &Conf, ring: &KeyRing) -> Result<(), String> {
-    let on = |kind| signal(kind).map_err(|e| format!("signals: {e}"));
-    let (mut term, mut int, mut hup) =
-        (on(SignalKind::terminate())?, on(SignalKind::interrupt())?, on(SignalKind::hangup())?);
+async fn until_told_to_stop(signals: Signals, rules: &Rules, conf: &Conf, ring: &KeyRing) {
+    let Signals { mut term, mut int, mut hup } = signals;
     loop {
         tokio::select! {
-            _ = term.recv() => return Ok(()),
-            _ = int.recv() => return Ok(()),
+            _ = term.recv() => return,
+            _ = int.recv() => return,
             _ = hup.recv() => {
                 rules.reload();
                 match conf.read_secrets() {

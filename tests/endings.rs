@@ -155,7 +155,10 @@ fn every_test_that_an_ending_names_exists() {
         collect(&at(folder), &mut sources);
     }
     for row in endings() {
-        let Some(test) = &row.test else { continue };
+        let Some(test) = &row.test else {
+            println!("no test is named for {} ({})", row.outcome, row.when);
+            continue;
+        };
         let declared = format!("fn {test}(");
         assert!(sources.iter().any(|s| s.contains(&declared)), "{}: there is no test {test}", row.outcome);
     }

@@ -64,6 +64,7 @@ impl Admin {
             },
             "rails": rails,
             "pools": pools,
+            "vocabularies_loaded": crate::tokens::loaded(),
             "receipt_key": self.receipt_key,
         })
         .to_string()

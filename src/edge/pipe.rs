@@ -70,9 +70,17 @@ pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Pa
             visit.status = 200;
             visit.receipt = Some(Box::new(delivery.receipt().clone()));
             return Ok(Sent::Out(match ending.how {
-                How::Complete | How::Stopped => "served",
+                How::Complete => "served",
                 How::ClientGone => "client_gone",
-                How::Upstream(_) => "upstream_died",
+                // The filter stops a stream only when it cannot be metered any further.
+                How::Stopped => {
+                    count_failure(gate, model.pool.as_str(), &Refusal::UpstreamFailed { why: "an event is too large" });
+                    "upstream_died"
+                }
+                How::Upstream(refusal) => {
+                    count_failure(gate, model.pool.as_str(), &refusal);
+                    "upstream_died"
+                }
             }));
         }
         Outcome::Buffered { status, headers, body } => {

@@ -14,6 +14,9 @@ pub mod receipt;
 pub mod recover;
 pub mod settle;
 
+#[cfg(test)]
+mod tests;
+
 use crate::metrics::Metrics;
 use crate::rail::Rail;
 use crate::refusal::{Moved, Refusal};

@@ -6,7 +6,7 @@
 use super::loss::{Losses, Room};
 use super::price::Quoted;
 use super::{Stop, Toll, parse, policy, price};
-use crate::claim::{Claim, Denied, Op, Standing, Terms};
+use crate::claim::{Claim, ClaimKey, Denied, Op, Standing, Terms};
 use crate::clock::UnixSeconds;
 use crate::journal::{Entry, Receipt};
 use crate::money::Usd;
@@ -64,13 +64,16 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
     };
     toll.store.standing().map_err(|e| store_down(&e))?;
     let (rail, recognised) = recognise(toll, shown)?;
-    if let Some(claim) = toll.store.claim(&recognised.key).await.map_err(|e| store_down(&e))? {
-        return resume(toll, visit, quoted, claim, &recognised).await;
-    }
-    let quoted = offered(toll, visit, quoted, &recognised).await?;
+    let revision = match toll.store.claim(&recognised.key).await.map_err(|e| store_down(&e))? {
+        None => 1,
+        // Somebody else's attempt with this proof came to nothing, as it had to. Its owner is not the poorer for it.
+        Some(claim) if claim.yields_to(&recognised.challenge_id) => claim.revision.saturating_add(1),
+        Some(claim) => return resume(toll, visit, quoted, claim, &recognised).await,
+    };
     if !quoted.allowed.route.accept.contains(rail.id()) {
         return Err(Refusal::InvalidChallenge { why: "this rail is not accepted here any more" }.into());
     }
+    let quoted = offered(toll, visit, quoted, &recognised).await?;
     let terms = expected(&quoted, rail.as_ref(), &recognised)?;
     let ask = Ask { terms: &terms, digest: visit.digest, description: "" };
     let proof = rail.check(shown, recognised, &ask, UnixSeconds::now()).await.inspect_err(|_| {
@@ -88,7 +91,7 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
     if output == 0 {
         return Err(Refusal::CapReached { retry_after_seconds: 600 }.into());
     }
-    let hold = take(toll, rail, shown, proof, terms, visit.request).await?;
+    let hold = take(toll, rail, shown, proof, terms, visit.request, revision).await?;
     Ok(Paid { quoted, hold: Some(hold), output, room })
 }
 
@@ -122,7 +125,13 @@ async fn offered(
     let Some(plan) = toll.rules.plan_of(&terms.generation) else { return Ok(Arc::clone(live)) };
     let old = quote_under(&plan, terms.route.as_str(), visit.body.clone()).await?;
     let (then, now) = (&old.allowed.model, &live.allowed.model);
-    if then.upstream != now.upstream || then.pool != now.pool {
+    // A pool that only got another name is the same place; the old name is still found there (`upstream::Pools::get`).
+    let moved = match (plan.pools.get(&then.pool), visit.plan.pools.get(&now.pool)) {
+        _ if then.pool == now.pool => false,
+        (Some(was), Some(is)) => !was.is_the_same_place(is),
+        _ => true,
+    };
+    if then.upstream != now.upstream || moved {
         return Err(Refusal::InvalidChallenge { why: "the model is served elsewhere since the offer" });
     }
     Ok(Arc::new(old))
@@ -187,12 +196,13 @@ async fn take(
     proof: Proof,
     terms: Terms,
     request: &str,
+    revision: u64,
 ) -> Result<Hold, Stop> {
     let now = UnixSeconds::now();
     let Recognised { key, challenge_id, reference, resend, .. } = proof.recognised.clone();
     let claim = Claim {
         schema: Claim::SCHEMA,
-        revision: 1,
+        revision,
         key,
         challenge_id,
         terms,
@@ -204,8 +214,10 @@ async fn take(
         collect_until: proof.collect_until,
         paid_at: None,
     };
-    let (toll, rail, shown, request) = (Arc::clone(toll), Arc::clone(rail), shown.clone(), request.to_owned());
+    let key = claim.key.clone();
+    let (own, rail, shown, request) = (Arc::clone(toll), Arc::clone(rail), shown.clone(), request.to_owned());
     let work = async move {
+        let toll = own;
         let entry = Entry::Claimed {
             key: claim.key.0.clone(),
             amount: claim.terms.amount,
@@ -216,14 +228,31 @@ async fn take(
         match toll.store.commit(write).await {
             Ok(Swap::Done) => {}
             Ok(Swap::Lost(_)) => return Err(running(&toll, rail.as_ref())),
-            Err(e) => return Err(store_down(&e)),
+            // It may be written: then recovery hands the payment in after the restart. Nobody may pay anew meanwhile.
+            Err(e) => return Err(Stop { claimed: true, moved: Moved::Unknown, ..store_down(&e) }),
         }
         let collected = rail.collect(&shown, &proof).await;
         conclude(&toll, rail.as_ref(), claim, collected, &request).await
     };
-    match tokio::spawn(work).await {
+    to_its_end(toll, &key, work).await
+}
+
+/// Runs a step that must not stop half-way in a task of its own: when the client leaves, its hold is dropped with the result and
+/// gives itself back. A step that panics leaves its claim to the recovery.
+async fn to_its_end(
+    toll: &Arc<Toll>,
+    key: &ClaimKey,
+    step: impl Future<Output = Result<Hold, Stop>> + Send + 'static,
+) -> Result<Hold, Stop> {
+    match tokio::spawn(step).await {
         Ok(result) => result,
-        Err(_) => Err(Stop { refusal: Refusal::Internal { place: "pay: task" }, moved: Moved::Unknown, claimed: true }),
+        Err(_) => {
+            tracing::error!(claim = %key.0, "a payment's own task broke off");
+            if let Ok(Some(claim)) = toll.store.claim(key).await {
+                super::recover::follow(Arc::clone(toll), claim);
+            }
+            Err(unknown())
+        }
     }
 }
 
@@ -262,6 +291,19 @@ async fn conclude(
     }
 }
 
+/// The key says which proof it is; the challenge says who was asked. Somebody else's proof under an offer of one's own must
+/// not open somebody else's claim.
+fn is_answered_by(claim: &Claim, recognised: &Recognised) -> Result<(), Stop> {
+    if claim.challenge_id == recognised.challenge_id {
+        return Ok(());
+    }
+    // While it is not known whose it is, nobody may be told to pay anew.
+    if let Standing::Claimed { .. } = claim.standing {
+        return Err(running_stop());
+    }
+    Err(Refusal::InvalidChallenge { why: "the payment answers another offer" }.into())
+}
+
 /// A proof we have seen before.
 async fn resume(
     toll: &Arc<Toll>,
@@ -270,11 +312,7 @@ async fn resume(
     mut claim: Claim,
     recognised: &Recognised,
 ) -> Result<Paid, Stop> {
-    // The key says which proof it is; the challenge says who was asked. Somebody else's proof under an offer of one's own
-    // must not open somebody else's claim.
-    if claim.challenge_id != recognised.challenge_id {
-        return Err(Refusal::InvalidChallenge { why: "the payment answers another offer" }.into());
-    }
+    is_answered_by(&claim, recognised)?;
     let rail = claim.terms.rail.clone();
     let deadline = tokio::time::Instant::now() + toll.unknown_wait;
     while let Standing::Claimed { by } = &claim.standing {
@@ -287,6 +325,8 @@ async fn resume(
         }
         tokio::time::sleep(Duration::from_millis(250)).await;
         claim = toll.store.claim(&claim.key).await.map_err(|e| store_down(&e))?.ok_or_else(unknown)?;
+        // It may have died meanwhile and been claimed by its owner.
+        is_answered_by(&claim, recognised)?;
     }
     // The body it was bought for needs no second look at its price; any other must cost no more.
     let need = if recognised.digest == Some(visit.digest) {
@@ -306,8 +346,13 @@ async fn resume(
         let moved = claim.redeem_until().map_or(Moved::Unknown, |until| Moved::Redeemable { until });
         return Err(Stop { refusal: Refusal::NothingAsked, moved, claimed: true });
     }
-    let claim = advance(toll, &claim, redeem, now).await?;
-    let hold = Hold { toll: Arc::clone(toll), claim, request: visit.request.to_owned(), open: true };
+    let key = claim.key.clone();
+    let (own, request) = (Arc::clone(toll), visit.request.to_owned());
+    let step = async move {
+        let claim = advance(&own, &claim, redeem, now).await?;
+        Ok(Hold { toll: own, claim, request, open: true })
+    };
+    let hold = to_its_end(toll, &key, step).await?;
     count("redeemed");
     let room = match room(toll, quoted, Cap::PastDue).await {
         Ok(room) => room,

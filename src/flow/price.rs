@@ -52,7 +52,14 @@ pub struct Quoted {
 pub async fn quote(allowed: Allowed, generation: Generation) -> Result<Quoted, Refusal> {
     let limits = &allowed.route.tier.limits;
     let charge = allowed.route.tier.charge.unwrap_or(Charge::Ceiling);
-    let counted = !matches!(charge, Charge::Flat(_)) || limits.max_input_tokens.is_some();
+    // A flat price needs no count, and no prompt has more tokens than bytes: most requests are within the limit by their size.
+    let by_size = |max| tokens::count_within(Vocabulary::Bytes, allowed.ask.prompt().texts(), 0, 0, max).is_some();
+    let template = 8u64.saturating_mul(allowed.ask.messages.saturating_add(1));
+    let counted = match (charge, limits.max_input_tokens) {
+        (Charge::Flat(_), None) => false,
+        (Charge::Flat(_), Some(max)) => !by_size(max.saturating_sub(template)),
+        _ => true,
+    };
     let (allowed, prompt) = if counted { count(allowed).await? } else { (allowed, None) };
     let parts = price(&allowed, charge, prompt).ok_or(Refusal::Internal { place: "price: out of range" })?;
     Ok(Quoted { allowed, generation, parts })

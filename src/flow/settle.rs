@@ -23,6 +23,9 @@ use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Instant;
 
+/// Most of a stream that waits for its first word. More is let go, whatever it says.
+const SILENT_BYTES: usize = 64 * 1024;
+
 /// How a reply ended, as the pump saw it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -45,6 +48,8 @@ pub struct Delivery {
     bounds: Bounds,
     receipt: Receipt,
     meter: Meter,
+    /// Frames that came before the first word: comments, the chunk that only names a role.
+    silent: Vec<Bytes>,
     sent_at: Instant,
     delivered: bool,
     written_down: bool,
@@ -90,6 +95,7 @@ impl Delivery {
             bounds,
             receipt,
             meter,
+            silent: Vec::new(),
             sent_at: Instant::now(),
             delivered: false,
             written_down: false,
@@ -138,24 +144,38 @@ impl Delivery {
         Ok(with_block.unwrap_or(body))
     }
 
-    /// The first byte of a stream is about to leave: durable from here.
+    /// The first byte of a stream is about to leave: durable from here, unless [`Delivery::end`] has made it so.
     pub async fn first_byte(&mut self) -> Result<(), Stop> {
+        if self.delivered {
+            return Ok(());
+        }
         let waited = self.sent_at.elapsed().as_secs_f64();
         let pool = self.receipt.pool.as_str();
         self.toll.metrics.first_token_seconds.with_label_values(&[pool]).observe(waited);
         self.deliver(Vec::new()).await
     }
 
-    /// One chunk from the backend; `out` gets what the client is to see of it.
+    /// One chunk from the backend; `out` gets what the client is to see of it. Nothing leaves before there is a word of an answer:
+    /// until then a failure costs the payer nothing, and a backend's heartbeat is not what was bought.
     pub fn chunk(&mut self, chunk: Bytes, out: &mut Vec<Bytes>) -> Result<(), Refusal> {
-        self.meter.feed(chunk, out).map_err(|_| Refusal::UpstreamFailed { why: "an event is too large" })
+        let fed = self.meter.feed(chunk, &mut self.silent);
+        let waiting: usize = self.silent.iter().map(Bytes::len).sum();
+        if self.delivered || waiting > SILENT_BYTES || says_something(&self.meter.verdict()) {
+            out.append(&mut self.silent);
+        }
+        fed.map_err(|_| Refusal::UpstreamFailed { why: "an event is too large" })
     }
 
-    /// The stream is over: the books, then what is still to be sent (receipt, `[DONE]`).
+    /// The stream is over: the books, then what is still to be sent (receipt, `[DONE]`). A stream that said nothing leaves `out`
+    /// and the books as they are: no byte has left, none will, and what was paid can be redeemed.
     pub async fn end(&mut self, end: End, out: &mut Vec<Bytes>) {
         self.meter.finish();
         let verdict = self.meter.verdict();
         self.toll.metrics.dropped_frames.inc_by(verdict.forged_frames);
+        if !self.delivered && !says_something(&verdict) {
+            return;
+        }
+        out.append(&mut self.silent);
         self.settle(&verdict, end);
         self.receipt.complete = end == End::Whole && !verdict.failed;
         if let Err(stop) = self.write_down().await {
@@ -212,7 +232,7 @@ impl Delivery {
     /// Frames seen so far say that the backend failed before it produced anything.
     pub fn failed_at_once(&self) -> bool {
         let verdict = self.meter.verdict();
-        !self.delivered && verdict.failed && verdict.delivered_chunks == 0
+        !self.delivered && verdict.failed && !says_something(&verdict)
     }
 
     fn block(&self) -> String {
@@ -294,6 +314,11 @@ impl Delivery {
         self.delivered = true;
         Ok(())
     }
+}
+
+/// Whether there is a word of an answer, or at least its end.
+fn says_something(verdict: &Verdict) -> bool {
+    verdict.delivered_chunks > 0 || verdict.finished
 }
 
 /// The last event of a stream whose backend went away: clients raise it as an API error instead of taking half an answer for a

@@ -204,6 +204,13 @@ pub struct PoolRules {
     pub timeouts: Timeouts,
 }
 
+impl PoolRules {
+    /// Whether requests for either go to the same servers with the same key: they differ in nothing but the name.
+    pub fn is_the_same_place(&self, other: &Self) -> bool {
+        *self == Self { name: self.name.clone(), ..other.clone() }
+    }
+}
+
 /// One server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerRules {

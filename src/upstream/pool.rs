@@ -328,6 +328,24 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_pool_that_left_the_rules_is_still_found_by_the_requests_that_began_under_them() {
+        let named = |name: &str, port| PoolRules { name: PoolName::from(name), ..rules(&[(port, 1)]) };
+        let (p, q) = (PoolName::from("p"), PoolName::from("q"));
+        let first = pools(named("p", 1), None).unwrap();
+        let was = first.get(&p).unwrap().pick(&[]).unwrap();
+        let renamed = pools(named("q", 1), Some(&first)).unwrap();
+        assert!(Arc::ptr_eq(renamed.get(&p).unwrap(), first.get(&p).unwrap()), "under its old name");
+        assert_eq!(renamed.get(&q).unwrap().status()[0].in_flight, 1, "the new name is the same servers");
+        assert_eq!(renamed.iter().count(), 1, "only the live one is checked and shown");
+        drop(was);
+        let moved = pools(named("q", 2), Some(&renamed)).unwrap();
+        assert_eq!(moved.get(&q).unwrap().status()[0].name, "127.0.0.1:2", "a name that is live means the live pool");
+        let back = pools(named("p", 1), Some(&moved)).unwrap();
+        assert!(Arc::ptr_eq(back.get(&p).unwrap(), first.get(&p).unwrap()), "one that comes back is what it was");
+        assert!(back.get(&PoolName::from("r")).is_none());
+    }
+
+    #[test]
     fn every_mistake_of_every_pool_is_said_at_once_without_the_secret() {
         let mut unknown = rules(&[(1, 1)]);
         unknown.profile = "tgi".into();

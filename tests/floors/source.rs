@@ -204,8 +204,8 @@ impl Source {
 
 /// Whether a comment stands on the line above, other attributes in between aside.
 fn commented(lines: &[&str], line: usize) -> bool {
-    let above = lines.iter().take(line.saturating_sub(1)).rev().map(|l| l.trim_start());
-    above.skip_while(|l| l.starts_with("#[")).next().is_some_and(|l| l.starts_with("//"))
+    let mut above = lines.iter().take(line.saturating_sub(1)).rev().map(|l| l.trim_start());
+    above.find(|l| !l.starts_with("#[")).is_some_and(|l| l.starts_with("//"))
 }
 
 fn cut(text: &str) -> Vec<Token> {

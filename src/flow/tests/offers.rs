@@ -1,0 +1,143 @@
+//! What is offered, what an old offer is worth, and what the operator may lose.
+
+use super::*;
+use crate::refusal::Moved;
+
+async fn offers(bed: &Bed, body: &str) -> Result<Vec<String>, &'static str> {
+    let quoted = bed.quote(PATH, body).await.unwrap();
+    let made = pay::offers(&bed.toll, &quoted, digest(body), &http::HeaderMap::new()).await;
+    made.map(|offers| offers.iter().map(|o| o.rail.to_string()).collect()).map_err(|r| r.code())
+}
+
+#[tokio::test]
+async fn a_rail_that_cannot_be_honoured_is_not_offered_and_without_any_there_is_no_402() {
+    let bed = Bed::new();
+    let body = ask("m", 10);
+    assert_eq!(offers(&bed, &body).await.unwrap(), ["tempo/charge", "spare/charge"]);
+    bed.rail.up.store(false, Ordering::SeqCst);
+    assert_eq!(offers(&bed, &body).await.unwrap(), ["spare/charge"]);
+    bed.spare.up.store(false, Ordering::SeqCst);
+    assert_eq!(offers(&bed, &body).await, Err("no_offer"));
+    bed.rail.up.store(true, Ordering::SeqCst);
+    assert_eq!(offers(&bed, &body).await.unwrap(), ["tempo/charge"]);
+}
+
+#[tokio::test]
+async fn an_offer_is_honoured_at_its_price_after_the_rules_changed() {
+    let dearer: &[_] = &[("models.toml", "output = \"10\"", "output = \"50\"")];
+    let clamped: &[_] = &[("tiers.toml", "max_output_tokens = 100", "max_output_tokens = 5")];
+    let renamed: &[_] = &[("pools.toml", "pool.p", "pool.q"), ("models.toml", "pool = \"p\"", "pool = \"q\"")];
+    for (edits, why) in
+        [(dearer, "a price that rose"), (clamped, "a limit that fell"), (renamed, "a pool with a new name")]
+    {
+        let bed = Bed::new();
+        let body = ask("m", 10);
+        let credential = bed.credential(PATH, &body, "a").await;
+        let (then, old) = (bed.toll.rules.plan().generation.clone(), bed.quote(PATH, &body).await.unwrap());
+        bed.reload(edits).await;
+        let paid = bed.pay(PATH, &body, &credential).await.unwrap_or_else(|stop| panic!("{why}: {stop:?}"));
+        let terms = paid.hold.as_ref().unwrap().terms();
+        assert_eq!((&terms.generation, terms.price), (&then, old.parts.price_usd), "{why}");
+        assert_eq!((paid.output, &paid.quoted.generation), (10, &then), "{why}: one generation throughout");
+        assert!(bed.toll.pools.load().get(&paid.quoted.allowed.model.pool).is_some(), "{why}: its pool is there");
+        assert_ne!(bed.quote(PATH, &body).await.unwrap().generation, then, "{why}: what is offered now is new");
+    }
+}
+
+#[tokio::test]
+async fn an_offer_is_refused_unclaimed_when_what_it_sold_is_sold_elsewhere_now() {
+    let upstream: &[_] = &[("models.toml", "m-up", "m-other")];
+    let pool: &[_] = &[
+        ("pools.toml", "[pool.p]", "[pool.q]"),
+        ("pools.toml", "127.0.0.1:1", "127.0.0.1:2"),
+        ("models.toml", "pool = \"p\"", "pool = \"q\""),
+    ];
+    let rail: &[_] = &[("routes.toml", "accept = [\"tempo/charge\", \"spare/charge\"]", "accept = [\"spare/charge\"]")];
+    let gone: &[_] =
+        &[("models.toml", "[model.\"m\"]", "[model.\"n\"]"), ("tiers.toml", "\"m\", \"gift\"", "\"n\", \"gift\"")];
+    for (edits, want, why) in [
+        (upstream, "invalid_challenge", "another model behind the name"),
+        (pool, "invalid_challenge", "other servers"),
+        (rail, "invalid_challenge", "a rail that is not taken any more"),
+        (gone, "model_not_found", "a model that is gone"),
+    ] {
+        let bed = Bed::new();
+        let body = ask("m", 10);
+        let credential = bed.credential(PATH, &body, "a").await;
+        bed.reload(edits).await;
+        let Err(stop) = bed.pay(PATH, &body, &credential).await else { panic!("{why}: it was let through") };
+        assert_eq!((stop.refusal.code(), stop.moved, stop.claimed), (want, Moved::No, false), "{why}");
+        assert_eq!((bed.claim("a").await, bed.rail.collects()), (None, 0), "{why}");
+    }
+}
+
+#[tokio::test]
+async fn an_offer_from_before_a_restart_is_honoured_at_its_own_amount() {
+    let mut bed = Bed::new();
+    let body = ask("m", 10);
+    let credential = bed.credential(PATH, &body, "a").await;
+    let old = bed.quote(PATH, &body).await.unwrap().parts.price_usd;
+    write_rules(&bed.rules, &[("models.toml", "output = \"10\"", "output = \"50\"")]);
+    bed.restart();
+    let paid = bed.pay(PATH, &body, &credential).await.unwrap();
+    assert_eq!(paid.hold.unwrap().terms().price, old, "the rules that made it are gone; its MAC and digest are not");
+}
+
+const ABSORB: (&str, &str, &str) = (
+    "tiers.toml",
+    "{ ceiling = true }",
+    "{ estimate = { overhead = \"1\", shortfall = \"absorb\", loss_cap_per_call = \"0.0005\", loss_cap_per_day = \"0.0008\" } }",
+);
+
+#[tokio::test]
+async fn what_the_operator_may_lose_is_reserved_before_a_payment_and_a_full_day_refuses_it() {
+    let bed = Bed::with(&[ABSORB]);
+    let body = ask("m", 50);
+    let mut inside = Vec::new();
+    for (proof, room, output) in [("a", 500, 50), ("b", 300, 30)] {
+        let credential = bed.credential(PATH, &body, proof).await;
+        let paid = bed.pay(PATH, &body, &credential).await.unwrap();
+        let micro = Usd(room * 1_000_000_000_000);
+        assert_eq!((paid.room.as_ref().unwrap().amount(), paid.output), (micro, output), "{proof}");
+        inside.push((credential, paid));
+    }
+    assert_eq!(offers(&bed, &body).await, Err("cap_reached"), "nothing is offered that could not be served");
+    // One that was offered earlier is refused before its payment is touched.
+    let late = {
+        let (_, first) = inside.pop().unwrap();
+        drop(first.hold);
+        drop(first.room);
+        let credential = bed.credential(PATH, &body, "c").await;
+        let again = bed.credential(PATH, &body, "d").await;
+        inside.push((credential.clone(), bed.pay(PATH, &body, &credential).await.unwrap()));
+        again
+    };
+    let stop = stopped(bed.pay(PATH, &body, &late).await);
+    assert_eq!((stop.refusal.code(), stop.moved, stop.claimed), ("cap_reached", Moved::No, false));
+    assert_eq!(bed.claim("d").await, None);
+}
+
+#[tokio::test]
+async fn a_paid_call_is_redeemed_even_when_the_day_is_full() {
+    let bed = Bed::with(&[ABSORB]);
+    let body = ask("m", 50);
+    let credential = bed.credential(PATH, &body, "a").await;
+    let paid = bed.pay(PATH, &body, &credential).await.unwrap();
+    drop(paid.room);
+    assert!(matches!(paid.hold.unwrap().give_back().await, Moved::Redeemable { .. }));
+    let full = bed.toll.losses.reserve(&"t".into(), UnixSeconds::now(), Usd(u128::MAX), Usd(800_000_000_000_000));
+    assert_eq!(offers(&bed, &body).await, Err("cap_reached"));
+    let paid = bed.pay(PATH, &body, &credential).await.unwrap();
+    assert_eq!(paid.output, 50, "it gets what it was sold");
+    drop(full);
+}
+
+#[tokio::test]
+async fn losses_of_the_last_process_count_against_the_day() {
+    let mut bed = Bed::with(&[ABSORB]);
+    let body = ask("m", 50);
+    let tally = vec![(Losses::tally_name(&"t".into()), UnixSeconds::now().day(), Usd(800_000_000_000_000))];
+    bed.store.inner.commit(Write { tally, ..Write::default() }).await.unwrap();
+    bed.restart();
+    assert_eq!(offers(&bed, &body).await, Err("cap_reached"));
+}
