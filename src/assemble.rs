@@ -7,8 +7,9 @@ use crate::conf::{Conf, RailConf, RailKind, Secrets};
 use crate::edge::admin::Admin;
 use crate::edge::body::Budget;
 use crate::edge::door::{Door, DoorLimits, Guests, tls};
+use crate::edge::flood::{Flood, UnpaidLimits};
 use crate::edge::forward::Connector;
-use crate::edge::gate::{Gate, KEEP_ALIVE_SECONDS, UnpaidLimits};
+use crate::edge::gate::{Gate, KEEP_ALIVE_SECONDS};
 use crate::edge::reply::Cors;
 use crate::flow::Toll;
 use crate::flow::loss::Losses;
@@ -23,7 +24,6 @@ use crate::store::embedded::Embedded;
 use crate::upstream::Pools;
 use arc_swap::ArcSwap;
 use pingora::apps::http_app::HttpServer;
-use pingora_limits::rate::Rate;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -242,9 +242,10 @@ fn gate(
         guests: Arc::clone(guests),
         budget: Budget::new(limits.bodies_in_flight_mib.saturating_mul(1024 * 1024)),
         body_wait: Duration::from_secs(limits.body_seconds),
-        unpaid: UnpaidLimits { per_ip: count(limits.unpaid_per_ip_per_second), total: count(limits.unpaid_per_second) },
-        rates: Rate::new(Duration::from_secs(1)),
-        total_rate: Rate::new(Duration::from_secs(1)),
+        flood: Flood::new(UnpaidLimits {
+            per_ip: count(limits.unpaid_per_ip_per_second),
+            total: count(limits.unpaid_per_second),
+        }),
         cors: Cors(conf.listen.cors.clone()),
         stopping: Arc::clone(stopping),
     }

@@ -10,11 +10,12 @@ use pingora::protocols::l4::stream::Stream as L4Stream;
 use pingora::protocols::{ALPN, GetSocketDigest, SocketDigest, Stream};
 use pingora::server::ShutdownWatch;
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 /// Limits of the door.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +30,15 @@ pub struct DoorLimits {
     pub keep_alive: Duration,
 }
 
+/// Whom limits see in an address: an IPv4 address, however it is written, or the /64 network of an IPv6 one, because whoever has
+/// one address of such a network has all of them.
+pub fn neighbourhood(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
+        v4 => v4,
+    }
+}
+
 /// Everyone who is inside, by peer address.
 #[derive(Default)]
 pub struct Guests {
@@ -37,21 +47,30 @@ pub struct Guests {
     count: AtomicUsize,
 }
 
-/// One connection.
-#[derive(Default)]
-struct Guest {
-    head_seen: AtomicBool,
+/// What a connection is doing, as far as the door waits for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Nothing has come yet.
+    FirstHead,
+    /// At least one request is being served.
+    Serving,
+    /// The last request was answered, the next may come.
+    NextHead,
 }
+
+/// One connection.
+struct Guest(watch::Sender<Phase>);
 
 /// A place inside; leaving gives it back.
 struct Place {
     guests: Arc<Guests>,
+    guest: Arc<Guest>,
     peer: SocketAddr,
 }
 
 impl Guests {
-    fn enter(self: &Arc<Self>, peer: SocketAddr, limits: &DoorLimits) -> Option<(Place, Arc<Guest>)> {
-        let ip = peer.ip();
+    fn enter(self: &Arc<Self>, peer: SocketAddr, limits: &DoorLimits) -> Option<Place> {
+        let ip = neighbourhood(peer.ip());
         {
             let mut per_ip = self.per_ip.lock().unwrap_or_else(PoisonError::into_inner);
             let here = per_ip.entry(ip).or_insert(0);
@@ -64,15 +83,25 @@ impl Guests {
             *here += 1;
             self.count.fetch_add(1, Ordering::Relaxed);
         }
-        let guest = Arc::new(Guest::default());
+        let guest = Arc::new(Guest(watch::Sender::new(Phase::FirstHead)));
         self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(peer, Arc::clone(&guest));
-        Some((Place { guests: Arc::clone(self), peer }, guest))
+        Some(Place { guests: Arc::clone(self), guest, peer })
     }
 
     /// The request head of this peer is complete: its deadline is over. Called first thing in every request.
     pub fn head_seen(&self, peer: SocketAddr) {
+        self.tell(peer, Phase::Serving);
+    }
+
+    /// The request of this peer is answered and its connection has no other: the deadline of the next head begins. Not for HTTP/2,
+    /// whose idle connections Pingora closes.
+    pub fn answered(&self, peer: SocketAddr) {
+        self.tell(peer, Phase::NextHead);
+    }
+
+    fn tell(&self, peer: SocketAddr, phase: Phase) {
         if let Some(guest) = self.open.lock().unwrap_or_else(PoisonError::into_inner).get(&peer) {
-            guest.head_seen.store(true, Ordering::Relaxed);
+            guest.0.send_replace(phase);
         }
     }
 
@@ -84,11 +113,17 @@ impl Guests {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let ip = self.peer.ip();
-        self.guests.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.peer);
+        let ip = neighbourhood(self.peer.ip());
+        {
+            // A client that was reset and came again from the same port is another guest already.
+            let mut open = self.guests.open.lock().unwrap_or_else(PoisonError::into_inner);
+            if open.get(&self.peer).is_some_and(|guest| Arc::ptr_eq(guest, &self.guest)) {
+                open.remove(&self.peer);
+            }
+        }
         let mut per_ip = self.guests.per_ip.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(here) = per_ip.get_mut(&ip) {
-            *here -= 1;
+            *here = here.saturating_sub(1);
             if *here == 0 {
                 per_ip.remove(&ip);
             }
@@ -138,15 +173,14 @@ impl<A: ServerApp + Send + Sync + 'static> Door<A> {
                     continue;
                 }
             };
-            let Some((place, guest)) = self.guests.enter(peer, &self.limits) else { continue };
+            let Some(place) = self.guests.enter(peer, &self.limits) else { continue };
             let (door, shutdown) = (Arc::clone(&self), shutdown.clone());
             tokio::spawn(async move {
-                let _place = place;
                 let _ = tcp.set_nodelay(true);
                 let stream = L4Stream::from(tcp);
                 let handshake = tokio::time::timeout(door.limits.head, door.greet(stream, peer));
                 if let Ok(Some(stream)) = handshake.await {
-                    door.host(stream, &guest, &shutdown).await;
+                    door.host(stream, &place.guest, &shutdown).await;
                 }
             });
         }
@@ -171,25 +205,111 @@ impl<A: ServerApp + Send + Sync + 'static> Door<A> {
 
     /// One request after the other on an HTTP/1 connection; all of them at once on an HTTP/2 one.
     async fn host(&self, stream: Stream, guest: &Guest, shutdown: &ShutdownWatch) {
-        let mut next = Some(stream);
-        let mut wait = self.limits.head;
-        while let Some(stream) = next.take() {
-            let multiplexed = matches!(stream.selected_alpn_proto(), Some(ALPN::H2));
-            guest.head_seen.store(multiplexed, Ordering::Relaxed);
-            next = tokio::select! {
-                reusable = self.app.process_new(stream, shutdown) => reusable,
-                // Dropping the exchange closes the connection: there is no request yet that could be answered.
-                () = head_overdue(guest, wait) => None,
+        if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
+            // Its silence is bounded by Pingora's idle timeout.
+            guest.0.send_replace(Phase::Serving);
+        }
+        tokio::select! {
+            _ = self.app.process_new(stream, shutdown) => {}
+            // Dropping the exchange closes the connection: there is no request that could be answered.
+            () = self.head_overdue(guest) => {}
+        }
+    }
+
+    /// Resolves when no whole request head arrived in time.
+    async fn head_overdue(&self, guest: &Guest) {
+        let mut phase = guest.0.subscribe();
+        loop {
+            let now = *phase.borrow_and_update();
+            let wait = match now {
+                Phase::FirstHead => self.limits.head,
+                Phase::NextHead => self.limits.keep_alive + self.limits.head,
+                Phase::Serving => Duration::MAX,
             };
-            wait = self.limits.keep_alive + self.limits.head;
+            if tokio::time::timeout(wait, phase.changed()).await.is_err() {
+                return;
+            }
         }
     }
 }
 
-/// Resolves when no whole request head arrived in time; never once one has.
-async fn head_overdue(guest: &Guest, wait: Duration) {
-    tokio::time::sleep(wait).await;
-    if guest.head_seen.load(Ordering::Relaxed) {
-        std::future::pending::<()>().await;
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const LIMITS: DoorLimits =
+        DoorLimits { per_ip: 2, total: 3, head: Duration::from_secs(1), keep_alive: Duration::from_secs(1) };
+
+    fn peer(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn an_address_has_its_share_of_places_and_leaving_gives_one_back() {
+        let guests = Arc::new(Guests::default());
+        let enter = |from: &str| guests.enter(peer(from), &LIMITS);
+        let first = enter("192.0.2.1:1");
+        let second = enter("[::ffff:192.0.2.1]:2");
+        assert!(first.is_some() && second.is_some());
+        assert!(enter("192.0.2.1:3").is_none(), "however the address is written");
+        drop(first);
+        assert!(enter("192.0.2.1:3").is_some());
+        let one = enter("[2001:db8::1]:1");
+        let two = enter("[2001:db8::2]:1");
+        assert!(one.is_some() && two.is_some() && enter("[2001:db8::3]:1").is_none(), "one network, one address");
+        assert!(enter("192.0.2.7:1").is_none(), "the house is full");
+        drop((second, one, two));
+        assert_eq!((guests.count(), guests.per_ip.lock().unwrap().len(), guests.open.lock().unwrap().len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_client_that_comes_again_from_the_same_port_is_known_after_its_old_connection_ends() {
+        let guests = Arc::new(Guests::default());
+        let from = peer("192.0.2.1:1");
+        let old = guests.enter(from, &LIMITS).unwrap();
+        let new = guests.enter(from, &LIMITS).unwrap();
+        drop(old);
+        guests.head_seen(from);
+        assert_eq!(*new.guest.0.borrow(), Phase::Serving, "or its request would be cut at the deadline of a head");
+    }
+
+    /// An application that keeps its connection for ever.
+    struct Patient;
+
+    #[async_trait::async_trait]
+    impl ServerApp for Patient {
+        async fn process_new(self: &Arc<Self>, stream: Stream, _: &ShutdownWatch) -> Option<Stream> {
+            std::future::pending::<()>().await;
+            Some(stream)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_head_of_a_connection_has_its_deadline_and_no_answer_has_one() {
+        let from = peer("192.0.2.1:1");
+        let hour = Duration::from_secs(3600);
+        for (requests, answered, cut_after, why) in [
+            (0, true, Some(1), "no first head"),
+            (1, false, None, "an answer that takes its time"),
+            (1, true, Some(2), "no second head after keep-alive"),
+            (9, true, Some(2), "nor a tenth"),
+        ] {
+            let guests = Arc::new(Guests::default());
+            let place = guests.enter(from, &LIMITS).unwrap();
+            let door = Door { app: Arc::new(Patient), guests: Arc::clone(&guests), limits: LIMITS, tls: None };
+            let (_client, gate) = tokio::io::duplex(64);
+            let (_stop, shutdown) = watch::channel(false);
+            for request in 1..=requests {
+                guests.head_seen(from);
+                if answered || request < requests {
+                    guests.answered(from);
+                }
+            }
+            let began = tokio::time::Instant::now();
+            let ended = tokio::time::timeout(hour, door.host(Box::new(gate), &place.guest, &shutdown)).await;
+            let took = ended.is_ok().then(|| began.elapsed().as_secs());
+            assert_eq!(took, cut_after, "{why}");
+        }
     }
 }

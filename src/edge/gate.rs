@@ -2,9 +2,10 @@
 
 use super::body::{self, Budget};
 use super::door::Guests;
+use super::flood::Flood;
 use super::pipe;
 use super::reply::{self, Answer, Cors};
-use super::visit::Visit;
+use super::visit::{Inside, Visit};
 use crate::flow::price::Quoted;
 use crate::flow::receipt::Signet;
 use crate::flow::{Stop, Toll, directory, pay};
@@ -23,9 +24,8 @@ use pingora::prelude::{Error, ErrorType, HttpPeer, Result};
 use pingora::protocols::http::v2::server::H2Options;
 use pingora::proxy::{FailToProxy, HttpProxy, ProxyHttp, Session};
 use pingora::server::configuration::ServerConf;
-use pingora_limits::rate::Rate;
 use sha2::{Digest, Sha256};
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -34,15 +34,6 @@ use std::time::{Duration, Instant};
 pub const KEEP_ALIVE_SECONDS: u64 = 60;
 /// A client that takes nothing for this long is gone.
 const WRITE_SECONDS: u64 = 60;
-
-/// Limits on traffic nobody pays for.
-#[derive(Clone, Copy, Debug)]
-pub struct UnpaidLimits {
-    /// Unpaid requests per second of one address.
-    pub per_ip: usize,
-    /// Unpaid requests per second altogether.
-    pub total: usize,
-}
 
 /// The proxy application.
 pub struct Gate {
@@ -58,12 +49,8 @@ pub struct Gate {
     pub budget: Budget,
     /// Longest wait for a body.
     pub body_wait: Duration,
-    /// Flood limits.
-    pub unpaid: UnpaidLimits,
-    /// Unpaid requests of the current second, by address.
-    pub rates: Rate,
-    /// The same altogether.
-    pub total_rate: Rate,
+    /// Traffic nobody pays for.
+    pub flood: Flood,
     /// Browsers.
     pub cors: Cors,
     /// Set when the gate is stopping.
@@ -152,7 +139,7 @@ impl Gate {
 
     async fn chat(&self, session: &mut Session, visit: &mut Visit, route: &Arc<Route>) -> Outcome {
         let found = rail::found(&session.req_header().headers);
-        if let Err(refusal) = self.admit(visit.client, matches!(found, Found::Nothing | Found::Malformed)) {
+        if let Err(refusal) = self.flood.admit(visit.client, matches!(found, Found::One(_) | Found::Many(_))) {
             session.set_keepalive(None);
             return refusal.into();
         }
@@ -172,10 +159,7 @@ impl Gate {
         let plan = Arc::clone(&visit.plan);
         let quoted = match pay::quote_under(&plan, route.path.as_str(), body.clone()).await {
             Ok(quoted) => Arc::new(quoted),
-            Err(refusal) => {
-                self.count_unpaid(visit.client);
-                return refusal.into();
-            }
+            Err(refusal) => return refusal.into(),
         };
         let request = visit.request.clone();
         let asked = pay::Visit { plan: &plan, found: &found, digest, body: &body, request: &request };
@@ -186,63 +170,29 @@ impl Gate {
             () = super::forward::gone(session) => return Outcome::Gone,
         };
         match paid {
-            Ok(paid) => match pipe::run(self, session, visit, paid).await {
-                Ok(pipe::Sent::Answer(answer)) => Outcome::Answer(answer),
-                Ok(pipe::Sent::Out(outcome)) => Outcome::Sent(outcome),
-                Ok(pipe::Sent::Gone) => Outcome::Gone,
-                Err(stop) => self.stopped(session, visit, stop, &quoted, digest).await,
-            },
-            Err(stop) => self.stopped(session, visit, stop, &quoted, digest).await,
+            Ok(paid) => {
+                self.flood.forgive(visit.client);
+                match pipe::run(self, session, visit, paid).await {
+                    Ok(pipe::Sent::Answer(answer)) => Outcome::Answer(answer),
+                    Ok(pipe::Sent::Out(outcome)) => Outcome::Sent(outcome),
+                    Ok(pipe::Sent::Gone) => Outcome::Gone,
+                    Err(stop) => self.stopped(session, stop, &quoted, digest).await,
+                }
+            }
+            Err(stop) => self.stopped(session, stop, &quoted, digest).await,
         }
     }
 
     /// A refusal; with every offer of the route when it invites a payment, and 503 when there is none to make.
-    async fn stopped(
-        &self,
-        session: &mut Session,
-        visit: &Visit,
-        stop: Stop,
-        quoted: &Quoted,
-        digest: [u8; 32],
-    ) -> Outcome {
+    async fn stopped(&self, session: &mut Session, stop: Stop, quoted: &Quoted, digest: [u8; 32]) -> Outcome {
         if !stop.refusal.invites_payment() {
             return Outcome::Answer(Answer::refused(&stop));
-        }
-        if !stop.claimed {
-            self.count_unpaid(visit.client);
         }
         Outcome::Answer(match pay::offers(&self.toll, quoted, digest, &session.req_header().headers).await {
             Ok(offers) => Answer::challenge(&stop, offers),
             Err(refusal) => Answer::refused(&Stop { refusal, ..stop }),
         })
     }
-
-    /// Refuses an address, or everyone, over the unpaid rate. Requests that show a credential are looked at once more; they count
-    /// when it turns out to be worth nothing.
-    fn admit(&self, client: Option<IpAddr>, unpaid: bool) -> std::result::Result<(), Refusal> {
-        let here = client.map_or(0, |ip| self.rates.observe(&ip, 0));
-        let all = self.total_rate.observe(&(), 0);
-        let over = |count: isize, limit: usize| usize::try_from(count).is_ok_and(|c| c >= limit);
-        // Whoever shows a credential gets twice the room: an honest payer may share an address with a flood.
-        if over(here, if unpaid { self.unpaid.per_ip } else { self.unpaid.per_ip.saturating_mul(2) }) {
-            return Err(busy(true, "unpaid_per_ip_per_second"));
-        }
-        if unpaid && over(all, self.unpaid.total) {
-            return Err(busy(false, "unpaid_per_second"));
-        }
-        Ok(())
-    }
-
-    fn count_unpaid(&self, client: Option<IpAddr>) {
-        if let Some(ip) = client {
-            self.rates.observe(&ip, 1);
-        }
-        self.total_rate.observe(&(), 1);
-    }
-}
-
-fn busy(address_at_fault: bool, limit: &'static str) -> Refusal {
-    Refusal::TooBusy { address_at_fault, retry_after_seconds: 1, limit }
 }
 
 /// What must not be guessed about: upgrades, tunnels, paths outside their normal form.
@@ -251,6 +201,10 @@ fn sane(session: &Session) -> std::result::Result<(), Refusal> {
         return Err(Refusal::BadHead { why: "tunnels are not served here" });
     }
     body::unambiguous(session)
+}
+
+fn peer_of(session: &Session) -> Option<SocketAddr> {
+    session.client_addr().and_then(|a| a.as_inet()).copied()
 }
 
 #[async_trait]
@@ -263,6 +217,7 @@ impl ProxyHttp for Gate {
             plan: self.toll.rules.plan(),
             began: Instant::now(),
             client: None,
+            inside: Inside::new(&self.toll.metrics),
             route: "other".to_owned(),
             status: 0,
             outcome: "client_gone",
@@ -273,15 +228,13 @@ impl ProxyHttp for Gate {
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
     async fn early_request_filter(&self, session: &mut Session, visit: &mut Visit) -> Result<()> {
-        let peer = session.client_addr().and_then(|a| a.as_inet()).copied();
-        if let Some(peer) = peer {
+        if let Some(peer) = peer_of(session) {
             self.guests.head_seen(peer);
             visit.client = Some(peer.ip());
         }
         session.set_keepalive(Some(KEEP_ALIVE_SECONDS));
         session.set_write_timeout(Some(Duration::from_secs(WRITE_SECONDS)));
         session.set_total_drain_timeout(Some(Duration::from_secs(5)));
-        self.toll.metrics.inflight.with_label_values(&["requests"]).inc();
         Ok(())
     }
 
@@ -291,7 +244,10 @@ impl ProxyHttp for Gate {
                 visit.status = answer.status;
                 visit.outcome = answer.outcome;
                 let extra = self.common_headers(session, visit);
-                reply::send(session, answer, extra).await.map_err(|e| e.into_down())?;
+                let sent =
+                    tokio::time::timeout(Duration::from_secs(WRITE_SECONDS), reply::send(session, answer, extra));
+                let late = |_| Error::explain(ErrorType::WriteTimedout, "the client takes nothing");
+                sent.await.map_err(late).flatten().map_err(|e| e.into_down())?;
             }
             Outcome::Sent("client_gone") | Outcome::Gone => {
                 visit.outcome = "client_gone";
@@ -325,7 +281,6 @@ impl ProxyHttp for Gate {
 
     async fn logging(&self, session: &mut Session, e: Option<&Error>, visit: &mut Visit) {
         let m = &self.toll.metrics;
-        m.inflight.with_label_values(&["requests"]).dec();
         m.requests.with_label_values(&[visit.route.as_str(), visit.outcome]).inc();
         let receipt = visit.receipt.as_deref();
         tracing::info!(
@@ -344,6 +299,11 @@ impl ProxyHttp for Gate {
             receipt = receipt.map(|r| r.id.as_str()),
             broken = e.is_some(),
         );
+        if let Some(peer) = peer_of(session)
+            && !session.as_downstream().is_http2()
+        {
+            self.guests.answered(peer);
+        }
     }
 }
 

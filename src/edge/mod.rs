@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod body;
 pub mod door;
+pub mod flood;
 pub mod forward;
 pub mod gate;
 pub mod pipe;

@@ -1,5 +1,6 @@
 //! What one request carries through the phases: who, when, which plan, and how it ended.
 
+use crate::metrics::Metrics;
 use crate::rules::Plan;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,6 +16,8 @@ pub struct Visit {
     pub began: Instant,
     /// The client's address.
     pub client: Option<IpAddr>,
+    /// Counts it as in flight, however it ends.
+    pub inside: Inside,
     /// A configured path, or `other`: never the client's text.
     pub route: String,
     /// Status sent, 0 while none was.
@@ -23,4 +26,21 @@ pub struct Visit {
     pub outcome: &'static str,
     /// What was delivered, for the log.
     pub receipt: Option<Box<crate::journal::Receipt>>,
+}
+
+/// A request in flight: counted while it lives, a panic included, because a stop waits until nobody is counted.
+pub struct Inside(Arc<Metrics>);
+
+impl Inside {
+    /// One more.
+    pub fn new(metrics: &Arc<Metrics>) -> Self {
+        metrics.inflight.with_label_values(&["requests"]).inc();
+        Self(Arc::clone(metrics))
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        self.0.inflight.with_label_values(&["requests"]).dec();
+    }
 }
