@@ -49,6 +49,21 @@ pub fn catalogue(conf: &Conf) -> crate::catalogue::Catalogue {
     conf.catalogue()
 }
 
+/// What `serve` would stumble over after the gate's own secrets: the rails' and pools' secrets, and the rules. Opens nothing;
+/// said together with the rest, so that nobody mends a first start one variable at a time.
+pub fn mistakes(conf: &Conf, rules: &Path) -> Vec<String> {
+    let rpc = |section: &RailConf| {
+        let RailKind::MppTempo(tempo) = &section.kind;
+        tempo.rpc.read().err().map(|e| format!("rail.{}.rpc: {e}", section.name))
+    };
+    let mut found: Vec<_> = conf.rails.iter().filter_map(rpc).collect();
+    match crate::rules::load(rules, &catalogue(conf)) {
+        Ok(plan) => found.extend(Pools::build(&plan.pools, None).err().unwrap_or_default()),
+        Err(mistakes) => found.extend(mistakes.iter().map(ToString::to_string)),
+    }
+    found
+}
+
 /// Runs a gate until SIGTERM or SIGINT. The error is every reason it could not start.
 pub async fn run(start: Start) -> Result<(), Vec<String>> {
     let Start { conf, secrets, rules: rules_dir, accept_payee_change } = start;

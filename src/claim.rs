@@ -1,7 +1,7 @@
 //! One payment proof, one request: the record of a claim and the pure rules by which it changes.
 //!
 //! ```text
-//!            ┌──────────────► Dead                 provably not paid: pay anew
+//!            ┌──────────────► Dead                 provably not paid: pay anew (another offer's owner may claim the key again)
 //! Claimed ───┤
 //!            └─► Serving ──► Delivered             one delivery, then nothing more
 //!                  ▲  │
@@ -190,6 +190,12 @@ impl Claim {
     pub fn keep_until(&self) -> UnixSeconds {
         let end = self.redeem_until().map_or(self.collect_until, |t| t.max(self.collect_until));
         end.plus(86_400)
+    }
+
+    /// Whether the answer to another offer may claim this proof anew. A hash that the payer sent himself can be named by
+    /// anyone who watches the chain; what comes of that is dead, and must not make the owner's payment worthless.
+    pub fn yields_to(&self, challenge_id: &str) -> bool {
+        self.standing == Standing::Dead && self.challenge_id != challenge_id
     }
 
     /// The next record, or why there is none. Pure; the revision grows by one.

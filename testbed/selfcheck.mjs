@@ -88,6 +88,16 @@ const claims = [
       debits += 1
     }
   }],
+  ['PyPI openai over pympp pays plain and streamed calls', async () => {
+    for (const stream of [false, true]) {
+      const got = await run('openai_pympp.py', { base, rpc: chain.url, key: keys['pympp_charge.py'], ...(stream ? { stream } : {}) })
+      assert.equal(got.ok, true, JSON.stringify(got))
+      assert.equal(got.text, TEXT)
+      assert.equal(got.payments.length, 1)
+      assert.equal(got.headers.payment_receipt.status, 'success')
+      debits += 1
+    }
+  }],
   ['PyPI openai without a wallet reports the 402, and reads our receipt forms', async () => {
     const refused = await run('openai_plain.py', { base })
     assert.equal(refused.error.status, 402)

@@ -6,7 +6,11 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Backend, Chain, DEV, Fault, PATH_USD, Payer, Raw, Reply, RpcProxy, Script, Step, chain, payer, raw};
+use common::aimock::{HELLO, USAGE};
+use common::gate::UPSTREAM_KEY;
+use common::{
+    Aimock, Backend, Chain, DEV, Fault, PATH_USD, Payer, Raw, Reply, RpcProxy, Script, Step, chain, payer, raw,
+};
 use serde_json::json;
 
 const SHORT: Duration = Duration::from_secs(10);
@@ -171,6 +175,29 @@ async fn published_clients_answer_in_one_line() {
     assert_eq!(python["ok"], true, "{python}");
     let cli = common::client::mppx_cli(&[&format!("{base}/models"), "-s"], DEV[2].key, "http://127.0.0.1:9").await;
     assert!(String::from_utf8_lossy(&cli.stdout).contains("gpt-oss-120b"), "{cli:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn aimock_takes_one_key_and_remembers_what_it_was_asked() {
+    let aimock = Aimock::start().await;
+    let body = json!({"model": "m", "stream": true, "stream_options": {"include_usage": true}, "messages": [{"role": "user", "content": HELLO}]});
+    let post = async |key: &str| {
+        let key = format!("Bearer {key}");
+        let bytes = raw::post("/v1/chat/completions", &[("authorization", &key)], body.to_string().as_bytes());
+        raw::exchange(aimock.addr(), &bytes).await
+    };
+    assert_eq!(post("sk-not-this-one").await.status, 401);
+    let streamed = post(UPSTREAM_KEY).await;
+    assert!(streamed.complete && streamed.text().ends_with("data: [DONE]\n\n"), "{}", streamed.text());
+    let usage = format!("\"usage\":{{\"prompt_tokens\":{},\"completion_tokens\":{},", USAGE.0, USAGE.1);
+    assert!(streamed.text().contains(&usage), "{}", streamed.text());
+    assert_eq!(post(UPSTREAM_KEY).await.body, streamed.body, "two replies to one request are the same bytes");
+    let journal = aimock.journal().await;
+    assert_eq!(journal.len(), 2, "what came with a wrong key is not in it");
+    assert_eq!((journal[0].body(), journal[0].status(), journal[0].interrupted()), (body.clone(), 200, false));
+    let addr = aimock.addr();
+    drop(aimock);
+    assert!(tokio::net::TcpStream::connect(addr).await.is_err(), "it ends with its test");
 }
 
 #[test]

@@ -1,12 +1,16 @@
 //! `tempo/charge` against a real Tempo node (anvil) with the crate's own client as the payer.
 //!
-//! Anvil is a binary of `testbed/` (`npm ci` there installs it). Where it is missing these tests say so and fail: a payment rail
-//! that was not tried against a chain is not tested.
+//! Where the test bed is missing these tests say so and fail: a payment rail that was not tried against a chain is not
+//! tested.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use alloy::primitives::{Address, B256, U256};
+mod common;
+
+use alloy::primitives::{Address, B256};
 use alloy::signers::local::PrivateKeySigner;
+use common::chain::CHAIN_ID;
+use common::{Chain, DEV, PATH_USD};
 use mpp::client::{PaymentProvider as _, TempoProvider};
 use mpp::{PaymentChallenge, PaymentCredential};
 use pontage::chain::tempo::Tempo;
@@ -19,78 +23,23 @@ use pontage::rail::mpp::charge::{Charge, Settings};
 use pontage::rail::mpp::collect::Pace;
 use pontage::rail::{Ask, Collected, Proof, Rail as _, Shown};
 use pontage::secret::Secret;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-const CHAIN: u64 = 42431;
-const TOKEN: &str = "0x20c0000000000000000000000000000000000000";
-const PAYEE: &str = "0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266";
-/// Account 1 of the development mnemonic: holds 2^64-1 atoms of every token.
-const PAYER: &str = "0x59c6995e998f97a5a0044966f0945389dc9e86dae88c7a8412f4603b6b78690d";
+/// Paid by the crate's client, which pays gas in the currency of the charge: what the payee got is what counts.
+const PAYEE: &str = DEV[0].address;
+const PAYER: &str = DEV[1].key;
 
-struct Anvil {
-    process: Child,
-    port: u16,
+fn node(chain: &Chain) -> Tempo {
+    Tempo::new(&Secret::new(chain.url())).unwrap()
 }
 
-impl Drop for Anvil {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn binary() -> PathBuf {
-    let found = std::env::var_os("PONTAGE_ANVIL").map(PathBuf::from).unwrap_or_else(|| {
-        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testbed/node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil")
-    });
-    assert!(found.exists(), "anvil is missing at {}: run `npm ci` in testbed/", found.display());
-    found
-}
-
-impl Anvil {
-    async fn start() -> Self {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let process = Command::new(binary())
-            .args(["--network", "tempo", "--hardfork", "T4", "--chain-id", "42431", "--block-time", "1"])
-            .args(["--mixed-mining", "--silent", "--port", &port.to_string()])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let anvil = Self { process, port };
-        let node = anvil.node();
-        let up = async {
-            while node.head().await.is_err() {
-                tokio::time::sleep(Duration::from_millis(20)).await
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(60), up).await.expect("anvil answers");
-        anvil
-    }
-
-    fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
-    }
-
-    fn node(&self) -> Tempo {
-        Tempo::new(&Secret::new(self.url())).unwrap()
-    }
-
-    /// Atoms the payee holds.
-    async fn balance(&self) -> U256 {
-        let data = format!("0x70a08231{:0>64}", PAYEE[2..].to_lowercase());
-        let ask = serde_json::json!({"jsonrpc": "2.0", "id": 1, "method": "eth_call",
-            "params": [{"to": TOKEN, "data": data}, "latest"]});
-        let reply: serde_json::Value =
-            reqwest::Client::new().post(self.url()).json(&ask).send().await.unwrap().json().await.unwrap();
-        reply["result"].as_str().unwrap().parse().unwrap()
-    }
+/// Atoms the payee holds.
+async fn earned(chain: &Chain) -> u128 {
+    chain.balance(PATH_USD, PAYEE).await
 }
 
 fn terms(amount: u128) -> Terms {
@@ -114,8 +63,8 @@ fn rail(rpc: &str, patience: Duration) -> Charge {
     let settings = Settings {
         id: "tempo/charge".into(),
         realm: "llm.test".into(),
-        chain_id: CHAIN,
-        currency: TOKEN.parse().unwrap(),
+        chain_id: CHAIN_ID,
+        currency: PATH_USD.parse().unwrap(),
         recipient: PAYEE.parse().unwrap(),
         accept_push: true,
         pace: Pace { patience, ..Pace::default() },
@@ -125,10 +74,10 @@ fn rail(rpc: &str, patience: Duration) -> Charge {
 }
 
 /// The published client answers our offer.
-async fn paid_by(rail: &Charge, anvil: &Anvil, key: &PrivateKeySigner, terms: &Terms) -> PaymentCredential {
+async fn paid_by(rail: &Charge, chain: &Chain, key: &PrivateKeySigner, terms: &Terms) -> PaymentCredential {
     let offer = rail.offer(&ask(terms), UnixSeconds::now()).unwrap();
     let challenge = PaymentChallenge::from_header(offer.headers[0].1.to_str().unwrap()).unwrap();
-    TempoProvider::new(key.clone(), anvil.url()).unwrap().pay(&challenge).await.unwrap()
+    TempoProvider::new(key.clone(), chain.url()).unwrap().pay(&challenge).await.unwrap()
 }
 
 async fn admitted(rail: &Charge, credential: PaymentCredential, terms: &Terms) -> (Shown, Proof) {
@@ -157,25 +106,25 @@ fn claim(proof: &Proof) -> Claim {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_real_client_pays_a_real_chain_once() {
-    let anvil = Anvil::start().await;
-    let rail = rail(&anvil.url(), Duration::from_secs(20));
+    let chain = Chain::start().await;
+    let rail = rail(&chain.url(), Duration::from_secs(20));
     rail.probe(UnixSeconds::now()).await;
     assert_eq!(rail.standing(), Ok(()));
     let payer: PrivateKeySigner = PAYER.parse().unwrap();
-    let before = anvil.balance().await;
+    let before = earned(&chain).await;
 
     let terms = terms(10_000);
-    let (shown, proof) = admitted(&rail, paid_by(&rail, &anvil, &payer, &terms).await, &terms).await;
-    assert_eq!(anvil.balance().await, before, "nothing moved before collect");
+    let (shown, proof) = admitted(&rail, paid_by(&rail, &chain, &payer, &terms).await, &terms).await;
+    assert_eq!(earned(&chain).await, before, "nothing moved before collect");
     assert_eq!(rail.collect(&shown, &proof).await, Collected::Paid);
-    assert_eq!(anvil.balance().await - before, U256::from(10_000), "the exact amount");
+    assert_eq!(earned(&chain).await - before, 10_000, "the exact amount");
 
     assert_eq!(rail.look(&claim(&proof), UnixSeconds::now()).await, Collected::Paid, "and from the record alone");
     assert_eq!(rail.collect(&shown, &proof).await, Collected::Paid, "again: the same payment, not a second one");
-    assert_eq!(anvil.balance().await - before, U256::from(10_000));
+    assert_eq!(earned(&chain).await - before, 10_000);
 
     let hash: B256 = proof.recognised.reference.parse().unwrap();
-    let Inclusion::Done { sender, transfers, .. } = anvil.node().inclusion(hash).await.unwrap() else {
+    let Inclusion::Done { sender, transfers, .. } = node(&chain).inclusion(hash).await.unwrap() else {
         panic!("mined")
     };
     assert_eq!(sender, payer.address());
@@ -195,25 +144,25 @@ async fn a_real_client_pays_a_real_chain_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_payer_without_money_has_definitely_not_paid() {
-    let anvil = Anvil::start().await;
-    let rail = rail(&anvil.url(), Duration::from_secs(10));
+    let chain = Chain::start().await;
+    let rail = rail(&chain.url(), Duration::from_secs(10));
     let poor = PrivateKeySigner::from_slice(&[9; 32]).unwrap();
     let terms = terms(10_000);
     let offer = rail.offer(&ask(&terms), UnixSeconds::now()).unwrap();
     let challenge = PaymentChallenge::from_header(offer.headers[0].1.to_str().unwrap()).unwrap();
     // With a gas limit of its own, the client does not notice that it is poor.
     let options = mpp::client::tempo::charge::SignOptions {
-        rpc_url: Some(anvil.url()),
+        rpc_url: Some(chain.url()),
         gas_limit: Some(1_000_000),
         ..Default::default()
     };
     let charge = mpp::client::tempo::charge::TempoCharge::from_challenge(&challenge).unwrap();
     let credential = charge.sign_with_options(&poor, options).await.unwrap().into_credential();
-    let before = anvil.balance().await;
+    let before = earned(&chain).await;
     let (shown, proof) = admitted(&rail, credential, &terms).await;
     let got = rail.collect(&shown, &proof).await;
     assert!(matches!(got, Collected::Failed { .. }), "{got:?}");
-    assert_eq!(anvil.balance().await, before);
+    assert_eq!(earned(&chain).await, before);
 }
 
 /// A TCP hop in front of the node that can be cut: what the far side said is then thrown away.
@@ -248,29 +197,29 @@ async fn carry(mut client: TcpStream, to: u16, cut: watch::Receiver<bool>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_payment_whose_answer_was_lost_is_unknown_until_it_is_seen() {
-    let anvil = Anvil::start().await;
-    let (port, cut) = hop(anvil.port).await;
+    let chain = Chain::start().await;
+    let (port, cut) = hop(chain.port).await;
     let rail = rail(&format!("http://127.0.0.1:{port}"), Duration::from_secs(3));
     let terms = terms(10_000);
-    let before = anvil.balance().await;
+    let before = earned(&chain).await;
     let payer: PrivateKeySigner = PAYER.parse().unwrap();
-    let (shown, proof) = admitted(&rail, paid_by(&rail, &anvil, &payer, &terms).await, &terms).await;
+    let (shown, proof) = admitted(&rail, paid_by(&rail, &chain, &payer, &terms).await, &terms).await;
     cut.send(true).unwrap();
     assert_eq!(rail.collect(&shown, &proof).await, Collected::Unknown, "the node heard us, we do not hear the node");
     assert_eq!(rail.look(&claim(&proof), UnixSeconds::now()).await, Collected::Unknown);
     cut.send(false).unwrap();
     assert_eq!(rail.look(&claim(&proof), UnixSeconds::now()).await, Collected::Paid);
-    assert_eq!(anvil.balance().await - before, U256::from(10_000), "once, however often it was handed in");
+    assert_eq!(earned(&chain).await - before, 10_000, "once, however often it was handed in");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_payment_that_never_reached_the_node_is_sent_again_by_a_later_look() {
-    let anvil = Anvil::start().await;
+    let chain = Chain::start().await;
     let down = rail("http://127.0.0.1:1", Duration::from_millis(300));
-    let up = rail(&anvil.url(), Duration::from_secs(20));
+    let up = rail(&chain.url(), Duration::from_secs(20));
     let terms = terms(10_000);
     let payer: PrivateKeySigner = PAYER.parse().unwrap();
-    let (shown, proof) = admitted(&down, paid_by(&down, &anvil, &payer, &terms).await, &terms).await;
+    let (shown, proof) = admitted(&down, paid_by(&down, &chain, &payer, &terms).await, &terms).await;
     assert_eq!(down.collect(&shown, &proof).await, Collected::Unknown);
     down.probe(UnixSeconds::now()).await;
     assert!(down.standing().is_err());
@@ -279,16 +228,16 @@ async fn a_payment_that_never_reached_the_node_is_sent_again_by_a_later_look() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_can_no_longer_be_mined_is_failed_by_the_chains_own_clock() {
-    let anvil = Anvil::start().await;
-    let rail = rail(&anvil.url(), Duration::from_secs(5));
+    let chain = Chain::start().await;
+    let rail = rail(&chain.url(), Duration::from_secs(5));
     let terms = terms(10_000);
     let payer: PrivateKeySigner = PAYER.parse().unwrap();
-    let (_, proof) = admitted(&rail, paid_by(&rail, &anvil, &payer, &terms).await, &terms).await;
+    let (_, proof) = admitted(&rail, paid_by(&rail, &chain, &payer, &terms).await, &terms).await;
     let mut late = claim(&proof);
     late.collect_until = UnixSeconds(UnixSeconds::now().0 - 20);
     assert_eq!(rail.look(&late, UnixSeconds::now()).await, Collected::Unknown, "a lagging replica might still show it");
     late.collect_until = UnixSeconds(UnixSeconds::now().0 - 60);
     assert!(matches!(rail.look(&late, UnixSeconds::now()).await, Collected::Failed { .. }));
-    let again = anvil.node().send(&alloy::hex::decode(proof.recognised.resend.unwrap()).unwrap()).await;
+    let again = node(&chain).send(&alloy::hex::decode(proof.recognised.resend.unwrap()).unwrap()).await;
     assert_eq!(again, Sent::Accepted, "those looks did not send it");
 }

@@ -124,9 +124,13 @@ async fn a_backends_own_refusal_keeps_status_type_code_and_param_and_loses_what_
 async fn a_payment_whose_backend_failed_buys_the_reply_later() {
     let bridge = Bridge::start().await;
     let payer = Payer::fresh(&bridge.chain, 1_000_000).await;
-    for (body, fault) in
-        [(ask("whole"), Reply::html(500)), (streamed("streamed"), Reply::broken_stream([": hello\n"; 0], Step::Reset))]
-    {
+    let error = "data: {\"error\":{\"message\":\"overloaded\"}}\n\ndata: [DONE]\n\n";
+    for (body, fault) in [
+        (ask("whole"), Reply::html(500)),
+        (ask("an error in a success"), Reply::json(200, &json!({"error": {"message": "overloaded"}}))),
+        (streamed("no token"), Reply::broken_stream([""; 0], Step::Reset)),
+        (streamed("an error instead of a token"), Reply::stream([error])),
+    ] {
         let paying = bridge.paying(&payer, &body).await;
         bridge.backend.next(fault);
         let failed = bridge.send(&paying).await;
@@ -137,7 +141,7 @@ async fn a_payment_whose_backend_failed_buys_the_reply_later() {
         assert_eq!(bought.status, 200, "{}", bought.text());
         assert_eq!(bridge.send(&paying).await.status, 403, "and only once");
     }
-    assert_eq!(bridge.chain.payments_to(DEV[1].address).await.len(), 2);
+    assert_eq!(bridge.chain.payments_to(DEV[1].address).await.len(), 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,10 +16,12 @@ pub fn run(places: &Places, accept_payee_change: bool) -> ExitCode {
         Ok(conf) => conf,
         Err(mistakes) => return complain(&mistakes),
     };
-    let secrets = match conf.read_secrets() {
-        Ok(secrets) => secrets,
-        Err(mistakes) => return complain(&mistakes),
+    let (secrets, mut mistakes) = match conf.read_secrets() {
+        Ok(secrets) => (Some(secrets), Vec::new()),
+        Err(mistakes) => (None, mistakes.iter().map(ToString::to_string).collect()),
     };
+    mistakes.extend(assemble::mistakes(&conf, &places.rules));
+    let Some(secrets) = secrets.filter(|_| mistakes.is_empty()) else { return complain(&mistakes) };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(conf.listen.threads).enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,

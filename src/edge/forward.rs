@@ -64,8 +64,7 @@ pub enum Verdict {
 pub enum Flow {
     /// Next chunk.
     Go,
-    /// Send what was given, close the upstream, and finish; when nothing was sent so far and nothing given, the exchange has
-    /// failed and is not finished.
+    /// Send what was given, close the upstream, and finish. When nothing was given by then, the exchange has failed.
     Stop,
 }
 
@@ -219,8 +218,9 @@ async fn stream(
     match &how {
         How::ClientGone if mouth.is_shut() => return Outcome::ClientGone,
         How::Upstream(refusal) if mouth.is_shut() => return Outcome::Failed(refusal.clone()),
-        How::Stopped if mouth.is_shut() => return Outcome::Failed(stopped_at_once()),
         How::Complete if !arrived => return Outcome::Failed(nothing_came()),
+        // Nothing of it was worth sending. Finishing would send a head, and with it spend what was paid.
+        How::Stopped if mouth.is_shut() => return Outcome::Failed(nothing_good_came()),
         _ => {}
     }
     let mut ending = Ending { how, sent_bytes: mouth.sent_bytes };
@@ -310,8 +310,8 @@ fn nothing_came() -> Refusal {
     Refusal::UpstreamFailed { why: "its answer ended before it began" }
 }
 
-fn stopped_at_once() -> Refusal {
-    Refusal::UpstreamFailed { why: "its answer failed before it began" }
+fn nothing_good_came() -> Refusal {
+    Refusal::UpstreamFailed { why: "its stream began with an error, or with more than one event may hold" }
 }
 
 /// Why the exchange cannot go on.

@@ -64,9 +64,12 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
     };
     toll.store.standing().map_err(|e| store_down(&e))?;
     let (rail, recognised) = recognise(toll, shown)?;
-    if let Some(claim) = toll.store.claim(&recognised.key).await.map_err(|e| store_down(&e))? {
-        return resume(toll, visit, quoted, claim, &recognised).await;
-    }
+    let revision = match toll.store.claim(&recognised.key).await.map_err(|e| store_down(&e))? {
+        None => 1,
+        // Somebody else's attempt with this proof came to nothing, as it had to. Its owner is not the poorer for it.
+        Some(claim) if claim.yields_to(&recognised.challenge_id) => claim.revision.saturating_add(1),
+        Some(claim) => return resume(toll, visit, quoted, claim, &recognised).await,
+    };
     if !quoted.allowed.route.accept.contains(rail.id()) {
         return Err(Refusal::InvalidChallenge { why: "this rail is not accepted here any more" }.into());
     }
@@ -88,7 +91,7 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
     if output == 0 {
         return Err(Refusal::CapReached { retry_after_seconds: 600 }.into());
     }
-    let hold = take(toll, rail, shown, proof, terms, visit.request).await?;
+    let hold = take(toll, rail, shown, proof, terms, visit.request, revision).await?;
     Ok(Paid { quoted, hold: Some(hold), output, room })
 }
 
@@ -193,12 +196,13 @@ async fn take(
     proof: Proof,
     terms: Terms,
     request: &str,
+    revision: u64,
 ) -> Result<Hold, Stop> {
     let now = UnixSeconds::now();
     let Recognised { key, challenge_id, reference, resend, .. } = proof.recognised.clone();
     let claim = Claim {
         schema: Claim::SCHEMA,
-        revision: 1,
+        revision,
         key,
         challenge_id,
         terms,
@@ -287,6 +291,19 @@ async fn conclude(
     }
 }
 
+/// The key says which proof it is; the challenge says who was asked. Somebody else's proof under an offer of one's own must
+/// not open somebody else's claim.
+fn is_answered_by(claim: &Claim, recognised: &Recognised) -> Result<(), Stop> {
+    if claim.challenge_id == recognised.challenge_id {
+        return Ok(());
+    }
+    // While it is not known whose it is, nobody may be told to pay anew.
+    if let Standing::Claimed { .. } = claim.standing {
+        return Err(running_stop());
+    }
+    Err(Refusal::InvalidChallenge { why: "the payment answers another offer" }.into())
+}
+
 /// A proof we have seen before.
 async fn resume(
     toll: &Arc<Toll>,
@@ -295,11 +312,7 @@ async fn resume(
     mut claim: Claim,
     recognised: &Recognised,
 ) -> Result<Paid, Stop> {
-    // The key says which proof it is; the challenge says who was asked. Somebody else's proof under an offer of one's own
-    // must not open somebody else's claim.
-    if claim.challenge_id != recognised.challenge_id {
-        return Err(Refusal::InvalidChallenge { why: "the payment answers another offer" }.into());
-    }
+    is_answered_by(&claim, recognised)?;
     let rail = claim.terms.rail.clone();
     let deadline = tokio::time::Instant::now() + toll.unknown_wait;
     while let Standing::Claimed { by } = &claim.standing {
@@ -312,6 +325,8 @@ async fn resume(
         }
         tokio::time::sleep(Duration::from_millis(250)).await;
         claim = toll.store.claim(&claim.key).await.map_err(|e| store_down(&e))?.ok_or_else(unknown)?;
+        // It may have died meanwhile and been claimed by its owner.
+        is_answered_by(&claim, recognised)?;
     }
     // The body it was bought for needs no second look at its price; any other must cost no more.
     let need = if recognised.digest == Some(visit.digest) {

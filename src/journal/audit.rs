@@ -126,7 +126,8 @@ impl Books {
         match entry {
             Entry::Claimed { key, amount, reference, at: _ } => {
                 let story = Story { amount, reference, paid_at: None, dead: false };
-                if self.stories.insert(key.clone(), story).is_some() {
+                // After a dead attempt with somebody else's hash its owner may claim it.
+                if self.stories.insert(key.clone(), story).is_some_and(|before| !before.dead) {
                     faults.push(format!("{key} was claimed twice"));
                 }
             }
@@ -310,6 +311,14 @@ mod tests {
         assert_eq!(sums, [&want]);
         assert_eq!(found.owed.iter().map(|o| o.key.as_str()).collect::<Vec<_>>(), ["c"], "paid, nothing delivered");
         assert_eq!((found.head, found.claims), (head, 1));
+    }
+
+    #[test]
+    fn a_proof_may_be_claimed_again_after_an_attempt_that_came_to_nothing() {
+        let a = || claimed("a", "0xa");
+        let (lines, head) = write(&[a(), dead("a"), a(), paid("a"), sold("r1", "0xa")]);
+        let found = audit(lines, head, []);
+        assert_eq!((found.is_sound(), found.owed.len()), (true, 0), "{found}");
     }
 
     #[test]

@@ -7,10 +7,11 @@ import { chatBody, errorLine, interesting, once, options } from './lib.mjs'
 once(async () => {
   const o = options()
   let calls = 0
+  let answer
   const client = new OpenAI({
     baseURL: o.base, apiKey: 'unused',
     defaultHeaders: o.authorization ? { Authorization: o.authorization } : {},
-    fetch: (input, init) => { calls++; return fetch(input, init) },
+    fetch: async (input, init) => { calls++; return (answer = await fetch(input, init)) },
     ...(o.max_retries === undefined ? {} : { maxRetries: Number(o.max_retries) }),
   })
   const result = { client: 'openai' }
@@ -22,7 +23,8 @@ once(async () => {
       let chunks = 0
       stream.on('chunk', () => { chunks++ })
       const final = await stream.finalChatCompletion()
-      Object.assign(result, { helper: true, chunks, text: final.choices[0]?.message?.content ?? null, usage: final.usage ?? null, final })
+      // The helper hides the head of the reply; the transport has it.
+      Object.assign(result, { helper: true, headers: interesting(answer.headers), chunks, text: final.choices[0]?.message?.content ?? null, usage: final.usage ?? null, final })
     } else {
       const { data, response } = await client.chat.completions.create(body).withResponse()
       Object.assign(result, { status: response.status, headers: interesting(response.headers) })

@@ -13,8 +13,9 @@ from common import chat_body, error_line, interesting, once, options
 
 def run():
     o = options()
-    calls = []
-    http = httpx.Client(timeout=60, event_hooks={"request": [lambda request: calls.append(str(request.url.path))]})
+    calls, answers = [], []
+    hooks = {"request": [lambda request: calls.append(str(request.url.path))], "response": [answers.append]}
+    http = httpx.Client(timeout=60, event_hooks=hooks)
     extra = {"max_retries": int(o["max_retries"])} if "max_retries" in o else {}
     headers = {"Authorization": o["authorization"]} if "authorization" in o else {}
     client = OpenAI(base_url=o["base"], api_key="unused", http_client=http, default_headers=headers, **extra)
@@ -26,7 +27,8 @@ def run():
             with client.chat.completions.stream(**body) as stream:
                 kinds = [event.type for event in stream]
                 final = stream.get_final_completion()
-            result.update(helper=True, chunks=kinds.count("chunk"), text=final.choices[0].message.content)
+            # The helper hides the head of the reply; the transport has it.
+            result.update(helper=True, headers=interesting(answers[-1].headers), chunks=kinds.count("chunk"), text=final.choices[0].message.content)
         elif body.get("stream"):
             raw = client.chat.completions.with_raw_response.create(**body)
             result.update(status=raw.status_code, headers=interesting(raw.headers), chunks=0, tokens=[], extra=[], usage=None)

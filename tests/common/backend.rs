@@ -40,6 +40,8 @@ pub struct Script {
     pub cached_tokens: u64,
     /// Refuse a request whose `Authorization` is not `Bearer <this>`.
     pub bearer: Option<String>,
+    /// `prompt_tokens` of every usage, instead of the words of the prompt.
+    pub prompt_tokens: Option<u64>,
     /// Text put into each token instead of `tok`.
     pub word: String,
 }
@@ -56,6 +58,7 @@ impl Default for Script {
             hidden_tokens: 0,
             cached_tokens: 0,
             bearer: None,
+            prompt_tokens: None,
             word: "tok".into(),
         }
     }
@@ -543,7 +546,8 @@ fn model(script: &Script, request: &Recorded, serial: u64) -> Vec<Step> {
             &json!({"error": {"message": "not JSON", "type": "invalid_request_error", "param": null, "code": null}}),
         );
     };
-    let prompt = words(&body["messages"]) + words(&body["prompt"]) + words(&body["input"]);
+    let words = words(&body["messages"]) + words(&body["prompt"]) + words(&body["input"]);
+    let prompt = script.prompt_tokens.unwrap_or(words);
     match path {
         "/v1/chat/completions" => talk(script, &body, prompt, serial, true),
         "/v1/completions" => talk(script, &body, prompt, serial, false),

@@ -23,7 +23,9 @@
     unreachable_pub
 )]
 
+pub mod aimock;
 pub mod backend;
+pub mod bed;
 pub mod bridge;
 pub mod chain;
 pub mod client;
@@ -32,11 +34,13 @@ pub mod ledger;
 pub mod payer;
 pub mod raw;
 
+pub use aimock::Aimock;
 pub use backend::{Backend, Recorded, Reply, Script, Step};
+pub use bed::Bed;
 pub use bridge::Bridge;
 pub use chain::{Chain, DEV, DevAccount, Fault, PATH_USD, RpcProxy, Transfer};
 pub use gate::{Gate, GateOptions};
-pub use ledger::Ledger;
+pub use ledger::{Ledger, Unseen};
 pub use payer::Payer;
 pub use raw::{Raw, RawReply};
 

@@ -1,6 +1,7 @@
 //! A Rust payer on the published `mpp` client: turns a 402 into an `Authorization` value that a test can send, send
 //! twice, or bend first.
 
+use mpp::client::tempo::charge::{SignOptions, TempoCharge};
 use mpp::client::{PaymentProvider, TempoProvider};
 use mpp::{PaymentChallenge, PrivateKeySigner};
 use serde_json::Value;
@@ -9,6 +10,7 @@ use super::raw::RawReply;
 
 pub struct Payer {
     pub address: String,
+    signer: PrivateKeySigner,
     provider: TempoProvider,
 }
 
@@ -18,7 +20,7 @@ impl Payer {
         super::init();
         let signer: PrivateKeySigner = key.trim_start_matches("0x").parse().expect("a private key");
         let address = signer.address().to_string();
-        Self { address, provider: TempoProvider::new(signer, rpc).expect("an RPC URL") }
+        Self { address, provider: TempoProvider::new(signer.clone(), rpc).expect("an RPC URL"), signer }
     }
 
     /// A payer whose account nobody else uses, with `atoms` of pathUSD. This client pays gas in pathUSD too and wants
@@ -35,6 +37,21 @@ impl Payer {
     pub async fn authorization(&self, challenge: &PaymentChallenge) -> String {
         let credential = self.provider.pay(challenge).await.unwrap_or_else(|e| panic!("the payer cannot pay: {e}"));
         mpp::format_authorization(&credential).expect("a credential fits in a header")
+    }
+
+    /// As [`Self::authorization`] without asking the chain anything, so that a payer without money can sign too. Gas is
+    /// paid in BetaUSD. Valid for 25 seconds unless `change` says otherwise; the chain takes at most 30.
+    pub async fn sign(&self, challenge: &PaymentChallenge, change: impl FnOnce(&mut SignOptions)) -> String {
+        let mut options = SignOptions {
+            rpc_url: Some("http://127.0.0.1:1".into()),
+            gas_limit: Some(1_000_000),
+            fee_token: Some(super::chain::BETA_USD.parse().unwrap()),
+            ..SignOptions::default()
+        };
+        change(&mut options);
+        let charge = TempoCharge::from_challenge(challenge).expect("a charge");
+        let signed = charge.sign_with_options(&self.signer, options).await.expect("signed");
+        mpp::format_authorization(&signed.into_credential()).expect("a credential fits in a header")
     }
 
     /// As [`Self::authorization`], for the `tempo/charge` offer of a 402.

@@ -71,6 +71,17 @@ pub async fn exchange(addr: SocketAddr, bytes: &[u8]) -> RawReply {
     raw.reply(Duration::from_secs(30)).await
 }
 
+/// As [`exchange`], with somebody who may die meanwhile: `None` when no whole head came back.
+pub async fn try_exchange(addr: SocketAddr, bytes: &[u8]) -> Option<RawReply> {
+    let stream = TcpStream::connect(addr).await.ok()?;
+    let mut raw = Raw { stream, seen: Vec::new() };
+    let limit = Duration::from_secs(30);
+    if !raw.try_send(bytes).await || !raw.until(b"\r\n\r\n", limit).await {
+        return None;
+    }
+    Some(raw.reply(limit).await)
+}
+
 impl Raw {
     pub async fn connect(addr: SocketAddr) -> Self {
         let stream = TcpStream::connect(addr).await.unwrap_or_else(|e| panic!("cannot connect to {addr}: {e}"));

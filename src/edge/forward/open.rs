@@ -78,7 +78,8 @@ pub(super) async fn open(
         return match answer {
             Ok(()) => accept(line, picked, pool.reuse_for()).map_err(Cut::Refused),
             Err(e) => {
-                tracing::warn!(server = %picked.host(), error = %e, "no answer from a backend");
+                // The kind only: the rest of the error quotes what the backend sent.
+                tracing::warn!(server = %picked.host(), error = e.etype().as_str(), "no answer from a backend");
                 Err(Cut::Refused(failed("the connection was lost before it answered")))
             }
         };

@@ -33,6 +33,7 @@ use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use std::sync::Arc;
 use std::time::Duration;
 use tempo_alloy::TempoNetwork;
@@ -186,9 +187,9 @@ impl Charge {
     }
 }
 
-/// The request object, as far as it binds.
+/// The request object as we write it: a member that we never write (a split, a fee payer) is not ours.
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Request {
     amount: String,
     currency: Address,
@@ -197,9 +198,12 @@ struct Request {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Details {
     chain_id: u64,
+    /// Push may have been turned on or off since.
+    #[serde(rename = "supportedModes")]
+    _modes: Option<IgnoredAny>,
 }
 
 /// Reads a body digest in the form SDKs write (`sha-256=<b64>`) and in RFC 9530's (`sha-256=:<b64>:`).

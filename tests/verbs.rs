@@ -1,0 +1,276 @@
+//! What an operator types, and what comes back: exit codes, sentences, numbers.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use common::client::chat;
+use common::gate::Wait;
+use common::{Backend, Chain, Gate, GateOptions, Payer, Script, payer, raw};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::process::Stdio;
+
+const CHAT: &str = "/v1/chat/completions";
+const MODEL: &str = "openai/gpt-oss-120b";
+/// Nothing listens there.
+const NOWHERE: &str = "http://127.0.0.1:9";
+
+fn body() -> Value {
+    chat(MODEL, "how much is this?")
+}
+
+#[test]
+fn check_lists_every_mistake_of_every_file_at_once_with_its_place() {
+    let broken = GateOptions::new(NOWHERE, NOWHERE)
+        .conf_edit("grace_seconds = 5", "grace_second = 5")
+        .conf_edit("accept_push = false", "accept_push = \"no\"")
+        .rule_edit("pools.toml", "profile = \"vllm\"", "profile = \"vlmm\"")
+        .rule_edit("models.toml", "input = \"0.15\"", "input = 0.15")
+        .rule_edit("tiers.toml", "over_limit = \"clamp\"", "over_limit = \"squeeze\"")
+        .rule_edit("tiers.toml", "charge = { flat = \"0.02\" }", "charge = { estimate = { overhead = \"1.5\" } }")
+        .rule_edit("routes.toml", "tier = \"standard\"\nstream", "tier = \"premium\"\nstream")
+        .rule_edit("routes.toml", "accept = [\"tempo/charge\"]", "accept = []");
+    let (status, out, said) = Gate::prepare(broken).verb(&["check"]);
+    assert_eq!((status.code(), out.as_str()), (Some(1), ""), "{said}");
+    for (place, key) in [
+        ("pontage.toml:6: ", "grace_second"),
+        ("pontage.toml:23: ", "rail.tempo.accept_push"),
+        ("pools.toml:2: ", "pool.gpt-oss.profile"),
+        ("models.toml:5: ", "price.input"),
+        ("tiers.toml:4: ", "tier.standard.over_limit"),
+        ("tiers.toml:8: ", "tier.standard.charge.estimate"),
+        ("routes.toml:4: ", "route[0].tier"),
+        ("routes.toml:1: ", "at least one rail"),
+    ] {
+        let found = said.lines().any(|line| line.contains(place) && line.contains(key));
+        assert!(found, "nothing about {key} at {place} in:\n{said}");
+    }
+    let told = said.lines().count() - 1;
+    assert!(told >= 8 && said.ends_with(&format!("{told} mistakes\n")), "{said}");
+}
+
+#[test]
+fn check_passes_every_shipped_set_without_any_secret() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let sets = std::fs::read_dir(root.join("lua-free-rules")).unwrap().map(|entry| entry.unwrap().path());
+    let mut checked = 0;
+    for set in sets.filter(|path| path.is_dir()) {
+        let own = set.join("pontage.toml");
+        let confs = [own.clone(), root.join("conf/pontage.toml"), root.join("deploy/pontage.toml")];
+        for conf in if own.exists() { &confs[..1] } else { &confs[1..] } {
+            let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_pontage"));
+            let out =
+                command.env_clear().arg("check").arg("--conf").arg(conf).arg("--rules").arg(&set).output().unwrap();
+            let said = String::from_utf8_lossy(&out.stderr).into_owned();
+            assert!(out.status.success(), "{} with {}: {said}", set.display(), conf.display());
+            assert!(String::from_utf8_lossy(&out.stdout).starts_with("ok: generation "));
+            checked += 1;
+        }
+    }
+    assert!(checked >= 2);
+}
+
+const TIERS: &str = r#"
+[tier.flat]
+models = ["openai/gpt-oss-120b"]
+max_output_tokens = 2048
+charge = { flat = "0.02" }
+
+[tier.ceiling]
+models = ["openai/gpt-oss-120b"]
+max_output_tokens = 2048
+max_n = 4
+image_url = { flat = "0.002" }
+charge = { ceiling = true }
+
+[tier.clamp]
+models = ["openai/gpt-oss-120b"]
+max_output_tokens = 2048
+charge = { estimate = { overhead = "1.5", shortfall = "clamp", min_output_tokens = 64 } }
+
+[tier.absorb]
+models = ["openai/gpt-oss-120b"]
+max_output_tokens = 2048
+charge = { estimate = { overhead = "1.5", shortfall = "absorb", loss_cap_per_call = "0.05", loss_cap_per_day = "50" } }
+"#;
+
+fn four_tiers() -> String {
+    let route = |tier: &str| {
+        format!("[[route]]\npath = \"/{tier}\"\nsurface = \"chat\"\ntier = \"{tier}\"\naccept = [\"tempo/charge\"]\n\n")
+    };
+    ["flat", "ceiling", "clamp", "absorb"].map(route).concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn quote_says_in_parts_what_the_live_gate_asks() {
+    let chain = Chain::start().await;
+    let backend = Backend::start(Script::default()).await;
+    let options =
+        GateOptions::new(&chain.url(), &backend.url()).rule("tiers.toml", TIERS).rule("routes.toml", &four_tiers());
+    let gate = Gate::start(options).await;
+    let mut several = chat(MODEL, &"word ".repeat(300));
+    several["n"] = json!(3);
+    several["max_tokens"] = json!(100);
+    let picture = json!([{"type": "text", "text": "what is it?"}, {"type": "image_url", "image_url": {"url": "https://x.test/a.png"}}]);
+    let pictured = json!({"model": MODEL, "max_tokens": 7, "messages": [{"role": "user", "content": picture}]});
+    let mut amounts = Vec::new();
+    for (path, rule, body) in [
+        ("/flat", "flat", body()),
+        ("/ceiling", "ceiling", body()),
+        ("/ceiling", "ceiling", several),
+        ("/ceiling", "ceiling", pictured),
+        ("/clamp", "estimate/clamp", body()),
+        ("/absorb", "estimate/absorb", chat(MODEL, &"word ".repeat(300))),
+    ] {
+        let text = body.to_string();
+        let unpaid = raw::exchange(gate.listen, &raw::post(path, &[], text.as_bytes())).await;
+        let offer = payer::offer(&unpaid.headers("www-authenticate"), "tempo", "charge");
+        std::fs::write(gate.dir().join("request.json"), &text).unwrap();
+        let (status, quoted, said) = gate.verb(&["quote", "--path", path, "request.json"]);
+        assert!(status.success(), "{said}");
+        let quoted: Value = serde_json::from_str(&quoted).unwrap();
+        assert_eq!(quoted["rails"][0]["amount"].as_str(), payer::terms(&offer)["amount"].as_str(), "{quoted:#}");
+        assert_eq!(quoted["rails"][0]["rail"], "tempo/charge");
+        assert_eq!(quoted["parts"]["rule"], rule);
+        assert_eq!(quoted["generation"], gate.generation().await.as_str());
+        amounts.push(quoted["rails"][0]["amount"].as_str().unwrap().to_owned());
+    }
+    let different: std::collections::BTreeSet<_> = amounts.iter().collect();
+    assert_eq!(different.len(), amounts.len(), "six requests, six prices: {amounts:?}");
+}
+
+#[test]
+fn quote_reads_standard_input_and_refuses_as_the_gate_would() {
+    let gate = Gate::prepare(GateOptions::new(NOWHERE, NOWHERE));
+    let quote = |path: &str, text: &str| {
+        let mut command = gate.command();
+        command.args(["quote", "--conf", "conf/pontage.toml", "--rules", "lua-free-rules", "--path", path, "-"]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), text.as_bytes()).unwrap();
+        let out = child.wait_with_output().unwrap();
+        (out.status.code(), String::from_utf8(out.stdout).unwrap(), String::from_utf8(out.stderr).unwrap())
+    };
+    let (code, out, said) = quote(CHAT, &body().to_string());
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(serde_json::from_str::<Value>(&out).unwrap()["rails"][0]["amount"], "20000");
+    for (path, text, want) in [
+        ("/v1/other", body().to_string(), "unknown_path"),
+        (CHAT, "{".into(), "invalid_json"),
+        (CHAT, chat("gpt-oss-120b", "the backend's name").to_string(), "model_not_found"),
+    ] {
+        let (code, out, said) = quote(path, &text);
+        assert_eq!((code, out.as_str()), (Some(1), ""), "{said}");
+        assert!(said.starts_with(want), "{said}");
+    }
+    let (status, _, said) = gate.verb(&["quote", "--path", CHAT, "missing.json"]);
+    assert_eq!(status.code(), Some(1));
+    assert!(said.contains("missing.json"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_streamed_receipt_is_verified_with_the_key_from_the_status_page_and_the_books_agree() {
+    let chain = Chain::start().await;
+    let backend = Backend::start(Script::default()).await;
+    let mut gate = Gate::start(GateOptions::new(&chain.url(), &backend.url())).await;
+    let payer = Payer::fresh(&chain, 1_000_000).await;
+    let mut body = body();
+    body["stream"] = json!(true);
+    let body = body.to_string();
+    let offer = payer.pay(&raw::exchange(gate.listen, &raw::post(CHAT, &[], body.as_bytes())).await).await;
+    let paid = raw::exchange(gate.listen, &raw::post(CHAT, &[("authorization", &offer)], body.as_bytes())).await;
+    let text = paid.text();
+    let sealed = text.lines().find_map(|line| line.strip_prefix(": pontage-receipt ")).expect("a sealed receipt");
+    let key = gate.status().await["receipt_key"].as_str().unwrap().to_owned();
+
+    let (status, shown, said) = gate.verb(&["receipt", "verify", "--key", &key, sealed]);
+    assert!(status.success(), "{said}");
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(shown["charged"]["usd"], "0.02");
+    assert_eq!(shown["complete"], true);
+    assert_eq!(shown["usage"]["completion_tokens"], 12);
+    let mut changed = payer::unpack(sealed);
+    changed["charged"]["usd"] = json!("0.01");
+    let changed = mpp::base64url_encode(changed.to_string().as_bytes());
+    let other = "0".repeat(64);
+    for (key, sealed, why) in [
+        (key.as_str(), changed.as_str(), "a changed receipt"),
+        (&other, sealed, "another key"),
+        ("short", sealed, "no key"),
+        (&key, "rubbish", "no receipt"),
+    ] {
+        let (status, out, said) = gate.verb(&["receipt", "verify", "--key", key, sealed]);
+        assert_eq!((status.code(), out.as_str()), (Some(1), ""), "{why}: {said}");
+    }
+
+    let audit = ["audit", "--store", "var/pontage.redb"];
+    let (status, _, said) = gate.verb(&audit);
+    assert_eq!(status.code(), Some(2), "a running gate has its store to itself: {said}");
+    assert!(said.contains("cannot audit the store"), "{said}");
+    gate.stop().await;
+    let (status, books, said) = gate.verb(&audit);
+    assert!(status.success(), "{said}");
+    assert!(books.contains("$0.02 = 20000 atoms of 6 decimals, 1 receipts"), "{books}");
+    assert!(books.ends_with("result    sound\n"), "{books}");
+    let (status, _, said) = gate.verb(&["audit", "--store", "var/elsewhere.redb"]);
+    assert_eq!(status.code(), Some(2), "{said}");
+    assert!(!gate.dir().join("var/elsewhere.redb").exists(), "an audit makes nothing");
+}
+
+#[test]
+fn what_is_not_a_verb_or_a_flag_is_refused_with_the_usage() {
+    let gate = Gate::prepare(GateOptions::new(NOWHERE, NOWHERE));
+    for args in [
+        &["sevre"][..],
+        &["check", "--rulez", "x"],
+        &["audit", "now"],
+        &["quote", "request.json"],
+        &["receipt", "verify", "x"],
+        &[],
+    ] {
+        let out = gate.command().args(args).output().unwrap();
+        assert_eq!(out.status.code(), Some(2), "{args:?}");
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(said.contains("Usage: pontage") && out.stdout.is_empty(), "{args:?}: {said}");
+    }
+    for args in [&["--help"][..], &["--version"], &["serve", "--help"]] {
+        let out = gate.command().args(args).output().unwrap();
+        assert_eq!(out.status.code(), Some(0), "{args:?}");
+        assert!(!out.stdout.is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_missing_secret_is_named_at_once_and_none_is_shown() {
+    let names = ["PONTAGE_CHALLENGE_KEY", "PONTAGE_RECEIPT_KEY", "TEMPO_RPC_URL", "UPSTREAM_KEY"];
+    let options = names.iter().fold(GateOptions::new(NOWHERE, NOWHERE), |options, name| options.env(name, ""));
+    let said = Gate::try_start(options).await.err().expect("it has no secrets");
+    for name in names {
+        assert!(said.contains(name), "{name} is not named: {said}");
+    }
+    assert!(said.contains("exit status: 1") && said.contains("4 mistakes"), "{said}");
+
+    let short = GateOptions::new(NOWHERE, NOWHERE)
+        .env("PONTAGE_CHALLENGE_KEY", "canary-short-challenge")
+        .env("PONTAGE_RECEIPT_KEY", "canary-not-a-seed-but-a-sentence");
+    let said = Gate::try_start(short).await.err().expect("its secrets are no good");
+    assert!(said.contains("secrets.challenge_keys") && said.contains("secrets.receipt_key"), "{said}");
+    assert!(!said.contains("canary"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vocabulary_is_loaded_by_the_first_prompt_that_needs_it_and_by_nothing_else() {
+    let backend = Backend::start(Script::default()).await;
+    let options = GateOptions::new(NOWHERE, &backend.url())
+        .rule("tiers.toml", TIERS)
+        .rule("routes.toml", &four_tiers())
+        .wait(Wait::Alive);
+    let gate = Gate::start(options).await;
+    let loaded = async || gate.status().await["vocabularies_loaded"].clone();
+    assert_eq!(loaded().await, json!([]), "a model that names one is not enough");
+    let ask = async |path: &str| {
+        raw::exchange(gate.listen, &raw::post(path, &[], body().to_string().as_bytes())).await.status
+    };
+    assert_eq!((ask("/flat").await, loaded().await), (503, json!([])), "a flat price counts nothing");
+    assert_eq!((ask("/ceiling").await, loaded().await), (503, json!(["o200k"])));
+}
