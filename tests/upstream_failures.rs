@@ -170,6 +170,7 @@ async fn a_stream_that_breaks_off_says_so_to_the_client_and_in_the_receipt() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_wait_for_a_backend_ends() {
     let bridge = Bridge::with(|o| timeouts(o, 1, 1, 2)).await;
+    let token = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"}}]}\n\n";
     bridge.backend.next(Reply::hang());
     assert_eq!(bridge.free(&ask("no head")).await.status, 504);
     bridge.backend.next(Reply::steps([Step::Bytes(stream_head()), Step::Hang]));
