@@ -227,11 +227,6 @@ impl Delivery {
         }
     }
 
-    /// Whether the first byte left.
-    pub fn is_delivered(&self) -> bool {
-        self.delivered
-    }
-
     /// Frames seen so far say that the backend failed before it produced anything.
     pub fn failed_at_once(&self) -> bool {
         let verdict = self.meter.verdict();
