@@ -215,7 +215,8 @@ async fn a_signed_transaction_that_pays_something_else_is_refused_before_anythin
     let honest = payer.sign(&offer, |_| ()).await;
     let real = payer::unpack(&honest)["challenge"].clone();
     // Each is signed for a bent offer and shown with the real one.
-    let bent: [(&str, fn(&mut Value)); 4] = [
+    type Bend = fn(&mut Value);
+    let bent: [(&str, Bend); 4] = [
         ("too little", |r| r["amount"] = json!("19999")),
         ("too much", |r| r["amount"] = json!("20001")),
         ("to somebody else", |r| r["recipient"] = json!(DEV[5].address)),

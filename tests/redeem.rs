@@ -66,6 +66,7 @@ fn events(list: &[Value]) -> Reply {
 fn failures() -> Vec<(&'static str, Reply, u16, bool)> {
     let error =
         json!({"error": {"message": "secret-word inside", "type": "server_error", "code": null, "param": null}});
+    let role = json!({"id": "c", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"role": "assistant"}, "finish_reason": null}]});
     let cut = with_head(&["data: {\"id\":\"c\",\"obj"]);
     vec![
         ("500", Reply::error(500, "server_error", "x", "secret-word"), 502, false),
@@ -91,6 +92,12 @@ fn failures() -> Vec<(&'static str, Reply, u16, bool)> {
         ("a stream that begins with an error", events(&[error]), 502, true),
         ("a stream of comments", Reply::stream([": ping\n\n", ": ping\n\n"]), 502, true),
         ("a stream that dies before a whole event", cut, 502, true),
+        (
+            "a stream that dies after the role",
+            Reply::broken_stream([format!("data: {role}\n\n")], Step::Reset),
+            502,
+            true,
+        ),
     ]
 }
 

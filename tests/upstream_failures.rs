@@ -180,13 +180,19 @@ async fn every_wait_for_a_backend_ends() {
         Step::Hang,
     ]));
     assert_eq!(bridge.free(&ask("half a body")).await.status, 504);
-    bridge.backend.next(Reply::broken_stream([token], Step::Hang));
+    bridge
+        .backend
+        .next(Reply::broken_stream(["data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n"], Step::Hang));
     let silent = bridge.free(&streamed("then silence")).await;
     assert!(silent.status == 200 && silent.text().contains("\"error\""), "{}", silent.text());
     // A stream that never ends and is never silent is cut by the total.
     let mut endless = vec![Step::Bytes(stream_head())];
-    endless
-        .extend((0..400).flat_map(|_| [Step::Wait(Duration::from_millis(50)), Step::Bytes(chunk(token.as_bytes()))]));
+    endless.extend((0..400).flat_map(|_| {
+        [
+            Step::Wait(Duration::from_millis(50)),
+            Step::Bytes(chunk(b"data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n")),
+        ]
+    }));
     bridge.backend.next(Reply::steps(endless));
     let cut = bridge.free(&streamed("for ever")).await;
     assert!(cut.status == 200 && cut.complete && cut.text().contains("\"error\""), "{}", cut.text());

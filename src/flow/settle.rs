@@ -136,6 +136,9 @@ impl Delivery {
             // HTTP 200 around an error: nothing was produced, nothing is delivered.
             return Err(Refusal::UpstreamFailed { why: "it answered with an error inside a success" }.into());
         }
+        if !says_something(&verdict) {
+            return Err(Refusal::UpstreamFailed { why: "its answer says nothing" }.into());
+        }
         self.settle(&verdict, End::Whole);
         self.receipt.complete = true;
         self.write_down().await?;

@@ -1,5 +1,5 @@
 // The AI SDK over an OpenAI-compatible endpoint, with mppx's paying fetch when `--rpc` is given.
-//   --base URL/v1 [--rpc URL --key 0x…] [--authorization "Payment …"] [--stream] [--model M --prompt P --max_tokens N]
+//   --base URL/v1 [--rpc URL --key 0x…] [--authorization "Payment …"] [--stream] [--max_retries N] [--model M --prompt P --max_tokens N]
 import { createOpenAICompatible } from '@ai-sdk/openai-compatible'
 import { generateText, streamText } from 'ai'
 import { errorLine, interesting, once, options } from './lib.mjs'
@@ -15,6 +15,7 @@ once(async () => {
   const ask = {
     model: provider(o.model ?? 'openai/gpt-oss-120b'), prompt: o.prompt ?? 'one two three',
     ...(o.max_tokens ? { maxOutputTokens: Number(o.max_tokens) } : {}),
+    ...(o.max_retries === undefined ? {} : { maxRetries: Number(o.max_retries) }),
   }
   const result = { client: 'ai-sdk', calls: wallet.calls, payments: wallet.payments, parts: {}, stream_errors: [] }
   try {
