@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 
 const OTHER: &str = "/other/v1/chat/completions";
 
+type Change = fn(&mut Value);
+
 /// Packs a JSON value as the protocol's base64url members hold it, keys in order.
 fn pack(value: &Value) -> Value {
     let text = mpp::Base64UrlJson::from_value(value).unwrap();
@@ -53,9 +55,9 @@ fn forged(proof: &str) -> String {
 
 /// Every change of one field of an offer.
 fn changes(proof: &str) -> Vec<(&'static str, String)> {
-    let request = |change: fn(&mut Value)| within(proof, "request", change);
-    let opaque = |change: fn(&mut Value)| within(proof, "opaque", change);
-    let plain = |change: fn(&mut Value)| payer::bend(proof, |c| change(&mut c["challenge"]));
+    let request = |change: Change| within(proof, "request", change);
+    let opaque = |change: Change| within(proof, "opaque", change);
+    let plain = |change: Change| payer::bend(proof, |c| change(&mut c["challenge"]));
     vec![
         ("one atom less", request(|r| r["amount"] = json!("19999"))),
         ("one atom more", request(|r| r["amount"] = json!("20001"))),
@@ -215,8 +217,7 @@ async fn a_signed_transaction_that_pays_something_else_is_refused_before_anythin
     let honest = payer.sign(&offer, |_| ()).await;
     let real = payer::unpack(&honest)["challenge"].clone();
     // Each is signed for a bent offer and shown with the real one.
-    type Bend = fn(&mut Value);
-    let bent: [(&str, Bend); 4] = [
+    let bent: [(&str, Change); 4] = [
         ("too little", |r| r["amount"] = json!("19999")),
         ("too much", |r| r["amount"] = json!("20001")),
         ("to somebody else", |r| r["recipient"] = json!(DEV[5].address)),

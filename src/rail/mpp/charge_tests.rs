@@ -152,13 +152,6 @@ fn headers(exchange: &Value) -> HeaderMap {
 }
 
 #[test]
-fn offers_for_one_body_at_one_moment_are_two_offers() {
-    let bench = bench();
-    let id = || bench.rail.offer(&ask(&terms(10_000)), UnixSeconds(1_795_221_719)).unwrap().challenge_id;
-    assert_ne!(id(), id(), "a wallet would answer both with one transaction");
-}
-
-#[test]
 fn an_offer_says_exactly_what_is_asked_and_for_five_minutes() {
     let bench = bench();
     let offer = bench.rail.offer(&ask(&terms(10_000)), UnixSeconds(1_795_221_719)).unwrap();
