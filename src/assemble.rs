@@ -1,9 +1,10 @@
 //! The only place that knows every concrete kind: configuration → a gate that can run.
 
+use crate::catalogue::Catalogue;
 use crate::chain::Address;
 use crate::chain::tempo::Tempo;
 use crate::clock::UnixSeconds;
-use crate::conf::{Conf, RailConf, RailKind, Secrets};
+use crate::conf::{Conf, RailConf, RailKind, Rails, Secrets};
 use crate::edge::admin::Admin;
 use crate::edge::body::Budget;
 use crate::edge::door::{Door, DoorLimits, Guests, tls};
@@ -44,9 +45,13 @@ pub struct Start {
     pub accept_payee_change: bool,
 }
 
-/// What this build and this configuration offer to rules.
-pub fn catalogue(conf: &Conf) -> crate::catalogue::Catalogue {
-    conf.catalogue()
+/// What this build and the configured rails offer to rules.
+pub fn catalogue(rails: Rails) -> Catalogue {
+    Catalogue {
+        rails,
+        profiles: crate::upstream::profile::abilities(),
+        vocabularies: crate::tokens::Vocabulary::NAMES.to_vec(),
+    }
 }
 
 /// What `serve` would stumble over after the gate's own secrets: the rails' and pools' secrets, and the rules. Opens nothing;
@@ -57,7 +62,7 @@ pub fn mistakes(conf: &Conf, rules: &Path) -> Vec<String> {
         tempo.rpc.read().err().map(|e| format!("rail.{}.rpc: {e}", section.name))
     };
     let mut found: Vec<_> = conf.rails.iter().filter_map(rpc).collect();
-    match crate::rules::load(rules, &catalogue(conf)) {
+    match crate::rules::load(rules, &catalogue(conf.offered())) {
         Ok(plan) => found.extend(Pools::build(&plan.pools, None).err().unwrap_or_default()),
         Err(mistakes) => found.extend(mistakes.iter().map(ToString::to_string)),
     }
@@ -221,7 +226,7 @@ fn watched_rules(
             tracing::error!(%mistake, "the rules stay as they were");
         }
     };
-    let rules = Rules::start(dir, catalogue(conf), prepare, told)?;
+    let rules = Rules::start(dir, catalogue(conf.offered()), prepare, told)?;
     metrics.set_plan(rules.plan().generation.as_str());
     Ok(rules)
 }

@@ -2,38 +2,26 @@
 //!
 //! Secrets are only named here (`env:NAME`, `file:PATH`); [`Conf::read_secrets`] fetches those of the gate itself, each rail
 //! fetches its own. What a kind of rail needs stands in [`RailKind`]; what it can do for the rules is told by
-//! [`Conf::catalogue`].
+//! [`Conf::offered`].
 
-use crate::catalogue::{Catalogue, ProfileAbility, RailAbility};
+use crate::catalogue::RailAbility;
 use crate::ids::RailId;
-use crate::limits::Spelling;
 use crate::origin::Origin;
 use crate::secret::{Secret, SecretRef};
 use crate::written::{Mistake, Page, Said, Section, Spot, Value, plain_name};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
-/// Backend profiles that a pool may name.
-pub const PROFILES: [(&str, ProfileAbility); 4] = [
-    ("openai", profile(Spelling::MaxCompletionTokens, false, None)),
-    ("vllm", profile(Spelling::MaxTokens, true, Some("/health"))),
-    ("llamacpp", profile(Spelling::MaxTokens, false, Some("/health"))),
-    ("ollama", profile(Spelling::MaxTokens, false, None)),
-];
-
-/// Vocabularies that a model may name. `bytes` needs none: every token is at least one byte.
-pub const VOCABULARIES: [&str; 3] = ["o200k", "cl100k", "bytes"];
-
-const fn profile(spelling: Spelling, continuous_usage: bool, health_path: Option<&'static str>) -> ProfileAbility {
-    ProfileAbility { spelling, continuous_usage, health_path }
-}
-
 /// Fewest bytes of a challenge key: the output size of the HMAC-SHA-256 it is for.
 const SHORTEST_KEY: usize = 32;
 /// Every Tempo stablecoin (TIP-20) counts in millionths.
 const TEMPO_DECIMALS: u8 = 6;
+
+/// Rails by the name routes use.
+pub type Rails = BTreeMap<RailId, RailAbility>;
 
 /// Everything in `pontage.toml`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,18 +154,18 @@ impl Conf {
         Self::inspect(path).1
     }
 
-    /// As [`Conf::load`], with a catalogue that knows the rails of the file even when something else in it is wrong, so that
+    /// As [`Conf::load`], with the rails that the file names even when something else in it is wrong, so that
     /// `pontage check` can go on to the rules.
-    pub fn inspect(path: &Path) -> (Catalogue, Result<Self, Vec<Mistake>>) {
+    pub fn inspect(path: &Path) -> (Rails, Result<Self, Vec<Mistake>>) {
         let name = path.display().to_string();
         match std::fs::read_to_string(path) {
             Ok(text) => Self::inspect_text(&name, &text),
-            Err(why) => (catalogue([]), Err(vec![Spot::file(&name).mistake(format!("cannot be read: {why}"))])),
+            Err(why) => (Rails::new(), Err(vec![Spot::file(&name).mistake(format!("cannot be read: {why}"))])),
         }
     }
 
     /// As [`Conf::inspect`], from memory. `name` is what mistakes call the file.
-    pub fn inspect_text(name: &str, text: &str) -> (Catalogue, Result<Self, Vec<Mistake>>) {
+    pub fn inspect_text(name: &str, text: &str) -> (Rails, Result<Self, Vec<Mistake>>) {
         let page = Page::open(name, text);
         let (conf, rails) = if page.is_broken() {
             // What stands in a broken file means nothing; only the names of its rails are worth having.
@@ -191,7 +179,7 @@ impl Conf {
         };
         let mut mistakes = page.close();
         mistakes.sort_by(|a, b| a.spot.cmp(&b.spot));
-        let known = catalogue(rails.iter().map(String::as_str));
+        let known = offered(rails.iter().map(String::as_str));
         match conf {
             Some(conf) if mistakes.is_empty() => (known, Ok(conf)),
             _ => (known, Err(mistakes)),
@@ -203,9 +191,9 @@ impl Conf {
         &self.listen.realm
     }
 
-    /// What this build and this file offer to the rules.
-    pub fn catalogue(&self) -> Catalogue {
-        catalogue(self.rails.iter().map(|rail| rail.name.as_str()))
+    /// The rails that rules may name.
+    pub fn offered(&self) -> Rails {
+        offered(self.rails.iter().map(|rail| rail.name.as_str()))
     }
 
     /// Fetches the gate's own secrets; at start, and again on SIGHUP for those kept in files. Mistakes name the place a
@@ -239,13 +227,9 @@ fn seed(digits: Secret) -> Result<Secret, String> {
         .map_err(|_| "the key is not 64 hex digits (32 bytes)".to_owned())
 }
 
-fn catalogue<'r>(rails: impl IntoIterator<Item = &'r str>) -> Catalogue {
+fn offered<'r>(rails: impl IntoIterator<Item = &'r str>) -> Rails {
     let ability = RailAbility { fixed_amount: true, decimals: TEMPO_DECIMALS };
-    Catalogue {
-        rails: rails.into_iter().map(|name| (RailId::from(format!("{name}/charge")), ability)).collect(),
-        profiles: PROFILES.into_iter().collect(),
-        vocabularies: VOCABULARIES.to_vec(),
-    }
+    rails.into_iter().map(|name| (RailId::from(format!("{name}/charge")), ability)).collect()
 }
 
 fn rail_names(root: &Section<'_>) -> Vec<String> {

@@ -26,6 +26,8 @@ struct Ending {
     money: Money,
     when: String,
     then: String,
+    #[serde(default)]
+    retry_after: bool,
     test: Option<String>,
 }
 
@@ -136,6 +138,8 @@ fn every_refusal_is_an_ending_with_its_own_status() {
         assert!(told, "tests/endings.toml has no row for {} with status {}", refusal.code(), refusal.status());
     }
     for row in &rows {
+        let waits = refusals.iter().find(|r| row.outcome == r.code()).and_then(Refusal::retry_after).is_some();
+        assert_eq!(row.retry_after, waits, "{} {}: retry_after", row.outcome, row.status);
         let known = refusals.iter().any(|r| row.outcome == r.code() && row.status == r.status());
         assert!(known || NOT_REFUSED.contains(&row.outcome.as_str()), "{} {}: no such ending", row.outcome, row.status);
     }

@@ -207,6 +207,9 @@ async fn what_clients_invent_adds_no_series_to_the_metrics() {
         }
     };
     invent(0).await;
+    // A request is counted when its answer is out.
+    let counted = async || series().await.iter().any(|s| s.contains("outcome=\"malformed_credential\""));
+    assert!(common::eventually(PATIENCE, counted).await);
     let before = series().await;
     for number in 1..=1_000 {
         invent(number).await;

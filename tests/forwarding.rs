@@ -115,13 +115,17 @@ const BACKEND_HEADERS: [(&str, &str); 26] = [
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_sees_none_of_a_backends_own_headers_streamed_or_not() {
     let bridge = Bridge::start().await;
-    let whole = json!({"id": "c", "object": "chat.completion", "choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}});
+    let whole = json!({"id": "c", "object": "chat.completion", "choices": [{"index": 0, "message": {"content": "a"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}});
     let mut json_head = BACKEND_HEADERS.to_vec();
     json_head.push(("content-type", "application/json"));
     bridge.backend.next(Reply::with_headers(200, &json_head, whole.to_string()));
     let mut sse_head = BACKEND_HEADERS.to_vec();
     sse_head.push(("content-type", "text/event-stream"));
-    bridge.backend.next(Reply::with_headers(200, &sse_head, "data: {\"choices\":[]}\n\ndata: [DONE]\n\n"));
+    bridge.backend.next(Reply::with_headers(
+        200,
+        &sse_head,
+        "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\ndata: [DONE]\n\n",
+    ));
     bridge.backend.next(Reply::with_headers(404, &json_head, "{\"error\":{\"message\":\"no\"}}"));
     bridge.backend.next(Reply::with_headers(500, &json_head, "{\"error\":{\"message\":\"no\"}}"));
     bridge.backend.next(Reply::with_headers(302, &json_head, ""));
@@ -290,15 +294,16 @@ async fn events_that_pose_as_ours_are_dropped_and_counted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn interim_heads_are_swallowed_and_the_reply_behind_them_passes() {
+    const SAID: &str = "{\"choices\":[{\"message\":{\"content\":\"a\"}}]}";
     let bridge = Bridge::start().await;
-    let reply = common::backend::with_length(200, &[("content-type", "application/json")], b"{\"choices\":[]}");
+    let reply = common::backend::with_length(200, &[("content-type", "application/json")], SAID.as_bytes());
     for interim in ["100 Continue", "102 Processing", "103 Early Hints\r\nlink: </x>"] {
         bridge.backend.next(Reply::steps([
             Step::Bytes(format!("HTTP/1.1 {interim}\r\n\r\n").into_bytes()),
             Step::Bytes(reply.clone()),
         ]));
         let got = bridge.free(&ask("patience")).await;
-        assert_eq!((got.status, got.text().as_str()), (200, "{\"choices\":[]}"), "{interim}");
+        assert_eq!((got.status, got.text().as_str()), (200, SAID), "{interim}");
         assert!(got.header("link").is_none() && got.raw.starts_with(b"HTTP/1.1 200 "));
     }
     // The paid path is no exception to any of this.

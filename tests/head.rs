@@ -249,19 +249,24 @@ struct End {
     closed: bool,
 }
 
-async fn run(bridge: &Bridge, case: &str, words: &Words) -> End {
-    let mut client = Raw::connect(bridge.gate.listen).await;
-    client.try_send(&words.fill(case)).await;
-    // Deadlines of the gate (2 s) end what hangs; a second answer, if there were one, would come at once.
-    let closed = client.closed(Duration::from_millis(3500)).await;
-    let seen = String::from_utf8_lossy(&client.seen).into_owned();
-    let statuses = seen
-        .match_indices("HTTP/1.")
+/// Statuses of the final answers in what was received.
+fn statuses(seen: &[u8]) -> Vec<u16> {
+    let seen = String::from_utf8_lossy(seen);
+    seen.match_indices("HTTP/1.")
         .filter(|(at, _)| *at == 0 || seen[..*at].ends_with('\n') || seen[..*at].ends_with('}'))
         .filter_map(|(at, _)| seen[at..].split(' ').nth(1)?.parse().ok())
         .filter(|status| *status >= 200)
-        .collect();
-    End { case: case.to_owned(), statuses, seen, closed }
+        .collect()
+}
+
+async fn run(bridge: &Bridge, case: &str, words: &Words) -> End {
+    let mut client = Raw::connect(bridge.gate.listen).await;
+    client.try_send(&words.fill(case)).await;
+    // The gate's own deadlines (2 s) end what hangs. A second answer, if there were one, would follow the first at once.
+    while statuses(&client.seen).is_empty() && client.more(bridge::PATIENCE).await.is_some() {}
+    let closed = client.closed(Duration::from_millis(1500)).await;
+    let seen = String::from_utf8_lossy(&client.seen).into_owned();
+    End { case: case.to_owned(), statuses: statuses(&client.seen), seen, closed }
 }
 
 #[tokio::test(flavor = "multi_thread")]

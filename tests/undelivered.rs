@@ -71,3 +71,37 @@ async fn an_answer_in_one_unfinished_event_is_delivered_once_with_its_receipt() 
     assert!(served.text().contains("hello") && served.text().contains(": pontage-receipt "), "{}", served.text());
     assert_eq!(send(&gate, &body, Some(&credential)).await.status, 403);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_success_that_is_no_answer_to_what_was_asked_leaves_the_payment_good() {
+    let chain = Chain::start().await;
+    let backend = Backend::start(Script::default()).await;
+    let gate = Gate::start(GateOptions::new(&chain.url(), &backend.url())).await;
+    let payer = Payer::fresh(&chain, 1_000_000).await;
+    let whole = |body| Reply::json(200, &body);
+    let word = json!({"choices": [{"index": 0, "message": {"content": "hello"}, "finish_reason": "stop"}]});
+    let chunk = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"hello\"}}]}\n\n";
+    for (stream, reply, why) in [
+        (false, whole(json!({})), "an empty object"),
+        (false, whole(json!({"choices": []})), "no choice"),
+        (
+            false,
+            whole(json!({"choices": [{"index": 0, "message": {"content": ""}}]})),
+            "a choice without a word or an end",
+        ),
+        (false, Reply::stream([chunk, "data: [DONE]\n\n"]), "a stream that nobody asked for"),
+        (true, whole(word), "one piece instead of a stream"),
+    ] {
+        let mut body: serde_json::Value = serde_json::from_str(&ask(why)).unwrap();
+        body["stream"] = stream.into();
+        let body = body.to_string();
+        let credential = payer.pay(&send(&gate, &body, None).await).await;
+        backend.next(reply);
+        let failed = send(&gate, &body, Some(&credential)).await;
+        assert_eq!(failed.status, 502, "{why}: {}", failed.text());
+        assert!(failed.json()["payment"]["redeemable_until"].is_string(), "{why}: {}", failed.text());
+        let served = send(&gate, &body, Some(&credential)).await;
+        assert_eq!(served.status, 200, "{why}: {}", served.text());
+        assert_eq!(send(&gate, &body, Some(&credential)).await.status, 403, "{why}");
+    }
+}

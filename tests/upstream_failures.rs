@@ -170,6 +170,7 @@ async fn a_stream_that_breaks_off_says_so_to_the_client_and_in_the_receipt() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_wait_for_a_backend_ends() {
     let bridge = Bridge::with(|o| timeouts(o, 1, 1, 2)).await;
+    let token = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"}}]}\n\n";
     bridge.backend.next(Reply::hang());
     assert_eq!(bridge.free(&ask("no head")).await.status, 504);
     bridge.backend.next(Reply::steps([Step::Bytes(stream_head()), Step::Hang]));
@@ -179,15 +180,13 @@ async fn every_wait_for_a_backend_ends() {
         Step::Hang,
     ]));
     assert_eq!(bridge.free(&ask("half a body")).await.status, 504);
-    bridge.backend.next(Reply::broken_stream(["data: {}\n\n"], Step::Hang));
+    bridge.backend.next(Reply::broken_stream([token], Step::Hang));
     let silent = bridge.free(&streamed("then silence")).await;
     assert!(silent.status == 200 && silent.text().contains("\"error\""), "{}", silent.text());
     // A stream that never ends and is never silent is cut by the total.
     let mut endless = vec![Step::Bytes(stream_head())];
-    endless.extend(
-        (0..400)
-            .flat_map(|_| [Step::Wait(Duration::from_millis(50)), Step::Bytes(chunk(b"data: {\"choices\":[]}\n\n"))]),
-    );
+    endless
+        .extend((0..400).flat_map(|_| [Step::Wait(Duration::from_millis(50)), Step::Bytes(chunk(token.as_bytes()))]));
     bridge.backend.next(Reply::steps(endless));
     let cut = bridge.free(&streamed("for ever")).await;
     assert!(cut.status == 200 && cut.complete && cut.text().contains("\"error\""), "{}", cut.text());

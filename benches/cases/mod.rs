@@ -54,7 +54,7 @@ impl Challenge {
     pub fn prepare() -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let conf = pontage::conf::Conf::load(&root.join("conf/pontage.toml")).unwrap_or_else(|m| panic!("{m:?}"));
-        let plan = rules::load(&root.join("lua-free-rules/default"), &pontage::assemble::catalogue(&conf));
+        let plan = rules::load(&root.join("lua-free-rules/default"), &pontage::assemble::catalogue(conf.offered()));
         let settings = Settings {
             id: "tempo/charge".into(),
             realm: "bench.example".to_owned(),

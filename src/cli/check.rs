@@ -1,5 +1,6 @@
 //! `pontage check`: says every mistake of `pontage.toml` and of the rule set, and touches nothing.
 
+use crate::assemble::catalogue;
 use crate::conf::Conf;
 use crate::rules;
 use std::path::Path;
@@ -8,8 +9,8 @@ use std::process::ExitCode;
 /// Checks both and prints every mistake to standard error, one a line, as `file:line: key: what is wrong`. Success means that
 /// `serve` would take them; secrets are not read, so that this runs where there are none. Exit code 1 after any mistake.
 pub fn run(conf: &Path, rules: &Path) -> ExitCode {
-    let (catalogue, conf) = Conf::inspect(conf);
-    let plan = rules::load(rules, &catalogue);
+    let (rails, conf) = Conf::inspect(conf);
+    let plan = rules::load(rules, &catalogue(rails));
     let mut mistakes = Vec::new();
     match conf {
         Ok(conf) => conf.warnings.iter().for_each(|warning| eprintln!("warning: {warning}")),
@@ -45,9 +46,9 @@ mod tests {
     #[test]
     fn the_shipped_configuration_and_rule_set_pass() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let (catalogue, conf) = Conf::inspect(&root.join("conf/pontage.toml"));
+        let (rails, conf) = Conf::inspect(&root.join("conf/pontage.toml"));
         assert!(conf.is_ok());
-        let plan = rules::load(&root.join("lua-free-rules/default"), &catalogue).unwrap();
+        let plan = rules::load(&root.join("lua-free-rules/default"), &catalogue(rails)).unwrap();
         assert_eq!(plan.resolve("gpt-oss-120b").unwrap().upstream.as_str(), "gpt-oss-120b");
         assert!(plan.route("/v1/chat/completions").is_some() && plan.route("/v1/models").is_some());
     }

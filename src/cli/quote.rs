@@ -14,7 +14,7 @@ pub fn run(places: &Places, path: &str, request: &Path) -> ExitCode {
         Ok(conf) => conf,
         Err(mistakes) => return complain(&mistakes),
     };
-    let catalogue = crate::assemble::catalogue(&conf);
+    let catalogue = crate::assemble::catalogue(conf.offered());
     let plan = match rules::load(&places.rules, &catalogue) {
         Ok(plan) => plan,
         Err(mistakes) => return complain(&mistakes),

@@ -4,14 +4,18 @@ use super::{Places, complain};
 use crate::assemble::{self, Start};
 use crate::conf::Conf;
 use std::process::ExitCode;
-use tracing_subscriber::EnvFilter;
+use tracing::{Level, Metadata};
+use tracing_subscriber::filter::{EnvFilter, FilterExt, filter_fn};
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Runs the gate until it is told to stop. Configuration mistakes come all at once before anything is opened.
 pub fn run(places: &Places, accept_payee_change: bool) -> ExitCode {
     // One TLS/crypto provider for the whole process, before anything can pick another.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let filter = EnvFilter::try_from_env("PONTAGE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().json().flatten_event(true).with_env_filter(filter).with_target(true).init();
+    let asked = EnvFilter::try_from_env("PONTAGE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let lines = tracing_subscriber::fmt::layer().json().flatten_event(true).with_target(true);
+    tracing_subscriber::registry().with(lines.with_filter(asked.and(filter_fn(may_speak)))).init();
     let conf = match Conf::load(&places.conf) {
         Ok(conf) => conf,
         Err(mistakes) => return complain(&mistakes),
@@ -35,4 +39,11 @@ pub fn run(places: &Places, accept_payee_change: bool) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(mistakes) => complain(&mistakes),
     }
+}
+
+/// Libraries speak at `info` and above, whatever `PONTAGE_LOG` says: below that Pingora quotes heads that it cannot read, and
+/// with them credentials and prompts. Our own words are chosen so that every level can be shown.
+fn may_speak(what: &Metadata<'_>) -> bool {
+    let ours = what.target() == "access" || what.target().split("::").next() == Some("pontage");
+    ours || *what.level() <= Level::INFO
 }

@@ -5,10 +5,12 @@
 //! (`notes/pingora.md` §4, H7). Its listeners' TLS, its HTTP/1 and HTTP/2 sessions and its proxy are.
 
 use pingora::apps::ServerApp;
-use pingora::listeners::tls::TlsSettings;
+use pingora::listeners::tls::Acceptor;
 use pingora::protocols::l4::stream::Stream as L4Stream;
 use pingora::protocols::{ALPN, GetSocketDigest, SocketDigest, Stream};
 use pingora::server::ShutdownWatch;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -141,19 +143,25 @@ pub struct Door<A> {
     /// Limits.
     pub limits: DoorLimits,
     /// TLS, when configured.
-    pub tls: Option<Arc<pingora::listeners::tls::Acceptor>>,
+    pub tls: Option<Arc<Acceptor>>,
 }
 
-/// Reads certificate and key. The error is a sentence.
-pub fn tls(cert: &str, key: &str) -> Result<Arc<pingora::listeners::tls::Acceptor>, String> {
-    // Pingora's builder panics on some unreadable files: look first, so that the operator gets a sentence.
-    for path in [cert, key] {
-        std::fs::read(path).map_err(|e| format!("cannot read {path}: {e}"))?;
+/// Reads certificate and key. The error is a sentence; Pingora's own builder would panic with it.
+pub fn tls(cert: &str, key: &str) -> Result<Arc<Acceptor>, String> {
+    let chain = CertificateDer::pem_file_iter(cert)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|e| format!("listen.tls.cert: {cert} cannot be read: {e}"))?;
+    if chain.is_empty() {
+        return Err(format!("listen.tls.cert: {cert} holds no certificate"));
     }
-    let mut settings =
-        TlsSettings::intermediate(cert, key).map_err(|e| format!("listen.tls: {cert} and {key} do not fit: {e}"))?;
-    settings.enable_h2();
-    Ok(Arc::new(settings.build()))
+    let private =
+        PrivateKeyDer::from_pem_file(key).map_err(|e| format!("listen.tls.key: {key} cannot be read: {e}"))?;
+    let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .and_then(|config| config.with_no_client_auth().with_single_cert(chain, private))
+        .map_err(|e| format!("listen.tls: {cert} and {key} do not fit: {e}"))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(Acceptor::from_server_config(Arc::new(config))))
 }
 
 impl<A: ServerApp + Send + Sync + 'static> Door<A> {

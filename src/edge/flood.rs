@@ -57,13 +57,18 @@ impl Flood {
         let here = client.map_or(1, |ip| self.here.incr(neighbourhood(ip), 1));
         let all = self.all.fetch_add(1, Ordering::Relaxed);
         let room = if credential { self.limits.per_ip.saturating_mul(2) } else { self.limits.per_ip };
-        if usize::try_from(here).is_ok_and(|count| count > room) {
-            return Err(busy(true, "unpaid_per_ip_per_second"));
+        let verdict = if usize::try_from(here).is_ok_and(|count| count > room) {
+            Err(busy(true, "unpaid_per_ip_per_second"))
+        } else if !credential && all >= self.limits.total {
+            Err(busy(false, "unpaid_per_second"))
+        } else {
+            Ok(())
+        };
+        if verdict.is_err() {
+            // It is not worked on. Counted, it would use up the room of whoever pays from the same address.
+            self.forgive(client);
         }
-        if !credential && all >= self.limits.total {
-            return Err(busy(false, "unpaid_per_second"));
-        }
-        Ok(())
+        verdict
     }
 
     /// The request of `client` was paid, or needed no payment: it does not count.
@@ -118,6 +123,16 @@ mod tests {
         assert_eq!((status(flood.admit_at(0, a, false)), status(flood.admit_at(0, a, false))), (200, 200));
         assert_eq!(status(flood.admit_at(0, a, false)), 429);
         assert_eq!(status(flood.admit_at(0, a, true)), 200, "a credential has room left");
+    }
+
+    #[test]
+    fn a_flood_that_is_refused_does_not_use_up_the_room_of_payers_at_its_address() {
+        let flood = flood(2, 100);
+        let a = ip("192.0.2.1");
+        let got: Vec<_> = (0..1_000).map(|_| status(flood.admit_at(0, a, false))).collect();
+        assert!(got.starts_with(&[200, 200, 429]) && got.ends_with(&[429]));
+        assert_eq!((status(flood.admit_at(0, a, true)), status(flood.admit_at(0, a, true))), (200, 200));
+        assert_eq!(status(flood.admit_at(0, a, true)), 429, "credentials that turn out to be worth nothing count");
     }
 
     #[test]

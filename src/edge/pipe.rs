@@ -193,6 +193,14 @@ impl Filter for Pipe<'_> {
         let kind = kind.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
         match StatusCode::from_u16(status) {
             Ok(s) if s.is_success() => match kind.as_str() {
+                // What was asked for as JSON cannot be read from a stream, nor the other way about: it would be paid for nothing.
+                "text/event-stream" | "application/json"
+                    if (kind == "text/event-stream") != self.delivery.streams() =>
+                {
+                    Verdict::Fail(Refusal::UpstreamFailed {
+                        why: "its answer streams where none was asked, or does not",
+                    })
+                }
                 "text/event-stream" => match self.stream_head(headers) {
                     Some(head) => Verdict::Stream(head),
                     None => Verdict::Fail(Refusal::Internal { place: "head of a stream" }),

@@ -64,7 +64,7 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
     };
     toll.store.standing().map_err(|e| store_down(&e))?;
     let (rail, recognised) = recognise(toll, shown)?;
-    let revision = match toll.store.claim(&recognised.key).await.map_err(|e| store_down(&e))? {
+    let revision = match toll.store.claim(&recognised.key).await.map_err(|e| unread(&e))? {
         None => 1,
         // Somebody else's attempt with this proof came to nothing, as it had to. Its owner is not the poorer for it.
         Some(claim) if claim.yields_to(&recognised.challenge_id) => claim.revision.saturating_add(1),
@@ -229,7 +229,7 @@ async fn take(
             Ok(Swap::Done) => {}
             Ok(Swap::Lost(_)) => return Err(running(&toll, rail.as_ref())),
             // It may be written: then recovery hands the payment in after the restart. Nobody may pay anew meanwhile.
-            Err(e) => return Err(Stop { claimed: true, moved: Moved::Unknown, ..store_down(&e) }),
+            Err(e) => return Err(unread(&e)),
         }
         let collected = rail.collect(&shown, &proof).await;
         conclude(&toll, rail.as_ref(), claim, collected, &request).await
@@ -324,7 +324,7 @@ async fn resume(
             return Err(unknown());
         }
         tokio::time::sleep(Duration::from_millis(250)).await;
-        claim = toll.store.claim(&claim.key).await.map_err(|e| store_down(&e))?.ok_or_else(unknown)?;
+        claim = toll.store.claim(&claim.key).await.map_err(|e| unread(&e))?.ok_or_else(unknown)?;
         // It may have died meanwhile and been claimed by its owner.
         is_answered_by(&claim, recognised)?;
     }
@@ -415,6 +415,11 @@ fn unknown() -> Stop {
 fn store_down(e: &StoreError) -> Stop {
     tracing::error!(error = %e, "the store cannot answer: paid traffic is refused");
     Refusal::Store { retry_after_seconds: 10 }.into()
+}
+
+/// A proof was shown and nobody can say what became of it: it may have been paid by an earlier request.
+fn unread(e: &StoreError) -> Stop {
+    Stop { claimed: true, moved: Moved::Unknown, ..store_down(e) }
 }
 
 /// Dollars as a float, for counters only.

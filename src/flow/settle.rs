@@ -136,6 +136,9 @@ impl Delivery {
             // HTTP 200 around an error: nothing was produced, nothing is delivered.
             return Err(Refusal::UpstreamFailed { why: "it answered with an error inside a success" }.into());
         }
+        if !says_something(&verdict) {
+            return Err(Refusal::UpstreamFailed { why: "its answer says nothing" }.into());
+        }
         self.settle(&verdict, End::Whole);
         self.receipt.complete = true;
         self.write_down().await?;
@@ -222,11 +225,6 @@ impl Delivery {
             None => refusal.into(),
             Some(hold) => Stop { refusal, moved: hold.give_back().await, claimed: true },
         }
-    }
-
-    /// Whether the first byte left.
-    pub fn is_delivered(&self) -> bool {
-        self.delivered
     }
 
     /// Frames seen so far say that the backend failed before it produced anything.

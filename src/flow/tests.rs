@@ -174,6 +174,7 @@ struct Frail {
     commits: AtomicUsize,
     fails: Mutex<Option<(usize, bool)>>,
     down: AtomicBool,
+    unreadable: AtomicBool,
 }
 
 impl Frail {
@@ -186,6 +187,9 @@ impl Frail {
 #[async_trait]
 impl Store for Frail {
     async fn claim(&self, key: &ClaimKey) -> Result<Option<Claim>, StoreError> {
+        if self.unreadable.load(Ordering::SeqCst) {
+            return Err(StoreError("cannot be read".into()));
+        }
         self.inner.claim(key).await
     }
     async fn commit(&self, write: Write) -> Result<Swap, StoreError> {
@@ -303,8 +307,13 @@ fn toll(rules: &Path, inner: Arc<Embedded>, rail: &Arc<Fake>, spare: &Arc<Fake>)
         swapped.store(Arc::new(next));
         Ok(())
     };
-    let store =
-        Arc::new(Frail { inner, commits: AtomicUsize::new(0), fails: Mutex::default(), down: AtomicBool::new(false) });
+    let store = Arc::new(Frail {
+        inner,
+        commits: AtomicUsize::new(0),
+        fails: Mutex::default(),
+        down: AtomicBool::new(false),
+        unreadable: AtomicBool::new(false),
+    });
     let toll = Toll {
         rules: Rules::start(rules, catalogue(), prepare, |_| ()).unwrap(),
         rails: vec![Arc::clone(rail) as Arc<dyn Rail>, Arc::clone(spare) as Arc<dyn Rail>],

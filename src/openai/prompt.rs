@@ -1,7 +1,7 @@
 //! The part of a chat request a model reads: messages, tools, schemas. What may be said, what costs extra, and what the
 //! token count is made from.
 //!
-//! Nothing here is copied: a [`Piece`] is a place in the request's body, and [`Prompt`] decodes it when it is counted.
+//! Nothing here is copied: a piece is a place in the request's body, and [`Prompt`] decodes it when it is counted.
 
 use super::strict::{Key, Kind, Mistake, Scanner, Text};
 use crate::limits::{Limits, UnknownFields};

@@ -20,7 +20,6 @@ use crate::journal::Receipt;
 use crate::refusal::Refusal;
 use async_trait::async_trait;
 use http::HeaderMap;
-use std::sync::Arc;
 
 /// A way to pay, written for one request: response headers of the 402, and what its body repeats.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -156,6 +155,3 @@ pub trait Rail: Send + Sync {
     /// whoever writes the reply.
     fn receipt(&self, claim: &Claim, receipt: &Receipt) -> Vec<(http::HeaderName, http::HeaderValue)>;
 }
-
-/// Every rail of this gate, in the order of `pontage.toml`.
-pub type Rails = Vec<Arc<dyn Rail>>;

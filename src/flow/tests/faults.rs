@@ -85,6 +85,20 @@ async fn a_store_that_takes_no_writes_refuses_payments_before_it_looks_at_them()
 }
 
 #[tokio::test]
+async fn a_proof_that_cannot_be_looked_up_may_have_been_paid() {
+    let bed = Bed::new();
+    let body = ask("m", 10);
+    let credential = bed.credential(PATH, &body, "a").await;
+    drop(bed.pay(PATH, &body, &credential).await.unwrap().hold);
+    bed.becomes("a", |claim| claim.standing == Standing::Owed).await;
+    bed.store.unreadable.store(true, Ordering::SeqCst);
+    let stop = stopped(bed.pay(PATH, &body, &credential).await);
+    assert_eq!((stop.refusal.code(), stop.moved, stop.claimed), ("store_unavailable", Moved::Unknown, true));
+    bed.store.unreadable.store(false, Ordering::SeqCst);
+    assert!(bed.pay(PATH, &body, &credential).await.is_ok(), "and it stays good");
+}
+
+#[tokio::test]
 async fn what_a_dead_process_left_is_found_asked_about_and_redeemable() {
     let mut bed = Bed::new();
     let body = ask("m", 10);
