@@ -3,6 +3,7 @@
 use crate::catalogue::Catalogue;
 use crate::chain::Address;
 use crate::chain::tempo::Tempo;
+use crate::claim::Standing as ClaimStanding;
 use crate::clock::UnixSeconds;
 use crate::conf::{Conf, RailConf, RailKind, Rails, Secrets};
 use crate::edge::admin::Admin;
@@ -32,6 +33,9 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+
+/// Name under which the store remembers the host of `public_url`.
+const REALM: &str = "listen.public_url";
 
 /// Everything `serve` was given.
 pub struct Start {
@@ -83,16 +87,7 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
         Signet::new(&secrets.receipt_key).ok_or_else(|| one("secrets.receipt_key: not a 32-byte seed".into()))?,
     );
     let rails = rails(&conf, &ring)?;
-    let facts: Vec<_> = rails.iter().map(|r| r.facts()).collect();
-    let changed = store.facts(&facts, accept_payee_change).await.map_err(|e| one(format!("store: {e}")))?;
-    if !changed.is_empty() && !accept_payee_change {
-        let mut mistakes = changed;
-        mistakes.push(
-            "payments would go elsewhere than in the last run; start with --accept-payee-change if that is meant"
-                .into(),
-        );
-        return Err(mistakes);
-    }
+    same_payee(store.as_ref(), &rails, &conf.listen.realm, accept_payee_change).await?;
 
     let metrics = Arc::new(Metrics::new());
     let pools: Arc<ArcSwap<Pools>> = Arc::new(ArcSwap::from_pointee(Pools::default()));
@@ -165,6 +160,35 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     drain(&toll, Duration::from_secs(conf.listen.grace_seconds)).await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Payments must not silently go elsewhere than in the last run, and one whose outcome is open can be judged only by the payee,
+/// asset, chain and realm it was made for.
+async fn same_payee(store: &dyn Store, rails: &[Arc<Charge>], realm: &str, accept: bool) -> Result<(), Vec<String>> {
+    let broken = |e: crate::store::StoreError| vec![format!("store: {e}")];
+    let mut facts: Vec<_> = rails.iter().map(|r| r.facts()).collect();
+    facts.push((REALM.to_owned(), realm.to_owned()));
+    let mut changed = store.facts(&facts, false).await.map_err(broken)?;
+    if changed.is_empty() {
+        return Ok(());
+    }
+    let claims = store.open_claims(UnixSeconds::now()).await.map_err(broken)?;
+    let open = claims.iter().filter(|c| matches!(c.standing, ClaimStanding::Claimed { .. })).count();
+    if open > 0 {
+        changed.push(format!(
+            "the outcome of {open} payments made before the change is not known yet: start once more with the old settings until \
+             the log says their outcome"
+        ));
+        return Err(changed);
+    }
+    if !accept && changed.iter().any(|said| !said.contains(REALM)) {
+        changed.push(
+            "payments would go elsewhere than in the last run; start with --accept-payee-change if that is meant"
+                .to_owned(),
+        );
+        return Err(changed);
+    }
+    store.facts(&facts, true).await.map_err(broken).map(drop)
 }
 
 async fn bind(key: &str, address: std::net::SocketAddr) -> Result<TcpListener, Vec<String>> {

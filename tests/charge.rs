@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::bed::{CHAT, PRICE, assert_challenge, assert_final, chat, streamed};
-use common::bridge::{ROOMY, limits};
 use common::{Bed, Fault, Raw, Reply, Step, Unseen, bed, eventually, payer, raw};
 use serde_json::{Value, json};
 
@@ -16,7 +15,7 @@ const SHORT: Duration = Duration::from_secs(20);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_64_copies_of_one_proof_at_once_one_is_served_and_none_is_asked_to_pay_again() {
-    let bed = Bed::with(|o| limits(o, ROOMY)).await;
+    let bed = Bed::open().await;
     let payer = bed.payer().await;
     bed.backend.tune(|script| script.first_byte = Duration::from_millis(50));
     for round in 1..=5 {
@@ -86,7 +85,7 @@ fn spellings(proof: &str) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_spent_proof_is_refused_two_hundred_times_in_every_spelling_without_a_call_to_chain_or_backend() {
-    let bed = Bed::with(|o| limits(o, ROOMY)).await;
+    let bed = Bed::open().await;
     let payer = bed.payer().await;
     let proof = bed.proof(&payer, CHAT, &chat()).await;
     assert_eq!(bed.show(&proof, CHAT, &chat()).await.status, 200);

@@ -148,7 +148,7 @@ async fn openai_clients_over_paying_transports_get_aimocks_answer_and_usage() {
 #[tokio::test(flavor = "multi_thread")]
 async fn aimock_is_sent_the_gates_request_and_nothing_of_the_clients() {
     for (profile, spelling, stream_options) in [
-        ("vllm", "max_tokens", json!({"include_usage": true, "continuous_usage_stats": true})),
+        ("vllm", "max_tokens", json!({"include_usage": true})),
         ("openai", "max_completion_tokens", json!({"include_usage": true})),
     ] {
         let bed =

@@ -137,8 +137,19 @@ impl Gate {
         })
     }
 
+    /// One exchange on a paid path. Who showed a credential may have paid already (a push payment is on chain before we see it), so
+    /// no refusal lets a client repeat the request by itself; a 402 says so by being one.
     async fn chat(&self, session: &mut Session, visit: &mut Visit, route: &Arc<Route>) -> Outcome {
         let found = rail::found(&session.req_header().headers);
+        match self.exchange(session, visit, route, &found).await {
+            Outcome::Answer(answer) if matches!(found, Found::One(_)) && answer.status > 402 => {
+                Outcome::Answer(answer.not_to_be_repeated())
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn exchange(&self, session: &mut Session, visit: &mut Visit, route: &Arc<Route>, found: &Found) -> Outcome {
         if let Err(refusal) = self.flood.admit(visit.client, matches!(found, Found::One(_) | Found::Many(_))) {
             session.set_keepalive(None);
             return refusal.into();
@@ -162,7 +173,7 @@ impl Gate {
             Err(refusal) => return refusal.into(),
         };
         let request = visit.request.clone();
-        let asked = pay::Visit { plan: &plan, found: &found, digest, body: &body, request: &request };
+        let asked = pay::Visit { plan: &plan, found, digest, body: &body, request: &request };
         // The chain may take seconds. A client that leaves meanwhile drops this wait; the payment is followed up by its own task.
         let paid = tokio::select! {
             biased;

@@ -72,6 +72,15 @@ impl Answer {
         let body = body(stop, challenge_id.as_deref());
         Self { status: refusal.status(), headers, body: body.into(), outcome: refusal.code() }
     }
+
+    /// The same answer, telling clients that repeat failed requests by themselves not to.
+    #[must_use]
+    pub fn not_to_be_repeated(mut self) -> Self {
+        if !self.headers.iter().any(|(name, _)| *name == SHOULD_RETRY) {
+            self.headers.push((SHOULD_RETRY, HeaderValue::from_static("false")));
+        }
+        self
+    }
 }
 
 fn content_type(refusal: &Refusal) -> HeaderValue {

@@ -5,6 +5,7 @@
 //! model can never be priced or challenged, an unpaid request can never be forwarded.
 
 pub mod directory;
+pub mod hold;
 pub mod loss;
 pub mod parse;
 pub mod pay;

@@ -3,12 +3,13 @@
 //! Order of checks, cheapest and least harmful first: form → MAC → the claim we may already have → terms → expiry and
 //! signature (`Rail::check`) → durable claim → chain. Nothing asks the chain before a valid signature.
 
+use super::hold::Hold;
 use super::loss::{Losses, Room};
 use super::price::Quoted;
 use super::{Stop, Toll, parse, policy, price};
 use crate::claim::{Claim, ClaimKey, Denied, Op, Standing, Terms};
 use crate::clock::UnixSeconds;
-use crate::journal::{Entry, Receipt};
+use crate::journal::Entry;
 use crate::money::Usd;
 use crate::rail::{self, Ask, Collected, Found, Offer, Proof, Rail, Recognised, Shown};
 use crate::refusal::{Moved, Refusal};
@@ -276,7 +277,7 @@ async fn conclude(
                 moved: Moved::Unknown,
                 claimed: true,
             })?;
-            Ok(Hold { toll: Arc::clone(toll), claim: paid, request: request.to_owned(), open: true })
+            Ok(Hold::of(Arc::clone(toll), paid, request.to_owned()))
         }
         Collected::Failed { why } => {
             count("failed");
@@ -350,7 +351,7 @@ async fn resume(
     let (own, request) = (Arc::clone(toll), visit.request.to_owned());
     let step = async move {
         let claim = advance(&own, &claim, redeem, now).await?;
-        Ok(Hold { toll: own, claim, request, open: true })
+        Ok(Hold::of(own, claim, request))
     };
     let hold = to_its_end(toll, &key, step).await?;
     count("redeemed");
@@ -381,7 +382,7 @@ pub(super) async fn advance(toll: &Toll, claim: &Claim, op: Op, now: UnixSeconds
     }
 }
 
-fn denied_stop(claim: &Claim, denied: Denied) -> Stop {
+pub(super) fn denied_stop(claim: &Claim, denied: Denied) -> Stop {
     let redeemable = claim.redeem_until().map_or(Moved::Unknown, |until| Moved::Redeemable { until });
     let (refusal, moved) = match denied {
         Denied::Running => (Refusal::ProofRunning { retry_after_seconds: RETRY_SECONDS }, Moved::Unknown),
@@ -402,7 +403,7 @@ fn running(toll: &Toll, rail: &dyn Rail) -> Stop {
     running_stop()
 }
 
-fn running_stop() -> Stop {
+pub(super) fn running_stop() -> Stop {
     let refusal = Refusal::ProofRunning { retry_after_seconds: RETRY_SECONDS };
     Stop { refusal, moved: Moved::Unknown, claimed: true }
 }
@@ -412,7 +413,7 @@ fn unknown() -> Stop {
     Stop { refusal, moved: Moved::Unknown, claimed: true }
 }
 
-fn store_down(e: &StoreError) -> Stop {
+pub(super) fn store_down(e: &StoreError) -> Stop {
     tracing::error!(error = %e, "the store cannot answer: paid traffic is refused");
     Refusal::Store { retry_after_seconds: 10 }.into()
 }
@@ -485,82 +486,4 @@ pub async fn offers(
 fn description(quoted: &Quoted) -> String {
     let ascii = |s: &str| s.chars().filter(|c| c.is_ascii_graphic() || *c == ' ').collect::<String>();
     format!("{} on {}", ascii(quoted.allowed.model.name.as_str()), ascii(quoted.allowed.route.path.as_str()))
-}
-
-/// Money that was taken for a request in progress. It ends in [`Hold::deliver`] or [`Hold::give_back`]; one that is dropped
-/// gives itself back, so that a vanished client or a panic leaves the payment redeemable.
-#[must_use = "a hold must end in delivery or be given back, or the payer waits for a restart"]
-pub struct Hold {
-    toll: Arc<Toll>,
-    claim: Claim,
-    request: String,
-    open: bool,
-}
-
-impl Hold {
-    /// What was bought.
-    pub fn terms(&self) -> &Terms {
-        &self.claim.terms
-    }
-
-    /// The claim as last written.
-    pub fn claim(&self) -> &Claim {
-        &self.claim
-    }
-
-    /// Durable before the first byte leaves: from here on the payment buys nothing else. The receipt goes into the same
-    /// transaction. On `Err` nothing may be sent.
-    pub async fn deliver(&mut self, receipt: &Receipt, tally: Vec<(String, u64, Usd)>) -> Result<(), Stop> {
-        let op = Op::Deliver { by: self.request.clone(), receipt: receipt.id.clone() };
-        let next = self.claim.apply(op, UnixSeconds::now()).map_err(|denied| denied_stop(&self.claim, denied))?;
-        let entry = Entry::Receipt(Box::new(receipt.clone()));
-        let write = Write { claim: Some(next.clone()), journal: vec![entry], tally };
-        match self.toll.store.commit(write).await {
-            Ok(Swap::Done) => {
-                self.claim = next;
-                self.open = false;
-                Ok(())
-            }
-            Ok(Swap::Lost(_)) => {
-                self.open = false;
-                Err(running_stop())
-            }
-            // Whether it was written is not known: neither deliver nor give back; recovery decides after the restart.
-            Err(e) => {
-                self.open = false;
-                Err(Stop { moved: Moved::Unknown, claimed: true, ..store_down(&e) })
-            }
-        }
-    }
-
-    /// Nothing was delivered: the payer may redeem it.
-    pub async fn give_back(mut self) -> Moved {
-        if !self.open {
-            return Moved::Unknown;
-        }
-        self.open = false;
-        give_back(&self.toll, &self.claim, &self.request).await
-    }
-}
-
-async fn give_back(toll: &Toll, claim: &Claim, request: &str) -> Moved {
-    match advance(toll, claim, Op::GiveBack { by: request.to_owned() }, UnixSeconds::now()).await {
-        Ok(next) => next.redeem_until().map_or(Moved::Unknown, |until| Moved::Redeemable { until }),
-        Err(stop) => {
-            tracing::error!(claim = %claim.key.0, reason = stop.refusal.code(), "a hold could not be given back; recovery will");
-            Moved::Unknown
-        }
-    }
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        if !self.open {
-            return;
-        }
-        let (toll, claim, request) = (Arc::clone(&self.toll), self.claim.clone(), std::mem::take(&mut self.request));
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { give_back(&toll, &claim, &request).await });
-        }
-    }
 }

@@ -2,8 +2,9 @@
 //!
 //! One [`Delivery`] per forwarded request. It sees every byte of the reply, but no socket.
 
+use super::hold::Hold;
 use super::loss::{Losses, Room};
-use super::pay::{Hold, Paid, show_usd};
+use super::pay::{Paid, show_usd};
 use super::price::Quoted;
 use super::receipt::{self, Signet};
 use super::{Stop, Toll};
@@ -125,7 +126,8 @@ impl Delivery {
             max_output: self.output,
             spelling: ability.spelling,
             stream: allowed.stream,
-            continuous_usage: ability.continuous_usage,
+            // A running count on every chunk is for clients that asked for usage; a fixed amount needs none.
+            continuous_usage: ability.continuous_usage && allowed.ask.wants_usage,
         })
     }
 

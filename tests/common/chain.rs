@@ -154,7 +154,21 @@ impl Chain {
     /// Stops answering without closing anything (SIGSTOP): calls hang.
     pub fn pause(&self) {
         self.paused.store(true, std::sync::atomic::Ordering::SeqCst);
-        super::signal(self.child.id(), "STOP");
+        let pid = self.child.id();
+        super::signal(pid, "STOP");
+        // The signal is heard by one thread after the other; until the last has stopped, an answer may still come.
+        let stopped = || {
+            let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("the chain is a process of ours");
+            threads.flatten().all(|thread| {
+                let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+                stat.rsplit(") ").next().is_none_or(|rest| rest.starts_with('T') || rest.is_empty())
+            })
+        };
+        let begun = std::time::Instant::now();
+        while !stopped() {
+            assert!(begun.elapsed().as_secs() < 10, "the chain does not stop");
+            std::thread::yield_now();
+        }
     }
 
     /// Goes on (SIGCONT).

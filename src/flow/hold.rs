@@ -1,0 +1,94 @@
+//! Money set aside for a request: it ends in a delivery or is given back.
+
+use super::pay::{advance, denied_stop, running_stop, store_down};
+use super::{Stop, Toll};
+use crate::claim::{Claim, Op, Terms};
+use crate::clock::UnixSeconds;
+use crate::journal::{Entry, Receipt};
+use crate::money::Usd;
+use crate::refusal::Moved;
+use crate::store::{Swap, Write};
+use std::sync::Arc;
+
+/// Money that was taken for a request in progress. It ends in [`Hold::deliver`] or [`Hold::give_back`]; one that is dropped
+/// gives itself back, so that a vanished client or a panic leaves the payment redeemable.
+#[must_use = "a hold must end in delivery or be given back, or the payer waits for a restart"]
+pub struct Hold {
+    toll: Arc<Toll>,
+    claim: Claim,
+    request: String,
+    open: bool,
+}
+
+impl Hold {
+    /// Holds what `claim` paid, for `request`, which the claim already names as the one it serves.
+    pub(super) fn of(toll: Arc<Toll>, claim: Claim, request: String) -> Self {
+        Self { toll, claim, request, open: true }
+    }
+
+    /// What was bought.
+    pub fn terms(&self) -> &Terms {
+        &self.claim.terms
+    }
+
+    /// The claim as last written.
+    pub fn claim(&self) -> &Claim {
+        &self.claim
+    }
+
+    /// Durable before the first byte leaves: from here on the payment buys nothing else. The receipt goes into the same
+    /// transaction. On `Err` nothing may be sent.
+    pub async fn deliver(&mut self, receipt: &Receipt, tally: Vec<(String, u64, Usd)>) -> Result<(), Stop> {
+        let op = Op::Deliver { by: self.request.clone(), receipt: receipt.id.clone() };
+        let next = self.claim.apply(op, UnixSeconds::now()).map_err(|denied| denied_stop(&self.claim, denied))?;
+        let entry = Entry::Receipt(Box::new(receipt.clone()));
+        let write = Write { claim: Some(next.clone()), journal: vec![entry], tally };
+        match self.toll.store.commit(write).await {
+            Ok(Swap::Done) => {
+                self.claim = next;
+                self.open = false;
+                Ok(())
+            }
+            Ok(Swap::Lost(_)) => {
+                self.open = false;
+                Err(running_stop())
+            }
+            // Whether it was written is not known: neither deliver nor give back; recovery decides after the restart.
+            Err(e) => {
+                self.open = false;
+                Err(Stop { moved: Moved::Unknown, claimed: true, ..store_down(&e) })
+            }
+        }
+    }
+
+    /// Nothing was delivered: the payer may redeem it.
+    pub async fn give_back(mut self) -> Moved {
+        if !self.open {
+            return Moved::Unknown;
+        }
+        self.open = false;
+        give_back(&self.toll, &self.claim, &self.request).await
+    }
+}
+
+async fn give_back(toll: &Toll, claim: &Claim, request: &str) -> Moved {
+    match advance(toll, claim, Op::GiveBack { by: request.to_owned() }, UnixSeconds::now()).await {
+        Ok(next) => next.redeem_until().map_or(Moved::Unknown, |until| Moved::Redeemable { until }),
+        Err(stop) => {
+            tracing::error!(claim = %claim.key.0, reason = stop.refusal.code(), "a hold could not be given back; recovery will");
+            Moved::Unknown
+        }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if !self.open {
+            return;
+        }
+        let (toll, claim, request) = (Arc::clone(&self.toll), self.claim.clone(), std::mem::take(&mut self.request));
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { give_back(&toll, &claim, &request).await });
+        }
+    }
+}
