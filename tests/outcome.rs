@@ -201,6 +201,33 @@ async fn a_gate_does_not_start_with_another_payee_until_that_is_meant() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_payment_in_doubt_is_settled_before_payee_or_realm_may_change() {
+    let mut bed = Bed::open().await;
+    let payer = bed.payer().await;
+    let proof = bed.proof(&payer, CHAT, &chat()).await;
+    bed.rpc.always(BOTH[0], Fault::HangAfter);
+    let _client = left_alone(&bed, &proof).await;
+    assert!(eventually(SHORT, || async { !bed.chain.payments_to(DEV[1].address).await.is_empty() }).await);
+    bed.gate.kill();
+    bed.rpc.clear();
+    let conf = bed.gate.conf();
+    let realm = conf.replace("public_url = \"http://127.0.0.1", "public_url = \"http://localhost");
+    for changed in [conf.replace(DEV[1].address, DEV[8].address), realm.clone()] {
+        assert_ne!(changed, conf);
+        bed.gate.write_conf(&changed);
+        let why = bed.gate.restart_with(&["--accept-payee-change"]).await.expect_err("judged by another payee");
+        assert!(why.contains("1 payments made before the change"), "{why}");
+    }
+    bed.gate.write_conf(&conf);
+    bed.gate.restart().await;
+    served_in_the_end(&bed, &proof).await;
+    // With nothing in doubt, another name needs no flag.
+    bed.gate.write_conf(&realm);
+    bed.gate.restart_with(&[]).await.expect("another public name");
+    bed.close(Unseen::default()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_gates_do_not_share_one_store() {
     let bed = Bed::open().await;
     let store = format!("{}/var/pontage.redb", bed.gate.dir().display());
