@@ -93,6 +93,22 @@ impl Raw {
         self.stream.write_all(bytes).await.unwrap();
     }
 
+    /// Whether the other side has taken everything that was sent: nothing is queued in the kernel, here or there.
+    pub fn is_taken(&self) -> bool {
+        let (here, there) = (self.stream.local_addr().unwrap().port(), self.stream.peer_addr().unwrap().port());
+        let table = std::fs::read_to_string("/proc/net/tcp").expect("the kernel's list of connections");
+        let ends = |line: &str| -> Option<(u16, u16, bool)> {
+            let mut words = line.split_whitespace().skip(1);
+            let port = |word: &str| u16::from_str_radix(word.rsplit(':').next()?, 16).ok();
+            let (local, remote) = (port(words.next()?)?, port(words.next()?)?);
+            let queues = words.nth(1)?;
+            Some((local, remote, queues == "00000000:00000000"))
+        };
+        table.lines().filter_map(ends).all(|(local, remote, empty)| {
+            empty || ((local, remote) != (here, there) && (local, remote) != (there, here))
+        })
+    }
+
     /// As [`Self::send`], when the other side may already have closed.
     pub async fn try_send(&mut self, bytes: &[u8]) -> bool {
         self.stream.write_all(bytes).await.is_ok()
