@@ -53,7 +53,6 @@ pub struct Delivery {
     silent: Vec<Bytes>,
     sent_at: Instant,
     delivered: bool,
-    written_down: bool,
 }
 
 impl Delivery {
@@ -99,13 +98,7 @@ impl Delivery {
             silent: Vec::new(),
             sent_at: Instant::now(),
             delivered: false,
-            written_down: false,
         }
-    }
-
-    /// What was bought.
-    pub fn quoted(&self) -> &Quoted {
-        &self.quoted
     }
 
     /// The receipt so far.
@@ -209,7 +202,7 @@ impl Delivery {
         out.extend(self.meter.take_done());
     }
 
-    /// Header lines for the reply's head: the protocol's receipt (`settled` is what is known now).
+    /// Header lines for the reply's head: the protocol's receipt, with what is known by now.
     pub fn headers(&self) -> Vec<(http::HeaderName, http::HeaderValue)> {
         let mut headers = Vec::new();
         if let (Some(hold), true) = (&self.hold, self.quoted.allowed.route.receipt.header)
@@ -231,8 +224,12 @@ impl Delivery {
 
     /// Frames seen so far say that the backend failed before it produced anything.
     pub fn failed_at_once(&self) -> bool {
+        // Asked on every chunk: once there was a first byte it costs nothing, because a verdict is a copy.
+        if self.delivered {
+            return false;
+        }
         let verdict = self.meter.verdict();
-        !self.delivered && verdict.failed && !says_something(&verdict)
+        verdict.failed && !says_something(&verdict)
     }
 
     fn block(&self) -> String {
@@ -287,15 +284,13 @@ impl Delivery {
         vec![(Losses::tally_name(tier), day, lost)]
     }
 
-    /// The final receipt into the books: with the delivery if that was not written yet, else alone.
+    /// The final receipt into the books, once: with the delivery if that was not written yet, else alone.
     async fn write_down(&mut self) -> Result<(), Stop> {
-        if self.written_down {
-            return Ok(());
-        }
         let tally = self.absorbed();
         if !self.delivered {
-            self.deliver(tally).await?;
-        } else if self.hold.is_some() {
+            return self.deliver(tally).await;
+        }
+        if self.hold.is_some() {
             let journal = vec![Entry::Receipt(Box::new(self.receipt.clone()))];
             let write = Write { claim: None, journal, tally };
             self.toll.store.commit(write).await.map_err(|e| {
@@ -303,7 +298,6 @@ impl Delivery {
                 Stop::from(Refusal::Store { retry_after_seconds: 10 })
             })?;
         }
-        self.written_down = true;
         Ok(())
     }
 
