@@ -24,6 +24,9 @@ const SHORTEST_KEY: usize = 32;
 /// Every Tempo stablecoin (TIP-20) counts in millionths.
 const TEMPO_DECIMALS: u8 = 6;
 
+/// The payee of samples for real networks. Nobody has its key, so a gate does not start with it.
+const PLACEHOLDER: [u8; 20] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xde, 0xad];
+
 /// Rails by the name routes use.
 pub type Rails = BTreeMap<RailId, RailAbility>;
 
@@ -140,6 +143,11 @@ pub struct TempoConf {
 }
 
 impl TempoConf {
+    /// Whether `recipient` still is what the sample said: payments to it would be gone.
+    pub fn pays_nobody(&self) -> bool {
+        self.recipient == PLACEHOLDER
+    }
+
     /// Fetches the settle key: exactly 32 bytes, decoded. The error names the place, never what was found there.
     pub fn read_settle_key(&self) -> Result<Secret, String> {
         self.settle_key.as_ref().ok_or("`settle_key` is missing")?.read().and_then(seed)
@@ -269,10 +277,16 @@ fn conf(root: &Section<'_>) -> Option<Conf> {
     let listen = root.need("listen").and_then(|v| listen(&v.section()?, &mut warnings));
     let secrets = root.need("secrets").and_then(|v| secrets(&v.section()?));
     let store = root.need("store").and_then(|v| store(&v.section()?));
-    let rails = root.take("rail").map_or(Some(Vec::new()), |v| {
+    let rails: Option<Vec<_>> = root.take("rail").map_or(Some(Vec::new()), |v| {
         let table = v.section()?;
         Some(table.entries().iter().filter_map(|(name, value)| rail(name, value)).collect())
     });
+    for rail in rails.iter().flatten() {
+        let RailKind::MppTempo(tempo) = &rail.kind;
+        if tempo.pays_nobody() {
+            warnings.push(format!("rail.{}.recipient is the sample's placeholder: `serve` refuses it", rail.name));
+        }
+    }
     let (challenge_keys, receipt_key) = secrets?;
     Some(Conf { listen: listen?, challenge_keys, receipt_key, store: store?, rails: rails?, warnings })
 }

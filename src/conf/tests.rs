@@ -288,7 +288,26 @@ fn secrets_are_measured_when_they_are_read_and_never_shown() {
 #[test]
 fn the_shipped_files_are_right() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let conf = Conf::load(&root.join("conf/pontage.toml"))
-        .unwrap_or_else(|mistakes| panic!("{:#?}", mistakes.iter().map(Mistake::to_string).collect::<Vec<_>>()));
-    assert!(conf.warnings.is_empty(), "{:?}", conf.warnings);
+    for (file, sessions, warnings) in [("conf/pontage.toml", false, 0), ("conf/worldrouter.toml", true, 1)] {
+        let conf = Conf::load(&root.join(file))
+            .unwrap_or_else(|mistakes| panic!("{:#?}", mistakes.iter().map(Mistake::to_string).collect::<Vec<_>>()));
+        assert_eq!(conf.offered().contains_key("tempo/session"), sessions, "{file}");
+        // What a sample for a real network warns of is its payee.
+        assert_eq!(conf.warnings.len(), warnings, "{file}: {:?}", conf.warnings);
+        assert!(conf.warnings.iter().all(|said| said.contains("recipient")), "{file}: {:?}", conf.warnings);
+    }
+}
+
+#[test]
+fn the_sample_shows_every_term_of_channels_with_its_default() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let sample = std::fs::read_to_string(root.join("conf/pontage.toml")).unwrap();
+    let (_, terms) = sample.split_once("# [rail.tempo.session]\n").unwrap();
+    let written: Vec<&str> = terms.lines().map_while(|line| line.strip_prefix("# ")).collect();
+    let line = |term: &&str| term.split('#').next().unwrap().trim_end().to_owned();
+    let terms = written.iter().map(line).collect::<Vec<_>>();
+    assert_eq!(channels(&terms.join(", ")), channels(""));
+    let unknown = channels("x = 1").unwrap_err().concat();
+    let known = unknown.split("known here: ").nth(1).unwrap();
+    assert!(known.split(", ").all(|key| terms.iter().any(|term| term.starts_with(&format!("{key} = ")))), "{known}");
 }
