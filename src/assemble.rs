@@ -17,7 +17,7 @@ use crate::flow::Toll;
 use crate::flow::loss::Losses;
 use crate::flow::receipt::Signet;
 use crate::metrics::Metrics;
-use crate::rail::Rail;
+use crate::rail::{Rail, Way};
 use crate::rail::mpp::bind::KeyRing;
 use crate::rail::mpp::charge::{Charge, Settings};
 use crate::rules::watch::{Rules, Standing};

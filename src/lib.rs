@@ -15,12 +15,13 @@
 //! | 3 | [`rail`]: ways to pay |
 //! | 2 | [`store`], [`chain`], [`upstream`] |
 //! | 1 | [`rules`], [`openai`], [`journal`], [`tokens`], [`conf`] |
-//! | 0 | [`money`], [`claim`], [`limits`], [`ids`], [`refusal`], [`metrics`], [`clock`], [`secret`], [`catalogue`], [`usage`]: pure |
+//! | 0 | [`money`], [`channel`], [`claim`], [`limits`], [`ids`], [`refusal`], [`metrics`], [`clock`], [`secret`], [`catalogue`], [`usage`]: pure |
 //! | 0 | [`origin`], [`written`]: reading what an operator wrote |
 
 pub mod assemble;
 pub mod catalogue;
 pub mod chain;
+pub mod channel;
 pub mod claim;
 pub mod cli;
 pub mod clock;

@@ -42,14 +42,14 @@ impl Hold {
         let op = Op::Deliver { by: self.request.clone(), receipt: receipt.id.clone() };
         let next = self.claim.apply(op, UnixSeconds::now()).map_err(|denied| denied_stop(&self.claim, denied))?;
         let entry = Entry::Receipt(Box::new(receipt.clone()));
-        let write = Write { claim: Some(next.clone()), journal: vec![entry], tally };
+        let write = Write { claim: Some(next.clone()), journal: vec![entry], tally, ..Write::default() };
         match self.toll.store.commit(write).await {
             Ok(Swap::Done) => {
                 self.claim = next;
                 self.open = false;
                 Ok(())
             }
-            Ok(Swap::Lost(_)) => {
+            Ok(Swap::Lost(_) | Swap::Overtaken(_)) => {
                 self.open = false;
                 Err(running_stop())
             }

@@ -228,7 +228,7 @@ async fn take(
         let write = Write { claim: Some(claim.clone()), journal: vec![entry], ..Write::default() };
         match toll.store.commit(write).await {
             Ok(Swap::Done) => {}
-            Ok(Swap::Lost(_)) => return Err(running(&toll, rail.as_ref())),
+            Ok(Swap::Lost(_) | Swap::Overtaken(_)) => return Err(running(&toll, rail.as_ref())),
             // It may be written: then recovery hands the payment in after the restart. Nobody may pay anew meanwhile.
             Err(e) => return Err(unread(&e)),
         }
@@ -377,7 +377,7 @@ pub(super) async fn advance(toll: &Toll, claim: &Claim, op: Op, now: UnixSeconds
     let write = Write { claim: Some(next.clone()), journal: entry.into_iter().collect(), ..Write::default() };
     match toll.store.commit(write).await {
         Ok(Swap::Done) => Ok(next),
-        Ok(Swap::Lost(_)) => Err(running_stop()),
+        Ok(Swap::Lost(_) | Swap::Overtaken(_)) => Err(running_stop()),
         Err(e) => Err(Stop { claimed: true, moved: Moved::Unknown, ..store_down(&e) }),
     }
 }

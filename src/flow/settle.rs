@@ -292,7 +292,7 @@ impl Delivery {
         }
         if self.hold.is_some() {
             let journal = vec![Entry::Receipt(Box::new(self.receipt.clone()))];
-            let write = Write { claim: None, journal, tally };
+            let write = Write { journal, tally, ..Write::default() };
             self.toll.store.commit(write).await.map_err(|e| {
                 tracing::error!(error = %e, "the store cannot answer");
                 Stop::from(Refusal::Store { retry_after_seconds: 10 })

@@ -12,6 +12,7 @@ use super::pay::{self, Paid, Visit, quote_under};
 use super::price::Quoted;
 use super::{Stop, Toll};
 use crate::catalogue::{Catalogue, ProfileAbility, RailAbility};
+use crate::channel::{Channel, ChannelId};
 use crate::claim::{Claim, ClaimKey};
 use crate::clock::UnixSeconds;
 use crate::ids::RailId;
@@ -19,7 +20,7 @@ use crate::journal::Receipt;
 use crate::limits::Spelling;
 use crate::metrics::Metrics;
 use crate::money::Usd;
-use crate::rail::{Ask, Collected, Found, Offer, Proof, Rail, Recognised, Shown};
+use crate::rail::{Ask, Collected, Found, Offer, Proof, Rail, Recognised, Shown, Way};
 use crate::refusal::Refusal;
 use crate::rules::watch::Rules;
 use crate::store::embedded::Embedded;
@@ -99,8 +100,7 @@ impl Fake {
     }
 }
 
-#[async_trait]
-impl Rail for Fake {
+impl Way for Fake {
     fn id(&self) -> &RailId {
         &self.id
     }
@@ -119,6 +119,10 @@ impl Rail for Fake {
     fn standing(&self) -> Result<(), String> {
         if self.up.load(Ordering::SeqCst) { Ok(()) } else { Err("the chain is silent".into()) }
     }
+}
+
+#[async_trait]
+impl Rail for Fake {
     fn offer(&self, ask: &Ask<'_>, now: UnixSeconds) -> Result<Offer, Refusal> {
         let challenge_id = crate::ids::fresh("ch");
         let known = Recognised {
@@ -207,6 +211,24 @@ impl Store for Frail {
     }
     async fn open_claims(&self, now: UnixSeconds) -> Result<Vec<Claim>, StoreError> {
         self.inner.open_claims(now).await
+    }
+    async fn channel(&self, id: &ChannelId) -> Result<Option<Channel>, StoreError> {
+        self.inner.channel(id).await
+    }
+    async fn channels(&self) -> Result<Vec<Channel>, StoreError> {
+        self.inner.channels().await
+    }
+    async fn channels_of(&self, rail: &crate::ids::RailId, payer: &str) -> Result<Vec<Channel>, StoreError> {
+        self.inner.channels_of(rail, payer).await
+    }
+    fn changes(&self) -> Option<tokio::sync::broadcast::Receiver<ChannelId>> {
+        self.inner.changes()
+    }
+    fn gate(&self) -> &str {
+        self.inner.gate()
+    }
+    async fn alive(&self, gate: &str) -> Result<bool, StoreError> {
+        self.inner.alive(gate).await
     }
     async fn forget(&self, now: UnixSeconds) -> Result<usize, StoreError> {
         self.inner.forget(now).await

@@ -141,6 +141,12 @@ impl Books {
                 Some(story) => story.dead = true,
                 None => faults.push(format!("{key} is dead and was never claimed")),
             },
+            // Channels are walked elsewhere.
+            Entry::Channel { .. }
+            | Entry::Voucher { .. }
+            | Entry::Intent { .. }
+            | Entry::Outcome { .. }
+            | Entry::Closed { .. } => {}
             Entry::Receipt(receipt) => {
                 if let Some(before) = self.receipts.get(&receipt.id)
                     && (&before.reference, before.charged) != (&receipt.reference, receipt.charged)

@@ -1,5 +1,6 @@
 //! What the journal holds.
 
+use crate::channel::{Act, ChannelId};
 use crate::clock::UnixSeconds;
 use crate::ids::{Generation, PoolName, PublicModel, RailId, RoutePath, TierName};
 use crate::money::{Atoms, Usd};
@@ -81,6 +82,63 @@ pub enum Entry {
     Owed {
         /// The claim.
         key: String,
+        /// When.
+        at: UnixSeconds,
+    },
+    /// A channel is about to be opened.
+    Channel {
+        /// It.
+        channel: ChannelId,
+        /// The rail.
+        rail: RailId,
+        /// Whose deposit.
+        payer: String,
+        /// How much.
+        deposit: Atoms,
+        /// When.
+        at: UnixSeconds,
+    },
+    /// A voucher was accepted: with it the books can prove what the payer signed.
+    Voucher {
+        /// The channel.
+        channel: ChannelId,
+        /// Cumulative.
+        amount: Atoms,
+        /// `0x…`.
+        signature: String,
+        /// When.
+        at: UnixSeconds,
+    },
+    /// A transaction of a channel is about to be sent.
+    Intent {
+        /// The channel.
+        channel: ChannelId,
+        /// What it does.
+        act: Act,
+        /// Its hash.
+        tx: String,
+        /// When.
+        at: UnixSeconds,
+    },
+    /// It landed, or never will.
+    Outcome {
+        /// The channel.
+        channel: ChannelId,
+        /// Its hash as intended.
+        tx: String,
+        /// Whether it landed.
+        landed: bool,
+        /// When.
+        at: UnixSeconds,
+    },
+    /// A channel is over.
+    Closed {
+        /// It.
+        channel: ChannelId,
+        /// Everything spent of it.
+        spent: Atoms,
+        /// What the chain paid out in total.
+        settled: Atoms,
         /// When.
         at: UnixSeconds,
     },

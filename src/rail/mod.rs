@@ -1,6 +1,6 @@
 //! Ways to pay. A rail is one protocol and intent on one section of `pontage.toml` (`tempo/charge`).
 //!
-//! The life of a payment on a fixed-amount rail, and who may do I/O in it:
+//! Sessions, which pay by the token, are in [`session`]. The life of a payment on a fixed-amount rail, and who may do I/O in it:
 //!
 //! | step | I/O | answers |
 //! |---|---|---|
@@ -12,6 +12,7 @@
 //! | [`Rail::look`] | chain | the same question later, from the claim's record alone |
 
 pub mod mpp;
+pub mod session;
 
 use crate::claim::{Claim, ClaimKey, Terms};
 use crate::clock::UnixSeconds;
@@ -120,9 +121,8 @@ pub enum Collected {
     Unknown,
 }
 
-/// One way to pay.
-#[async_trait]
-pub trait Rail: Send + Sync {
+/// What every way to pay says about itself.
+pub trait Way: Send + Sync {
     /// Its name.
     fn id(&self) -> &RailId;
     /// `(method, intent)` as MPP names them, or the protocol's own words.
@@ -135,6 +135,11 @@ pub trait Rail: Send + Sync {
     fn facts(&self) -> (String, String);
     /// Whether it can be honoured now; the error is a sentence for operators. Never does I/O: a background watch keeps it.
     fn standing(&self) -> Result<(), String>;
+}
+
+/// One way to pay a fixed amount.
+#[async_trait]
+pub trait Rail: Way {
     /// An offer for exactly these terms. No I/O.
     fn offer(&self, ask: &Ask<'_>, now: UnixSeconds) -> Result<Offer, Refusal>;
     /// Whether the credential answers an offer of this rail, by MAC alone. `Ok(None)`: another rail's. No I/O, no expiry check.

@@ -118,6 +118,7 @@ async fn a_write_that_loses_writes_nothing_at_all<B: Bench>() {
         claim: Some(claim),
         journal: vec![Entry::Receipt(Box::new(receipt("r1", "0xk", 100)))],
         tally: vec![("lost".to_owned(), 1, Usd::ONE)],
+        ..Write::default()
     };
     assert!(matches!(store.commit(again).await, Ok(Swap::Lost(_))));
     assert_eq!(store.receipt("r1").await, Ok(None));
@@ -133,6 +134,7 @@ async fn everything_acknowledged_is_there_after_a_restart<B: Bench>() {
         claim: Some(claim.clone()),
         journal: vec![Entry::Receipt(Box::new(sold.clone()))],
         tally: vec![("day".to_owned(), 7, Usd(5))],
+        ..Write::default()
     };
     assert_eq!(store.commit(write).await, Ok(Swap::Done));
     let facts = [("tempo".to_owned(), "payee".to_owned())];

@@ -12,11 +12,15 @@ mod faults;
 #[cfg(test)]
 mod tests;
 
-use self::tables::{CLAIMS, Fault, JOURNAL, OPEN, RECEIPTS, TALLIES, read_claim};
+use self::tables::{
+    CHANNELS, CLAIMS, Fault, JOURNAL, OPEN, OPEN_CHANNELS, PAYERS, RECEIPTS, TALLIES, read_channel, read_claim,
+};
 use self::writer::{Health, Writer};
 use super::{Store, StoreError, Swap, Write};
+use crate::channel::{Channel, ChannelId};
 use crate::claim::{Claim, ClaimKey};
 use crate::clock::UnixSeconds;
+use crate::ids::RailId;
 use crate::journal::audit::{Audit, audit};
 use crate::journal::{Entry, Receipt, chain};
 use crate::money::Usd;
@@ -26,6 +30,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tokio::sync::broadcast;
 
 /// Pages kept in memory. Claims in flight are few; redb's own default is a gigabyte.
 const CACHE_BYTES: usize = 16 << 20;
@@ -38,6 +43,7 @@ pub struct Embedded {
     writer: Writer,
     db: Arc<Database>,
     health: Arc<Health>,
+    gate: String,
 }
 
 impl Embedded {
@@ -56,10 +62,11 @@ impl Embedded {
     fn on(db: Database) -> Result<Self, StoreError> {
         let health = Arc::new(Health::default());
         prepare(&db)?;
+        let gate = db.snapshot().and_then(|txn| tables::gate(&tables::meta(&txn)?)).map_err(|e| StoreError(told(e)))?;
         let db = Arc::new(db);
         let writer = Writer::start(db.clone(), health.clone())
             .map_err(|e| StoreError(format!("its writer thread cannot start: {e}")))?;
-        Ok(Self { writer, db, health })
+        Ok(Self { writer, db, health, gate })
     }
 
     /// Audits the file at `path`, which no gate may have open. Changes nothing, except that a file whose gate was killed is
@@ -113,6 +120,46 @@ impl Store for Embedded {
         })
     }
 
+    async fn channel(&self, id: &ChannelId) -> Result<Option<Channel>, StoreError> {
+        self.read(|txn| match txn.open_table(CHANNELS)?.get(id.0.as_str())? {
+            Some(bytes) => read_channel(&id.0, bytes.value()).map(Some).map_err(Fault::Here),
+            None => Ok(None),
+        })
+    }
+
+    async fn channels(&self) -> Result<Vec<Channel>, StoreError> {
+        self.read(|txn| {
+            let ids = txn.open_table(OPEN_CHANNELS)?.iter()?.map(|row| Ok(row?.0.value().to_owned())).collect();
+            records(txn, ids)
+        })
+    }
+
+    async fn channels_of(&self, rail: &RailId, payer: &str) -> Result<Vec<Channel>, StoreError> {
+        self.read(|txn| {
+            let (rail, payers) = (rail.as_str(), txn.open_table(PAYERS)?);
+            let rows = payers.range((rail, payer, "")..)?.map(|row| {
+                let (key, ()) = row.map(|(k, v)| (k, v.value()))?;
+                let (r, p, id) = key.value();
+                Ok((r == rail && p == payer).then(|| id.to_owned()))
+            });
+            let ids = rows.map_while(Result::transpose).collect();
+            records(txn, ids)
+        })
+    }
+
+    fn changes(&self) -> Option<broadcast::Receiver<ChannelId>> {
+        None
+    }
+
+    fn gate(&self) -> &str {
+        &self.gate
+    }
+
+    async fn alive(&self, gate: &str) -> Result<bool, StoreError> {
+        // The file's lock forbids a second one.
+        Ok(gate == self.gate)
+    }
+
     async fn forget(&self, now: UnixSeconds) -> Result<usize, StoreError> {
         let mut total = 0;
         loop {
@@ -147,6 +194,21 @@ impl Store for Embedded {
     fn standing(&self) -> Result<(), StoreError> {
         self.health.check()
     }
+}
+
+/// The channels with these ids. One that cannot be read is passed over: its payer is answered with the error, everyone else is
+/// served.
+fn records(txn: &ReadTransaction, ids: Result<Vec<String>, redb::StorageError>) -> Result<Vec<Channel>, Fault> {
+    let channels = txn.open_table(CHANNELS)?;
+    let mut found = Vec::new();
+    for id in ids? {
+        let Some(bytes) = channels.get(id.as_str())? else { continue };
+        match read_channel(&id, bytes.value()) {
+            Ok(channel) => found.push(channel),
+            Err(error) => tracing::error!("{error}"),
+        }
+    }
+    Ok(found)
 }
 
 fn builder() -> redb::Builder {

@@ -1,15 +1,18 @@
-//! Where claims, receipts and the journal are kept. A store swaps whole records by revision and appends; it decides nothing.
+//! Where claims, channels, receipts and the journal are kept. A store swaps whole records by revision and appends; it decides nothing.
 
 #[cfg(test)]
 pub mod conformance;
 pub mod embedded;
 
+use crate::channel::{Channel, ChannelId};
 use crate::claim::{Claim, ClaimKey};
 use crate::clock::UnixSeconds;
+use crate::ids::RailId;
 use crate::journal::{Entry, Receipt};
 use crate::money::Usd;
 use async_trait::async_trait;
 use std::fmt;
+use tokio::sync::broadcast;
 
 /// What goes into one durable transaction: all of it or nothing.
 #[derive(Clone, Debug, Default)]
@@ -17,19 +20,23 @@ pub struct Write {
     /// A record to put. Revision 1 creates and needs the key to be absent; any other needs the stored record to have exactly
     /// the revision before.
     pub claim: Option<Claim>,
+    /// The same for a channel. One write has a claim or a channel, never both.
+    pub channel: Option<Channel>,
     /// Lines for the journal, in order. Receipts among them are found again by [`Store::receipt`].
     pub journal: Vec<Entry>,
     /// Amounts to add to running totals: `(name, day, amount)`.
     pub tally: Vec<(String, u64, Usd)>,
 }
 
-/// What became of a write. Nothing was written on `Lost`.
+/// What became of a write. Nothing was written unless it is `Done`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Swap {
     /// Durable.
     Done,
     /// Somebody was faster; this is the record now (`None`: it is gone).
     Lost(Box<Option<Claim>>),
+    /// The same for a channel.
+    Overtaken(Box<Option<Channel>>),
 }
 
 /// The store cannot answer, or the outcome of a write is not known. Never to be read as "not written".
@@ -54,6 +61,19 @@ pub trait Store: Send + Sync {
     async fn commit(&self, write: Write) -> Result<Swap, StoreError>;
     /// Every claim that is not over: what recovery has to look at.
     async fn open_claims(&self, now: UnixSeconds) -> Result<Vec<Claim>, StoreError>;
+    /// The channel as it is now.
+    async fn channel(&self, id: &ChannelId) -> Result<Option<Channel>, StoreError>;
+    /// Every channel that is not over, in order of id.
+    async fn channels(&self) -> Result<Vec<Channel>, StoreError>;
+    /// Those of one payer on one rail that are not over, in order of id.
+    async fn channels_of(&self, rail: &RailId, payer: &str) -> Result<Vec<Channel>, StoreError>;
+    /// Ids of channels that another gate has changed, as far as anybody hears of it: a poll must stand behind it. `None`: no
+    /// other gate can.
+    fn changes(&self) -> Option<broadcast::Receiver<ChannelId>>;
+    /// Who this gate is, the same after a restart: leases say whose they are.
+    fn gate(&self) -> &str;
+    /// Whether that gate is running now, as far as can be known. This one is.
+    async fn alive(&self, gate: &str) -> Result<bool, StoreError>;
     /// Drops claims that are over and past their `keep_until`. Returns how many.
     async fn forget(&self, now: UnixSeconds) -> Result<usize, StoreError>;
     /// A running total.

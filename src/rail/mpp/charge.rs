@@ -18,7 +18,7 @@ use crate::clock::UnixSeconds;
 use crate::ids::RailId;
 use crate::journal::Receipt;
 use crate::money::Atoms;
-use crate::rail::{Ask, Collected, Offer, Proof, Rail, Recognised, Shown};
+use crate::rail::{Ask, Collected, Offer, Proof, Rail, Recognised, Shown, Way};
 use crate::refusal::Refusal;
 use ::mpp::PaymentCredential;
 use ::mpp::protocol::core::{Base64UrlJson, PaymentPayload};
@@ -238,8 +238,7 @@ fn invalid(why: &'static str) -> Refusal {
     Refusal::PaymentInvalid { why: why.to_owned() }
 }
 
-#[async_trait]
-impl Rail for Charge {
+impl Way for Charge {
     fn id(&self) -> &RailId {
         &self.settings.id
     }
@@ -264,7 +263,10 @@ impl Rail for Charge {
     fn standing(&self) -> Result<(), String> {
         self.standing.load().as_ref().clone()
     }
+}
 
+#[async_trait]
+impl Rail for Charge {
     fn offer(&self, ask: &Ask<'_>, now: UnixSeconds) -> Result<Offer, Refusal> {
         let defect = || Refusal::Internal { place: "charge offer" };
         let request = self.request(ask.terms.amount);

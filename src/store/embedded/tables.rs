@@ -1,5 +1,6 @@
 //! What the file holds, and what one operation does to it inside a write transaction.
 
+use crate::channel::Channel;
 use crate::claim::{Claim, Standing};
 use crate::clock::UnixSeconds;
 use crate::journal::Entry;
@@ -13,12 +14,18 @@ const SCHEMA: &str = "1";
 /// Largest claim or journal line. Ours are a few kilobytes; a larger one is a defect and must not fill the disk.
 const MOST_BYTES: usize = 1 << 20;
 
-/// `schema` → [`SCHEMA`], `head` → [`Head`] as JSON.
+/// `schema` → [`SCHEMA`], `head` → [`Head`] as JSON, `gate` → who writes here.
 const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
 /// Claim key → record as JSON.
 pub(super) const CLAIMS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("claims");
 /// Keys of claims that are neither delivered nor dead, so that a start does not read all of them.
 pub(super) const OPEN: TableDefinition<'_, &str, ()> = TableDefinition::new("open");
+/// Channel id → record as JSON. Closed ones stay: whoever comes back to one must be told that it is over, not unknown.
+pub(super) const CHANNELS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("channels");
+/// Ids of channels that are not over.
+pub(super) const OPEN_CHANNELS: TableDefinition<'_, &str, ()> = TableDefinition::new("open_channels");
+/// `(rail, payer, id)` of channels that are not over.
+pub(super) const PAYERS: TableDefinition<'_, (&str, &str, &str), ()> = TableDefinition::new("payers");
 /// `(keep_until, key)` of every claim, so that forgetting reads only what is due.
 const DUE: TableDefinition<'_, (u64, &str), ()> = TableDefinition::new("due");
 /// Receipt id → `seq` of the newest line that holds it.
@@ -67,6 +74,24 @@ pub(super) fn read_claim(key: &str, bytes: &[u8]) -> Result<Claim, StoreError> {
     Ok(claim)
 }
 
+/// The channel in `bytes`, as [`read_claim`] does it.
+pub(super) fn read_channel(id: &str, bytes: &[u8]) -> Result<Channel, StoreError> {
+    #[derive(serde::Deserialize)]
+    struct Version {
+        schema: u16,
+    }
+    let bad = |why: String| StoreError(format!("the record of channel {id} cannot be read, so it is blocked: {why}"));
+    let version: Version = serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
+    if version.schema != Channel::SCHEMA {
+        return Err(bad(format!("it has schema {}, this build reads {}", version.schema, Channel::SCHEMA)));
+    }
+    let channel: Channel = serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
+    if channel.id.0 != id {
+        return Err(bad(format!("it says it is {}", channel.id)));
+    }
+    Ok(channel)
+}
+
 /// Makes the tables of a new file, or looks whether an old one is ours. The error is a sentence for operators.
 pub(super) fn prepare(txn: &WriteTransaction) -> Result<(), Fault> {
     let is_new = txn.list_tables()?.next().is_none();
@@ -85,6 +110,10 @@ pub(super) fn prepare(txn: &WriteTransaction) -> Result<(), Fault> {
         }
         None => return here("it is a database of something else".to_owned()),
     }
+    // A file of an earlier version knows no gate yet.
+    if meta.get("gate")?.is_none() {
+        meta.insert("gate", crate::ids::fresh("gate").as_str())?;
+    }
     drop(meta);
     let book = Book::open(txn)?;
     let last = book.journal.last()?.map(|(_, line)| line.value().to_owned());
@@ -101,7 +130,15 @@ pub(super) fn head(meta: &impl ReadableTable<&'static str, &'static str>) -> Res
     serde_json::from_str(&text).or_else(|e| here(format!("the journal's head cannot be read: {e}")))
 }
 
-/// The table [`head`] reads, in a snapshot.
+/// Who writes here.
+pub(super) fn gate(meta: &impl ReadableTable<&'static str, &'static str>) -> Result<String, Fault> {
+    match meta.get("gate")?.map(|v| v.value().to_owned()) {
+        Some(gate) => Ok(gate),
+        None => here("it does not say whose it is".to_owned()),
+    }
+}
+
+/// The table [`head`] and [`gate`] read, in a snapshot.
 pub(super) fn meta(txn: &redb::ReadTransaction) -> Result<redb::ReadOnlyTable<&'static str, &'static str>, TableError> {
     txn.open_table(META)
 }
@@ -112,6 +149,9 @@ pub(super) struct Book<'t> {
     meta: Table<'t, &'static str, &'static str>,
     claims: Table<'t, &'static str, &'static [u8]>,
     open: Table<'t, &'static str, ()>,
+    channels: Table<'t, &'static str, &'static [u8]>,
+    open_channels: Table<'t, &'static str, ()>,
+    payers: Table<'t, (&'static str, &'static str, &'static str), ()>,
     due: Table<'t, (u64, &'static str), ()>,
     receipts: Table<'t, &'static str, u64>,
     journal: Table<'t, u64, &'static str>,
@@ -129,6 +169,9 @@ impl<'t> Book<'t> {
             meta,
             claims: txn.open_table(CLAIMS)?,
             open: txn.open_table(OPEN)?,
+            channels: txn.open_table(CHANNELS)?,
+            open_channels: txn.open_table(OPEN_CHANNELS)?,
+            payers: txn.open_table(PAYERS)?,
             due: txn.open_table(DUE)?,
             receipts: txn.open_table(RECEIPTS)?,
             journal: txn.open_table(JOURNAL)?,
@@ -154,7 +197,7 @@ impl<'t> Book<'t> {
         }
     }
 
-    /// One [`Write`]: the claim by its revision, then the journal, then the tallies.
+    /// One [`Write`]: the claim or channel by its revision, then the journal, then the tallies.
     pub(super) fn write(&mut self, write: &Write) -> Result<Swap, Fault> {
         let mut record = None;
         if let Some(claim) = &write.claim {
@@ -167,12 +210,29 @@ impl<'t> Book<'t> {
             }
             record = Some((claim, old, json(claim)?));
         }
+        let mut purse = None;
+        if let Some(channel) = &write.channel {
+            if write.claim.is_some() {
+                return here("one write has a claim or a channel, never both".to_owned());
+            }
+            let old = self.channel(&channel.id.0)?;
+            if channel.schema != Channel::SCHEMA {
+                return here(format!("channel {} has schema {}, not {}", channel.id, channel.schema, Channel::SCHEMA));
+            }
+            if old.as_ref().map_or(0, |o| o.revision).checked_add(1) != Some(channel.revision) {
+                return Ok(Swap::Overtaken(Box::new(old)));
+            }
+            purse = Some((channel, json(channel)?));
+        }
         let (lines, head) = self.lines(&write.journal)?;
         let totals = self.totals(&write.tally)?;
 
         self.changed = true;
         if let Some((claim, old, json)) = record {
             self.put(claim, old.as_ref(), &json)?;
+        }
+        if let Some((channel, json)) = purse {
+            self.put_channel(channel, &json)?;
         }
         for (seq, line, receipt) in &lines {
             self.journal.insert(seq, line.as_str())?;
@@ -185,6 +245,27 @@ impl<'t> Book<'t> {
             self.tallies.insert((name, day), total.0)?;
         }
         Ok(Swap::Done)
+    }
+
+    fn channel(&self, id: &str) -> Result<Option<Channel>, Fault> {
+        match self.channels.get(id)? {
+            Some(bytes) => read_channel(id, bytes.value()).map(Some).map_err(Fault::Here),
+            None => Ok(None),
+        }
+    }
+
+    fn put_channel(&mut self, channel: &Channel, json: &str) -> Result<(), Fault> {
+        let id = channel.id.0.as_str();
+        let payer = (channel.rail.as_str(), channel.descriptor.payer.as_str(), id);
+        self.channels.insert(id, json.as_bytes())?;
+        if channel.is_over() {
+            self.open_channels.remove(id)?;
+            self.payers.remove(payer)?;
+        } else if channel.revision == 1 {
+            self.open_channels.insert(id, ())?;
+            self.payers.insert(payer, ())?;
+        }
+        Ok(())
     }
 
     fn put(&mut self, claim: &Claim, old: Option<&Claim>, json: &str) -> Result<(), Fault> {

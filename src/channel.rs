@@ -1,0 +1,843 @@
+//! One payment channel: its record, and the pure rules by which it changes.
+//!
+//! ```text
+//! Opening ──► Open ──► Closing ───────► Closed
+//!    │         │ ▲        ▲                ▲
+//!    ▼         ▼ │        │                │
+//!  Failed   ForcedClosing ┴────────────────┘     (any of them) ──► Quarantined: a person has to look
+//! ```
+//!
+//! The payer locks a deposit on chain and signs vouchers: each says how much of it, in total, is the payee's. Accepting a
+//! voucher and spending it are two things. A request holds a part of what is accepted (a [`Lease`]) before anything is done for
+//! it, and ends by spending what it used of it; what is left is free again. So several requests share one channel without ever
+//! exceeding what was signed: `spent + leased ≤ accepted ≤ deposit`.
+//!
+//! Everything here is a pure function of the record, the op and the time (`notes/security.md` §4.1, invariants I1–I12). A store
+//! replaces the record only if its revision matches.
+
+use crate::clock::UnixSeconds;
+use crate::ids::{Generation, PoolName, PublicModel, RailId, RoutePath, TierName};
+use crate::money::Atoms;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// Vouchers above what is spent that are kept beside the highest, so that a good part of what was spent can be settled exactly.
+const PENDING_VOUCHERS: usize = 8;
+/// Challenges remembered one by one as used; older ones are covered by a watermark.
+const USED_CHALLENGES: usize = 32;
+/// Changes remembered by name, so that one whose outcome was lost can be tried again.
+const RECENT_OPS: usize = 32;
+/// Requests that may hold a part of one channel at the same time.
+pub const MOST_LEASES: usize = 64;
+/// Seconds between a payer's request to close and his withdrawal (TIP-1034 `CLOSE_GRACE_PERIOD`).
+pub const GRACE_SECONDS: u64 = 15 * 60;
+
+/// A channel's id on its chain: `0x` and 64 lower-case hex digits.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ChannelId(pub String);
+
+impl fmt::Display for ChannelId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a channel's id is made of. Addresses and words as `0x` and lower-case hex. Serialised as the wire has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Descriptor {
+    /// Whose deposit it is.
+    pub payer: String,
+    /// Whose money it becomes.
+    pub payee: String,
+    /// Who may settle and close beside the payee; the zero address for nobody.
+    pub operator: String,
+    /// The token.
+    pub token: String,
+    /// 32 bytes of the payer's choice.
+    pub salt: String,
+    /// Who signs vouchers; the zero address for the payer.
+    pub authorized_signer: String,
+    /// Ties the id to the opening transaction.
+    pub expiring_nonce_hash: String,
+}
+
+/// A signed promise: of the deposit, `amount` in total is the payee's. Whoever keeps it here has checked the signature.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Voucher {
+    /// Cumulative.
+    pub amount: Atoms,
+    /// As the chain takes it, `0x…`.
+    pub signature: String,
+}
+
+/// What the chain said about the channel, replaced as a whole by a read at the same or a later block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct View {
+    /// Height of the read.
+    pub block: u64,
+    /// Locked.
+    pub deposit: Atoms,
+    /// Paid out to the payee so far.
+    pub settled: Atoms,
+    /// When the payer asked the chain to close it.
+    pub close_requested_at: Option<UnixSeconds>,
+}
+
+impl View {
+    /// Whether the chain knows no such channel (any more).
+    pub fn is_gone(&self) -> bool {
+        self.deposit == Atoms(0)
+    }
+}
+
+/// Where a channel stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "snake_case")]
+pub enum Phase {
+    /// Its opening transaction is on the way; the outcome is not known.
+    Opening,
+    /// Serves.
+    Open,
+    /// Closing by agreement or because it is idle: nothing new is served.
+    Closing,
+    /// The payer asked the chain to close it: nothing new is served, and what was spent must be on chain by then.
+    ForcedClosing {
+        /// When the payer may withdraw.
+        deadline: UnixSeconds,
+    },
+    /// Over. The chain has paid out.
+    Closed {
+        /// The transaction that closed it, when it was ours.
+        tx: Option<String>,
+    },
+    /// It never opened.
+    Failed,
+    /// What is known contradicts itself. Nothing is served and no amount is lowered until a person has looked.
+    Quarantined {
+        /// The contradiction.
+        why: String,
+    },
+}
+
+/// What a lease was taken for: all facts of one set of rules.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Purchase {
+    /// `req_…`.
+    pub request: String,
+    /// The receipt it will have.
+    pub receipt: String,
+    /// Route.
+    pub route: RoutePath,
+    /// Tier.
+    pub tier: TierName,
+    /// Model as the client knows it.
+    pub model: PublicModel,
+    /// Pool that serves it.
+    pub pool: PoolName,
+    /// Rules that price it.
+    pub generation: Generation,
+}
+
+/// A part of the channel that one request may use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// Which gate serves it.
+    pub gate: String,
+    /// Most it may spend.
+    pub cap: Atoms,
+    /// What it had used when it last said so. `None`: no byte has left yet.
+    pub used: Option<Atoms>,
+    /// Most that can be used before it says so again: what a crash can hide.
+    pub window: Atoms,
+    /// When it was taken.
+    pub since: UnixSeconds,
+    /// For what.
+    pub purchase: Purchase,
+}
+
+/// What becomes of a lease whose gate died with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OrphanPolicy {
+    /// What was reported as used and at most one window more is charged.
+    #[default]
+    Charge,
+    /// Only what was reported as used is charged.
+    Refund,
+}
+
+impl Lease {
+    /// What is charged when nobody can say any more what was used. Nothing before the first byte left.
+    pub fn orphaned(&self, policy: OrphanPolicy) -> Atoms {
+        let Some(used) = self.used else { return Atoms(0) };
+        match policy {
+            OrphanPolicy::Charge => Atoms(used.0.saturating_add(self.window.0)).min(self.cap),
+            OrphanPolicy::Refund => used.min(self.cap),
+        }
+    }
+}
+
+/// A transaction that was decided on: durable before it is sent, so that its outcome can always be looked up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intent {
+    /// What it does.
+    pub act: Act,
+    /// Its hash, known before it is sent. For one that a relay completes, the hash of what the payer signed.
+    pub tx: String,
+    /// The signed bytes, `0x…`, to send again.
+    pub raw: String,
+    /// After this instant it can no longer be mined.
+    pub valid_until: UnixSeconds,
+}
+
+/// What a transaction does to a channel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "does", rename_all = "snake_case")]
+pub enum Act {
+    /// The payer's: locks the first deposit.
+    Open,
+    /// The payer's: locks more.
+    TopUp {
+        /// How much more.
+        additional: Atoms,
+    },
+    /// Ours: pays out a whole voucher.
+    Settle {
+        /// Its amount.
+        amount: Atoms,
+    },
+    /// Ours: pays out `capture` on the strength of a voucher, and the rest back.
+    Close {
+        /// The voucher's amount.
+        amount: Atoms,
+        /// What the payee gets in total.
+        capture: Atoms,
+    },
+}
+
+impl Act {
+    /// Whether the payer signed it.
+    pub fn is_payers(&self) -> bool {
+        matches!(self, Self::Open | Self::TopUp { .. })
+    }
+}
+
+/// The record of one channel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Channel {
+    /// Layout of this record; this build reads and writes [`Channel::SCHEMA`].
+    pub schema: u16,
+    /// Counts changes; the store swaps only against the revision that was read.
+    pub revision: u64,
+    /// Identity.
+    pub id: ChannelId,
+    /// The rail that opened it.
+    pub rail: RailId,
+    /// EIP-155 chain id.
+    pub chain_id: u64,
+    /// The contract that holds the deposit.
+    pub escrow: String,
+    /// What the id is made of.
+    pub descriptor: Descriptor,
+    /// Decimals of the token.
+    pub decimals: u8,
+    /// Where it stands.
+    pub phase: Phase,
+    /// The chain's newest word.
+    pub view: View,
+    /// Ascending by amount: at most one that is ≤ spent (it can be settled as it is), then those above it.
+    pub vouchers: Vec<Voucher>,
+    /// What each gate has spent, ever growing.
+    pub spent: BTreeMap<String, Atoms>,
+    /// What the chain paid out beyond anything known to be spent.
+    pub base: Atoms,
+    /// By lease id.
+    pub leases: BTreeMap<String, Lease>,
+    /// Challenge ids that have bought content, and when they expire.
+    pub used: BTreeMap<String, UnixSeconds>,
+    /// Challenges that expire at or before this instant count as used.
+    pub used_until: UnixSeconds,
+    /// The payer's transaction whose outcome is open.
+    pub payers_tx: Option<Intent>,
+    /// Our transaction whose outcome is open.
+    pub our_tx: Option<Intent>,
+    /// Names of the newest changes.
+    pub recent: Vec<String>,
+    /// When it was first seen.
+    pub opened_at: UnixSeconds,
+    /// When a payer last did something with it.
+    pub touched_at: UnixSeconds,
+    /// When something was last settled, or the channel opened: the clock of settlement by age.
+    pub settled_at: UnixSeconds,
+}
+
+/// One change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// The opening transaction landed. From `Opening`.
+    Opened {
+        /// The chain's word after it.
+        view: View,
+    },
+    /// A transaction landed: its intent is done. For `Close`, the channel is closed.
+    Landed {
+        /// Its hash as intended.
+        tx: String,
+        /// The hash it has on chain, when a relay gave it another.
+        mined: Option<String>,
+        /// The chain's word after it.
+        view: View,
+    },
+    /// A transaction provably did not land and cannot any more. An opening one makes the channel `Failed`.
+    Dropped {
+        /// Its hash as intended.
+        tx: String,
+    },
+    /// A transaction is about to be sent.
+    Intend {
+        /// It.
+        intent: Intent,
+    },
+    /// A voucher outside of any purchase: management.
+    Accept {
+        /// Its signature has been checked.
+        voucher: Voucher,
+        /// Least growth.
+        min_delta: Atoms,
+    },
+    /// A voucher that comes with a request for content: accepted when it is higher; the request gets a lease when there is enough.
+    Buy {
+        /// Its signature has been checked.
+        voucher: Voucher,
+        /// Least growth.
+        min_delta: Atoms,
+        /// The challenge it answers.
+        challenge: String,
+        /// When that expires.
+        expires: UnixSeconds,
+        /// The lease's id.
+        lease: String,
+        /// The lease.
+        terms: Box<Lease>,
+    },
+    /// A lease needs more.
+    Extend {
+        /// It.
+        lease: String,
+        /// How much more.
+        by: Atoms,
+        /// What it has used.
+        used: Atoms,
+    },
+    /// What a lease has used so far: bytes have left.
+    Mark {
+        /// It.
+        lease: String,
+        /// In total.
+        used: Atoms,
+    },
+    /// A lease ends.
+    Spend {
+        /// It.
+        lease: String,
+        /// What is charged, at most its cap.
+        charge: Atoms,
+    },
+    /// A gate is gone: its leases end as the policy says.
+    Orphan {
+        /// It.
+        gate: String,
+        /// How they end.
+        policy: OrphanPolicy,
+    },
+    /// The chain was read.
+    Look {
+        /// Its word.
+        view: View,
+    },
+    /// Nothing new is served; close when the last lease has ended.
+    Close,
+    /// What a gate's own journal knows: taken where it says more than the record.
+    Reassert {
+        /// The gate.
+        gate: String,
+        /// What it has spent.
+        spent: Atoms,
+        /// The highest voucher it accepted.
+        voucher: Option<Voucher>,
+    },
+    /// Nothing is served until a person has looked.
+    Quarantine {
+        /// Why.
+        why: String,
+    },
+}
+
+/// What a change did, beyond the record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// The record says it all.
+    Done,
+    /// It had been done before, or it says nothing new: the record is unchanged.
+    Nothing,
+    /// `Buy`: the lease is taken.
+    Leased,
+    /// `Buy`: the voucher is accepted, and it does not cover the request.
+    Short {
+        /// Cumulative amount that would.
+        required: Atoms,
+    },
+    /// `Orphan`: what was charged, by lease id.
+    Orphaned(Vec<(String, Lease, Atoms)>),
+}
+
+/// Why an op does not apply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Denied {
+    /// Not open yet: its transaction's outcome is unknown.
+    Opening,
+    /// Closing, or asked to close on chain.
+    Closing,
+    /// Over, or never opened.
+    Over,
+    /// Waits for a person.
+    Quarantined,
+    /// Below the highest accepted voucher, or at most what is settled.
+    Lower {
+        /// The lowest that is taken.
+        accepted: Atoms,
+    },
+    /// Higher, by too little.
+    DeltaTooSmall {
+        /// Least growth.
+        min_delta: Atoms,
+    },
+    /// Above the deposit.
+    OverDeposit {
+        /// The deposit.
+        deposit: Atoms,
+    },
+    /// An equal voucher on a challenge that has bought content.
+    ChallengeUsed,
+    /// `Extend`: not covered.
+    Short {
+        /// Cumulative amount that would cover it.
+        required: Atoms,
+    },
+    /// More requests at once than one channel takes.
+    TooManyLeases,
+    /// A transaction of the same party is on the way.
+    Busy,
+    /// No such lease or intent, or more than its cap: a defect of the caller, or a lease that was taken away.
+    OutOfOrder,
+}
+
+impl Channel {
+    /// The layout this build writes.
+    pub const SCHEMA: u16 = 1;
+
+    /// A channel whose opening transaction is about to be sent.
+    #[allow(clippy::too_many_arguments)]
+    pub fn opening(
+        id: ChannelId,
+        rail: RailId,
+        chain_id: u64,
+        escrow: String,
+        descriptor: Descriptor,
+        decimals: u8,
+        deposit: Atoms,
+        voucher: Voucher,
+        open: Intent,
+        now: UnixSeconds,
+    ) -> Self {
+        Self {
+            schema: Self::SCHEMA,
+            revision: 1,
+            id,
+            rail,
+            chain_id,
+            escrow,
+            descriptor,
+            decimals,
+            phase: Phase::Opening,
+            view: View { block: 0, deposit, settled: Atoms(0), close_requested_at: None },
+            vouchers: vec![voucher],
+            spent: BTreeMap::new(),
+            base: Atoms(0),
+            leases: BTreeMap::new(),
+            used: BTreeMap::new(),
+            used_until: UnixSeconds(0),
+            payers_tx: Some(open),
+            our_tx: None,
+            recent: Vec::new(),
+            opened_at: now,
+            touched_at: now,
+            settled_at: now,
+        }
+    }
+
+    /// The highest voucher.
+    pub fn highest(&self) -> Option<&Voucher> {
+        self.vouchers.last()
+    }
+
+    /// Its amount, and never less than what the chain paid out.
+    pub fn accepted(&self) -> Atoms {
+        self.highest().map_or(Atoms(0), |v| v.amount).max(self.view.settled)
+    }
+
+    /// The greatest known voucher that is at most what was spent: the only one that may be settled as it is.
+    pub fn settleable(&self) -> Option<&Voucher> {
+        let spent = self.spent();
+        self.vouchers.iter().rev().find(|v| v.amount <= spent)
+    }
+
+    /// Everything spent, by all gates.
+    pub fn spent(&self) -> Atoms {
+        Atoms(self.spent.values().fold(self.base.0, |sum, s| sum.saturating_add(s.0)))
+    }
+
+    /// Everything that requests in progress may still spend.
+    pub fn leased(&self) -> Atoms {
+        Atoms(self.leases.values().fold(0, |sum, lease| sum.saturating_add(lease.cap.0)))
+    }
+
+    /// What a new lease may take.
+    pub fn available(&self) -> Atoms {
+        Atoms(self.accepted().0.saturating_sub(self.spent().0).saturating_sub(self.leased().0))
+    }
+
+    /// The cumulative amount that a voucher must have so that `more` can be leased now.
+    pub fn required(&self, more: Atoms) -> Atoms {
+        Atoms(self.spent().0.saturating_add(self.leased().0).saturating_add(more.0))
+    }
+
+    /// What the payee gets in total when it is closed now: what was spent, and never less than what is out already.
+    pub fn capture(&self) -> Atoms {
+        self.spent().min(self.accepted()).max(self.view.settled)
+    }
+
+    /// Whether nothing can change any more.
+    pub fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Closed { .. } | Phase::Failed) && self.leases.is_empty()
+    }
+
+    /// Whether new content may be served.
+    pub fn serves(&self) -> Result<(), Denied> {
+        match self.phase {
+            Phase::Open => Ok(()),
+            Phase::Opening => Err(Denied::Opening),
+            Phase::Closing | Phase::ForcedClosing { .. } => Err(Denied::Closing),
+            Phase::Closed { .. } | Phase::Failed => Err(Denied::Over),
+            Phase::Quarantined { .. } => Err(Denied::Quarantined),
+        }
+    }
+
+    /// The next record and what the change did. `name` names this change: a second try under the same name changes nothing, so
+    /// that one whose outcome was lost can be tried again. On `Err`, or when nothing is new, the record stays as it is;
+    /// otherwise its revision grows by one.
+    pub fn apply(&self, name: &str, op: Op, now: UnixSeconds) -> Result<(Channel, Effect), Denied> {
+        if self.recent.iter().any(|done| done == name) {
+            return Ok((self.clone(), Effect::Nothing));
+        }
+        let mut next = self.clone();
+        let effect = next.change(op, now)?;
+        if next == *self {
+            return Ok((next, effect));
+        }
+        next.revision = self.revision.saturating_add(1);
+        next.prune();
+        next.recent.push(name.to_owned());
+        if next.recent.len() > RECENT_OPS {
+            next.recent.remove(0);
+        }
+        Ok((next, effect))
+    }
+
+    fn change(&mut self, op: Op, now: UnixSeconds) -> Result<Effect, Denied> {
+        match op {
+            Op::Opened { view } => {
+                if self.phase != Phase::Opening {
+                    return Err(Denied::OutOfOrder);
+                }
+                self.payers_tx = None;
+                self.phase = Phase::Open;
+                self.look(view, now);
+                self.settled_at = now;
+            }
+            Op::Landed { tx, mined, view } => self.landed(&tx, mined, view, now)?,
+            Op::Dropped { tx } => match self.take_intent(&tx)? {
+                Act::Open => self.phase = Phase::Failed,
+                Act::TopUp { .. } | Act::Settle { .. } | Act::Close { .. } => {}
+            },
+            Op::Intend { intent } => self.intend(intent)?,
+            Op::Accept { voucher, min_delta } => {
+                self.serves()?;
+                if !self.accept(voucher, min_delta)? {
+                    return Ok(Effect::Nothing);
+                }
+                self.touched_at = now;
+            }
+            Op::Buy { voucher, min_delta, challenge, expires, lease, terms } => {
+                self.serves()?;
+                let mut with = self.clone();
+                let fresh_money = with.accept(voucher, min_delta)?;
+                if !fresh_money && with.was_used(&challenge, expires) {
+                    return Err(Denied::ChallengeUsed);
+                }
+                if with.leases.len() >= MOST_LEASES {
+                    return Err(Denied::TooManyLeases);
+                }
+                if terms.cap > with.available() {
+                    let required = with.required(terms.cap);
+                    if fresh_money {
+                        // It was signed for us, whatever it was meant to buy.
+                        with.touched_at = now;
+                        *self = with;
+                    }
+                    return Ok(Effect::Short { required });
+                }
+                if with.leases.insert(lease, *terms).is_some() {
+                    return Err(Denied::OutOfOrder);
+                }
+                with.remember(challenge, expires, now);
+                with.touched_at = now;
+                *self = with;
+                return Ok(Effect::Leased);
+            }
+            Op::Extend { lease, by, used } => {
+                self.serves()?;
+                let (available, required) = (self.available(), self.required(by));
+                let held = self.leases.get_mut(&lease).ok_or(Denied::OutOfOrder)?;
+                if by > available {
+                    return Err(Denied::Short { required });
+                }
+                held.cap = Atoms(held.cap.0.saturating_add(by.0));
+                held.window = by;
+                held.used = held.used.max(Some(used.min(held.cap)));
+            }
+            Op::Mark { lease, used } => {
+                let held = self.leases.get_mut(&lease).ok_or(Denied::OutOfOrder)?;
+                held.used = held.used.max(Some(used.min(held.cap)));
+            }
+            Op::Spend { lease, charge } => {
+                let held = self.leases.get(&lease).filter(|held| charge <= held.cap).ok_or(Denied::OutOfOrder)?;
+                let gate = held.gate.clone();
+                self.leases.remove(&lease);
+                self.add_spent(gate, charge);
+                self.touched_at = now;
+            }
+            Op::Orphan { gate, policy } => {
+                let gone: Vec<String> =
+                    self.leases.iter().filter(|(_, lease)| lease.gate == gate).map(|(id, _)| id.clone()).collect();
+                if gone.is_empty() {
+                    return Ok(Effect::Nothing);
+                }
+                let mut charged = Vec::with_capacity(gone.len());
+                for id in gone {
+                    let Some(lease) = self.leases.remove(&id) else { continue };
+                    let charge = lease.orphaned(policy);
+                    self.add_spent(lease.gate.clone(), charge);
+                    charged.push((id, lease, charge));
+                }
+                return Ok(Effect::Orphaned(charged));
+            }
+            Op::Look { view } => {
+                let before = self.clone();
+                self.look(view, now);
+                // A later block that says the same is no news worth a write.
+                let newer = self.view.block;
+                self.view.block = before.view.block;
+                if *self == before {
+                    return Ok(Effect::Nothing);
+                }
+                self.view.block = newer;
+            }
+            Op::Close => match self.phase {
+                Phase::Open => self.phase = Phase::Closing,
+                Phase::Closing | Phase::ForcedClosing { .. } => return Ok(Effect::Nothing),
+                _ => return Err(self.serves().err().unwrap_or(Denied::OutOfOrder)),
+            },
+            Op::Reassert { gate, spent, voucher } => {
+                let known = self.spent.get(&gate).copied().unwrap_or_default();
+                let missing = spent.0.saturating_sub(known.0);
+                let higher = voucher.filter(|v| v.amount > self.accepted() && v.amount <= self.view.deposit);
+                if missing == 0 && higher.is_none() {
+                    return Ok(Effect::Nothing);
+                }
+                self.vouchers.extend(higher);
+                self.add_spent(gate, Atoms(missing));
+            }
+            Op::Quarantine { why } => {
+                if let Phase::Quarantined { .. } = self.phase {
+                    return Ok(Effect::Nothing);
+                }
+                self.phase = Phase::Quarantined { why };
+            }
+        }
+        Ok(Effect::Done)
+    }
+
+    /// Takes a voucher in; `false` when it is the highest one again.
+    fn accept(&mut self, voucher: Voucher, min_delta: Atoms) -> Result<bool, Denied> {
+        let highest = self.highest().map(|v| v.amount);
+        if highest == Some(voucher.amount) && voucher.amount >= self.view.settled {
+            return Ok(false);
+        }
+        let accepted = self.accepted();
+        if voucher.amount <= accepted && !(highest.is_none() && accepted == Atoms(0)) {
+            return Err(Denied::Lower { accepted });
+        }
+        if voucher.amount > self.view.deposit {
+            return Err(Denied::OverDeposit { deposit: self.view.deposit });
+        }
+        if voucher.amount.0 - accepted.0 < min_delta.0 {
+            return Err(Denied::DeltaTooSmall { min_delta });
+        }
+        self.vouchers.push(voucher);
+        Ok(true)
+    }
+
+    fn was_used(&self, challenge: &str, expires: UnixSeconds) -> bool {
+        expires <= self.used_until || self.used.contains_key(challenge)
+    }
+
+    /// Remembers a challenge as used, in bounded space: past the bound, those that expire first are covered by the watermark,
+    /// together with every unused one that expires no later. Their owners get a fresh challenge for the asking.
+    fn remember(&mut self, challenge: String, expires: UnixSeconds, now: UnixSeconds) {
+        self.used.retain(|_, until| *until > now);
+        self.used.insert(challenge, expires);
+        while self.used.len() > USED_CHALLENGES {
+            let Some(first) = self.used.values().min().copied() else { return };
+            self.used_until = self.used_until.max(first);
+            self.used.retain(|_, until| *until > first);
+        }
+    }
+
+    fn add_spent(&mut self, gate: String, more: Atoms) {
+        if more > Atoms(0) {
+            let spent = self.spent.entry(gate).or_default();
+            *spent = Atoms(spent.0.saturating_add(more.0));
+        }
+    }
+
+    fn intend(&mut self, intent: Intent) -> Result<(), Denied> {
+        match &intent.act {
+            Act::Open => return Err(Denied::OutOfOrder),
+            Act::TopUp { .. } => self.serves()?,
+            Act::Settle { amount } => {
+                let settleable = self.settleable().map(|v| v.amount);
+                if matches!(self.phase, Phase::Opening | Phase::Closed { .. } | Phase::Failed | Phase::Quarantined { .. }) {
+                    return Err(self.serves().err().unwrap_or(Denied::OutOfOrder));
+                }
+                if settleable != Some(*amount) || *amount <= self.view.settled {
+                    return Err(Denied::OutOfOrder);
+                }
+            }
+            Act::Close { amount, capture } => {
+                if !matches!(self.phase, Phase::Closing | Phase::ForcedClosing { .. }) {
+                    return Err(Denied::OutOfOrder);
+                }
+                let agreed = self.phase == Phase::Closing && !self.leases.is_empty();
+                if agreed || *capture != self.capture() || !self.vouchers.iter().any(|v| v.amount == *amount) {
+                    return Err(Denied::OutOfOrder);
+                }
+                if amount < capture {
+                    return Err(Denied::OutOfOrder);
+                }
+            }
+        }
+        let place = if intent.act.is_payers() { &mut self.payers_tx } else { &mut self.our_tx };
+        match place {
+            Some(other) if *other == intent => {}
+            Some(_) => return Err(Denied::Busy),
+            None => *place = Some(intent),
+        }
+        Ok(())
+    }
+
+    fn take_intent(&mut self, tx: &str) -> Result<Act, Denied> {
+        for place in [&mut self.payers_tx, &mut self.our_tx] {
+            if place.as_ref().is_some_and(|intent| intent.tx == tx)
+                && let Some(intent) = place.take()
+            {
+                return Ok(intent.act);
+            }
+        }
+        Err(Denied::OutOfOrder)
+    }
+
+    fn landed(&mut self, tx: &str, mined: Option<String>, view: View, now: UnixSeconds) -> Result<(), Denied> {
+        match self.take_intent(tx)? {
+            Act::Open if self.phase == Phase::Opening => {
+                self.phase = Phase::Open;
+                self.settled_at = now;
+                self.look(view, now);
+            }
+            Act::Open | Act::TopUp { .. } => {
+                self.look(view, now);
+                self.touched_at = now;
+            }
+            Act::Settle { .. } => {
+                self.look(view, now);
+                self.settled_at = now;
+            }
+            Act::Close { capture, .. } => {
+                self.view = View { settled: self.view.settled.max(capture), ..self.view };
+                self.phase = Phase::Closed { tx: Some(mined.unwrap_or_else(|| tx.to_owned())) };
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the chain's word, unless a later one is known. Deposit and request to close are replaced, what was paid out only grows.
+    fn look(&mut self, view: View, now: UnixSeconds) {
+        if view.block < self.view.block || matches!(self.phase, Phase::Opening | Phase::Closed { .. } | Phase::Failed) {
+            return;
+        }
+        if view.is_gone() {
+            // The slot is deleted. Whoever closed it, no voucher is worth anything any more.
+            self.view = View { block: view.block, close_requested_at: None, ..self.view };
+            if !matches!(self.phase, Phase::Quarantined { .. }) {
+                let ours = self.our_tx.take().filter(|intent| matches!(intent.act, Act::Close { .. }));
+                self.phase = Phase::Closed { tx: ours.map(|intent| intent.tx) };
+            }
+            return;
+        }
+        let settled = view.settled.max(self.view.settled);
+        self.view = View { settled, ..view };
+        let spent = self.spent();
+        if settled > spent {
+            self.base = Atoms(self.base.0.saturating_add(settled.0 - spent.0));
+        }
+        if self.highest().is_some_and(|v| v.amount > view.deposit) && !matches!(self.phase, Phase::Quarantined { .. }) {
+            let why = format!("a voucher of {} stands against a deposit of {}", self.accepted(), view.deposit);
+            self.phase = Phase::Quarantined { why };
+            return;
+        }
+        match (&self.phase, view.close_requested_at) {
+            (Phase::Open | Phase::Closing, Some(at)) => {
+                self.phase = Phase::ForcedClosing { deadline: at.plus(GRACE_SECONDS) };
+            }
+            (Phase::ForcedClosing { .. }, None) => {
+                self.phase = Phase::Open;
+                self.touched_at = now;
+            }
+            _ => {}
+        }
+    }
+
+    /// Drops vouchers that are of no use any more: below the settleable one, and more than a handful above it.
+    fn prune(&mut self) {
+        let spent = self.spent();
+        let below = self.vouchers.iter().filter(|v| v.amount <= spent).count();
+        self.vouchers.drain(..below.saturating_sub(1));
+        let first_above = usize::from(below > 0);
+        while self.vouchers.len() > first_above + PENDING_VOUCHERS {
+            self.vouchers.remove(first_above);
+        }
+    }
+}
