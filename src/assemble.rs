@@ -58,14 +58,19 @@ pub fn catalogue(rails: Rails) -> Catalogue {
     }
 }
 
-/// What `serve` would stumble over after the gate's own secrets: the rails' and pools' secrets, and the rules. Opens nothing;
+/// What `serve` would stumble over after the gate's own secrets: a sample's payee, the rails' and pools' secrets, and the rules. Opens nothing;
 /// said together with the rest, so that nobody mends a first start one variable at a time.
 pub fn mistakes(conf: &Conf, rules: &Path) -> Vec<String> {
-    let rpc = |section: &RailConf| {
+    let unread = |section: &RailConf| {
         let RailKind::MppTempo(tempo) = &section.kind;
-        tempo.rpc.read().err().map(|e| format!("rail.{}.rpc: {e}", section.name))
+        let said = |key, e: String| format!("rail.{}.{key}: {e}", section.name);
+        let rpc = tempo.rpc.read().err().map(|e| said("rpc", e));
+        let settle_key = tempo.session.and_then(|_| tempo.read_settle_key().err()).map(|e| said("settle_key", e));
+        let why = "is the sample's placeholder: what is paid to it is gone, put your own address there";
+        let payee = tempo.pays_nobody().then(|| said("recipient", why.into()));
+        payee.into_iter().chain(rpc).chain(settle_key)
     };
-    let mut found: Vec<_> = conf.rails.iter().filter_map(rpc).collect();
+    let mut found: Vec<_> = conf.rails.iter().flat_map(unread).collect();
     match crate::rules::load(rules, &catalogue(conf.offered())) {
         Ok(plan) => found.extend(Pools::build(&plan.pools, None).err().unwrap_or_default()),
         Err(mistakes) => found.extend(mistakes.iter().map(ToString::to_string)),

@@ -18,7 +18,8 @@ pub struct Catalogue {
 /// What a rail can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RailAbility {
-    /// The amount is fixed before the call and cannot be corrected afterwards (charge, exact): the tier needs `charge`.
+    /// The amount is fixed before the call and cannot be corrected afterwards (charge, exact): the tier needs `charge`. Rails
+    /// that take what was used (session, upto) do not.
     pub fixed_amount: bool,
     /// Decimals of the rail's asset.
     pub decimals: u8,
@@ -33,4 +34,14 @@ pub struct ProfileAbility {
     pub continuous_usage: bool,
     /// Path of its health endpoint, when it has one.
     pub health_path: Option<&'static str>,
+}
+
+/// What a payer owes for a lease whose request was cut off by a crash of the gate: nobody knows how much of it was delivered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OrphanPolicy {
+    /// What was known to be used, and the window that was being delivered.
+    #[default]
+    Charge,
+    /// Nothing of the lease.
+    Refund,
 }

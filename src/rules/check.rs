@@ -123,6 +123,7 @@ impl Desk<'_> {
             pool: pool?.value.clone(),
             price: e.price?,
             vocabulary: e.vocabulary.as_ref().map(|v| v.value.clone()).filter(|v| v != BYTES),
+            hidden_output: e.hidden_output,
         }))
     }
 

@@ -174,6 +174,9 @@ pub struct Model {
     pub price: Prices,
     /// How its prompts are counted: a vocabulary of the catalogue; `None` takes bytes as the bound.
     pub vocabulary: Option<String>,
+    /// It can bill output that it does not stream (reasoning): without a running usage count its streams are covered to their
+    /// ceiling from the start.
+    pub hidden_output: bool,
 }
 
 /// Prices per token.
