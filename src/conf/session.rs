@@ -1,6 +1,6 @@
 //! `session` of a `mpp-tempo` rail: the terms of its channels.
 
-use crate::catalogue::OrphanPolicy;
+use crate::channel::OrphanPolicy;
 use crate::money::Usd;
 use crate::written::{Section, Value};
 

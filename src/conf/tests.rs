@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 use super::*;
-use crate::catalogue::OrphanPolicy;
+use crate::channel::OrphanPolicy;
 
 const BASE: &str = r#"
 [listen]

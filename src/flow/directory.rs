@@ -23,7 +23,7 @@ impl Way {
     /// The rails of a route that exist, in its order.
     fn all(toll: &Toll, route: &Route) -> Vec<Self> {
         let way = |id: &RailId| {
-            let rail = toll.rail(id)?;
+            let rail = toll.way(id)?;
             let ((method, intent), currency) = (rail.range(), rail.currency().to_owned());
             Some(Self { id: id.clone(), method, intent, currency, decimals: rail.decimals() })
         };
