@@ -167,8 +167,8 @@ impl Gate {
         }
         let limit = route.tier.limits.max_body_bytes;
         let read = body::read(session, limit, self.body_wait, &self.budget).await;
-        let body::Received { bytes: body, permit: _permit } = match read {
-            Ok(received) => received,
+        let body = match read {
+            Ok(body) => body,
             Err(body::Unread::ClientGone) => return Outcome::Gone,
             Err(body::Unread::Refused(refusal)) => {
                 session.set_keepalive(None);
@@ -203,11 +203,14 @@ impl Gate {
         match paid {
             Ok(paid) => {
                 self.flood.forgive(visit.client);
+                // The text is in what was paid, and goes no further than the backend.
+                let still_offered = quoted.without_body();
+                drop((quoted, body));
                 match pipe::run(self, session, visit, paid).await {
                     Ok(pipe::Sent::Answer(answer)) => Outcome::Answer(answer),
                     Ok(pipe::Sent::Out(outcome)) => Outcome::Sent(outcome),
                     Ok(pipe::Sent::Gone) => Outcome::Gone,
-                    Err(stop) => self.stopped(session, visit, stop, &quoted, digest).await,
+                    Err(stop) => self.stopped(session, visit, stop, &still_offered, digest).await,
                 }
             }
             Err(stop) => self.stopped(session, visit, stop, &quoted, digest).await,

@@ -56,7 +56,7 @@ pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Pa
     let Some(pool) = gate.toll.pools.load().get(&model.pool).cloned() else {
         return Err(delivery.fail(Refusal::UpstreamUnavailable { retry_after_seconds: 5 }).await);
     };
-    let body = delivery.body(pool.profile().ability);
+    let body = delivery.take_body(pool.profile().ability);
     let out = Outgoing::post(path, &session.req_header().headers, body);
     let extra = gate.common_headers(session, visit);
     let (outcome, refused) = {

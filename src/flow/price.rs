@@ -10,6 +10,7 @@ use crate::refusal::Refusal;
 use crate::rules::plan::{Charge, Prices, Shortfall};
 use crate::tokens::{self, Vocabulary};
 use crate::usage::Usage;
+use std::sync::Arc;
 
 /// Prompts above this many bytes are counted off the async threads.
 const COUNT_INLINE_BYTES: usize = 64 * 1024;
@@ -51,6 +52,17 @@ pub struct Quoted {
     pub generation: Generation,
     /// Price and parts.
     pub parts: Parts,
+}
+
+impl Quoted {
+    /// The same without the text of the request, which a reply may outlive by minutes: it can still be offered, delivered
+    /// and put into a receipt, but not be sent to a backend.
+    pub fn without_body(&self) -> Self {
+        let Self { allowed: Allowed { route, ask, model, stream }, generation, parts } = self;
+        let allowed =
+            Allowed { route: Arc::clone(route), ask: ask.without_body(), model: Arc::clone(model), stream: *stream };
+        Self { allowed, generation: generation.clone(), parts: parts.clone() }
+    }
 }
 
 /// Prices a request. Counts tokens only when the tier's rule needs them.

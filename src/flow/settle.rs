@@ -137,10 +137,11 @@ impl Delivery {
         self.quoted.allowed.stream
     }
 
-    /// The body for the backend: our own serialisation, with the backend's model name and the output that was bought.
-    pub fn body(&self, ability: crate::catalogue::ProfileAbility) -> Bytes {
+    /// The body for the backend: our own serialisation, with the backend's model name and the output that was bought. Good
+    /// once: what the client sent is let go, for a stream may stand still for long.
+    pub fn take_body(&mut self, ability: crate::catalogue::ProfileAbility) -> Bytes {
         let allowed = &self.quoted.allowed;
-        allowed.ask.rewrite(&Rewrite {
+        let body = allowed.ask.rewrite(&Rewrite {
             model: &allowed.model.upstream,
             max_output: self.output,
             spelling: ability.spelling,
@@ -148,7 +149,9 @@ impl Delivery {
             // A running count on every chunk is for clients that asked for usage, and for cover; a fixed amount needs none.
             continuous_usage: ability.continuous_usage
                 && (allowed.ask.wants_usage || matches!(self.money, Money::Lease(_))),
-        })
+        });
+        self.quoted = Arc::new(self.quoted.without_body());
+        body
     }
 
     /// A reply that came whole: metered, written down, and given its receipt. The body to send.
