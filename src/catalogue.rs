@@ -35,13 +35,3 @@ pub struct ProfileAbility {
     /// Path of its health endpoint, when it has one.
     pub health_path: Option<&'static str>,
 }
-
-/// What a payer owes for a lease whose request was cut off by a crash of the gate: nobody knows how much of it was delivered.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OrphanPolicy {
-    /// What was known to be used, and the window that was being delivered.
-    #[default]
-    Charge,
-    /// Nothing of the lease.
-    Refund,
-}
