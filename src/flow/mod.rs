@@ -4,6 +4,7 @@
 //! ([`parse::Parsed`] → [`policy::Allowed`] → [`price::Quoted`] → [`pay::Paid`]), so the compiler keeps the order: an unlisted
 //! model can never be priced or challenged, an unpaid request can never be forwarded.
 
+pub mod channels;
 pub mod directory;
 pub mod hold;
 pub mod loss;
