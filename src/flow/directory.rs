@@ -103,7 +103,8 @@ fn chat(route: &Route, ways: &[Offered]) -> Value {
             "402": { "description": "Payment required: WWW-Authenticate carries every way to pay" },
         },
     });
-    if route.access == Access::Paid
+    // A list of offers must not be empty (draft-payment-discovery-00).
+    if !ways.is_empty()
         && let Value::Object(map) = &mut operation
     {
         let offer = |way: &Offered| {
