@@ -14,6 +14,7 @@ use crate::edge::forward::Connector;
 use crate::edge::gate::{Gate, KEEP_ALIVE_SECONDS};
 use crate::edge::reply::Cors;
 use crate::flow::Toll;
+use crate::flow::channels::Channels;
 use crate::flow::loss::Losses;
 use crate::flow::receipt::Signet;
 use crate::metrics::Metrics;
@@ -100,6 +101,8 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     let toll = Arc::new(Toll {
         rules: Arc::clone(&rules),
         rails: rails.iter().map(|r| Arc::clone(r) as Arc<dyn Rail>).collect(),
+        tills: Vec::new(),
+        channels: Arc::new(Channels::new(Arc::clone(&store))),
         store,
         pools: Arc::clone(&pools),
         metrics,

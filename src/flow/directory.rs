@@ -23,10 +23,10 @@ struct Offered {
 impl Offered {
     /// The rails of a route that exist, in its order.
     fn all(toll: &Toll, route: &Route) -> Vec<Self> {
-        route.accept.iter().filter_map(|id| toll.rail(id)).map(|rail| Self::by(rail.as_ref())).collect()
+        route.accept.iter().filter_map(|id| toll.way(id)).map(Self::by).collect()
     }
 
-    fn by(rail: &(impl Way + ?Sized)) -> Self {
+    fn by(rail: &dyn Way) -> Self {
         let ((method, intent), currency) = (rail.range(), rail.currency().to_owned());
         Self { id: rail.id().clone(), method, intent, currency, decimals: rail.decimals() }
     }

@@ -97,6 +97,8 @@ pub struct Route {
     pub access: Access,
     /// Rails in order of preference.
     pub accept: Vec<RailId>,
+    /// One of them takes what was used: every request is counted.
+    pub by_usage: bool,
     /// Receipt.
     pub receipt: ReceiptForm,
 }
