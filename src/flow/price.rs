@@ -179,9 +179,9 @@ impl Quoted {
         let Self { allowed, parts, .. } = self;
         let margin =
             allowed.model.price.input.of(TEMPLATE_TOKENS.saturating_mul(allowed.ask.messages.saturating_add(1)))?;
-        let base = parts.prompt_usd.unwrap_or(Usd::ZERO).plus(parts.images_usd)?.plus(margin)?;
+        let base = parts.prompt_usd.unwrap_or(Usd::ZERO).plus(parts.images_usd)?;
         let most = parts.max_output_tokens.checked_mul(parts.n)?;
-        Some(Cover { base, output: allowed.model.price.output, most, decimals })
+        Some(Cover { base, margin, output: allowed.model.price.output, most, decimals })
     }
 
     /// What reported usage costs at this model's prices. Cached prompt tokens at their own price.
@@ -193,8 +193,10 @@ impl Quoted {
 /// How much of one request an amount covers, where it is paid for as it is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cover {
-    /// Prompt and images, with room for a template that is longer than we think.
+    /// Prompt and images.
     base: Usd,
+    /// Room for a template that is longer than we think.
+    margin: Usd,
     /// One output token.
     output: PerToken,
     /// Most output tokens over all choices.
@@ -205,6 +207,11 @@ pub struct Cover {
 impl Cover {
     /// What `tokens` of output need beside the prompt, rounded up once. `None` past the largest amount.
     pub fn of(&self, tokens: u64) -> Option<Atoms> {
+        self.base.plus(self.margin)?.plus(self.output.of(tokens)?)?.to_atoms(self.decimals)
+    }
+
+    /// What is used when `tokens` have left and the backend has said nothing.
+    pub fn used(&self, tokens: u64) -> Option<Atoms> {
         self.base.plus(self.output.of(tokens)?)?.to_atoms(self.decimals)
     }
 
@@ -216,7 +223,7 @@ impl Cover {
     /// The most output tokens that `cap` covers beside the prompt.
     pub fn tokens(&self, cap: Atoms) -> u64 {
         let usd = cap.to_usd(self.decimals).unwrap_or(Usd(u128::MAX));
-        self.output.affordable(usd.less(self.base)).unwrap_or(u64::MAX)
+        self.output.affordable(usd.less(self.base).less(self.margin)).unwrap_or(u64::MAX)
     }
 
     /// What a request needs to be started: all of it, or the prompt and a first window of output. At least one atom.

@@ -341,7 +341,7 @@ fn toll(rules: &Path, inner: Arc<Embedded>, rail: &Arc<Fake>, spare: &Arc<Fake>)
         rules: Rules::start(rules, catalogue(), prepare, |_| ()).unwrap(),
         rails: vec![Arc::clone(rail) as Arc<dyn Rail>, Arc::clone(spare) as Arc<dyn Rail>],
         tills: Vec::new(),
-        channels: Arc::new(Channels::new(Arc::clone(store) as Arc<dyn Store>)),
+        channels: Arc::new(Channels::new(Arc::<Frail>::clone(&store) as Arc<dyn Store>)),
         store: Arc::clone(&store) as Arc<dyn Store>,
         pools,
         metrics: Arc::new(Metrics::new()),
