@@ -153,7 +153,11 @@ pub(super) fn admit(live: &Live, channel: &Channel, now: UnixSeconds) -> Result<
     if live.admit_voucher(now, VOUCHERS_PER_SECOND.saturating_mul(streams)) {
         return Ok(());
     }
-    Err(Refusal::TooBusy { limit: "vouchers of one channel in a second", retry_after_seconds: 1, address_at_fault: true })
+    Err(Refusal::TooBusy {
+        limit: "vouchers of one channel in a second",
+        retry_after_seconds: 1,
+        address_at_fault: true,
+    })
 }
 
 /// Opens a channel, or finds that it is open: the voucher it came with.

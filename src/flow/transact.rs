@@ -86,7 +86,8 @@ pub(super) async fn fresh(toll: &Toll, till: &Till, live: &Live, id: &ChannelId,
         if let Ok(Ok(views)) = asked
             && let Some(view) = views.first()
         {
-            let (channel, _) = toll.channels.one(id, Op::Look { view: *view }).await.map_err(|t| super::lease::trouble_stop(&t))?;
+            let (channel, _) =
+                toll.channels.one(id, Op::Look { view: *view }).await.map_err(|t| super::lease::trouble_stop(&t))?;
             live.was_read(now);
             return match channel.serves() {
                 Ok(()) => Ok(()),
