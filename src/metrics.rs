@@ -20,6 +20,8 @@ pub struct Metrics {
     pub charged_usd: CounterVec,
     /// `pontage_absorbed_usd_total{tier}`: usage beyond what was charged, carried by the operator.
     pub absorbed_usd: CounterVec,
+    /// `pontage_session_loss_usd_total{rail}`: usage beyond what a channel's payer had signed.
+    pub session_loss_usd: CounterVec,
     /// `pontage_inflight{kind}`: `requests`, `streams`, `upstream`.
     pub inflight: IntGaugeVec,
     /// `pontage_upstream_seconds{pool}`: whole exchange with the backend.
@@ -67,6 +69,11 @@ impl Metrics {
             tokens: counter("pontage_tokens_total", "Tokens reported by backends", &["model", "kind"]),
             charged_usd: money("pontage_charged_usd_total", "Money taken, US dollars", &["rail"]),
             absorbed_usd: money("pontage_absorbed_usd_total", "Usage beyond what was charged, US dollars", &["tier"]),
+            session_loss_usd: money(
+                "pontage_session_loss_usd_total",
+                "Usage beyond what was signed, US dollars",
+                &["rail"],
+            ),
             inflight: gauge("pontage_inflight", "Work in progress", &["kind"]),
             upstream_seconds: seconds("pontage_upstream_seconds", "Whole exchange with the backend", &["pool"]),
             first_token_seconds: seconds(

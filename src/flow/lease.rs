@@ -8,10 +8,10 @@
 use super::channels::{Applied, Live, Step, Trouble, orphan};
 use super::price::Cover;
 use super::{Stop, Till, Toll};
-use crate::channel::{Channel, ChannelId, Denied, Effect, Lease as Held, Op};
+use crate::channel::{Channel, ChannelId, Denied, Lease as Held, Op};
 use crate::clock::UnixSeconds;
 use crate::journal::{Entry, Receipt};
-use crate::money::{Atoms, Usd};
+use crate::money::Atoms;
 use crate::rail::session::SessionReceipt;
 use crate::refusal::{Moved, Refusal};
 use bytes::Bytes;

@@ -5,6 +5,8 @@
 //! model can never be priced or challenged, an unpaid request can never be forwarded.
 
 pub mod channels;
+pub mod closing;
+pub mod control;
 pub mod directory;
 pub mod hold;
 pub mod lease;

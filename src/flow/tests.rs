@@ -8,8 +8,9 @@ mod offers;
 mod paths;
 
 use super::channels::Channels;
+use super::hold::Hold;
 use super::loss::Losses;
-use super::pay::{self, Paid, Visit, quote_under};
+use super::pay::{self, Money, Paid, Visit, quote_under};
 use super::price::Quoted;
 use super::{Stop, Toll};
 use crate::catalogue::{Catalogue, ProfileAbility, RailAbility};
@@ -248,6 +249,18 @@ impl Store for Frail {
     }
 }
 
+impl Paid {
+    fn hold(&self) -> &Hold {
+        let Money::Hold(hold) = &self.money else { panic!("a fixed amount") };
+        hold
+    }
+
+    fn into_hold(self) -> Hold {
+        let Money::Hold(hold) = self.money else { panic!("a fixed amount") };
+        hold
+    }
+}
+
 /// A toll of fakes.
 struct Bed {
     toll: Arc<Toll>,
@@ -291,7 +304,7 @@ impl Bed {
     /// The credential of payment `proof` for an offer made now for this body.
     async fn credential(&self, path: &str, body: &str, proof: &str) -> Shown {
         let quoted = self.quote(path, body).await.unwrap();
-        let offers = pay::offers(&self.toll, &quoted, digest(body), &http::HeaderMap::new()).await.unwrap();
+        let offers = pay::offers(&self.toll, &quoted, digest(body), &http::HeaderMap::new(), None).await.unwrap();
         shown(&offers[0].challenge_id, proof)
     }
 

@@ -14,6 +14,7 @@
 pub mod mpp;
 pub mod session;
 
+use crate::channel::ChannelId;
 use crate::claim::{Claim, ClaimKey, Terms};
 use crate::clock::UnixSeconds;
 use crate::ids::RailId;
@@ -69,6 +70,26 @@ pub enum Found {
 /// Looks for payment credentials of every protocol in the request headers. No I/O.
 pub fn found(headers: &HeaderMap) -> Found {
     mpp::wire::found(headers)
+}
+
+impl Shown {
+    /// What a session credential says it does, not believed; `None` for any other credential.
+    pub fn action(&self) -> Option<&str> {
+        let Self::Mpp(credential) = self;
+        mpp::wire::action(credential)
+    }
+
+    /// The channel it names, not believed.
+    pub fn channel(&self) -> Option<ChannelId> {
+        let Self::Mpp(credential) = self;
+        mpp::wire::channel(credential)
+    }
+}
+
+/// Whether the client's `Accept-Payment` names this way to pay by itself.
+pub fn names(headers: &HeaderMap, way: &dyn Way) -> bool {
+    let (method, intent) = way.range();
+    mpp::wire::names(headers, method, intent)
 }
 
 /// Offers in the order the client prefers (`Accept-Payment`, draft-httpauth-payment §6), ours where it is silent. A header
