@@ -7,7 +7,7 @@ mod common;
 
 use common::bed::CHAT;
 use common::client::{self, mppx_cli, node};
-use common::{Bed, DEV, GateOptions, Payer, RawReply, Unseen, ledger, payer, raw};
+use common::{Bed, DEV, Gate, GateOptions, Payer, RawReply, Unseen, ledger, payer, raw};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -87,6 +87,14 @@ fn block(reply: &RawReply) -> Value {
     }
 }
 
+/// `pontage quote` on this body.
+fn quote(gate: &Gate, path: &str, body: &Value) -> Value {
+    std::fs::write(gate.dir().join("request.json"), body.to_string()).unwrap();
+    let (ok, said, complaint) = gate.verb(&["quote", "--path", path, "request.json"]);
+    assert!(ok.success(), "{complaint}");
+    serde_json::from_str(&said).unwrap()
+}
+
 #[test]
 fn the_sample_is_for_the_main_network_and_pays_nobody_until_it_is_edited() {
     let conf = shipped("conf/worldrouter.toml");
@@ -99,7 +107,7 @@ fn the_sample_is_for_the_main_network_and_pays_nobody_until_it_is_edited() {
     }
     let mut options = worldrouter(GateOptions::new("http://127.0.0.1:9", "http://127.0.0.1:9"));
     options.recipient = "0x000000000000000000000000000000000000dEaD".into();
-    let gate = common::Gate::prepare(options);
+    let gate = Gate::prepare(options);
     let out =
         gate.command().args(["serve", "--conf", "conf/pontage.toml", "--rules", "lua-free-rules"]).output().unwrap();
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
@@ -116,10 +124,7 @@ async fn a_call_costs_one_and_a_half_times_its_prompt_and_says_what_was_used() {
         let prompt = "how much is this? ".repeat(10 + 200 * at);
         let mut body = client::chat(model, &prompt);
         body["stream"] = json!(at % 2 == 1);
-        std::fs::write(bed.gate.dir().join("request.json"), body.to_string()).unwrap();
-        let (ok, said, complaint) = bed.gate.verb(&["quote", "--path", CHAT, "request.json"]);
-        assert!(ok.success(), "{complaint}");
-        let quote: Value = serde_json::from_str(&said).unwrap();
+        let quote = quote(&bed.gate, CHAT, &body);
         let tokens = u128::from(quote["parts"]["prompt_tokens"].as_u64().unwrap());
         let known = model.starts_with("openai/");
         assert_eq!(quote["parts"]["counted_by"], if known { "o200k" } else { "bytes" }, "{model}");
@@ -157,6 +162,31 @@ async fn what_a_short_prompt_does_not_pay_for_is_the_operators_loss_up_to_two_ce
     let line = metrics.lines().find(|l| l.starts_with("pontage_absorbed_usd_total{tier=\"call\"}"));
     assert!(line.is_some_and(|l| l.split(' ').nth(1).unwrap().starts_with("0.01")), "{line:?}");
     bed.close(Unseen::default()).await;
+}
+
+#[test]
+fn quote_says_what_a_stream_must_hold_to_start_and_the_most_it_can_cost() {
+    let gate = Gate::prepare(worldrouter(GateOptions::new("http://127.0.0.1:9", "http://127.0.0.1:9")));
+    // Prices of the file, in 1e-12 USD a token.
+    for (model, most, input, output, at_once, why) in [
+        ("openai/gpt-oss-120b", 16_384, 150_000, 600_000, 32, "the prompt and a first window"),
+        ("deepseek/deepseek-chat", 5, 340_000, 510_000, 5, "all of it is less than a window"),
+        ("openai/gpt-5-mini", 1_000, 300_000, 2_400_000, 1_000, "it bills what nobody sees, so all of it"),
+    ] {
+        let mut body = client::chat(model, "how much is this?");
+        body["max_tokens"] = json!(most);
+        let quote = quote(&gate, STREAM, &body);
+        let rail = &quote["rails"][0];
+        assert_eq!((&rail["rail"], &rail["decimals"]), (&json!("tempo/session"), &json!(6)), "{quote}");
+        let tokens = u128::from(quote["parts"]["prompt_tokens"].as_u64().unwrap());
+        for (key, made) in [("start", at_once), ("ceiling", most)] {
+            let atoms: u128 = rail[key].as_str().unwrap().parse().unwrap();
+            let exact = |prompt: u128| (prompt * input + u128::from(made as u64) * output).div_ceil(1_000_000);
+            // A chat template may add a few tokens to a prompt, and there is room for them.
+            assert!((exact(tokens)..=exact(tokens + 16)).contains(&atoms), "{model} {key}: {why}: {quote}");
+            assert_eq!(pico(&rail[format!("{key}_usd").as_str()]), atoms * 1_000_000, "{quote}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
