@@ -90,6 +90,7 @@ pub struct Chain {
     child: Child,
     pub port: u16,
     paused: std::sync::atomic::AtomicBool,
+    reserve: std::sync::atomic::AtomicBool,
 }
 
 impl Drop for Chain {
@@ -130,7 +131,7 @@ impl Chain {
                 .stderr(Stdio::null())
                 .spawn()
                 .unwrap_or_else(|e| panic!("cannot start {anvil}: {e}"));
-            let mut chain = Self { child, port, paused: false.into() };
+            let mut chain = Self { child, port, paused: false.into(), reserve: false.into() };
             let end = Instant::now() + Duration::from_secs(20);
             while Instant::now() < end {
                 if let Ok(Some(status)) = chain.child.try_wait() {
@@ -216,12 +217,20 @@ impl Chain {
         let call = json!([{"from": address, "to": FEE_MANAGER, "data": data, "gas": "0x1e8480", "feeToken": BETA_USD}]);
         let tx = self.rpc("eth_sendTransaction", call).await;
         self.mined(tx.as_str().unwrap()).await;
+        if self.reserve.load(std::sync::atomic::Ordering::SeqCst) {
+            super::reserve::approve(self, address).await;
+        }
         self.rpc("anvil_stopImpersonatingAccount", json!([address])).await;
         assert_eq!(self.balance(PATH_USD, address).await, amount, "funding left another balance than asked for");
     }
 
+    /// From now on accounts are funded so that the channel reserve may take their money.
+    pub(super) fn has_reserve(&self) {
+        self.reserve.store(true, std::sync::atomic::Ordering::SeqCst);
+    }
+
     /// One unsigned call from an account that the chain holds the key of, mined.
-    async fn send(&self, from: &str, to: &str, data: &str) {
+    pub(super) async fn send(&self, from: &str, to: &str, data: &str) {
         let call = json!([{"from": from, "to": to, "data": data, "gas": "0x1e8480"}]);
         let tx = self.rpc("eth_sendTransaction", call).await;
         self.mined(tx.as_str().unwrap()).await;
@@ -258,12 +267,12 @@ fn transfer(log: &Value) -> Transfer {
 }
 
 /// A hex quantity or 32-byte word that fits in 128 bits.
-fn quantity(value: &Value) -> u128 {
+pub(super) fn quantity(value: &Value) -> u128 {
     let digits = value.as_str().unwrap().trim_start_matches("0x").trim_start_matches('0');
     if digits.is_empty() { 0 } else { u128::from_str_radix(digits, 16).unwrap() }
 }
 
-async fn rpc(url: &str, method: &str, params: Value) -> Result<Value, String> {
+pub(super) async fn rpc(url: &str, method: &str, params: Value) -> Result<Value, String> {
     let call = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
     let sent = super::http().post(url).json(&call).timeout(Duration::from_secs(10)).send().await;
     let mut reply: Value = sent.map_err(|e| e.to_string())?.json().await.map_err(|e| e.to_string())?;
@@ -431,13 +440,13 @@ async fn relay(mut stream: TcpStream, target: String, http: reqwest::Client, fau
     }
 }
 
-async fn answer_json(stream: &mut TcpStream, body: &[u8]) -> bool {
+pub(super) async fn answer_json(stream: &mut TcpStream, body: &[u8]) -> bool {
     let head = format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
     stream.write_all(&[head.as_bytes(), body].concat()).await.is_ok()
 }
 
 /// Body of one HTTP/1.1 POST with a length; clients of JSON-RPC always send one.
-async fn read_post(stream: &mut TcpStream, rest: &mut Vec<u8>) -> Option<Vec<u8>> {
+pub(super) async fn read_post(stream: &mut TcpStream, rest: &mut Vec<u8>) -> Option<Vec<u8>> {
     let mut room = [0u8; 16 * 1024];
     loop {
         if let Some(end) = super::backend::find(rest, b"\r\n\r\n") {

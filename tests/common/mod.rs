@@ -33,6 +33,8 @@ pub mod gate;
 pub mod ledger;
 pub mod payer;
 pub mod raw;
+pub mod reserve;
+pub mod wallet;
 
 pub use aimock::Aimock;
 pub use backend::{Backend, Recorded, Reply, Script, Step};
@@ -43,6 +45,8 @@ pub use gate::{Gate, GateOptions};
 pub use ledger::{Ledger, Unseen};
 pub use payer::Payer;
 pub use raw::{Raw, RawReply};
+pub use reserve::Reserve;
+pub use wallet::Wallet;
 
 use std::path::PathBuf;
 use std::time::Duration;
