@@ -7,9 +7,14 @@ mod common;
 
 use common::bed::CHAT;
 use common::client::{self, mppx_cli, node};
-use common::{Bed, DEV, Gate, GateOptions, Payer, RawReply, Unseen, ledger, payer, raw};
+use common::reserve::Event;
+use common::wallet::{Channel, Wallet};
+use common::{Backend, Bed, Chain, DEV, Gate, GateOptions, Payer, Raw, RawReply, Reserve, Script, Unseen};
+use common::{ledger, payer, raw};
+use mpp::PaymentChallenge;
 use serde_json::{Value, json};
 use std::path::Path;
+use std::time::Duration;
 
 const STREAM: &str = "/v1/chat/completions/stream";
 /// In order of the file.
@@ -71,9 +76,9 @@ fn pico(decimal: &Value) -> u128 {
 }
 
 /// `/v1/models`: `(id, prompt, completion)`, prices in 1e-12 USD a token.
-async fn price_list(bed: &Bed) -> Vec<(String, u128, u128)> {
+async fn prices(gate: &Gate) -> Vec<(String, u128, u128)> {
     let request = b"GET /v1/models HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n";
-    let list = raw::exchange(bed.gate.listen, request).await.json();
+    let list = raw::exchange(gate.listen, request).await.json();
     let price = |m: &Value| {
         (m["id"].as_str().unwrap().to_owned(), pico(&m["pricing"]["prompt"]), pico(&m["pricing"]["completion"]))
     };
@@ -118,7 +123,7 @@ fn the_sample_is_for_the_main_network_and_pays_nobody_until_it_is_edited() {
 async fn a_call_costs_one_and_a_half_times_its_prompt_and_says_what_was_used() {
     let bed = Bed::with(worldrouter).await;
     let payer = Payer::fresh(&bed.chain, 10_000_000).await;
-    let prices = price_list(&bed).await;
+    let prices = prices(&bed.gate).await;
     assert_eq!(prices.iter().map(|(id, ..)| id.as_str()).collect::<Vec<_>>(), MODELS);
     for (at, (model, input, output)) in prices.iter().enumerate() {
         let prompt = "how much is this? ".repeat(10 + 200 * at);
@@ -187,6 +192,272 @@ fn quote_says_what_a_stream_must_hold_to_start_and_the_most_it_can_cost() {
             assert_eq!(pico(&rail[format!("{key}_usd").as_str()]), atoms * 1_000_000, "{quote}");
         }
     }
+}
+
+/// The set on a chain that has the channel reserve.
+struct Street {
+    chain: Chain,
+    reserve: Reserve,
+    backend: Backend,
+    gate: Gate,
+}
+
+/// What a stream said about itself and the channel, beside its text.
+struct Streamed {
+    reply: RawReply,
+    /// The pontage block.
+    block: Value,
+    /// The last event: the channel after this request.
+    receipt: Value,
+    /// Vouchers that were asked for on the way and sent by HEAD.
+    asked: usize,
+}
+
+impl Street {
+    async fn open() -> Self {
+        let chain = Chain::start().await;
+        let reserve = Reserve::start(&chain).await;
+        let backend = Backend::start(Script::default()).await;
+        let gate = Gate::start(worldrouter(GateOptions::new(&reserve.url(), &backend.url()))).await;
+        Self { chain, reserve, backend, gate }
+    }
+
+    async fn exchange(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> RawReply {
+        let request = String::from_utf8(raw::post(path, headers, body)).unwrap().replacen("POST", method, 1);
+        let mut raw = Raw::connect(self.gate.listen).await;
+        raw.send(request.as_bytes()).await;
+        raw.reply_to(method, Duration::from_secs(30)).await
+    }
+
+    /// Asks without paying. With a channel, the offer says what a voucher of it must come to.
+    async fn offer(&self, channel: Option<&Channel>, body: &Value) -> PaymentChallenge {
+        let id = channel.map(|c| c.id.to_string());
+        let headers: Vec<(&str, &str)> = id.iter().map(|id| ("payment-session", id.as_str())).collect();
+        let reply = self.exchange("POST", STREAM, &headers, body.to_string().as_bytes()).await;
+        assert_eq!(reply.status, 402, "{}", reply.text());
+        let offers = payer::offers(&reply.headers("www-authenticate"));
+        assert_eq!(offers.len(), 1, "only sessions are taken here: {}", reply.text());
+        payer::offer(&reply.headers("www-authenticate"), "tempo", "session")
+    }
+
+    /// Stops the gate; its books must be sound.
+    async fn close(mut self) {
+        self.gate.stop().await;
+        self.gate.assert_no_secrets("the log", &self.gate.log());
+        let (status, said, complaint) = self.gate.verb(&["audit", "--store", "var/pontage.redb"]);
+        assert!(status.success() && said.ends_with("result    sound\n"), "{said}{complaint}");
+    }
+
+    /// Sends a paid request, and a voucher by HEAD whenever one is asked for.
+    async fn stream(&self, channel: &Channel, offer: &PaymentChallenge, credential: &str, body: &Value) -> Streamed {
+        let mut raw = Raw::connect(self.gate.listen).await;
+        raw.send(&raw::post(STREAM, &[("authorization", credential)], body.to_string().as_bytes())).await;
+        let mut asked = 0;
+        loop {
+            assert!(raw.more(Duration::from_secs(20)).await.is_some(), "{}", String::from_utf8_lossy(&raw.seen));
+            let text = String::from_utf8_lossy(&raw.seen).into_owned();
+            let asks = named(&text, "payment-need-voucher");
+            for ask in &asks[asked..] {
+                let required: u128 = ask["requiredCumulative"].as_str().unwrap().parse().unwrap();
+                let more = channel.voucher_credential(offer, required);
+                let control = self.exchange("HEAD", STREAM, &[("authorization", &more)], b"").await;
+                assert_eq!((control.status, control.body.len()), (204, 0), "{control:?}");
+                let receipt = payer::unpack(control.header("payment-receipt").expect("a receipt of the voucher"));
+                assert_eq!(receipt["acceptedCumulative"], ask["requiredCumulative"], "{receipt}");
+            }
+            asked = asks.len();
+            if text.ends_with("\r\n0\r\n\r\n") || !text.starts_with("HTTP/1.1 200") {
+                break;
+            }
+        }
+        let reply = raw.reply(Duration::from_secs(1)).await;
+        let text = reply.text();
+        assert_eq!(reply.status, 200, "{text}");
+        assert_eq!(reply.header("content-type").map(|t| t.starts_with("text/event-stream")), Some(true), "{reply:?}");
+        let (content, end) = text.split_once("data: [DONE]\n\n").unwrap_or_else(|| panic!("no end: {text}"));
+        assert!(!content.contains("payment-receipt"), "{text}");
+        let receipt =
+            named(end, "payment-receipt").pop().unwrap_or_else(|| panic!("no receipt behind the end: {text}"));
+        Streamed { block: block(&reply), receipt, asked, reply }
+    }
+}
+
+/// The data of every whole event of this name.
+fn named(text: &str, event: &str) -> Vec<Value> {
+    let blocks = text.split("\n\n").filter_map(|b| b.rsplit_once(&format!("event: {event}\ndata: ")));
+    blocks.filter_map(|(_, data)| serde_json::from_str(data.lines().next()?).ok()).collect()
+}
+
+fn atoms(value: &Value) -> u128 {
+    value.as_str().and_then(|digits| digits.parse().ok()).unwrap_or_else(|| panic!("an amount, not {value}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_costs_what_the_backend_reports_whatever_the_body_says_of_streaming() {
+    let street = Street::open().await;
+    let wallet = Wallet::fresh(&street.chain, 50_000_000).await;
+    let mut channel: Option<Channel> = None;
+    let (mut spent, mut made) = (0, 0);
+    for (at, model) in MODELS.iter().enumerate() {
+        let mut body = client::chat(model, &"what is this? ".repeat(at + 1));
+        body["max_tokens"] = json!(200);
+        if at % 2 == 1 {
+            body["stream"] = json!(false);
+        }
+        let offer = street.offer(channel.as_ref(), &body).await;
+        let terms = payer::terms(&offer);
+        let amount = atoms(&terms["amount"]);
+        assert_eq!(quote(&street.gate, STREAM, &body)["rails"][0]["start"], terms["amount"], "{model}");
+        let streamed = match &channel {
+            None => {
+                assert!(atoms(&terms["suggestedDeposit"]) >= 1_000_000, "{terms}");
+                let opened = wallet.open(&offer, |open| open.deposit = 5_000_000);
+                let first = opened.open_credential(&offer, amount);
+                let streamed = street.stream(&opened, &offer, &first, &body).await;
+                channel = Some(opened);
+                streamed
+            }
+            Some(channel) => {
+                let snapshot = &terms["methodDetails"]["sessionSnapshot"];
+                assert_eq!(atoms(&snapshot["spent"]), spent, "{snapshot}");
+                assert_eq!(atoms(&snapshot["requiredCumulative"]), spent + amount, "{snapshot}");
+                let next = channel.voucher_credential(&offer, spent + amount);
+                street.stream(channel, &offer, &next, &body).await
+            }
+        };
+        let tokens = ledger::tokens_in(&streamed.reply);
+        let (_, input, output) = prices(&street.gate).await.into_iter().find(|(id, ..)| id == model).unwrap();
+        let prompt = u128::from(streamed.block["usage"]["prompt_tokens"].as_u64().unwrap());
+        let cost = (prompt * input + u128::from(tokens) * output).div_ceil(1_000_000);
+        assert_eq!(atoms(&streamed.block["charged"]["atoms"]), cost, "{model}: {}", streamed.block);
+        spent += cost;
+        made += tokens;
+        assert_eq!((atoms(&streamed.receipt["spent"]), streamed.asked), (spent, 0), "{model}: {}", streamed.receipt);
+    }
+    assert_eq!(street.backend.tokens_produced(), made);
+    assert!(street.backend.requests().iter().all(|r| r.json()["stream"] == json!(true)), "always streamed");
+
+    let channel = channel.unwrap();
+    let offer = street.offer(Some(&channel), &client::chat(MODELS[0], "")).await;
+    let end = channel.close_credential(&offer, 5_000_000);
+    let closed = street.exchange("HEAD", STREAM, &[("authorization", &end)], b"").await;
+    assert_eq!(closed.status, 204, "{closed:?}");
+    let receipt = payer::unpack(closed.header("payment-receipt").unwrap());
+    let events = street.reserve.logs(&channel.id).await;
+    let (last, tx) = events.last().unwrap();
+    assert_eq!(*last, Event::Closed { settled: spent, refunded: 5_000_000 - spent }, "{events:?}");
+    assert_eq!(receipt["txHash"], tx.as_str());
+    street.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vouchers_by_head_keep_a_long_stream_going_and_pay_for_all_of_it() {
+    let street = Street::open().await;
+    street.backend.tune(|script| (script.tokens, script.per_token) = (600, Duration::from_millis(2)));
+    let wallet = Wallet::fresh(&street.chain, 50_000_000).await;
+    for model in ["openai/gpt-oss-120b", "deepseek/deepseek-chat"] {
+        let body = client::chat(model, "a long story, please");
+        let offer = street.offer(None, &body).await;
+        let channel = wallet.open(&offer, |_| ());
+        let first = channel.open_credential(&offer, atoms(&payer::terms(&offer)["amount"]));
+        let streamed = street.stream(&channel, &offer, &first, &body).await;
+        assert!(streamed.asked >= 2, "{model}: {} vouchers were asked for", streamed.asked);
+        assert_eq!(ledger::tokens_in(&streamed.reply), 600, "{model}");
+        let (_, input, output) = prices(&street.gate).await.into_iter().find(|(id, ..)| id == model).unwrap();
+        let prompt = u128::from(streamed.block["usage"]["prompt_tokens"].as_u64().unwrap());
+        let cost = (prompt * input + 600 * output).div_ceil(1_000_000);
+        assert_eq!(atoms(&streamed.receipt["spent"]), cost, "{model}: {}", streamed.receipt);
+    }
+    street.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn neither_path_takes_the_money_of_the_other() {
+    let street = Street::open().await;
+    let wallet = Wallet::fresh(&street.chain, 50_000_000).await;
+    let body = client::chat(MODELS[0], "one two three");
+    let session = street.offer(None, &body).await;
+    let channel = wallet.open(&session, |_| ());
+    let opening = channel.open_credential(&session, 1_000);
+    let text = body.to_string();
+    let unpaid = street.exchange("POST", CHAT, &[], text.as_bytes()).await;
+    let charge = payer::offer(&unpaid.headers("www-authenticate"), "tempo", "charge");
+    assert_eq!(payer::offers(&unpaid.headers("www-authenticate")).len(), 1);
+    let paying = Payer::new(&wallet.secret(), &street.reserve.url()).sign(&charge, |_| ()).await;
+    for (path, credential) in [(CHAT, &opening), (STREAM, &paying)] {
+        let refused = street.exchange("POST", path, &[("authorization", credential)], text.as_bytes()).await;
+        assert_eq!(
+            (refused.status, refused.json()["error"]["code"].as_str()),
+            (402, Some("invalid_challenge")),
+            "{path}"
+        );
+    }
+    assert_eq!(street.reserve.events(&channel.id).await, [], "nothing was opened");
+    assert!(street.chain.payments_to(DEV[1].address).await.is_empty() && street.backend.requests().is_empty());
+    street.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_session_client_of_mppx_streams_with_vouchers_by_head_and_gets_its_rest_back() {
+    let street = Street::open().await;
+    street.backend.tune(|script| (script.tokens, script.per_token) = (300, Duration::from_millis(2)));
+    let wallet = Wallet::fresh(&street.chain, 50_000_000).await;
+    let (url, rpc, key) = (format!("{}{STREAM}", street.gate.url()), street.reserve.url(), wallet.secret());
+    let flags = [("url", url.as_str()), ("rpc", &rpc), ("key", &key), ("steps", "sse,sse,close"), ("head", "true")];
+    let got = node("session.mjs", &flags).await;
+    assert_eq!(got["ok"], true, "{got}");
+    let management: Vec<&str> = got["management"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    assert!(management.contains(&"HEAD voucher 204") && management.contains(&"HEAD close 204"), "{got}");
+    let (_, input, output) = prices(&street.gate).await.into_iter().find(|(id, ..)| id == MODELS[0]).unwrap();
+    let (prompt, _) = street.backend.usage_reported();
+    let cost = 2 * (u128::from(prompt / 2) * input + 300 * output).div_ceil(1_000_000);
+    assert_eq!(atoms(&got["steps"][1]["receipt"]["spent"]), cost, "{got}");
+    let id = got["channel"].as_str().unwrap().parse().unwrap();
+    let events = street.reserve.events(&id).await;
+    assert!(matches!(events.last(), Some(Event::Closed { settled, .. }) if *settled == cost), "{events:?}");
+    street.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn npm_openai_over_the_session_fetch_of_mppx_streams() {
+    let street = Street::open().await;
+    let wallet = Wallet::fresh(&street.chain, 50_000_000).await;
+    let (base, rpc, key) = (street.gate.base(), street.reserve.url(), wallet.secret());
+    let path = STREAM.strip_prefix("/v1").unwrap();
+    let flags =
+        [("base", base.as_str()), ("path", path), ("rpc", &rpc), ("key", &key), ("stream", "true"), ("calls", "3")];
+    let got = node("openai-mppx-session.mjs", &flags).await;
+    assert_eq!(got["ok"], true, "{got}");
+    for answer in got["answers"].as_array().unwrap() {
+        assert_eq!(answer["text"].as_str().unwrap().split_whitespace().count(), 12, "{answer}");
+        let extra = answer["extra"].as_array().unwrap();
+        assert!(extra.iter().any(|chunk| chunk["pontage"]["usage"]["completion_tokens"] == 12), "{answer}");
+    }
+    let opened = got["calls"].as_array().unwrap().iter().filter(|call| call["action"] == "open").count();
+    assert_eq!((opened, street.backend.requests().len()), (1, 3), "{got}");
+    street.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_validator_of_mppx_finds_nothing_wrong_with_either_path() {
+    let street = Street::open().await;
+    let url = street.gate.url();
+    for path in [CHAT, STREAM] {
+        let endpoint = format!("POST:{path}");
+        let body = client::chat(MODELS[0], "one").to_string();
+        let args = ["validate", &url, "-j", "--endpoint", &endpoint, "--body", &body];
+        let out = mppx_cli(&args, DEV[2].key, &street.reserve.url()).await;
+        let said = String::from_utf8_lossy(&out.stdout).into_owned();
+        let found: Value = serde_json::from_str(&said).unwrap_or_else(|e| panic!("{e}: {out:?}"));
+        let endpoint = &found["endpoints"][0];
+        assert_eq!(endpoint["path"], path, "{said}");
+        for part in [&found["discovery"]["checks"], &endpoint["challenge"], &endpoint["errorHandling"]] {
+            for check in part.as_array().unwrap_or_else(|| panic!("a part is missing: {said}")) {
+                assert_eq!(check["severity"], "pass", "{check}");
+            }
+        }
+    }
+    street.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
