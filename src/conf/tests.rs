@@ -303,7 +303,7 @@ fn the_sample_shows_every_term_of_channels_with_its_default() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let sample = std::fs::read_to_string(root.join("conf/pontage.toml")).unwrap();
     let (_, terms) = sample.split_once("# [rail.tempo.session]\n").unwrap();
-    let written: Vec<&str> = terms.lines().map_while(|line| line.strip_prefix("# ")).collect();
+    let written: Vec<&str> = terms.lines().filter_map(|line| line.strip_prefix("# ")).collect();
     let line = |term: &&str| term.split('#').next().unwrap().trim_end().to_owned();
     let terms = written.iter().map(line).collect::<Vec<_>>();
     assert_eq!(channels(&terms.join(", ")), channels(""));
