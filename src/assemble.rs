@@ -14,12 +14,13 @@ use crate::edge::forward::Connector;
 use crate::edge::gate::{Gate, KEEP_ALIVE_SECONDS};
 use crate::edge::reply::Cors;
 use crate::flow::Toll;
+use crate::flow::channels::Channels;
 use crate::flow::loss::Losses;
 use crate::flow::receipt::Signet;
 use crate::metrics::Metrics;
-use crate::rail::{Rail, Way};
 use crate::rail::mpp::bind::KeyRing;
 use crate::rail::mpp::charge::{Charge, Settings};
+use crate::rail::{Rail, Way};
 use crate::rules::watch::{Rules, Standing};
 use crate::store::Store;
 use crate::store::embedded::Embedded;
@@ -58,14 +59,19 @@ pub fn catalogue(rails: Rails) -> Catalogue {
     }
 }
 
-/// What `serve` would stumble over after the gate's own secrets: the rails' and pools' secrets, and the rules. Opens nothing;
+/// What `serve` would stumble over after the gate's own secrets: a sample's payee, the rails' and pools' secrets, and the rules. Opens nothing;
 /// said together with the rest, so that nobody mends a first start one variable at a time.
 pub fn mistakes(conf: &Conf, rules: &Path) -> Vec<String> {
-    let rpc = |section: &RailConf| {
+    let unread = |section: &RailConf| {
         let RailKind::MppTempo(tempo) = &section.kind;
-        tempo.rpc.read().err().map(|e| format!("rail.{}.rpc: {e}", section.name))
+        let said = |key, e: String| format!("rail.{}.{key}: {e}", section.name);
+        let rpc = tempo.rpc.read().err().map(|e| said("rpc", e));
+        let settle_key = tempo.session.and_then(|_| tempo.read_settle_key().err()).map(|e| said("settle_key", e));
+        let why = "is the sample's placeholder: what is paid to it is gone, put your own address there";
+        let payee = tempo.pays_nobody().then(|| said("recipient", why.into()));
+        payee.into_iter().chain(rpc).chain(settle_key)
     };
-    let mut found: Vec<_> = conf.rails.iter().filter_map(rpc).collect();
+    let mut found: Vec<_> = conf.rails.iter().flat_map(unread).collect();
     match crate::rules::load(rules, &catalogue(conf.offered())) {
         Ok(plan) => found.extend(Pools::build(&plan.pools, None).err().unwrap_or_default()),
         Err(mistakes) => found.extend(mistakes.iter().map(ToString::to_string)),
@@ -95,6 +101,8 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     let toll = Arc::new(Toll {
         rules: Arc::clone(&rules),
         rails: rails.iter().map(|r| Arc::clone(r) as Arc<dyn Rail>).collect(),
+        tills: Vec::new(),
+        channels: Arc::new(Channels::new(Arc::clone(&store))),
         store,
         pools: Arc::clone(&pools),
         metrics,

@@ -18,7 +18,8 @@ pub struct Catalogue {
 /// What a rail can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RailAbility {
-    /// The amount is fixed before the call and cannot be corrected afterwards (charge, exact): the tier needs `charge`.
+    /// The amount is fixed before the call and cannot be corrected afterwards (charge, exact): the tier needs `charge`. Rails
+    /// that take what was used (session, upto) do not.
     pub fixed_amount: bool,
     /// Decimals of the rail's asset.
     pub decimals: u8,

@@ -730,7 +730,10 @@ impl Channel {
             Act::TopUp { .. } => self.serves()?,
             Act::Settle { amount } => {
                 let settleable = self.settleable().map(|v| v.amount);
-                if matches!(self.phase, Phase::Opening | Phase::Closed { .. } | Phase::Failed | Phase::Quarantined { .. }) {
+                if matches!(
+                    self.phase,
+                    Phase::Opening | Phase::Closed { .. } | Phase::Failed | Phase::Quarantined { .. }
+                ) {
                     return Err(self.serves().err().unwrap_or(Denied::OutOfOrder));
                 }
                 if settleable != Some(*amount) || *amount <= self.view.settled {

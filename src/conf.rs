@@ -15,10 +15,17 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
+mod session;
+
+pub use session::SessionConf;
+
 /// Fewest bytes of a challenge key: the output size of the HMAC-SHA-256 it is for.
 const SHORTEST_KEY: usize = 32;
 /// Every Tempo stablecoin (TIP-20) counts in millionths.
 const TEMPO_DECIMALS: u8 = 6;
+
+/// The payee of samples for real networks. Nobody has its key, so a gate does not start with it.
+const PLACEHOLDER: [u8; 20] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xde, 0xad];
 
 /// Rails by the name routes use.
 pub type Rails = BTreeMap<RailId, RailAbility>;
@@ -127,10 +134,24 @@ pub struct TempoConf {
     pub currency: [u8; 20],
     /// Who is paid.
     pub recipient: [u8; 20],
-    /// Key that settles and closes channels; not used by charges.
+    /// Key that settles and closes channels; not used by charges. There whenever `session` is.
     pub settle_key: Option<SecretRef>,
     /// Whether a transaction the payer sent itself (`hash`) is taken as payment.
     pub accept_push: bool,
+    /// Terms of channels; `None`: the rail has charges only.
+    pub session: Option<SessionConf>,
+}
+
+impl TempoConf {
+    /// Whether `recipient` still is what the sample said: payments to it would be gone.
+    pub fn pays_nobody(&self) -> bool {
+        self.recipient == PLACEHOLDER
+    }
+
+    /// Fetches the settle key: exactly 32 bytes, decoded. The error names the place, never what was found there.
+    pub fn read_settle_key(&self) -> Result<Secret, String> {
+        self.settle_key.as_ref().ok_or("`settle_key` is missing")?.read().and_then(seed)
+    }
 }
 
 /// The gate's own secrets.
@@ -167,19 +188,18 @@ impl Conf {
     /// As [`Conf::inspect`], from memory. `name` is what mistakes call the file.
     pub fn inspect_text(name: &str, text: &str) -> (Rails, Result<Self, Vec<Mistake>>) {
         let page = Page::open(name, text);
-        let (conf, rails) = if page.is_broken() {
+        let (conf, known) = if page.is_broken() {
             // What stands in a broken file means nothing; only the names of its rails are worth having.
             let root = page.root();
-            let rails = rail_names(&root);
+            let rails = named_rails(&root);
             root.pass_over();
             (None, rails)
         } else {
             let root = page.root();
-            (conf(&root), rail_names(&root))
+            (conf(&root), named_rails(&root))
         };
         let mut mistakes = page.close();
         mistakes.sort_by(|a, b| a.spot.cmp(&b.spot));
-        let known = offered(rails.iter().map(String::as_str));
         match conf {
             Some(conf) if mistakes.is_empty() => (known, Ok(conf)),
             _ => (known, Err(mistakes)),
@@ -193,7 +213,11 @@ impl Conf {
 
     /// The rails that rules may name.
     pub fn offered(&self) -> Rails {
-        offered(self.rails.iter().map(|rail| rail.name.as_str()))
+        let of = |rail: &RailConf| {
+            let RailKind::MppTempo(tempo) = &rail.kind;
+            offered_by(&rail.name, tempo.session.is_some())
+        };
+        self.rails.iter().flat_map(of).collect()
     }
 
     /// Fetches the gate's own secrets; at start, and again on SIGHUP for those kept in files. Mistakes name the place a
@@ -220,21 +244,32 @@ fn long_enough(key: Secret) -> Result<Secret, String> {
     }
 }
 
+/// Any wallet's way to write a key: with or without `0x`.
 fn seed(digits: Secret) -> Result<Secret, String> {
     let mut seed = Zeroizing::new([0; 32]);
-    hex::decode_to_slice(digits.expose(), seed.as_mut_slice())
+    let written = digits.expose();
+    hex::decode_to_slice(written.strip_prefix(b"0x").unwrap_or(written), seed.as_mut_slice())
         .map(|()| Secret::new(seed.to_vec()))
         .map_err(|_| "the key is not 64 hex digits (32 bytes)".to_owned())
 }
 
-fn offered<'r>(rails: impl IntoIterator<Item = &'r str>) -> Rails {
-    let ability = RailAbility { fixed_amount: true, decimals: TEMPO_DECIMALS };
-    rails.into_iter().map(|name| (RailId::from(format!("{name}/charge")), ability)).collect()
+/// The rails of one section: charges always, sessions where it has terms for them.
+fn offered_by(name: &str, sessions: bool) -> impl Iterator<Item = (RailId, RailAbility)> + use<> {
+    let rail = |intent, fixed_amount| {
+        (RailId::from(format!("{name}/{intent}")), RailAbility { fixed_amount, decimals: TEMPO_DECIMALS })
+    };
+    [Some(rail("charge", true)), sessions.then(|| rail("session", false))].into_iter().flatten()
 }
 
-fn rail_names(root: &Section<'_>) -> Vec<String> {
-    let Some(value) = root.take("rail").filter(Value::is_table) else { return Vec::new() };
-    value.section().map_or_else(Vec::new, |s| s.entries().iter().map(|(name, _)| (*name).to_owned()).collect())
+/// The rails a file names, whatever else is wrong with it.
+fn named_rails(root: &Section<'_>) -> Rails {
+    let Some(table) = root.take("rail").filter(Value::is_table).and_then(|v| v.section()) else { return Rails::new() };
+    let sections = table.entries();
+    let sessions = |value: &Value<'_>| {
+        let keys = value.is_table().then(|| value.section()).flatten();
+        keys.is_some_and(|s| s.entries().iter().any(|(key, _)| *key == "session"))
+    };
+    sections.iter().flat_map(|(name, value)| offered_by(name, sessions(value))).collect()
 }
 
 fn conf(root: &Section<'_>) -> Option<Conf> {
@@ -242,10 +277,16 @@ fn conf(root: &Section<'_>) -> Option<Conf> {
     let listen = root.need("listen").and_then(|v| listen(&v.section()?, &mut warnings));
     let secrets = root.need("secrets").and_then(|v| secrets(&v.section()?));
     let store = root.need("store").and_then(|v| store(&v.section()?));
-    let rails = root.take("rail").map_or(Some(Vec::new()), |v| {
+    let rails: Option<Vec<_>> = root.take("rail").map_or(Some(Vec::new()), |v| {
         let table = v.section()?;
         Some(table.entries().iter().filter_map(|(name, value)| rail(name, value)).collect())
     });
+    for rail in rails.iter().flatten() {
+        let RailKind::MppTempo(tempo) = &rail.kind;
+        if tempo.pays_nobody() {
+            warnings.push(format!("rail.{}.recipient is the sample's placeholder: `serve` refuses it", rail.name));
+        }
+    }
     let (challenge_keys, receipt_key) = secrets?;
     Some(Conf { listen: listen?, challenge_keys, receipt_key, store: store?, rails: rails?, warnings })
 }
@@ -393,13 +434,18 @@ fn rail(name: &str, value: &Value<'_>) -> Option<RailConf> {
 
 fn tempo(s: &Section<'_>) -> Option<TempoConf> {
     s.later("sponsor", "payers carry their own fees");
-    s.later("session", "this rail has charges only");
     let chain_id = s.need("chain_id").and_then(|v| v.count(1..=u64::MAX));
     let rpc = s.need("rpc").and_then(|v| v.secret());
     let currency = s.need("currency").and_then(|v| v.read(address));
     let recipient = s.need("recipient").and_then(|v| v.read(address));
     let settle_key = s.take("settle_key").map_or(Some(None), |v| v.secret().map(Some));
     let accept_push = s.take("accept_push").map_or(Some(false), |v| v.flag());
+    let session = s.take("session").map(|v| {
+        if settle_key == Some(None) {
+            v.wrong("needs `settle_key` beside it: channels are settled and closed with that key");
+        }
+        v.section().and_then(|terms| session::read(&terms))
+    });
     Some(TempoConf {
         chain_id: chain_id?,
         rpc: rpc?,
@@ -407,6 +453,7 @@ fn tempo(s: &Section<'_>) -> Option<TempoConf> {
         recipient: recipient?,
         settle_key: settle_key?,
         accept_push: accept_push?,
+        session: session.map_or(Some(None), |terms| terms.map(Some))?,
     })
 }
 

@@ -146,6 +146,43 @@ pub enum Refusal {
         /// Suggested wait.
         retry_after_seconds: u64,
     },
+    /// No such channel here: open one.
+    ChannelUnknown,
+    /// The channel is closed, closing, or was never opened: open another.
+    ChannelOver,
+    /// The voucher is below what was accepted before.
+    VoucherLower,
+    /// It is higher, by too little.
+    VoucherTooFine {
+        /// Least growth.
+        min_delta: Atoms,
+    },
+    /// It is above the deposit: top up first.
+    OverDeposit {
+        /// The deposit.
+        deposit: Atoms,
+    },
+    /// The channel's accepted vouchers do not cover the request.
+    BalanceShort {
+        /// Cumulative amount that would.
+        required: Atoms,
+        /// What is accepted.
+        accepted: Atoms,
+        /// What is locked.
+        deposit: Atoms,
+    },
+    /// Another act on this channel is under way, or as many requests as it takes.
+    ChannelBusy {
+        /// Suggested wait.
+        retry_after_seconds: u64,
+    },
+    /// The chain cannot be asked about the channel, and nothing recent is known.
+    ChainUnread {
+        /// Suggested wait.
+        retry_after_seconds: u64,
+    },
+    /// The channel waits for a person.
+    ChannelBlocked,
     /// No credential, or one that counts as none: pay first.
     PaymentRequired,
     /// Nothing can be offered right now.
@@ -247,15 +284,22 @@ impl Refusal {
             | Self::InvalidChallenge { .. }
             | Self::OfferExpired
             | Self::PaymentInvalid { .. }
-            | Self::PaymentFailed { .. } => 402,
+            | Self::PaymentFailed { .. }
+            | Self::VoucherLower
+            | Self::VoucherTooFine { .. }
+            | Self::OverDeposit { .. }
+            | Self::BalanceShort { .. } => 402,
+            Self::ChannelUnknown | Self::ChannelOver => 410,
             // Money has moved: never invite a second payment.
             Self::ProofSpent | Self::Underpaid { .. } | Self::RedeemElsewhere { .. } => 403,
-            Self::ProofRunning { .. } => 409,
+            Self::ProofRunning { .. } | Self::ChannelBusy { .. } => 409,
+            Self::ChannelBlocked => 403,
             Self::UpstreamFailed { .. } => 502,
             Self::UpstreamTimeout { .. } => 504,
             Self::UpstreamRefused { status, .. } => *status,
             Self::TooBusy { .. }
             | Self::PaymentUnknown { .. }
+            | Self::ChainUnread { .. }
             | Self::NoOffer { .. }
             | Self::CapReached { .. }
             | Self::UpstreamUnavailable { .. }
@@ -270,6 +314,8 @@ impl Refusal {
         match self {
             Self::TooBusy { retry_after_seconds, .. }
             | Self::ProofRunning { retry_after_seconds }
+            | Self::ChannelBusy { retry_after_seconds }
+            | Self::ChainUnread { retry_after_seconds }
             | Self::PaymentUnknown { retry_after_seconds }
             | Self::NoOffer { retry_after_seconds, .. }
             | Self::CapReached { retry_after_seconds }
@@ -281,9 +327,10 @@ impl Refusal {
         }
     }
 
-    /// Whether the answer is a challenge: it carries every offer of the route.
+    /// Whether the answer is a challenge: it carries every offer of the route. So does the one that a channel is gone, for the
+    /// client has to open another.
     pub fn invites_payment(&self) -> bool {
-        self.status() == 402
+        matches!(self.status(), 402 | 410)
     }
 
     /// Problem type suffix behind `https://paymentauth.org/problems/` (draft-httpauth-payment §8), for answers about payment.
@@ -296,6 +343,12 @@ impl Refusal {
             Self::PaymentInvalid { .. } | Self::PaymentFailed { .. } | Self::ProofSpent => "verification-failed",
             Self::Underpaid { .. } => "payment-insufficient",
             Self::TwoCredentials { .. } => "bad-request",
+            Self::VoucherLower => "verification-failed",
+            Self::VoucherTooFine { .. } => "session/delta-too-small",
+            Self::OverDeposit { .. } => "session/amount-exceeds-deposit",
+            Self::BalanceShort { .. } => "session/insufficient-balance",
+            Self::ChannelUnknown => "session/channel-not-found",
+            Self::ChannelOver => "session/channel-finalized",
             _ => return None,
         })
     }
@@ -330,6 +383,15 @@ impl Refusal {
             Self::ProofSpent => "payment_spent",
             Self::PaymentFailed { .. } => "payment_failed",
             Self::PaymentUnknown { .. } => "payment_unknown",
+            Self::ChannelUnknown => "channel_not_found",
+            Self::ChannelOver => "channel_finalized",
+            Self::VoucherLower => "voucher_lower",
+            Self::VoucherTooFine { .. } => "voucher_delta_too_small",
+            Self::OverDeposit { .. } => "voucher_over_deposit",
+            Self::BalanceShort { .. } => "insufficient_balance",
+            Self::ChannelBusy { .. } => "channel_busy",
+            Self::ChainUnread { .. } => "chain_unavailable",
+            Self::ChannelBlocked => "channel_blocked",
             Self::PaymentRequired => "payment_required",
             Self::NoOffer { .. } => "no_offer",
             Self::CapReached { .. } => "cap_reached",
@@ -397,6 +459,21 @@ impl Refusal {
                 "it is not known yet whether the payment landed; send the same credential again, do not pay anew"
                     .to_owned()
             }
+            Self::ChannelUnknown => "this channel is not known here; open one".to_owned(),
+            Self::ChannelOver => "this channel is closed or closing; open another".to_owned(),
+            Self::VoucherLower => "the voucher is lower than one that was accepted before".to_owned(),
+            Self::VoucherTooFine { min_delta } => {
+                format!("a voucher raises the one before it by at least {min_delta}")
+            }
+            Self::OverDeposit { deposit } => format!("the voucher is above the deposit of {deposit}; top up first"),
+            Self::BalanceShort { required, accepted, deposit } => format!(
+                "this request needs vouchers of {required} in total; accepted are {accepted}, of a deposit of {deposit}"
+            ),
+            Self::ChannelBusy { .. } => {
+                "another act on this channel is under way, or as many requests as it takes; try again".to_owned()
+            }
+            Self::ChainUnread { .. } => "the chain cannot be asked about this channel now".to_owned(),
+            Self::ChannelBlocked => "this channel is blocked until the operator has looked at it".to_owned(),
             Self::PaymentRequired => "payment is required".to_owned(),
             Self::NoOffer { why, .. } => format!("no way to pay can be offered now: {why}"),
             Self::CapReached { .. } => "this price cannot be offered any more today".to_owned(),

@@ -50,6 +50,17 @@ impl Vocabulary {
         }
     }
 
+    /// Counts the tokens of one text, as a stream needs it for every delta; `None` for [`Vocabulary::Bytes`], by which a text
+    /// has as many as it has bytes. The first use loads the vocabulary.
+    pub fn counter(self) -> Option<fn(&str) -> u64> {
+        let count: fn(&str) -> u64 = match self {
+            Self::Bytes => return None,
+            Self::O200k => |text| Self::O200k.of(text, u64::MAX).unwrap_or(u64::MAX),
+            Self::Cl100k => |text| Self::Cl100k.of(text, u64::MAX).unwrap_or(u64::MAX),
+        };
+        Some(count)
+    }
+
     /// Tokens of one text, or `None` above `most`; reads little further than it must.
     fn of(self, text: &str, most: u64) -> Option<u64> {
         let (tokenizer, loaded) = match self {
@@ -135,6 +146,19 @@ mod tests {
             None,
             "counts that overflow are over"
         );
+    }
+
+    #[test]
+    fn a_delta_counts_as_its_text_alone_does() {
+        assert!(Vocabulary::Bytes.counter().is_none());
+        for (vocabulary, other) in [(Vocabulary::O200k, Vocabulary::Cl100k), (Vocabulary::Cl100k, Vocabulary::O200k)] {
+            let counted = vocabulary.counter().unwrap();
+            for text in ["", " bridge", "hello world", "Brücke ✓", "   \n\n\t}"] {
+                assert_eq!(counted(text), count(vocabulary, [text], 0, 0) - PRIMING, "{text:?}");
+            }
+            let telling = "Überbrückungsmaßnahme";
+            assert_ne!(counted(telling), other.counter().unwrap()(telling), "each by its own vocabulary");
+        }
     }
 
     #[test]

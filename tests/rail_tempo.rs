@@ -21,7 +21,7 @@ use pontage::money::{Atoms, Usd};
 use pontage::rail::mpp::bind::KeyRing;
 use pontage::rail::mpp::charge::{Charge, Settings};
 use pontage::rail::mpp::collect::Pace;
-use pontage::rail::{Ask, Collected, Proof, Rail as _, Shown};
+use pontage::rail::{Ask, Collected, Proof, Rail, Shown, Way as _};
 use pontage::secret::Secret;
 use std::sync::Arc;
 use std::time::Duration;

@@ -7,7 +7,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 /// Checks both and prints every mistake to standard error, one a line, as `file:line: key: what is wrong`. Success means that
-/// `serve` would take them; secrets are not read, so that this runs where there are none. Exit code 1 after any mistake.
+/// `serve` would take them; secrets are not read, so that this runs where there are none, and a sample's payee is only a
+/// warning. Exit code 1 after any mistake.
 pub fn run(conf: &Path, rules: &Path) -> ExitCode {
     let (rails, conf) = Conf::inspect(conf);
     let plan = rules::load(rules, &catalogue(rails));

@@ -20,6 +20,9 @@ pub fn run(places: &Places, accept_payee_change: bool) -> ExitCode {
         Ok(conf) => conf,
         Err(mistakes) => return complain(&mistakes),
     };
+    for warning in &conf.warnings {
+        tracing::warn!("{warning}");
+    }
     let (secrets, mut mistakes) = match conf.read_secrets() {
         Ok(secrets) => (Some(secrets), Vec::new()),
         Err(mistakes) => (None, mistakes.iter().map(ToString::to_string).collect()),

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 use super::*;
+use crate::channel::OrphanPolicy;
 
 const BASE: &str = r#"
 [listen]
@@ -40,6 +41,7 @@ fn what_is_not_written_has_the_value_of_the_design() {
     assert!(conf.warnings.is_empty() && listen.cors.is_empty());
     let RailKind::MppTempo(tempo) = &conf.rails[0].kind;
     assert_eq!((tempo.chain_id, tempo.accept_push, &tempo.settle_key), (42431, false, &None));
+    assert_eq!(tempo.session, None, "nobody opens channels here by accident");
     assert_eq!((tempo.currency[0], tempo.recipient[0]), (0x20, 0x70));
     assert_eq!(conf.offered().keys().map(RailId::as_str).collect::<Vec<_>>(), ["tempo/charge"]);
 }
@@ -98,12 +100,12 @@ fn every_single_mistake_is_named_with_its_line_and_key() {
         (
             "chain_id",
             "session = {}\nchain_id",
-            "13: rail.tempo.session: is not in this build: this rail has charges only",
+            "13: rail.tempo.session: needs `settle_key` beside it: channels are settled and closed with that key",
         ),
         (
             "chain_id",
             "chains = 1\nchain_id",
-            "13: rail.tempo.chains: unknown key; known here: accept_push, chain_id, currency, kind, recipient, rpc, settle_key",
+            "13: rail.tempo.chains: unknown key; known here: accept_push, chain_id, currency, kind, recipient, rpc, session, settle_key",
         ),
         ("[secrets]", "admin = \"127.0.0.1:8402\"\n[secrets]", "5: listen.admin: is the same as `address`"),
         (
@@ -133,11 +135,82 @@ fn every_single_mistake_is_named_with_its_line_and_key() {
     }
 }
 
+/// The base file with `session = { terms }` and a settle key.
+fn channels(terms: &str) -> Result<SessionConf, Vec<String>> {
+    let conf = with("chain_id", &format!("settle_key = \"env:S\"\nsession = {{ {terms} }}\nchain_id"))?;
+    let RailKind::MppTempo(tempo) = &conf.rails[0].kind;
+    Ok(tempo.session.unwrap())
+}
+
+#[test]
+fn a_rail_with_terms_for_channels_offers_sessions_beside_charges() {
+    let usd = |text| crate::money::Usd::parse(text).unwrap();
+    let usual = SessionConf {
+        deposit: usd("1"),
+        min_deposit: usd("0.1"),
+        min_voucher_delta: usd("0"),
+        settle_above: usd("1"),
+        settle_every_minutes: 60,
+        close_idle_hours: 24,
+        orphan: OrphanPolicy::Charge,
+        pause_seconds: 60,
+        max_channels_per_payer: 16,
+    };
+    assert_eq!(channels(""), Ok(usual));
+    let said = "deposit = \"0.05\", min_voucher_delta = \"0.0001\", settle_above = \"2.5\", settle_every_minutes = 5, \
+                close_idle_hours = 1, orphan_policy = \"refund\", pause_seconds = 7, max_channels_per_payer = 2";
+    let want = SessionConf {
+        deposit: usd("0.05"),
+        min_deposit: usd("0.05"),
+        min_voucher_delta: usd("0.0001"),
+        settle_above: usd("2.5"),
+        settle_every_minutes: 5,
+        close_idle_hours: 1,
+        orphan: OrphanPolicy::Refund,
+        pause_seconds: 7,
+        max_channels_per_payer: 2,
+    };
+    assert_eq!(channels(said), Ok(want), "what is not written as least deposit is never more than the advised one");
+
+    let (rails, conf) =
+        Conf::inspect_text("pontage.toml", &BASE.replace("chain_id", "settle_key = \"env:S\"\nsession = {}\nchain_id"));
+    assert_eq!(conf.unwrap().offered(), rails);
+    let ability = |fixed_amount| RailAbility { fixed_amount, decimals: 6 };
+    assert_eq!(rails, [("tempo/charge".into(), ability(true)), ("tempo/session".into(), ability(false))].into());
+}
+
+#[test]
+fn terms_of_channels_that_nobody_could_keep_are_refused() {
+    for (terms, want) in [
+        ("deposit = 1", "deposit: amounts are text, so that they stay exact: write \"1\""),
+        ("deposit = \"0\"", "deposit: is nothing: a channel holds money"),
+        ("min_deposit = \"1.01\"", "min_deposit: is more than deposit: a channel opened as advised would be refused"),
+        (
+            "min_voucher_delta = \"2\"",
+            "min_voucher_delta: is more than deposit: a channel opened as advised could not pay",
+        ),
+        ("settle_above = \"0.0\"", "settle_above: is nothing: every call would be a transaction"),
+        ("settle_every_minutes = 0", "settle_every_minutes: 0 is not between 1 and 10080"),
+        ("close_idle_hours = 0", "close_idle_hours: 0 is not between 1 and 8760"),
+        ("pause_seconds = 61", "pause_seconds: 61 is not between 1 and 60"),
+        ("max_channels_per_payer = 0", "max_channels_per_payer: 0 is not between 1 and 10000"),
+        ("orphan_policy = \"forget\"", "orphan_policy: \"forget\" is not \"charge\" or \"refund\""),
+        (
+            "escrow = \"0x4d50500000000000000000000000000000000000\"",
+            "escrow: unknown key; known here: close_idle_hours, deposit, max_channels_per_payer, min_deposit, min_voucher_delta, orphan_policy, pause_seconds, settle_above, settle_every_minutes",
+        ),
+    ] {
+        assert_eq!(channels(terms), Err(vec![format!("pontage.toml:14: rail.tempo.session.{want}")]), "{terms}");
+    }
+    let all = "deposit = \"x\", settle_above = \"0\", pause_seconds = 0, orphan_policy = 1";
+    assert_eq!(channels(all).unwrap_err().len(), 4, "all of them at once, and none twice");
+}
+
 #[test]
 fn all_mistakes_come_at_once_and_the_rails_are_known_all_the_same() {
     let (rails, conf) = Conf::inspect_text(
         "pontage.toml",
-        "[listen]\nthreads = \"2\"\n[rail.tempo]\nkind = \"mpp-tempo\"\nchain_id = -1\n[rail.base]\nkind = \"x402\"\nnetwork = \"eip155:1\"\n",
+        "[listen]\nthreads = \"2\"\n[rail.tempo]\nkind = \"mpp-tempo\"\nchain_id = -1\nsession = 5\n[rail.base]\nkind = \"x402\"\nnetwork = \"eip155:1\"\n",
     );
     let got: Vec<String> = conf.unwrap_err().iter().map(Mistake::to_string).collect();
     assert_eq!(
@@ -151,10 +224,15 @@ fn all_mistakes_come_at_once_and_the_rails_are_known_all_the_same() {
             "pontage.toml:3: rail.tempo: `currency` is missing",
             "pontage.toml:3: rail.tempo: `recipient` is missing",
             "pontage.toml:5: rail.tempo.chain_id: -1 is not between 1 and 18446744073709551615",
-            "pontage.toml:7: rail.base.kind: \"x402\" is not in this build: \"mpp-tempo\"",
+            "pontage.toml:6: rail.tempo.session: needs `settle_key` beside it: channels are settled and closed with that key",
+            "pontage.toml:6: rail.tempo.session: must be a table, not a whole number",
+            "pontage.toml:8: rail.base.kind: \"x402\" is not in this build: \"mpp-tempo\"",
         ]
     );
-    assert!(rails.contains_key("tempo/charge"), "so that `check` can go on to the rules");
+    let known: Vec<_> = rails.keys().map(RailId::as_str).collect();
+    assert_eq!(known, ["base/charge", "tempo/charge", "tempo/session"], "so that `check` can go on to the rules");
+    let (rails, conf) = Conf::inspect_text("pontage.toml", "[rail.tempo.session]\ndeposit = \n");
+    assert!(conf.is_err() && rails.contains_key("tempo/session"), "even when it is not TOML");
 }
 
 #[test]
@@ -175,7 +253,8 @@ fn secrets_are_measured_when_they_are_read_and_never_shown() {
         format!("file:{}", path.display())
     };
     let conf = |key: &str, seed: &str| {
-        let text = BASE.replace("\"env:A\"", &format!("\"{key}\"")).replace("\"env:B\"", &format!("\"{seed}\""));
+        let text = BASE.replace("chain_id", &format!("settle_key = \"{seed}\"\nchain_id"));
+        let text = text.replace("\"env:A\"", &format!("\"{key}\"")).replace("\"env:B\"", &format!("\"{seed}\""));
         Conf::inspect_text("pontage.toml", &text).1.unwrap()
     };
     let (key, seed) = (place("key", "canary-canary-canary-canary-canary\n"), place("seed", &"0a".repeat(32)));
@@ -183,6 +262,15 @@ fn secrets_are_measured_when_they_are_read_and_never_shown() {
     assert_eq!(secrets.challenge_keys[0].expose(), b"canary-canary-canary-canary-canary");
     assert_eq!(secrets.receipt_key.expose(), [0x0a; 32]);
     assert_eq!(format!("{secrets:?}"), "Secrets(…)");
+    let settle_key = |seed: &str| {
+        let RailKind::MppTempo(tempo) = conf(&key, seed).rails[0].kind.clone();
+        tempo.read_settle_key().map(|key| key.expose().to_vec())
+    };
+    assert_eq!(settle_key(&seed), Ok(vec![0x0a; 32]));
+    assert_eq!(settle_key(&place("0x", &format!("0x{}", "0b".repeat(32)))), Ok(vec![0x0b; 32]), "as wallets write it");
+    let refused = settle_key(&place("canary", "canary")).unwrap_err();
+    assert_eq!(refused, "the key is not 64 hex digits (32 bytes)");
+    assert!(settle_key("file:/nowhere/s").unwrap_err().contains("/nowhere/s"));
 
     let bad = conf(&place("short", "canary"), &place("odd", "canary"));
     let got: Vec<String> = bad.read_secrets().unwrap_err().iter().map(Mistake::to_string).collect();
@@ -200,7 +288,26 @@ fn secrets_are_measured_when_they_are_read_and_never_shown() {
 #[test]
 fn the_shipped_files_are_right() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let conf = Conf::load(&root.join("conf/pontage.toml"))
-        .unwrap_or_else(|mistakes| panic!("{:#?}", mistakes.iter().map(Mistake::to_string).collect::<Vec<_>>()));
-    assert!(conf.warnings.is_empty(), "{:?}", conf.warnings);
+    for (file, sessions, warnings) in [("conf/pontage.toml", false, 0), ("conf/worldrouter.toml", true, 1)] {
+        let conf = Conf::load(&root.join(file))
+            .unwrap_or_else(|mistakes| panic!("{:#?}", mistakes.iter().map(Mistake::to_string).collect::<Vec<_>>()));
+        assert_eq!(conf.offered().contains_key("tempo/session"), sessions, "{file}");
+        // What a sample for a real network warns of is its payee.
+        assert_eq!(conf.warnings.len(), warnings, "{file}: {:?}", conf.warnings);
+        assert!(conf.warnings.iter().all(|said| said.contains("recipient")), "{file}: {:?}", conf.warnings);
+    }
+}
+
+#[test]
+fn the_sample_shows_every_term_of_channels_with_its_default() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let sample = std::fs::read_to_string(root.join("conf/pontage.toml")).unwrap();
+    let (_, terms) = sample.split_once("# [rail.tempo.session]\n").unwrap();
+    let written: Vec<&str> = terms.lines().map_while(|line| line.strip_prefix("# ")).collect();
+    let line = |term: &&str| term.split('#').next().unwrap().trim_end().to_owned();
+    let terms = written.iter().map(line).collect::<Vec<_>>();
+    assert_eq!(channels(&terms.join(", ")), channels(""));
+    let unknown = channels("x = 1").unwrap_err().concat();
+    let known = unknown.split("known here: ").nth(1).unwrap();
+    assert!(known.split(", ").all(|key| terms.iter().any(|term| term.starts_with(&format!("{key} = ")))), "{known}");
 }

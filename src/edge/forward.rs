@@ -5,6 +5,9 @@
 //! - The client is watched in every wait. When it leaves, the upstream connection is closed at once.
 //! - A request is sent again only when no server can have worked on it (`open.rs` says when).
 //! - Client bytes leave in the order in which the filter gave them, none dropped.
+//! - While the filter holds a stream nothing is read from the backend, whose connection fills up and stands still; the pause
+//!   counts for none of the pool's timeouts. A paused stream costs its connections and what the filter keeps: the body of
+//!   the request is let go when the backend has answered.
 //! - The head of a stream leaves together with its first byte, so whatever fails before that is still a clean answer.
 
 mod open;
@@ -64,12 +67,14 @@ pub enum Verdict {
 pub enum Flow {
     /// Next chunk.
     Go,
-    /// Send what was given, close the upstream, and finish. When nothing was given by then, the exchange has failed.
+    /// Send what was given, read nothing more, and ask [`Filter::resume`] how it goes on.
+    Hold,
+    /// Close the upstream, send what was given, and finish. When nothing was given by then, the exchange has failed.
     Stop,
 }
 
-/// The response body filter: sees every byte of the reply, and may wait. Of its methods only [`chunk`](Self::chunk) may
-/// be cancelled (the client left); the others always run to their end.
+/// The response body filter: sees every byte of the reply, and may wait. Of its methods only [`chunk`](Self::chunk) and
+/// [`resume`](Self::resume) may be cancelled (the client left); the others always run to their end.
 #[async_trait]
 pub trait Filter: Send {
     /// The final head of the reply (never 1xx, 101, 401, 402 or 403), with those headers that clients may see.
@@ -82,9 +87,16 @@ pub trait Filter: Send {
     /// Bytes of a stream as they came, cut anywhere. What the client gets goes into `out`, in order.
     async fn chunk(&mut self, chunk: Bytes, out: &mut Vec<Bytes>) -> Flow;
 
+    /// The stream is held: waits until it may go on, or until something is to be sent meanwhile (a heartbeat; then
+    /// [`Flow::Hold`] again). How long a stream is held in all is for the filter to bound.
+    async fn resume(&mut self, out: &mut Vec<Bytes>) -> Flow;
+
     /// A stream is over and its upstream closed or released: what else the client gets. Called once for every stream
-    /// that began or ended well, and never otherwise. After [`How::ClientGone`], `out` goes nowhere.
-    async fn finish(&mut self, ending: &Ending, out: &mut Vec<Bytes>);
+    /// that began or ended well, and never otherwise. After [`How::ClientGone`], `out` goes nowhere and holding is in vain.
+    ///
+    /// [`Flow::Hold`]: send what was given, and ask [`resume`](Self::resume) until it says otherwise. When the client leaves
+    /// meanwhile, this is called once more, with [`How::ClientGone`], unless no byte had been sent.
+    async fn finish(&mut self, ending: &Ending, out: &mut Vec<Bytes>) -> Flow;
 }
 
 /// How a stream ended.
@@ -137,16 +149,19 @@ pub async fn forward(
     session: &mut Session,
     connector: &Connector,
     pool: &Arc<Pool>,
-    out: &Outgoing,
+    out: Outgoing,
     filter: &mut dyn Filter,
 ) -> Outcome {
     let clock = Clock::start(*pool.timeouts());
-    let outcome = match open::open(session, connector, pool, out, &clock).await {
+    let opened = open::open(session, connector, pool, &out, &clock).await;
+    // A stream may stand still for a long time, and thousands of them together.
+    drop(out);
+    let outcome = match opened {
         Err(cut) => cut.into(),
         Ok(opened) => match filter.head(opened.status, &opened.headers).await {
             Verdict::Fail(refusal) => Outcome::Failed(refusal),
             Verdict::Buffer { limit } => buffer(session, connector, opened, limit, &clock).await,
-            Verdict::Stream(head) => stream(session, connector, opened, head, filter, &clock).await,
+            Verdict::Stream(head) => stream(session, connector, opened, head, filter, clock).await,
         },
     };
     if matches!(outcome, Outcome::ClientGone | Outcome::Streamed(Ending { how: How::ClientGone, .. })) {
@@ -186,26 +201,34 @@ async fn stream(
     mut opened: Opened,
     head: Box<ResponseHeader>,
     filter: &mut dyn Filter,
-    clock: &Clock,
+    mut clock: Clock,
 ) -> Outcome {
     let mut mouth = Mouth { head: Some(head), sent_bytes: 0, patience: clock.idle() };
     let mut out = Vec::new();
     let mut arrived = false;
-    let how = loop {
-        let chunk = match next(session, &mut opened, clock).await {
+    let mut how = loop {
+        let chunk = match next(session, &mut opened, &clock).await {
             Ok(Some(chunk)) => chunk,
             Ok(None) => break How::Complete,
             Err(Cut::ClientGone) => break How::ClientGone,
             Err(Cut::Refused(refusal)) => break How::Upstream(refusal),
         };
         arrived = true;
-        let flow = tokio::select! { biased;
-            flow = filter.chunk(chunk, &mut out) => flow,
-            _ = gone(session) => break How::ClientGone,
+        let mut flow = tokio::select! { biased;
+            flow = filter.chunk(chunk, &mut out) => Ok(flow),
+            _ = gone(session) => Err(Cut::ClientGone),
         };
-        match mouth.send(session, filter, &mut out).await {
-            Ok(()) if flow == Flow::Stop => break How::Stopped,
-            Ok(()) => {}
+        if let Ok(Flow::Hold) = flow {
+            let began = Instant::now();
+            flow = mouth.hold(session, filter, &mut out).await;
+            clock.end += began.elapsed();
+        }
+        if let Ok(Flow::Go) = flow {
+            flow = mouth.send(session, filter, &mut out).await.map(|()| Flow::Go);
+        }
+        match flow {
+            Ok(Flow::Go) => {}
+            Ok(Flow::Hold | Flow::Stop) => break How::Stopped,
             Err(Cut::ClientGone) => break How::ClientGone,
             Err(Cut::Refused(refusal)) => return Outcome::Failed(refusal),
         }
@@ -215,6 +238,13 @@ async fn stream(
         How::Complete => opened.release(connector).await,
         _ => drop(opened),
     }
+    if how == How::Stopped {
+        match mouth.send(session, filter, &mut out).await {
+            Ok(()) => {}
+            Err(Cut::ClientGone) => how = How::ClientGone,
+            Err(Cut::Refused(refusal)) => return Outcome::Failed(refusal),
+        }
+    }
     match &how {
         How::ClientGone if mouth.is_shut() => return Outcome::ClientGone,
         How::Upstream(refusal) if mouth.is_shut() => return Outcome::Failed(refusal.clone()),
@@ -223,10 +253,37 @@ async fn stream(
         How::Stopped if mouth.is_shut() => return Outcome::Failed(nothing_good_came()),
         _ => {}
     }
+    finish(session, filter, mouth, how, out).await
+}
+
+/// The last words, and the proper end of the answer.
+async fn finish(
+    session: &mut Session,
+    filter: &mut dyn Filter,
+    mut mouth: Mouth,
+    how: How,
+    mut out: Vec<Bytes>,
+) -> Outcome {
     let mut ending = Ending { how, sent_bytes: mouth.sent_bytes };
-    filter.finish(&ending, &mut out).await;
+    let flow = filter.finish(&ending, &mut out).await;
     if ending.how != How::ClientGone {
-        match mouth.close(session, filter, &mut out).await {
+        let held = match flow {
+            Flow::Go | Flow::Stop => Ok(()),
+            Flow::Hold => mouth.hold(session, filter, &mut out).await.map(drop),
+        };
+        if let Err(Cut::ClientGone) = held {
+            if mouth.is_shut() {
+                return Outcome::ClientGone;
+            }
+            ending = Ending { how: How::ClientGone, sent_bytes: mouth.sent_bytes };
+            filter.finish(&ending, &mut out).await;
+            return Outcome::Streamed(ending);
+        }
+        let closed = match held {
+            Ok(()) => mouth.close(session, filter, &mut out).await,
+            Err(cut) => Err(cut),
+        };
+        match closed {
             Ok(()) => {}
             Err(Cut::ClientGone) => ending.how = How::ClientGone,
             Err(Cut::Refused(refusal)) => return Outcome::Failed(refusal),
@@ -264,6 +321,26 @@ impl Mouth {
             self.hand(session.write_response_body(Some(bytes), false)).await?;
         }
         Ok(())
+    }
+
+    /// Sends what is in `out` and stands still until the filter has an end of it; what it gives meanwhile is sent, what it
+    /// gives with the end is left in `out`, because an upstream may have to be closed first. Never [`Flow::Hold`].
+    async fn hold(
+        &mut self,
+        session: &mut Session,
+        filter: &mut dyn Filter,
+        out: &mut Vec<Bytes>,
+    ) -> Result<Flow, Cut> {
+        loop {
+            self.send(session, filter, out).await?;
+            let flow = tokio::select! { biased;
+                flow = filter.resume(out) => flow,
+                _ = gone(session) => return Err(Cut::ClientGone),
+            };
+            if flow != Flow::Hold {
+                return Ok(flow);
+            }
+        }
     }
 
     async fn close(&mut self, session: &mut Session, filter: &mut dyn Filter, out: &mut Vec<Bytes>) -> Result<(), Cut> {

@@ -62,7 +62,7 @@ pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Pa
     let (outcome, refused) = {
         let _busy = Busy::with(gate, if delivery.streams() { "streams" } else { "upstream" });
         let mut pipe = Pipe { delivery: &mut delivery, extra: &extra, status: 0, refused: None };
-        let outcome = forward::forward(session, &gate.connector, &pool, &out, &mut pipe).await;
+        let outcome = forward::forward(session, &gate.connector, &pool, out, &mut pipe).await;
         (outcome, pipe.refused)
     };
     let stop = match outcome {
@@ -237,12 +237,18 @@ impl Filter for Pipe<'_> {
         }
     }
 
-    async fn finish(&mut self, ending: &Ending, out: &mut Vec<Bytes>) {
+    /// What was paid as a whole is never held back.
+    async fn resume(&mut self, _out: &mut Vec<Bytes>) -> Flow {
+        Flow::Go
+    }
+
+    async fn finish(&mut self, ending: &Ending, out: &mut Vec<Bytes>) -> Flow {
         let end = match ending.how {
             How::Complete => End::Whole,
             How::ClientGone => End::ClientGone,
             How::Stopped | How::Upstream(_) => End::UpstreamDied,
         };
         self.delivery.end(end, out).await;
+        Flow::Go
     }
 }

@@ -101,6 +101,10 @@ fn body(stop: &Stop, challenge_id: Option<&str>) -> String {
             object.insert("hint".into(), json!(HINT));
         }
     }
+    if let Refusal::BalanceShort { required, deposit, .. } = refusal {
+        let missing = required.0.saturating_sub(deposit.0);
+        object.insert("requiredTopUp".into(), json!(missing.to_string()));
+    }
     let (kind, code) = match refusal {
         Refusal::UpstreamRefused { kind, code, .. } => {
             (kind.clone().unwrap_or_else(|| kind_of(refusal).to_owned()), json!(code))
@@ -137,6 +141,11 @@ fn title(suffix: &str) -> &'static str {
         "payment-expired" => "Payment Expired",
         "payment-insufficient" => "Payment Insufficient",
         "bad-request" => "Bad Request",
+        "session/delta-too-small" => "Voucher Delta Too Small",
+        "session/amount-exceeds-deposit" => "Amount Exceeds Deposit",
+        "session/insufficient-balance" => "Insufficient Balance",
+        "session/channel-not-found" => "Channel Not Found",
+        "session/channel-finalized" => "Channel Finalized",
         _ => "Verification Failed",
     }
 }

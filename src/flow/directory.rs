@@ -2,18 +2,67 @@
 //! `/agents.md`. Made from the plan, so it cannot disagree with the 402; still, the 402 decides.
 
 use super::Toll;
+use crate::ids::RailId;
+use crate::limits::StreamRule;
 use crate::money::Usd;
 use crate::openai::models::{self, Listed};
 use crate::rules::Plan;
 use crate::rules::plan::{Access, Charge, Route, Surface};
 use serde_json::{Value, json};
 
+/// A way to pay, as a document names it.
+struct Way {
+    id: RailId,
+    method: &'static str,
+    intent: &'static str,
+    currency: String,
+    decimals: u8,
+}
+
+impl Way {
+    /// The rails of a route that exist, in its order.
+    fn all(toll: &Toll, route: &Route) -> Vec<Self> {
+        let way = |id: &RailId| {
+            let rail = toll.way(id)?;
+            let ((method, intent), currency) = (rail.range(), rail.currency().to_owned());
+            Some(Self { id: id.clone(), method, intent, currency, decimals: rail.decimals() })
+        };
+        route.accept.iter().filter_map(way).collect()
+    }
+
+    /// Takes what was used, out of a channel.
+    fn is_session(&self) -> bool {
+        self.intent == "session"
+    }
+
+    /// The price of every request, in atoms, when they all have the same.
+    fn amount(&self, route: &Route) -> Option<String> {
+        flat(route).filter(|_| !self.is_session())?.to_atoms(self.decimals).map(|a| a.to_string())
+    }
+
+    fn price_words(&self, route: &Route) -> String {
+        match route.tier.charge {
+            _ if self.is_session() => {
+                "by usage: what the backend counts x the model's price per token in /v1/models".to_owned()
+            }
+            Some(Charge::Flat(usd)) => format!("${usd} per request"),
+            Some(Charge::Ceiling) => "prompt plus the most output asked for, by model".to_owned(),
+            Some(Charge::Estimate { overhead, .. }) => format!("prompt x input price x {overhead}, by model"),
+            None => "by usage".to_owned(),
+        }
+    }
+}
+
 /// OpenAPI 3.1 with `x-payment-info` on every paid operation. An amount is `null` where it depends on the request.
 pub fn openapi(toll: &Toll, plan: &Plan) -> String {
+    openapi_of(&toll.public_url, plan, |route| Way::all(toll, route))
+}
+
+fn openapi_of(public_url: &str, plan: &Plan, ways: impl Fn(&Route) -> Vec<Way>) -> String {
     let mut paths = serde_json::Map::new();
     for route in plan.routes.values() {
         let (method, operation) = match route.surface {
-            Surface::Chat => ("post", chat(toll, route)),
+            Surface::Chat => ("post", chat(route, &ways(route))),
             Surface::Models => (
                 "get",
                 json!({ "summary": "Models sold here, with prices", "responses": { "200": { "description": "OK" } } }),
@@ -24,19 +73,19 @@ pub fn openapi(toll: &Toll, plan: &Plan) -> String {
     json!({
         "openapi": "3.1.0",
         "info": { "title": "Pontage", "version": env!("CARGO_PKG_VERSION"), "description": "OpenAI-compatible models, paid per call" },
-        "servers": [{ "url": toll.public_url }],
+        "servers": [{ "url": public_url }],
         "x-service-info": {
             "categories": ["ai"],
-            "docs": { "llms": format!("{}/llms.txt", toll.public_url), "apiReference": format!("{}/openapi.json", toll.public_url) },
+            "docs": { "llms": format!("{public_url}/llms.txt"), "apiReference": format!("{public_url}/openapi.json") },
         },
         "paths": paths,
     })
     .to_string()
 }
 
-fn chat(toll: &Toll, route: &Route) -> Value {
+fn chat(route: &Route, ways: &[Way]) -> Value {
     let mut operation = json!({
-        "summary": format!("Chat completions, tier {}", route.tier.name),
+        "summary": format!("Chat completions{}, tier {}", streams(route), route.tier.name),
         "requestBody": { "required": true, "content": { "application/json": { "schema": {
             "type": "object",
             "required": ["messages"],
@@ -56,20 +105,21 @@ fn chat(toll: &Toll, route: &Route) -> Value {
     if route.access == Access::Paid
         && let Value::Object(map) = &mut operation
     {
-        let offers: Vec<Value> = route
-            .accept
-            .iter()
-            .filter_map(|id| toll.rail(id))
-            .map(|rail| {
-                let (method, intent) = rail.range();
-                let amount = flat(route).and_then(|usd| usd.to_atoms(rail.decimals())).map(|a| a.to_string());
-                json!({ "intent": intent, "method": method, "amount": amount, "currency": rail.currency(),
-                        "description": price_words(route) })
-            })
-            .collect();
-        map.insert("x-payment-info".to_owned(), json!({ "offers": offers }));
+        let offer = |way: &Way| {
+            json!({ "intent": way.intent, "method": way.method, "amount": way.amount(route), "currency": way.currency,
+                    "description": way.price_words(route) })
+        };
+        map.insert("x-payment-info".to_owned(), json!({ "offers": ways.iter().map(offer).collect::<Vec<_>>() }));
     }
     operation
+}
+
+fn streams(route: &Route) -> &'static str {
+    match route.stream {
+        StreamRule::Allow => "",
+        StreamRule::Force => ", always streamed",
+        StreamRule::Refuse => ", never streamed",
+    }
 }
 
 fn flat(route: &Route) -> Option<Usd> {
@@ -79,36 +129,35 @@ fn flat(route: &Route) -> Option<Usd> {
     }
 }
 
-fn price_words(route: &Route) -> String {
-    match route.tier.charge {
-        Some(Charge::Flat(usd)) => format!("${usd} per request"),
-        Some(Charge::Ceiling) => "prompt plus the most output asked for, by model".to_owned(),
-        Some(Charge::Estimate { overhead, .. }) => format!("prompt x input price x {overhead}, by model"),
-        None => "by usage".to_owned(),
-    }
-}
-
 /// A short text for language models and people.
 pub fn llms(toll: &Toll, plan: &Plan) -> String {
+    llms_of(&toll.public_url, plan, |route| Way::all(toll, route))
+}
+
+fn llms_of(public_url: &str, plan: &Plan, ways: impl Fn(&Route) -> Vec<Way>) -> String {
     let mut text = format!(
         "# Pontage\n\n> OpenAI-compatible models, paid per call. No account, no key: an unpaid request is answered 402 with every way to pay.\n\n\
-         Send a request to {url}, pay what the 402 asks (WWW-Authenticate: Payment), send the same request again with the credential.\n\n## Paths\n\n",
-        url = toll.public_url
+         Send a request to {public_url}, pay what the 402 asks (WWW-Authenticate: Payment), send the same request again with the credential.\n\n## Paths\n\n"
     );
+    let mut channels = false;
     for route in plan.routes.values() {
         match (route.surface, route.access) {
             (Surface::Models, _) => text.push_str(&format!("- GET {}: models with prices, free\n", route.path)),
-            (Surface::Chat, Access::Free) => text.push_str(&format!("- POST {}: chat completions, free\n", route.path)),
+            (Surface::Chat, Access::Free) => {
+                text.push_str(&format!("- POST {}: chat completions{}, free\n", route.path, streams(route)));
+            }
             (Surface::Chat, Access::Paid) => {
-                let rails: Vec<&str> = route.accept.iter().map(|r| r.as_str()).collect();
-                text.push_str(&format!(
-                    "- POST {}: chat completions, {}; pay by {}\n",
-                    route.path,
-                    price_words(route),
-                    rails.join(", ")
-                ));
+                let ways = ways(route);
+                channels |= ways.iter().any(Way::is_session);
+                let said: Vec<String> =
+                    ways.iter().map(|way| format!("{} ({})", way.id, way.price_words(route))).collect();
+                let (path, streams, ways) = (&route.path, streams(route), said.join(", or "));
+                text.push_str(&format!("- POST {path}: chat completions{streams}; pay by {ways}\n"));
             }
         }
+    }
+    if channels {
+        text.push_str(CHANNELS);
     }
     text.push_str("\n## Models\n\n");
     for model in plan.models.values() {
@@ -122,6 +171,24 @@ pub fn llms(toll: &Toll, plan: &Plan) -> String {
     text.push_str("\n## More\n\n- [OpenAPI](/openapi.json)\n");
     text
 }
+
+/// How to pay by the token, for whoever has no client that knows.
+const CHANNELS: &str = "
+## Paying by the token (intent \"session\")
+
+Open a channel once, then pay with vouchers, which are signatures and cost no transaction. `mppx` and other MPP clients do all of this.
+
+1. Send the request without a credential. In the 402, the challenge with intent \"session\" says what this request must hold to start
+   (`amount`) and what to put into a channel (`suggestedDeposit`).
+2. Sign the transaction that opens the channel and a voucher for at least `amount`; send the same request with both (action `open`).
+   The gate sends the transaction and answers the request.
+3. For each further request raise the voucher (action `voucher`). Its amount is the total of everything paid in this channel so far.
+4. In a stream, the event `payment-need-voucher` asks for a voucher of `requiredCumulative`: send it to the same path by HEAD, or by POST
+   without a body, while the stream goes on. A stream whose voucher does not come stands still, and ends within a minute.
+5. Charged is what the backend reports. What was signed and not used stays available to the next request. The event `payment-receipt`, or the
+   header `Payment-Receipt`, says how much is spent.
+6. When the deposit runs low, add to it (action `topUp`). When you are done, close (action `close`): the rest of the deposit comes back.
+";
 
 /// `/v1/models` in the form most clients parse: OpenRouter's decimal `pricing` per token beside OpenAI's members.
 /// Models that no route sells are not listed.
@@ -144,4 +211,80 @@ pub fn models(plan: &Plan, route: &Route, created: u64) -> Vec<u8> {
         })
         .collect();
     models::list(&sold)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+    use crate::catalogue::{Catalogue, ProfileAbility, RailAbility};
+    use crate::limits::Spelling;
+
+    const RULES: [(&str, &str); 4] = [
+        ("models.toml", "[model.m]\nupstream = \"up\"\npool = \"p\"\nprice = { input = \"1\", output = \"10\" }\n"),
+        (
+            "tiers.toml",
+            "[tier.flat]\nmodels = [\"m\"]\nmax_output_tokens = 9\ncharge = { flat = \"0.02\" }\n[tier.used]\nmodels = [\"m\"]\nmax_output_tokens = 99\n",
+        ),
+        (
+            "routes.toml",
+            "[[route]]\npath = \"/chat\"\nsurface = \"chat\"\ntier = \"flat\"\naccept = [\"tempo/session\", \"tempo/charge\"]\n\
+             [[route]]\npath = \"/chat/stream\"\nsurface = \"chat\"\ntier = \"used\"\nstream = \"force\"\naccept = [\"tempo/session\"]\n",
+        ),
+        ("pools.toml", "[pool.p]\nprofile = \"vllm\"\nservers = [\"http://127.0.0.1:1\"]\n"),
+    ];
+
+    fn plan() -> Plan {
+        let rail = |id: &str, fixed_amount| (RailId::from(id), RailAbility { fixed_amount, decimals: 6 });
+        let vllm = ProfileAbility { spelling: Spelling::MaxTokens, continuous_usage: true, health_path: None };
+        let catalogue = Catalogue {
+            rails: [rail("tempo/charge", true), rail("tempo/session", false)].into(),
+            profiles: [("vllm", vllm)].into(),
+            vocabularies: Vec::new(),
+        };
+        crate::rules::check(&crate::rules::Files::of(RULES), &catalogue).unwrap()
+    }
+
+    fn ways(route: &Route) -> Vec<Way> {
+        let way = |id: &RailId| {
+            let intent = if id.as_str() == "tempo/session" { "session" } else { "charge" };
+            Way { id: id.clone(), method: "tempo", intent, currency: "0xtoken".into(), decimals: 6 }
+        };
+        route.accept.iter().map(way).collect()
+    }
+
+    #[test]
+    fn a_price_by_usage_is_no_amount_even_where_another_way_has_one() {
+        let document: Value = serde_json::from_str(&openapi_of("https://gate.example", &plan(), ways)).unwrap();
+        let offers = |path: &str| document["paths"][path]["post"]["x-payment-info"]["offers"].clone();
+        let usage = "by usage: what the backend counts x the model's price per token in /v1/models";
+        let session = json!({ "intent": "session", "method": "tempo", "amount": null, "currency": "0xtoken", "description": usage });
+        let charge = json!({ "intent": "charge", "method": "tempo", "amount": "20000", "currency": "0xtoken",
+                             "description": "$0.02 per request" });
+        assert_eq!(offers("/chat"), json!([session.clone(), charge]));
+        assert_eq!(offers("/chat/stream"), json!([session]));
+        assert_eq!(
+            document["paths"]["/chat/stream"]["post"]["summary"],
+            "Chat completions, always streamed, tier used"
+        );
+    }
+
+    #[test]
+    fn how_to_open_a_channel_is_told_where_one_can_be_opened() {
+        let text = llms_of("https://gate.example", &plan(), ways);
+        assert!(
+            text.contains("- POST /chat/stream: chat completions, always streamed; pay by tempo/session (by usage"),
+            "{text}"
+        );
+        assert!(text.contains("pay by tempo/session (by usage: what the backend counts x the model's price per token in /v1/models), or tempo/charge ($0.02 per request)\n"), "{text}");
+        assert!(text.contains(CHANNELS));
+        for word in ["`open`", "`voucher`", "`topUp`", "`close`", "payment-need-voucher", "HEAD"] {
+            assert!(CHANNELS.contains(word), "{word}");
+        }
+        let charges = |route: &Route| ways(route).into_iter().filter(|way| !way.is_session()).collect();
+        assert!(
+            !llms_of("https://gate.example", &plan(), charges).contains("channel"),
+            "nobody is told of what is not there"
+        );
+    }
 }

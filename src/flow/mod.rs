@@ -4,6 +4,7 @@
 //! ([`parse::Parsed`] → [`policy::Allowed`] → [`price::Quoted`] → [`pay::Paid`]), so the compiler keeps the order: an unlisted
 //! model can never be priced or challenged, an unpaid request can never be forwarded.
 
+pub mod channels;
 pub mod directory;
 pub mod hold;
 pub mod loss;
@@ -18,8 +19,12 @@ pub mod settle;
 #[cfg(test)]
 mod tests;
 
+use self::channels::Channels;
+use crate::conf::SessionConf;
+use crate::ids::RailId;
 use crate::metrics::Metrics;
-use crate::rail::Rail;
+use crate::rail::session::Session;
+use crate::rail::{Rail, Way};
 use crate::refusal::{Moved, Refusal};
 use crate::rules::watch::Rules;
 use crate::store::Store;
@@ -31,8 +36,12 @@ use std::sync::Arc;
 pub struct Toll {
     /// The rules in force, and the recent ones whose offers still live.
     pub rules: Arc<Rules>,
-    /// Ways to pay, in the order of `pontage.toml`.
+    /// Ways to pay a fixed amount, in the order of `pontage.toml`.
     pub rails: Vec<Arc<dyn Rail>>,
+    /// Ways to pay by the token.
+    pub tills: Vec<Arc<Till>>,
+    /// The channels in use.
+    pub channels: Arc<Channels>,
     /// Claims, receipts, journal.
     pub store: Arc<dyn Store>,
     /// Backends.
@@ -48,10 +57,29 @@ pub struct Toll {
 }
 
 impl Toll {
-    /// The rail with this name.
-    pub fn rail(&self, id: &crate::ids::RailId) -> Option<&Arc<dyn Rail>> {
+    /// The rail of fixed amounts with this name.
+    pub fn rail(&self, id: &RailId) -> Option<&Arc<dyn Rail>> {
         self.rails.iter().find(|r| r.id() == id)
     }
+
+    /// The session rail with this name, and its terms.
+    pub fn till(&self, id: &RailId) -> Option<&Arc<Till>> {
+        self.tills.iter().find(|t| t.rail.id() == id)
+    }
+
+    /// What the rail with this name says about itself, whichever kind it is.
+    pub fn way(&self, id: &RailId) -> Option<&dyn Way> {
+        let fixed = self.rail(id).map(|rail| -> &dyn Way { rail.as_ref() });
+        fixed.or_else(|| self.till(id).map(|till| -> &dyn Way { till.rail.as_ref() }))
+    }
+}
+
+/// A way to pay by the token, and the operator's terms for it.
+pub struct Till {
+    /// The rail.
+    pub rail: Arc<dyn Session>,
+    /// The terms.
+    pub terms: SessionConf,
 }
 
 /// A request that ends without a reply from a backend: why, whether money moved, and whether offers go with it.

@@ -5,7 +5,7 @@
 use super::policy::Allowed;
 use crate::claim::Terms;
 use crate::ids::{Generation, RailId};
-use crate::money::Usd;
+use crate::money::{Atoms, PerToken, Usd};
 use crate::refusal::Refusal;
 use crate::rules::plan::{Charge, Prices, Shortfall};
 use crate::tokens::{self, Vocabulary};
@@ -13,6 +13,11 @@ use crate::usage::Usage;
 
 /// Prompts above this many bytes are counted off the async threads.
 const COUNT_INLINE_BYTES: usize = 64 * 1024;
+
+/// Tokens that a chat template may add to each message beyond what is counted.
+const TEMPLATE_TOKENS: u64 = 8;
+/// Output tokens that a stream starts with, before anybody knows how fast it is: half a second at 64 a second.
+pub const FIRST_WINDOW: u64 = 32;
 
 /// The parts of a price, for `pontage quote` and for whoever doubts it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -54,8 +59,9 @@ pub async fn quote(allowed: Allowed, generation: Generation) -> Result<Quoted, R
     let charge = allowed.route.tier.charge.unwrap_or(Charge::Ceiling);
     // A flat price needs no count, and no prompt has more tokens than bytes: most requests are within the limit by their size.
     let by_size = |max| tokens::count_within(Vocabulary::Bytes, allowed.ask.prompt().texts(), 0, 0, max).is_some();
-    let template = 8u64.saturating_mul(allowed.ask.messages.saturating_add(1));
+    let template = TEMPLATE_TOKENS.saturating_mul(allowed.ask.messages.saturating_add(1));
     let counted = match (charge, limits.max_input_tokens) {
+        _ if allowed.route.by_usage => true,
         (Charge::Flat(_), None) => false,
         (Charge::Flat(_), Some(max)) => !by_size(max.saturating_sub(template)),
         _ => true,
@@ -168,9 +174,55 @@ impl Quoted {
         self.parts.prompt_usd.unwrap_or(Usd::ZERO).plus(self.parts.images_usd)?.plus(out)
     }
 
+    /// How an amount of an asset with `decimals` covers this request.
+    pub fn cover(&self, decimals: u8) -> Option<Cover> {
+        let Self { allowed, parts, .. } = self;
+        let margin =
+            allowed.model.price.input.of(TEMPLATE_TOKENS.saturating_mul(allowed.ask.messages.saturating_add(1)))?;
+        let base = parts.prompt_usd.unwrap_or(Usd::ZERO).plus(parts.images_usd)?.plus(margin)?;
+        let most = parts.max_output_tokens.checked_mul(parts.n)?;
+        Some(Cover { base, output: allowed.model.price.output, most, decimals })
+    }
+
     /// What reported usage costs at this model's prices. Cached prompt tokens at their own price.
     pub fn cost(&self, usage: &Usage) -> Option<Usd> {
         cost(&self.allowed.model.price, usage, self.parts.images_usd)
+    }
+}
+
+/// How much of one request an amount covers, where it is paid for as it is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cover {
+    /// Prompt and images, with room for a template that is longer than we think.
+    base: Usd,
+    /// One output token.
+    output: PerToken,
+    /// Most output tokens over all choices.
+    pub most: u64,
+    decimals: u8,
+}
+
+impl Cover {
+    /// What `tokens` of output need beside the prompt, rounded up once. `None` past the largest amount.
+    pub fn of(&self, tokens: u64) -> Option<Atoms> {
+        self.base.plus(self.output.of(tokens)?)?.to_atoms(self.decimals)
+    }
+
+    /// What `tokens` more of output need, rounded up.
+    pub fn window(&self, tokens: u64) -> Atoms {
+        self.output.of(tokens).and_then(|usd| usd.to_atoms(self.decimals)).unwrap_or(Atoms(u128::MAX))
+    }
+
+    /// The most output tokens that `cap` covers beside the prompt.
+    pub fn tokens(&self, cap: Atoms) -> u64 {
+        let usd = cap.to_usd(self.decimals).unwrap_or(Usd(u128::MAX));
+        self.output.affordable(usd.less(self.base)).unwrap_or(u64::MAX)
+    }
+
+    /// What a request needs to be started: all of it, or the prompt and a first window of output. At least one atom.
+    pub fn start(&self, whole: bool) -> Option<Atoms> {
+        let tokens = if whole { self.most } else { self.most.min(FIRST_WINDOW) };
+        self.of(tokens).map(|atoms| atoms.max(Atoms(1)))
     }
 }
 

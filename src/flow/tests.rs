@@ -7,6 +7,7 @@ mod faults;
 mod offers;
 mod paths;
 
+use super::channels::Channels;
 use super::loss::Losses;
 use super::pay::{self, Paid, Visit, quote_under};
 use super::price::Quoted;
@@ -339,6 +340,8 @@ fn toll(rules: &Path, inner: Arc<Embedded>, rail: &Arc<Fake>, spare: &Arc<Fake>)
     let toll = Toll {
         rules: Rules::start(rules, catalogue(), prepare, |_| ()).unwrap(),
         rails: vec![Arc::clone(rail) as Arc<dyn Rail>, Arc::clone(spare) as Arc<dyn Rail>],
+        tills: Vec::new(),
+        channels: Arc::new(Channels::new(Arc::clone(store) as Arc<dyn Store>)),
         store: Arc::clone(&store) as Arc<dyn Store>,
         pools,
         metrics: Arc::new(Metrics::new()),

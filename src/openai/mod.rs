@@ -7,11 +7,15 @@
 //! | [`prompt`] | its messages and tools: what is asked, what costs, what is counted |
 //! | [`sse`] | event streams cut into frames, byte for byte |
 //! | [`meter`] | a stream on its way through: counted, unchanged, the receipt's place kept |
+//! | `delta` | where its text stands, found without parsing |
+//! | [`cover`] | how much of it must be covered, and what waits for that |
 //! | [`usage`] | what the backend says it used |
 //! | [`receipt`] | how a receipt is written into a reply |
 //! | [`error`] | errors in OpenAI's shape, and what may pass of a backend's own |
 //! | [`models`] | the list of models with prices |
 
+pub mod cover;
+mod delta;
 pub mod error;
 pub mod meter;
 pub mod models;
@@ -22,6 +26,8 @@ pub mod sse;
 pub mod strict;
 pub mod usage;
 
+#[cfg(test)]
+mod cover_tests;
 #[cfg(test)]
 mod meter_tests;
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! Backends differ (`notes/llm.md` §2): one final figure, one per choice, a running one on every chunk, placeholders of
 //! zeros, nothing. Only their own figures are ever charged, so a figure that cannot be true counts as none.
 
+use super::delta::{Holder, finishes, text_of};
 use crate::usage::Usage;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -132,18 +133,27 @@ impl Tally {
         self.absurd = true;
     }
 
-    /// Takes the figure of one chunk. On a chunk without choices it is final, else it runs with that choice.
-    pub fn add(&mut self, usage: &RawValue, choices: &[Choice]) {
+    /// Most output tokens over all choices that a figure may say.
+    pub fn most_completion(&self) -> Option<u64> {
+        self.bounds.completion
+    }
+
+    /// Takes the figure of one chunk, and says whether it is one. On a chunk without choices it is final, else it runs with
+    /// that choice.
+    pub fn add(&mut self, usage: &RawValue, choices: &[Choice]) -> bool {
         let figure = match read_figures(usage.get()) {
             Ok(Some(figure)) => figure,
-            Ok(None) => return,
-            Err(Absurd) => return self.mark_absurd(),
+            Ok(None) => return false,
+            Err(Absurd) => {
+                self.mark_absurd();
+                return false;
+            }
         };
         let Some(choice) = choices.first() else {
             self.finals += 1;
             self.sum = merged(self.sum, figure);
             self.last = figure;
-            return;
+            return true;
         };
         if let Some((_, running)) = self.running.iter_mut().find(|(index, _)| *index == choice.index) {
             *running = figure;
@@ -151,7 +161,9 @@ impl Tally {
             self.running.push((choice.index, figure));
         } else {
             self.absurd = true;
+            return false;
         }
+        true
     }
 
     /// The figure to charge, and whether any was absurd.
@@ -231,12 +243,12 @@ pub fn read_json(body: &[u8], bounds: Bounds) -> Verdict {
         tally.add(usage, &[]);
     }
     let (usage, absurd) = tally.total();
-    let text = super::meter::text_of(body, super::meter::Holder::Message);
+    let text = text_of(body, Holder::Message, |_| {});
     Verdict {
         usage,
         reported: usage.is_some(),
         failed: reply.error.is_some(),
-        finished: super::meter::finishes(body),
+        finished: finishes(body),
         absurd,
         delivered_chunks: text.texts,
         delivered_bytes: text.bytes,

@@ -123,6 +123,7 @@ impl Desk<'_> {
             pool: pool?.value.clone(),
             price: e.price?,
             vocabulary: e.vocabulary.as_ref().map(|v| v.value.clone()).filter(|v| v != BYTES),
+            hidden_output: e.hidden_output,
         }))
     }
 
@@ -243,6 +244,10 @@ impl Desk<'_> {
             stream: e.stream,
             access: e.access?,
             accept: e.accept.iter().map(|said| said.value.clone()).collect(),
+            by_usage: e
+                .accept
+                .iter()
+                .any(|said| self.catalogue.rails.get(said.value.as_str()).is_some_and(|r| !r.fixed_amount)),
             receipt: e.receipt.clone(),
         }))
     }

@@ -97,6 +97,8 @@ pub struct Route {
     pub access: Access,
     /// Rails in order of preference.
     pub accept: Vec<RailId>,
+    /// One of them takes what was used: every request is counted.
+    pub by_usage: bool,
     /// Receipt.
     pub receipt: ReceiptForm,
 }
@@ -174,6 +176,9 @@ pub struct Model {
     pub price: Prices,
     /// How its prompts are counted: a vocabulary of the catalogue; `None` takes bytes as the bound.
     pub vocabulary: Option<String>,
+    /// It can bill output that it does not stream (reasoning): without a running usage count its streams are covered to their
+    /// ceiling from the start.
+    pub hidden_output: bool,
 }
 
 /// Prices per token.

@@ -3,6 +3,7 @@
 //! A client on an in-memory pipe, a backend on a socket that says exactly the bytes of the test.
 
 mod partings;
+mod pauses;
 
 use super::*;
 use crate::ids::PoolName;
@@ -12,6 +13,7 @@ use crate::upstream::Pools;
 use std::collections::BTreeMap;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 
 const ROOMY: usize = 1 << 20;
 const OK_JSON: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
@@ -25,6 +27,13 @@ struct Recorder {
     stop_after: Option<usize>,
     hold: bool,
     last_words: &'static str,
+    /// Hold the stream after this chunk.
+    pause_after: Option<usize>,
+    /// How each wait in a pause comes out, and what is sent with it.
+    pauses: Option<mpsc::UnboundedReceiver<(Flow, &'static str)>>,
+    hold_last: bool,
+    /// Give nothing of a chunk to the client.
+    swallow: bool,
 }
 
 #[async_trait]
@@ -54,14 +63,31 @@ impl Filter for Recorder {
             std::future::pending::<()>().await;
         }
         self.log.push(format!("chunk {}", String::from_utf8_lossy(&chunk)));
-        out.push(chunk);
+        if !self.swallow {
+            out.push(chunk);
+        }
         let seen = self.log.iter().filter(|line| line.starts_with("chunk")).count();
-        if self.stop_after == Some(seen) { Flow::Stop } else { Flow::Go }
+        match seen {
+            seen if self.stop_after == Some(seen) => Flow::Stop,
+            seen if self.pause_after == Some(seen) => Flow::Hold,
+            _ => Flow::Go,
+        }
     }
 
-    async fn finish(&mut self, ending: &Ending, out: &mut Vec<Bytes>) {
+    async fn resume(&mut self, out: &mut Vec<Bytes>) -> Flow {
+        self.log.push("resume".into());
+        let (flow, words) = match &mut self.pauses {
+            Some(pauses) => pauses.recv().await.unwrap(),
+            None => (Flow::Go, ""),
+        };
+        out.push(Bytes::from_static(words.as_bytes()));
+        flow
+    }
+
+    async fn finish(&mut self, ending: &Ending, out: &mut Vec<Bytes>) -> Flow {
         self.log.push(format!("finish {ending:?}"));
         out.push(Bytes::from_static(self.last_words.as_bytes()));
+        if self.hold_last { Flow::Hold } else { Flow::Go }
     }
 }
 
@@ -107,7 +133,7 @@ impl Bed {
     }
 
     async fn run(&mut self) -> Outcome {
-        forward(&mut self.session, &self.connector, &self.pool, &self.out, &mut self.filter).await
+        forward(&mut self.session, &self.connector, &self.pool, self.out.clone(), &mut self.filter).await
     }
 
     /// Everything the client got. Ends the session.
@@ -200,7 +226,7 @@ fn the_pump_can_run_on_any_thread() {
         let pools = Pools::default();
         let out = Outgoing::post("/", &HeaderMap::new(), Bytes::new());
         if let Some((_, pool)) = pools.iter().next() {
-            forward(session, &connector, pool, &out, filter).await;
+            forward(session, &connector, pool, out, filter).await;
         }
     });
 }

@@ -48,7 +48,9 @@ servers = ["http://127.0.0.1:8000"]
 fn catalogue() -> Catalogue {
     let ability = |health_path| ProfileAbility { spelling: Spelling::MaxTokens, continuous_usage: false, health_path };
     Catalogue {
-        rails: [(RailId::from("tempo/charge"), RailAbility { fixed_amount: true, decimals: 6 })].into(),
+        rails: [("tempo/charge", true), ("tempo/session", false)]
+            .map(|(id, fixed_amount)| (RailId::from(id), RailAbility { fixed_amount, decimals: 6 }))
+            .into(),
         profiles: [("vllm", ability(Some("/health"))), ("ollama", ability(None))].into(),
         vocabularies: vec!["o200k", "bytes"],
     }
@@ -104,13 +106,14 @@ fn every_single_mistake_is_named_with_its_file_line_and_key() {
     #[rustfmt::skip]
     let rows: &[(&str, &str, &str, &str)] = &[
         // file, from, to, the one mistake
-        ("models.toml", "aliases", "alias", "3: model.\"openai/gpt-oss-120b\".alias: unknown key; known here: aliases, pool, price, upstream, vocabulary"),
+        ("models.toml", "aliases", "alias", "3: model.\"openai/gpt-oss-120b\".alias: unknown key; known here: aliases, hidden_output, pool, price, upstream, vocabulary"),
         ("models.toml", "\"0.15\"", "0.15", "6: model.\"openai/gpt-oss-120b\".price.input: amounts are text, so that they stay exact: write \"0.15\""),
         ("models.toml", "\"0.15\"", "\"-1\"", "6: model.\"openai/gpt-oss-120b\".price.input: \"-1\" is not a plain decimal number such as \"0.02\""),
         ("models.toml", "\"0.15\"", "\"0.0000000000001\"", "6: model.\"openai/gpt-oss-120b\".price.input: \"0.0000000000001\" has more decimal places than can be kept exactly"),
         ("models.toml", ", output = \"0.60\"", "", "6: model.\"openai/gpt-oss-120b\".price: `output` is missing"),
         ("models.toml", "vocabulary = \"o200k\"", "price_as = \"gpt\"", "7: model.\"openai/gpt-oss-120b\".price_as: is not in this build: write price = { input = \"…\", output = \"…\" }"),
         ("models.toml", "\"o200k\"", "\"o300k\"", "7: model.\"openai/gpt-oss-120b\".vocabulary: \"o300k\" is not a vocabulary of this build: o200k, bytes"),
+        ("models.toml", "vocabulary = \"o200k\"", "hidden_output = \"yes\"", "7: model.\"openai/gpt-oss-120b\".hidden_output: must be true or false, not text"),
         ("models.toml", "pool = \"gpt-oss\"", "pool = \"gpt\"", "5: model.\"openai/gpt-oss-120b\".pool: \"gpt\" is not in pools.toml"),
         ("models.toml", "[\"gpt-oss-120b\"]", "[\"openai/tiny\"]", "3: model.\"openai/gpt-oss-120b\".aliases[0]: \"openai/tiny\" already means \"openai/tiny\""),
         ("models.toml", "[\"gpt-oss-120b\"]", "[\"a\", \"a\"]", "3: model.\"openai/gpt-oss-120b\".aliases[1]: \"a\" already means \"openai/gpt-oss-120b\""),
@@ -146,7 +149,7 @@ fn every_single_mistake_is_named_with_its_file_line_and_key() {
         ("routes.toml", "/v1/models", "/v1/chat/completions", "10: route[1].path: \"/v1/chat/completions\" is a route already (line 3)"),
         ("routes.toml", "\"chat\"", "\"embeddings\"", "4: route[0].surface: \"embeddings\" is not \"chat\" or \"models\""),
         ("routes.toml", "tier = \"standard\"", "tier = \"gold\"", "5: route[0].tier: \"gold\" is not in tiers.toml"),
-        ("routes.toml", "accept = [\"tempo/charge\"]", "accept = [\"base/exact\"]", "6: route[0].accept[0]: \"base/exact\" is not a rail of pontage.toml: tempo/charge"),
+        ("routes.toml", "accept = [\"tempo/charge\"]", "accept = [\"base/exact\"]", "6: route[0].accept[0]: \"base/exact\" is not a rail of pontage.toml: tempo/charge, tempo/session"),
         ("routes.toml", "[\"tempo/charge\"]", "[\"tempo/charge\", \"tempo/charge\"]", "6: route[0].accept[1]: \"tempo/charge\" is in this list twice"),
         ("routes.toml", "accept = [\"tempo/charge\"]\n", "", &format!("2: route[0]: {paid}")),
         ("routes.toml", "[\"tempo/charge\"]", "[]", &format!("2: route[0]: {paid}")),
@@ -194,6 +197,47 @@ fn a_fixed_amount_rail_cannot_be_accepted_without_a_price_for_it() {
 }
 
 #[test]
+fn a_rail_that_takes_what_was_used_needs_no_price_in_advance_and_stands_beside_one_that_does() {
+    let both = good("routes.toml", "[\"tempo/charge\"]", "[\"tempo/session\", \"tempo/charge\"]");
+    let accept = |plan: &Plan| -> Vec<String> {
+        plan.route("/v1/chat/completions").unwrap().accept.iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(accept(&both), ["tempo/session", "tempo/charge"], "in the order of preference");
+
+    let rules = |tiers: &str, routes: &str| {
+        let files =
+            Files::of([("models.toml", MODELS), ("tiers.toml", tiers), ("routes.toml", routes), ("pools.toml", POOLS)]);
+        check(&files, &catalogue()).map_err(|mistakes| mistakes.iter().map(Mistake::to_string).collect::<Vec<_>>())
+    };
+    let unpriced = TIERS.replace("charge = { flat = \"0.02\" }\n", "");
+    let session =
+        ROUTES.replace("[\"tempo/charge\"]", "[\"tempo/session\"]").replace("receipt", "stream = \"force\"\nreceipt");
+    let plan = rules(&unpriced, &session).unwrap();
+    let route = plan.route("/v1/chat/completions").unwrap();
+    assert_eq!(
+        (accept(&plan), route.stream, route.tier.charge),
+        (vec!["tempo/session".into()], StreamRule::Force, None)
+    );
+    let free = unpriced.replace("openai/gpt-oss-120b", "openai/tiny");
+    assert!(
+        rules(&free, &session).is_ok(),
+        "a model that costs nothing can be sold by usage: each call holds one atom"
+    );
+
+    let mixed = ROUTES.replace("[\"tempo/charge\"]", "[\"tempo/session\", \"tempo/charge\"]");
+    let why = "\"tempo/charge\" has a fixed amount, and tier.standard does not say `charge`";
+    assert_eq!(rules(&unpriced, &mixed).unwrap_err(), [format!("routes.toml:6: route[0].accept[1]: {why}")]);
+}
+
+#[test]
+fn a_model_that_bills_output_it_does_not_show_says_so() {
+    let hides =
+        |to: &str| good("models.toml", "vocabulary = \"o200k\"", to).resolve("gpt-oss-120b").unwrap().hidden_output;
+    assert!(!hides(""), "not said: it does not");
+    assert!(hides("hidden_output = true") && !hides("hidden_output = false"));
+}
+
+#[test]
 fn all_mistakes_of_all_files_come_at_once_and_none_accuses_another_file_falsely() {
     let files = Files::of([
         (
@@ -216,7 +260,7 @@ fn all_mistakes_of_all_files_come_at_once_and_none_accuses_another_file_falsely(
         "models.toml:2: model.a.upstream: must be text in quotes, not a whole number".to_owned(),
         "models.toml:4: model.a.price.input: amounts are text, so that they stay exact: write \"1\"".to_owned(),
         "models.toml:4: model.a.price.output: \"x\" is not a plain decimal number such as \"0.02\"".to_owned(),
-        "models.toml:5: model.a.colour: unknown key; known here: aliases, pool, price, upstream, vocabulary".to_owned(),
+        "models.toml:5: model.a.colour: unknown key; known here: aliases, hidden_output, pool, price, upstream, vocabulary".to_owned(),
         "routes.toml:2: route[0].path: \"/x/\" ends in /".to_owned(),
         "routes.toml:6: route[1]: `surface` is missing".to_owned(),
         format!("routes.toml:6: route[1]: {paid}"),

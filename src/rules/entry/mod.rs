@@ -45,6 +45,8 @@ pub struct ModelEntry {
     pub price: Option<Prices>,
     /// Vocabulary; absent: bytes.
     pub vocabulary: Option<Said<String>>,
+    /// Bills output that it does not stream; absent: no.
+    pub hidden_output: bool,
 }
 
 /// Reads all files and collects what is wrong in each.
@@ -98,6 +100,7 @@ fn model<'p>(name: &'p str, at: &Value<'p>, s: Section<'p>) -> ModelEntry {
         pool,
         price: s.need("price").and_then(|v| prices(&v.section()?)),
         vocabulary: s.take("vocabulary").and_then(|v| Some(v.said(v.text()?.to_owned()))),
+        hidden_output: s.take("hidden_output").and_then(|v| v.flag()).unwrap_or(false),
     }
 }
 

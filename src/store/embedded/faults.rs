@@ -20,13 +20,12 @@ fn sale(key: &str) -> [Write; 3] {
     let paid = claimed.apply(Op::Pay { by: by() }, at).unwrap();
     let delivered = paid.apply(Op::Deliver { by: by(), receipt: id.clone() }, at).unwrap();
     let reference = claimed.reference.clone();
-    let write =
-        |claim, entry| Write {
-            claim: Some(claim),
-            journal: vec![entry],
-            tally: vec![("lines".to_owned(), 0, Usd(1))],
-            ..Write::default()
-        };
+    let write = |claim, entry| Write {
+        claim: Some(claim),
+        journal: vec![entry],
+        tally: vec![("lines".to_owned(), 0, Usd(1))],
+        ..Write::default()
+    };
     [
         write(
             claimed.clone(),

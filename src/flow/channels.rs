@@ -1,0 +1,477 @@
+//! Channels in use by this gate: who may change one, and who hears of it.
+//!
+//! Every change of a channel goes through one task of its own while the channel is in use. Changes that wait together become one
+//! swap of the record, so that many streams of one channel never race each other; another gate's change is noticed by the revision,
+//! and the change is applied anew to what is there now. The rules themselves are in [`crate::channel`].
+
+use crate::channel::{Channel, ChannelId, Denied, Effect, Lease, Op};
+use crate::clock::UnixSeconds;
+use crate::ids;
+use crate::journal::{Entry, Receipt};
+use crate::money::{Atoms, Usd};
+use crate::store::{Store, StoreError, Swap, Write};
+use crate::usage::UsageSource;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+/// Changes in one swap. Fewer than a record remembers by name.
+const BATCH: usize = 16;
+/// Changes that may wait for one channel; more is a flood.
+const QUEUE: usize = 256;
+/// How often a swap is tried again when other gates are faster.
+const ATTEMPTS: u32 = 5;
+/// A channel that nobody uses for so long is forgotten here.
+const IDLE: Duration = Duration::from_secs(30);
+/// How often a waiting stream looks by itself, where changes may come from another gate.
+const POLL: Duration = Duration::from_millis(250);
+
+/// One change and the lines it leaves in the journal when it is made.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// The change.
+    pub op: Op,
+    /// Beside those that every such change leaves.
+    pub journal: Vec<Entry>,
+}
+
+impl From<Op> for Step {
+    fn from(op: Op) -> Self {
+        Self { op, journal: Vec::new() }
+    }
+}
+
+/// What came of some steps.
+#[derive(Clone, Debug)]
+pub struct Applied {
+    /// The record after them, durable.
+    pub channel: Arc<Channel>,
+    /// One for each step, in order. A step that was denied changed nothing; the others stand.
+    pub effects: Vec<Result<Effect, Denied>>,
+}
+
+/// Why steps could not be tried.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// There is no such channel.
+    Unknown,
+    /// The store cannot answer, or nobody knows whether it wrote.
+    Store(StoreError),
+    /// Other gates were faster, again and again.
+    Contended,
+}
+
+/// What this process knows of a channel beside its record.
+pub struct Live {
+    seen: watch::Sender<Option<Arc<Channel>>>,
+    /// When the chain was last asked about it, successfully.
+    read_at: AtomicU64,
+    /// When the chain was last asked at all.
+    asked_chain_at: AtomicU64,
+    /// A voucher that was asked for and has not come: up to which amount, and by which stream.
+    asked: Mutex<Option<(Atoms, String)>>,
+    /// Vouchers taken in the running second.
+    pace: Mutex<(u64, u32)>,
+}
+
+impl Default for Live {
+    fn default() -> Self {
+        Self {
+            seen: watch::Sender::new(None),
+            read_at: AtomicU64::new(0),
+            asked_chain_at: AtomicU64::new(0),
+            asked: Mutex::new(None),
+            pace: Mutex::new((0, 0)),
+        }
+    }
+}
+
+impl Live {
+    /// The newest record seen here.
+    pub fn channel(&self) -> Option<Arc<Channel>> {
+        self.seen.borrow().clone()
+    }
+
+    /// Whether the chain was read in the last `seconds`.
+    pub fn is_fresh(&self, now: UnixSeconds, seconds: u64) -> bool {
+        now.0 < self.read_at.load(Ordering::Relaxed).saturating_add(seconds)
+    }
+
+    /// The chain was read.
+    pub fn was_read(&self, now: UnixSeconds) {
+        self.read_at.fetch_max(now.0, Ordering::Relaxed);
+    }
+
+    /// Whether the chain may be asked about this channel now: at most once in five seconds, whoever wants it.
+    pub fn may_ask_chain(&self, now: UnixSeconds) -> bool {
+        let last = self.asked_chain_at.load(Ordering::Relaxed);
+        now.0 >= last.saturating_add(5)
+            && self.asked_chain_at.compare_exchange(last, now.0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// Whether `stream` is the one to ask the payer for a voucher of `amount`: one question per channel is open at a time.
+    pub fn may_ask_payer(&self, stream: &str, amount: Atoms, accepted: Atoms) -> bool {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*asked {
+            Some((open, by)) if *open > accepted && (*open >= amount || by != stream) => false,
+            _ => {
+                *asked = Some((amount, stream.to_owned()));
+                true
+            }
+        }
+    }
+
+    /// A stream ends: its question is nobody's any more.
+    pub fn stop_asking(&self, stream: &str) {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if asked.as_ref().is_some_and(|(_, by)| by == stream) {
+            *asked = None;
+        }
+    }
+
+    /// Counts a voucher; `false` when there were `most` in this second.
+    pub fn admit_voucher(&self, now: UnixSeconds, most: u32) -> bool {
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        if pace.0 != now.0 {
+            *pace = (now.0, 0);
+        }
+        pace.1 = pace.1.saturating_add(1);
+        pace.1 <= most
+    }
+}
+
+struct Job {
+    steps: Vec<Step>,
+    /// Read the record from the store, whatever is remembered.
+    again: bool,
+    reply: oneshot::Sender<Result<Applied, Trouble>>,
+}
+
+struct Desk {
+    queue: mpsc::Sender<Job>,
+    live: Arc<Live>,
+}
+
+/// The channels this gate works with.
+pub struct Channels {
+    store: Arc<dyn Store>,
+    desks: Arc<Mutex<HashMap<ChannelId, Desk>>>,
+}
+
+impl Channels {
+    /// Over one store. Where other gates share it, their changes are listened to from here on.
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        Self { store, desks: Arc::default() }
+    }
+
+    /// Listens to other gates, where there can be any. Run it in the background.
+    pub async fn listen(self: Arc<Self>) {
+        let Some(mut changes) = self.store.changes() else { return };
+        loop {
+            match changes.recv().await {
+                Ok(id) => {
+                    let known = self.desks.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&id);
+                    if known {
+                        let own = Arc::clone(&self);
+                        tokio::spawn(async move { own.refresh(&id).await });
+                    }
+                }
+                // Missed ones are found by the poll.
+                Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
+                Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+            }
+        }
+    }
+
+    /// Writes down a new channel. `Ok(Err(…))`: there is one with this id, and this is it.
+    pub async fn create(
+        &self,
+        channel: Channel,
+        now: UnixSeconds,
+    ) -> Result<Result<Arc<Channel>, Arc<Channel>>, Trouble> {
+        let mut journal = vec![Entry::Channel {
+            channel: channel.id.clone(),
+            rail: channel.rail.clone(),
+            payer: channel.descriptor.payer.clone(),
+            deposit: channel.view.deposit,
+            at: now,
+        }];
+        journal.extend(channel.highest().map(|v| Entry::Voucher {
+            channel: channel.id.clone(),
+            amount: v.amount,
+            signature: v.signature.clone(),
+            at: now,
+        }));
+        journal.extend(channel.payers_tx.as_ref().map(|intent| Entry::Intent {
+            channel: channel.id.clone(),
+            act: intent.act.clone(),
+            tx: intent.tx.clone(),
+            at: now,
+        }));
+        let write = Write { channel: Some(channel.clone()), journal, ..Write::default() };
+        match self.store.commit(write).await.map_err(Trouble::Store)? {
+            Swap::Done => Ok(Ok(Arc::new(channel))),
+            Swap::Overtaken(other) => match *other {
+                Some(other) => Ok(Err(Arc::new(other))),
+                None => Err(Trouble::Contended),
+            },
+            Swap::Lost(_) => Err(Trouble::Contended),
+        }
+    }
+
+    /// The record as it is now.
+    pub async fn read(&self, id: &ChannelId) -> Result<Option<Arc<Channel>>, StoreError> {
+        Ok(self.store.channel(id).await?.map(Arc::new))
+    }
+
+    /// What is known here beside the record. While the answer is held, the channel stays known.
+    pub fn live(&self, id: &ChannelId) -> Arc<Live> {
+        Arc::clone(&self.desk(id).1)
+    }
+
+    /// Makes some changes in one swap. Those that are denied leave the others standing.
+    pub async fn apply(&self, id: &ChannelId, steps: Vec<Step>) -> Result<Applied, Trouble> {
+        self.send(id, steps, false).await
+    }
+
+    /// Makes one change: the record after it and what it did, or why not.
+    pub async fn one(
+        &self,
+        id: &ChannelId,
+        step: impl Into<Step>,
+    ) -> Result<(Arc<Channel>, Result<Effect, Denied>), Trouble> {
+        let mut applied = self.apply(id, vec![step.into()]).await?;
+        let effect = applied.effects.pop().unwrap_or(Ok(Effect::Nothing));
+        Ok((applied.channel, effect))
+    }
+
+    /// Reads the record again, so that those who wait hear of other gates' changes.
+    pub async fn refresh(&self, id: &ChannelId) {
+        // A store that cannot answer is tried again by whoever waits.
+        let _ = self.send(id, Vec::new(), true).await;
+    }
+
+    /// Waits until the channel is as `wanted`, at most until `deadline`; the record then, or the last one seen.
+    pub async fn wait(
+        &self,
+        live: &Live,
+        id: &ChannelId,
+        deadline: Instant,
+        wanted: impl Fn(&Channel) -> bool,
+    ) -> Result<Arc<Channel>, Option<Arc<Channel>>> {
+        let mut seen = live.seen.subscribe();
+        let shared = self.store.changes().is_some();
+        loop {
+            let now = seen.borrow_and_update().clone();
+            match now {
+                Some(channel) if wanted(&channel) => return Ok(channel),
+                last if Instant::now() >= deadline => return Err(last),
+                _ => {}
+            }
+            let poll = if shared { Instant::now() + POLL } else { deadline };
+            tokio::select! {
+                changed = seen.changed() => if changed.is_err() { return Err(live.channel()) },
+                () = tokio::time::sleep_until(poll.min(deadline)) => if shared { self.refresh(id).await },
+            }
+        }
+    }
+
+    async fn send(&self, id: &ChannelId, mut steps: Vec<Step>, again: bool) -> Result<Applied, Trouble> {
+        loop {
+            let (queue, live) = self.desk(id);
+            let (reply, answer) = oneshot::channel();
+            match queue.send(Job { steps, again, reply }).await {
+                Ok(()) => {
+                    let broke = || Trouble::Store(StoreError("a channel's own task broke off".to_owned()));
+                    let answer = answer.await.unwrap_or_else(|_| Err(broke()));
+                    drop(live);
+                    return answer;
+                }
+                // Its task was just leaving; the next one takes over.
+                Err(mpsc::error::SendError(job)) => steps = job.steps,
+            }
+        }
+    }
+
+    fn desk(&self, id: &ChannelId) -> (mpsc::Sender<Job>, Arc<Live>) {
+        let mut desks = self.desks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(desk) = desks.get(id).filter(|desk| !desk.queue.is_closed()) {
+            return (desk.queue.clone(), Arc::clone(&desk.live));
+        }
+        let (queue, jobs) = mpsc::channel(QUEUE);
+        let live = Arc::new(Live::default());
+        let clerk = Clerk { store: Arc::clone(&self.store), id: id.clone(), live: Arc::clone(&live), record: None };
+        tokio::spawn(clerk.work(jobs, Arc::clone(&self.desks)));
+        desks.insert(id.clone(), Desk { queue: queue.clone(), live: Arc::clone(&live) });
+        (queue, live)
+    }
+}
+
+/// The task of one channel.
+struct Clerk {
+    store: Arc<dyn Store>,
+    id: ChannelId,
+    live: Arc<Live>,
+    /// As last written or read by this task.
+    record: Option<Arc<Channel>>,
+}
+
+impl Clerk {
+    async fn work(mut self, mut jobs: mpsc::Receiver<Job>, desks: Arc<Mutex<HashMap<ChannelId, Desk>>>) {
+        loop {
+            match tokio::time::timeout(IDLE, jobs.recv()).await {
+                Ok(Some(job)) => self.batch(job, &mut jobs).await,
+                Ok(None) => return,
+                Err(_) => {
+                    let mut desks = desks.lock().unwrap_or_else(PoisonError::into_inner);
+                    // One is ours and one the desk's: nobody else looks at this channel.
+                    if Arc::strong_count(&self.live) == 2 && jobs.is_empty() {
+                        desks.remove(&self.id);
+                        jobs.close();
+                    }
+                }
+            }
+        }
+    }
+
+    async fn batch(&mut self, first: Job, jobs: &mut mpsc::Receiver<Job>) {
+        let mut batch = vec![first];
+        let mut steps = batch.iter().map(|job| job.steps.len()).sum::<usize>();
+        while steps < BATCH
+            && let Ok(job) = jobs.try_recv()
+        {
+            steps += job.steps.len();
+            batch.push(job);
+        }
+        if batch.iter().any(|job| job.again) {
+            self.record = None;
+        }
+        let counts: Vec<usize> = batch.iter().map(|job| job.steps.len()).collect();
+        let mut named = Vec::with_capacity(steps);
+        for job in &mut batch {
+            named.extend(job.steps.drain(..).map(|step| (ids::nonce(), step)));
+        }
+        match self.swap(&named).await {
+            Ok((channel, effects)) => {
+                self.record = Some(Arc::clone(&channel));
+                self.live.seen.send_replace(Some(Arc::clone(&channel)));
+                let mut effects = effects.into_iter();
+                for (job, count) in batch.into_iter().zip(counts) {
+                    let effects = effects.by_ref().take(count).collect();
+                    // A caller that went away has no use for the answer.
+                    let _ = job.reply.send(Ok(Applied { channel: Arc::clone(&channel), effects }));
+                }
+            }
+            Err(trouble) => {
+                self.record = None;
+                for job in batch {
+                    let _ = job.reply.send(Err(trouble.clone()));
+                }
+            }
+        }
+    }
+
+    async fn swap(&mut self, steps: &[(String, Step)]) -> Result<(Arc<Channel>, Vec<Result<Effect, Denied>>), Trouble> {
+        for attempt in 0..ATTEMPTS {
+            let base = match self.record.take() {
+                Some(record) => record,
+                None => {
+                    let found = self.store.channel(&self.id).await.map_err(Trouble::Store)?;
+                    Arc::new(found.ok_or(Trouble::Unknown)?)
+                }
+            };
+            let now = UnixSeconds::now();
+            let mut next = (*base).clone();
+            let mut journal = Vec::new();
+            let mut effects = Vec::with_capacity(steps.len());
+            for (name, step) in steps {
+                match next.apply(name, step.op.clone(), now) {
+                    Ok((after, effect)) => {
+                        if after.revision != next.revision {
+                            lines(&next, &after, step, &effect, now, &mut journal);
+                            next = after;
+                        }
+                        effects.push(Ok(effect));
+                    }
+                    Err(denied) => effects.push(Err(denied)),
+                }
+            }
+            if next.revision == base.revision {
+                return Ok((base, effects));
+            }
+            // Several changes are one swap.
+            next.revision = base.revision.saturating_add(1);
+            let write = Write { channel: Some(next.clone()), journal, ..Write::default() };
+            match self.store.commit(write).await.map_err(Trouble::Store)? {
+                Swap::Done => return Ok((Arc::new(next), effects)),
+                Swap::Overtaken(other) => match *other {
+                    Some(other) => self.record = Some(Arc::new(other)),
+                    None => return Err(Trouble::Unknown),
+                },
+                Swap::Lost(_) => return Err(Trouble::Contended),
+            }
+            // Not all of those who lost must come back in the same instant.
+            let jitter = u64::from(ids::nonce().as_bytes().last().copied().unwrap_or(0) % 8);
+            tokio::time::sleep(Duration::from_millis(u64::from(attempt) * 2 + jitter)).await;
+        }
+        Err(Trouble::Contended)
+    }
+}
+
+/// The lines that a change leaves in the journal.
+fn lines(before: &Channel, after: &Channel, step: &Step, effect: &Effect, now: UnixSeconds, journal: &mut Vec<Entry>) {
+    let channel = || after.id.clone();
+    if let Some(voucher) = after.highest().filter(|v| before.highest() != Some(*v)) {
+        let (amount, signature) = (voucher.amount, voucher.signature.clone());
+        journal.push(Entry::Voucher { channel: channel(), amount, signature, at: now });
+    }
+    match &step.op {
+        Op::Intend { intent } => {
+            journal.push(Entry::Intent { channel: channel(), act: intent.act.clone(), tx: intent.tx.clone(), at: now });
+        }
+        Op::Landed { tx, .. } => {
+            journal.push(Entry::Outcome { channel: channel(), tx: tx.clone(), landed: true, at: now });
+        }
+        Op::Dropped { tx } => {
+            journal.push(Entry::Outcome { channel: channel(), tx: tx.clone(), landed: false, at: now });
+        }
+        _ => {}
+    }
+    journal.extend(step.journal.iter().cloned());
+    if let Effect::Orphaned(ended) = effect {
+        let sold = ended.iter().filter(|(_, _, charge)| *charge > Atoms(0));
+        journal.extend(sold.map(|(_, lease, charge)| Entry::Receipt(Box::new(orphan(after, lease, *charge, now)))));
+    }
+    if after.is_over() && !before.is_over() {
+        let (spent, settled) = (after.spent(), after.view.settled);
+        journal.push(Entry::Closed { channel: channel(), spent, settled, at: now });
+    }
+}
+
+/// The receipt of a lease whose gate died with it: what was reported before, and no more is known.
+fn orphan(channel: &Channel, lease: &Lease, charge: Atoms, now: UnixSeconds) -> Receipt {
+    let bought = lease.purchase.clone();
+    Receipt {
+        id: bought.receipt,
+        request: bought.request,
+        at: now,
+        route: bought.route,
+        tier: bought.tier,
+        model: bought.model,
+        pool: bought.pool,
+        rail: channel.rail.clone(),
+        generation: bought.generation,
+        charged: charge,
+        decimals: channel.decimals,
+        charged_usd: charge.to_usd(channel.decimals).unwrap_or(Usd::ZERO),
+        actual_usd: None,
+        usage: None,
+        usage_source: Some(UsageSource::Counted),
+        reference: channel.id.0.clone(),
+        payer: Some(channel.descriptor.payer.clone()),
+        complete: false,
+    }
+}

@@ -1,0 +1,145 @@
+//! How much output a stream has shown, counted while it runs, and the frames that wait until that much is covered.
+//!
+//! For cover only, never for price: the count may be too high by the whole text (bytes stand in for tokens) and is then
+//! bounded by what was asked, so whoever covers the ceiling of the request covers any of its streams.
+
+use super::delta::{Delivered, Said};
+use bytes::Bytes;
+use std::collections::VecDeque;
+use std::ops::Range;
+
+/// Longer texts are counted by their bytes: the slowest of them at 7 MB/s would hold up other streams (`tokens.rs`).
+const LONG_TEXT: usize = 64 * 1024;
+
+/// How the output of a stream is counted where the backend does not say it on every chunk.
+#[derive(Clone, Copy, Debug)]
+pub enum Cover {
+    /// UTF-8 bytes of the text: a bound for any model.
+    Bytes,
+    /// Tokens of one text, by a vocabulary. It is called for every delta and should neither allocate nor wait.
+    Tokens(fn(&str) -> u64),
+}
+
+/// The cover count of one stream, in output tokens over all choices. It never falls.
+#[derive(Debug)]
+pub(super) struct Count {
+    cover: Cover,
+    /// Most tokens that can be produced.
+    most: u64,
+    /// Newest figure of the backend.
+    reported: u64,
+    /// Counted deltas since.
+    since: u64,
+    highest: u64,
+    scratch: String,
+}
+
+impl Count {
+    pub fn new(cover: Cover, most: Option<u64>) -> Self {
+        let most = most.unwrap_or(u64::MAX);
+        Self { cover, most, reported: 0, since: 0, highest: 0, scratch: String::new() }
+    }
+
+    /// A piece of generated text went by.
+    pub fn said(&mut self, said: Said<'_>) {
+        let tokens = match self.cover {
+            Cover::Tokens(count) if said.bytes <= LONG_TEXT as u64 => {
+                said.text(&mut self.scratch).map_or(said.bytes, count)
+            }
+            Cover::Tokens(_) | Cover::Bytes => said.bytes,
+        };
+        self.since = self.since.saturating_add(tokens);
+    }
+
+    /// The backend says what it has produced so far, the chunk that says it included. A figure that does not grow says
+    /// nothing: some backends repeat the prompt's with no output until the end.
+    pub fn reported(&mut self, tokens: u64) {
+        if tokens > self.reported {
+            (self.reported, self.since) = (tokens, 0);
+        }
+    }
+
+    /// The count after everything that went by.
+    pub fn now(&mut self) -> u64 {
+        self.highest = self.highest.max(self.reported.saturating_add(self.since).min(self.most));
+        self.highest
+    }
+}
+
+/// A part of one read.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Piece {
+    pub read: Bytes,
+    pub range: Range<usize>,
+}
+
+/// Joins pieces that lie side by side in one read, so that they leave in one write.
+#[derive(Debug, Default)]
+pub(super) struct Joined(Piece);
+
+impl Joined {
+    pub fn push(&mut self, read: &Bytes, range: Range<usize>, out: &mut Vec<Bytes>) {
+        let Self(run) = self;
+        let same = (run.read.as_ptr(), run.read.len()) == (read.as_ptr(), read.len());
+        if same && run.range.end == range.start {
+            run.range.end = range.end;
+        } else {
+            self.flush(out);
+            self.0 = Piece { read: read.clone(), range };
+        }
+    }
+
+    pub fn flush(&mut self, out: &mut Vec<Bytes>) {
+        let Piece { read, range } = std::mem::take(&mut self.0);
+        if !range.is_empty() {
+            out.push(read.slice(range));
+        }
+    }
+}
+
+/// A frame that waits.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub piece: Piece,
+    /// The cover count after it.
+    pub count: u64,
+    /// Text in it.
+    pub text: Delivered,
+}
+
+/// Frames that wait, in the order in which they came.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    frames: VecDeque<Waiting>,
+    /// Text in all of them.
+    pub text: Delivered,
+    /// Bytes of all of them.
+    pub bytes: usize,
+}
+
+impl Queue {
+    pub fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    pub fn push(&mut self, frame: Waiting) {
+        self.text.texts += frame.text.texts;
+        self.text.bytes += frame.text.bytes;
+        self.bytes += frame.piece.range.len();
+        self.frames.push_back(frame);
+    }
+
+    /// The next frame, when `covered` is enough for it or it has nothing that needs cover.
+    pub fn pop(&mut self, covered: u64) -> Option<Waiting> {
+        let frame = self.frames.pop_front_if(|frame| frame.count <= covered)?;
+        self.text.texts -= frame.text.texts;
+        self.text.bytes -= frame.text.bytes;
+        self.bytes -= frame.piece.range.len();
+        Some(frame)
+    }
+
+    /// What the first frame with text needs.
+    pub fn next(&self) -> Option<u64> {
+        self.frames.iter().find(|frame| frame.text.texts > 0).map(|frame| frame.count)
+    }
+}

@@ -1,0 +1,204 @@
+//! What leaves a stream under cover, and when.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use super::cover::Cover;
+use super::meter::Meter;
+use super::sse::{DEFAULT_CARRY, TooLong};
+use super::usage::Bounds;
+use bytes::Bytes;
+use proptest::prelude::*;
+
+const BOUNDS: Bounds = Bounds { choices: 1, completion: Some(100) };
+const DONE: &str = "data: [DONE]\n\n";
+
+/// A token for every word.
+const WORDS: Cover = Cover::Tokens(|text| text.split_whitespace().count() as u64);
+
+fn text(text: &str) -> String {
+    format!("data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{text}\"}}}}]}}\n\n")
+}
+
+/// A chunk with a running figure.
+fn running(text: &str, completion: u64) -> String {
+    format!(
+        "data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{text}\"}}}}],\"usage\":{{\"prompt_tokens\":5,\"completion_tokens\":{completion}}}}}\n\n"
+    )
+}
+
+fn last(completion: u64) -> String {
+    format!("data: {{\"choices\":[],\"usage\":{{\"prompt_tokens\":5,\"completion_tokens\":{completion}}}}}\n\n")
+}
+
+fn meter(cover: Cover) -> Meter {
+    Meter::new(true, BOUNDS).with_cover(cover)
+}
+
+/// What `covered` lets out of this read.
+fn feed(meter: &mut Meter, read: &str, covered: u64) -> String {
+    let mut out = Vec::new();
+    meter.feed_covered(Bytes::copy_from_slice(read.as_bytes()), covered, &mut out).unwrap();
+    String::from_utf8(out.concat()).unwrap()
+}
+
+fn release(meter: &mut Meter, covered: u64) -> String {
+    let mut out = Vec::new();
+    meter.release(covered, &mut out);
+    String::from_utf8(out.concat()).unwrap()
+}
+
+#[test]
+fn only_text_that_is_covered_leaves_and_nothing_overtakes_what_waits() {
+    let (a, b, ping) = (text("a"), text("b c"), ": ping\n\n");
+    let role = text("");
+    for (read, covered, leaves, waiting, counted, seen, why) in [
+        (format!("{a}{a}"), 2, format!("{a}{a}"), None, 2, 2, "exactly covered"),
+        (format!("{a}{a}"), 1, a.clone(), Some(2), 1, 2, "the second is not"),
+        (format!("{a}{b}{a}"), 2, a.clone(), Some(3), 1, 4, "a frame is let out whole or not at all"),
+        (format!("{role}{ping}{a}"), 0, format!("{role}{ping}"), Some(1), 0, 1, "what has no text needs no cover"),
+        (format!("{a}{ping}{role}"), 0, String::new(), Some(1), 0, 1, "but never overtakes"),
+        (format!("{a}{ping}"), 1, format!("{a}{ping}"), None, 1, 1, "and waits for nothing of its own"),
+        (text(""), 0, text(""), None, 0, 0, "nothing said, nothing to cover"),
+    ] {
+        let mut meter = meter(WORDS);
+        assert_eq!(feed(&mut meter, &read, covered), leaves, "{why}");
+        assert_eq!((meter.waiting(), meter.counted(), meter.seen()), (waiting, counted, seen), "{why}");
+        assert_eq!(leaves.clone() + &release(&mut meter, u64::MAX), read, "{why}: the rest, in order");
+        assert_eq!((meter.waiting(), meter.counted()), (None, seen), "{why}");
+    }
+}
+
+#[test]
+fn more_cover_lets_out_as_much_as_it_covers_in_one_piece() {
+    let (a, b) = (text("a"), text("b c"));
+    let mut meter = meter(WORDS);
+    assert_eq!(feed(&mut meter, &format!("{a}{a}{b}{a}: ping\n\n"), 0), "");
+    assert_eq!(release(&mut meter, 0), "");
+    let mut out = Vec::new();
+    meter.release(3, &mut out);
+    assert_eq!(out, [format!("{a}{a}")], "one write, and no half of what takes two tokens");
+    assert_eq!((meter.waiting(), meter.counted()), (Some(4), 2));
+    assert_eq!(feed(&mut meter, &b, 5), format!("{b}{a}: ping\n\n"), "what waits goes before what comes");
+    assert_eq!((meter.waiting(), meter.counted(), meter.seen()), (Some(7), 5, 7));
+}
+
+#[test]
+fn the_backends_own_figure_replaces_what_was_counted_before_it() {
+    for (cover, stream, seen, why) in [
+        (Cover::Bytes, format!("{}{}", text("abcd"), text("é")), 6, "bytes of the text, no figure"),
+        (Cover::Bytes, text(r"a\u00e9\n"), 4, "escaped text counts as what it stands for"),
+        (WORDS, text(r"a\nb\u0020c"), 3, "and so do its tokens"),
+        (WORDS, format!("{}{}", running("a", 1), running("b", 9)), 9, "tokens that were never shown count"),
+        (WORDS, format!("{}{}", running("a b c", 7), text("d e")), 9, "figure, and what came since"),
+        (WORDS, format!("{}{}", text("a b c"), running("d", 2)), 3, "it never falls"),
+        (WORDS, format!("{}{}{}", text("a b c"), running("d", 2), text("e f")), 4, "but goes on from the figure"),
+        (WORDS, format!("{}{}", text("a"), last(40)), 40, "the final figure counts"),
+        (WORDS, format!("{}{}", text("a"), last(101)), 1, "a figure that cannot be true does not"),
+        (WORDS, format!("{}{}", text("a"), running("b", 0)), 2, "one that speaks of the prompt only neither"),
+        (WORDS, format!("{}{}", running("a", 3), running("b", 3)), 4, "nor one that does not grow"),
+        (Cover::Bytes, text(&"x".repeat(300)), 100, "no count passes what can be produced"),
+        (Cover::Tokens(|_| u64::MAX), format!("{}{}", text("a"), text("b")), 100, "whatever the counter says"),
+        (Cover::Tokens(|_| 1), text(&"x ".repeat(40_000)), 100, "a very long text is not given to the counter"),
+    ] {
+        let mut meter = meter(cover);
+        assert_eq!(feed(&mut meter, &stream, u64::MAX), stream, "{why}");
+        assert_eq!((meter.seen(), meter.counted()), (seen, seen), "{why}");
+    }
+    let two = Meter::new(true, Bounds { choices: 2, ..BOUNDS });
+    let mut meter = two.with_cover(WORDS);
+    feed(&mut meter, &running("a", 3), u64::MAX);
+    feed(&mut meter, &running("b", 4).replace("\"index\":0", "\"index\":1"), u64::MAX);
+    assert_eq!(meter.seen(), 7, "choices add up");
+}
+
+#[test]
+fn a_final_figure_beyond_the_cover_waits_with_done_but_does_not_stop_the_stream() {
+    let (a, u) = (text("a"), last(9));
+    let mut meter = meter(WORDS);
+    assert_eq!(feed(&mut meter, &format!("{a}{u}: bye\n\n{DONE}"), 5), a);
+    assert_eq!((meter.waiting(), meter.counted(), meter.seen()), (None, 1, 9));
+    meter.finish();
+    assert_eq!(meter.take_done(), None, "[DONE] does not overtake it");
+    assert_eq!(release(&mut meter, 8), "");
+    assert_eq!(release(&mut meter, 9), format!("{u}: bye\n\n"));
+    assert_eq!(meter.take_done().unwrap(), DONE);
+
+    let mut hidden = Meter::new(false, BOUNDS).with_cover(WORDS);
+    assert_eq!(feed(&mut hidden, &format!("{a}{u}{DONE}"), 5), a);
+    assert_eq!((hidden.waiting(), hidden.verdict().usage.unwrap().completion), (None, 9));
+    assert_eq!(hidden.take_done().unwrap(), DONE, "what the client did not ask for keeps nothing waiting");
+}
+
+#[test]
+fn text_that_waits_was_not_delivered() {
+    let mut meter = meter(WORDS);
+    feed(&mut meter, &format!("{}{}", text("ab"), text("cde f")), 1);
+    let verdict = meter.verdict();
+    assert_eq!((verdict.delivered_chunks, verdict.delivered_bytes), (1, 2));
+    release(&mut meter, 3);
+    let verdict = meter.verdict();
+    assert_eq!((verdict.delivered_chunks, verdict.delivered_bytes), (2, 7));
+}
+
+#[test]
+fn what_waits_is_bounded() {
+    let mut meter = meter(WORDS);
+    let many = text("a") + &": pad\n\n".repeat(DEFAULT_CARRY / 7);
+    let fed = meter.feed_covered(Bytes::from(many), 0, &mut Vec::new());
+    assert_eq!(fed, Err(TooLong { cap: DEFAULT_CARRY }));
+}
+
+fn frames() -> impl Strategy<Value = Vec<String>> {
+    let frame = prop_oneof![
+        4 => "[a-c ]{0,8}".prop_map(|t| text(&t)),
+        1 => ("[a-c ]{0,4}", 1u64..60).prop_map(|(t, n)| running(&t, n)),
+        1 => Just(": ping\n\n".to_owned()),
+        1 => Just("event: payment-receipt\ndata: {}\n\n".to_owned()),
+        1 => (1u64..60).prop_map(last),
+    ];
+    proptest::collection::vec(frame, 0..20)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1500))]
+
+    #[test]
+    fn cover_changes_when_bytes_leave_and_nothing_else(
+        frames in frames(),
+        wants_usage in any::<bool>(),
+        steps in proptest::collection::vec((1usize..200, 0u64..12, any::<bool>()), 1..40),
+    ) {
+        let stream = frames.concat() + DONE;
+        let mut free = Meter::new(wants_usage, BOUNDS);
+        let mut all = Vec::new();
+        free.feed(Bytes::from(stream.clone()), &mut all).unwrap();
+        free.finish();
+
+        let mut meter = Meter::new(wants_usage, BOUNDS).with_cover(WORDS);
+        let (mut out, mut covered, mut seen, mut rest) = (Vec::new(), 0, 0, stream.as_bytes());
+        let mut steps = steps.into_iter().cycle();
+        while !rest.is_empty() {
+            let (size, more, let_out) = steps.next().unwrap();
+            covered += more;
+            if let_out {
+                meter.release(covered, &mut out);
+            }
+            let (now, later) = rest.split_at(size.min(rest.len()));
+            meter.feed_covered(Bytes::copy_from_slice(now), covered, &mut out).unwrap();
+            rest = later;
+            prop_assert!(meter.seen() >= seen, "the count never falls");
+            seen = meter.seen();
+            prop_assert!(meter.counted() <= seen);
+            prop_assert!(meter.waiting().is_none_or(|needed| needed > covered && needed <= seen));
+            let text = String::from_utf8(out.concat()).unwrap();
+            let words: usize = text.lines().filter_map(|l| l.split("\"content\":\"").nth(1))
+                .map(|l| l.split('"').next().unwrap().split_whitespace().count()).sum();
+            // A running figure may be lower than the words: the backend's own figure is what is covered.
+            prop_assert!(text.contains("prompt_tokens") || words as u64 <= covered, "{words} of {covered}");
+        }
+        meter.release(u64::MAX, &mut out);
+        meter.finish();
+        prop_assert_eq!(out.concat(), all.concat());
+        prop_assert_eq!(meter.take_done(), free.take_done());
+        prop_assert_eq!(meter.verdict(), free.verdict());
+    }
+}
