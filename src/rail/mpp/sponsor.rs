@@ -47,6 +47,8 @@ pub const LEAST_SECONDS: u64 = 15;
 pub const DEAREST: Usd = Usd(50_000_000_000_000_000);
 /// The channel reserve (TIP-1034), at the same address on every chain.
 pub const RESERVE: Address = Address::new([0x4d, 0x50, 0x50, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+/// How often the chain is asked what a sponsored transaction cost.
+pub const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Largest envelope that is looked at, in bytes.
 const MAX_ENVELOPE: usize = 16 * 1024;
 /// Most signatures whose trial is remembered; each is forgotten when its transaction is over.
@@ -186,7 +188,7 @@ enum Tested {
 }
 
 impl Sponsor {
-    /// A sponsor that signs with `key` (32 bytes in hex). The error is a sentence that does not repeat it.
+    /// A sponsor that signs with `key` (32 bytes). The error is a sentence that does not repeat it.
     pub fn new(
         terms: Terms,
         key: &Secret,
@@ -194,7 +196,8 @@ impl Sponsor {
         store: Arc<dyn Store>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, String> {
-        let signer = signer(key)?;
+        let signer =
+            PrivateKeySigner::from_slice(key.expose()).map_err(|_| "the sponsor's key is not a private key")?;
         if signer.address() == terms.recipient {
             return Err("the sponsor's key is the recipient's: fees would be taken from what was earned".to_owned());
         }
@@ -512,12 +515,6 @@ impl Drop for Turn<'_> {
 /// Whether these bytes are an envelope.
 pub fn is_envelope(bytes: &[u8]) -> bool {
     bytes.first() == Some(&TEMPO_FEE_PAYER_ENVELOPE_TYPE_ID)
-}
-
-/// The key of a sponsor or settler: 32 bytes in hex, with or without `0x`. The error does not repeat it.
-pub fn signer(key: &Secret) -> Result<PrivateKeySigner, String> {
-    let digits = key.expose_str().map(str::trim).map(|t| t.strip_prefix("0x").unwrap_or(t));
-    digits.and_then(|t| t.parse().ok()).ok_or_else(|| "the key is not a private key of 64 hex digits".to_owned())
 }
 
 /// Payee and amount of a `transfer` or `transferWithMemo` in its only encoding.
