@@ -10,4 +10,5 @@ pub mod charge;
 pub mod collect;
 mod proof;
 pub mod sponsor;
+pub mod voucher;
 pub mod wire;
