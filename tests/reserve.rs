@@ -103,7 +103,7 @@ async fn a_channel_pays_what_was_signed_and_gives_the_rest_back() {
         payer: s.channel.payer.address,
         nonce_hash: s.channel.descriptor.expiringNonceHash,
     };
-    assert_eq!(s.reserve.events(&id).await, [opened.clone()], "the wallet's id is not the chain's");
+    assert_eq!(s.reserve.events(&id).await, std::slice::from_ref(&opened), "the wallet's id is not the chain's");
     assert_eq!(s.reserve.state(&id).await, OnChain { settled: 0, deposit: DEPOSIT, close_requested_at: 0 });
     assert_eq!((s.reserve.locked().await, s.holds(s.channel.payer.address).await), (DEPOSIT, 900_000));
 
