@@ -9,10 +9,11 @@ use std::hint::black_box;
 use std::process::Command;
 
 /// Name, loops, operations in one loop.
-const CASES: [(&str, u64, u64, &str); 3] = [
+const CASES: [(&str, u64, u64, &str); 4] = [
     ("challenge", 40, 1, "402 for a 1.2 KB request"),
     ("reading", 10, 1, "read, check, rewrite 64 KB"),
     ("metering", 5, cases::Metering::EVENTS, "one SSE event"),
+    ("covering", 5, cases::Metering::EVENTS, "the same, its tokens counted for cover"),
 ];
 
 fn main() {
@@ -47,7 +48,7 @@ fn run(case: &str, loops: u64) {
             }
         }
         _ => {
-            let case = cases::Metering::prepare();
+            let case = cases::Metering::prepare(case == "covering");
             for _ in 0..loops {
                 black_box(case.run());
             }

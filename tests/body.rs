@@ -4,8 +4,8 @@
 
 mod common;
 
-use common::bridge::{Bridge, CHAT, FREE, PATIENCE, ROOMY, ask, limits};
-use common::{GateOptions, Raw, raw};
+use common::bridge::{Bridge, CHAT, FREE, PATIENCE, ROOMY, ask, limits, streamed};
+use common::{GateOptions, Raw, Reply, Step, raw};
 use std::time::{Duration, Instant};
 
 /// No limit on tokens: these tests are about bytes.
@@ -182,6 +182,20 @@ async fn bodies_share_a_budget_and_whoever_is_over_it_is_told_when_to_come_back(
         bridge.send(&raw::post(CHAT, &[], ask(&"word ".repeat(60_000)).to_string().as_bytes())).await.status,
         402
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_stands_still_holds_no_body() {
+    let bridge = Bridge::with(|o| limits(long_prompts(o), &format!("{ROOMY}, bodies_in_flight_mib = 1"))).await;
+    let token = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"here\"}}]}\n\n";
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        bridge.backend.next(Reply::broken_stream([token], Step::Hang));
+        let mut client = bridge.connect().await;
+        client.send(&raw::post(FREE, &[], streamed(&"word ".repeat(160_000)).to_string().as_bytes())).await;
+        assert!(client.until(b"here", PATIENCE).await, "each of them alone would fill the budget");
+        streams.push(client);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,6 +11,7 @@ use pontage::flow::Stop;
 use pontage::flow::pay::quote_under;
 use pontage::ids::UpstreamModel;
 use pontage::limits::Spelling;
+use pontage::openai::cover::Cover;
 use pontage::openai::meter::Meter;
 use pontage::openai::request::{Ask, Rewrite};
 use pontage::openai::usage::Bounds;
@@ -20,6 +21,7 @@ use pontage::rail::{Ask as PaymentAsk, Rail};
 use pontage::refusal::{Moved, Refusal};
 use pontage::rules::{self, Plan};
 use pontage::secret::Secret;
+use pontage::tokens::Vocabulary;
 use sha2::{Digest, Sha256};
 use std::hint::black_box;
 use std::path::Path;
@@ -122,26 +124,36 @@ impl Reading {
 /// Events of a stream, metered.
 pub struct Metering {
     reads: Vec<Bytes>,
+    cover: Option<Cover>,
 }
 
 impl Metering {
     /// Events in one run.
     pub const EVENTS: u64 = 1000;
 
-    /// Content chunks as vLLM sends them, in reads of 4 KB.
-    pub fn prepare() -> Self {
+    /// Content chunks as vLLM sends them, in reads of 4 KB; with `covered`, each is counted by a vocabulary on its way.
+    pub fn prepare(covered: bool) -> Self {
         let event = "data: {\"id\":\"chatcmpl-0123456789abcdef0123456789abcdef\",\"object\":\"chat.completion.chunk\",\"created\":1795221719,\"model\":\"gpt-oss-120b\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" bridge\"},\"logprobs\":null,\"finish_reason\":null}],\"usage\":null}\n\n";
         let stream = Bytes::from(event.repeat(1000) + "data: [DONE]\n\n");
         let reads = (0..stream.len()).step_by(4096).map(|at| stream.slice(at..stream.len().min(at + 4096))).collect();
-        Self { reads }
+        let cover = Vocabulary::O200k.counter().filter(|_| covered).map(Cover::Tokens);
+        Self { reads, cover }
     }
 
     /// The whole stream.
     pub fn run(&self) -> u64 {
         let mut out = Vec::with_capacity(64);
         let mut meter = Meter::new(false, Bounds { choices: 1, completion: Some(1 << 20) });
+        if let Some(cover) = self.cover {
+            meter = meter.with_cover(cover);
+        }
+        let mut covered = 0;
         for read in &self.reads {
-            meter.feed(black_box(read.clone()), &mut out).unwrap();
+            meter.feed_covered(black_box(read.clone()), covered, &mut out).unwrap();
+            if let Some(needed) = meter.waiting() {
+                covered = needed + 64;
+                meter.release(covered, &mut out);
+            }
             out.clear();
         }
         meter.finish();

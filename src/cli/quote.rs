@@ -1,10 +1,15 @@
 //! `pontage quote`: what a request would cost, and why.
 
 use super::{Places, complain};
+use crate::catalogue::RailAbility;
 use crate::conf::Conf;
 use crate::flow::pay::quote_under;
+use crate::flow::price::Quoted;
+use crate::flow::session;
+use crate::ids::RailId;
+use crate::refusal::Refusal;
 use crate::rules;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -36,13 +41,16 @@ pub fn run(places: &Places, path: &str, request: &Path) -> ExitCode {
         Ok(quoted) => quoted,
         Err(refusal) => return complain(&[format!("{}: {}", refusal.code(), refusal.message())]),
     };
-    let rails: Vec<_> = (quoted.allowed.route.accept.iter())
-        .filter_map(|id| catalogue.rails.get(id).map(|ability| (id, ability)))
-        .map(|(id, ability)| {
-            let amount = quoted.parts.price_usd.to_atoms(ability.decimals);
-            json!({ "rail": id, "amount": amount, "decimals": ability.decimals })
-        })
-        .collect();
+    let pool = plan.pools.get(&quoted.allowed.model.pool);
+    let profile = pool.and_then(|pool| catalogue.profiles.get(pool.profile.as_str()));
+    let counts_itself = profile.is_some_and(|ability| ability.continuous_usage);
+    let rails = (quoted.allowed.route.accept.iter())
+        .filter_map(|id| catalogue.rails.get(id).map(|ability| rail(id, *ability, &quoted, counts_itself)))
+        .collect::<Result<Vec<_>, _>>();
+    let rails = match rails {
+        Ok(rails) => rails,
+        Err(refusal) => return complain(&[format!("{}: {}", refusal.code(), refusal.message())]),
+    };
     let shown = json!({
         "path": path,
         "model": quoted.allowed.model.name,
@@ -55,4 +63,24 @@ pub fn run(places: &Places, path: &str, request: &Path) -> ExitCode {
     });
     println!("{shown:#}");
     ExitCode::SUCCESS
+}
+
+/// What the request costs on one rail: the amount, where it is fixed in advance; else what a channel must hold for it to start,
+/// and the most that can be charged.
+fn rail(id: &RailId, ability: RailAbility, quoted: &Quoted, counts_itself: bool) -> Result<Value, Refusal> {
+    let decimals = ability.decimals;
+    if ability.fixed_amount {
+        let amount = quoted.parts.price_usd.to_atoms(decimals);
+        return Ok(json!({ "rail": id, "amount": amount, "decimals": decimals }));
+    }
+    let (cover, start) = session::start(quoted, decimals, counts_itself)?;
+    let ceiling = cover.start(true);
+    Ok(json!({
+        "rail": id,
+        "start": start,
+        "start_usd": start.to_usd(decimals),
+        "ceiling": ceiling,
+        "ceiling_usd": ceiling.and_then(|atoms| atoms.to_usd(decimals)),
+        "decimals": decimals,
+    }))
 }

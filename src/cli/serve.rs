@@ -5,8 +5,9 @@ use crate::assemble::{self, Start};
 use crate::conf::Conf;
 use std::process::ExitCode;
 use tracing::{Level, Metadata};
-use tracing_subscriber::filter::{EnvFilter, FilterExt, filter_fn};
-use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::Registry;
+use tracing_subscriber::filter::{EnvFilter, FilterExt, LevelFilter, filter_fn};
+use tracing_subscriber::layer::{Filter, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
 /// Runs the gate until it is told to stop. Configuration mistakes come all at once before anything is opened.
@@ -15,7 +16,7 @@ pub fn run(places: &Places, accept_payee_change: bool) -> ExitCode {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let asked = EnvFilter::try_from_env("PONTAGE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let lines = tracing_subscriber::fmt::layer().json().flatten_event(true).with_target(true);
-    tracing_subscriber::registry().with(lines.with_filter(asked.and(filter_fn(may_speak)))).init();
+    tracing_subscriber::registry().with(lines.with_filter(words(asked))).init();
     let conf = match Conf::load(&places.conf) {
         Ok(conf) => conf,
         Err(mistakes) => return complain(&mistakes),
@@ -44,9 +45,29 @@ pub fn run(places: &Places, accept_payee_change: bool) -> ExitCode {
     }
 }
 
+/// What is written. The hint goes as far as [`may_speak`] alone would not: without it every `trace!` of a library is put
+/// together before it is thrown away, and Pingora has several for every chunk of a stream.
+fn words(asked: EnvFilter) -> impl Filter<Registry> {
+    let most = asked.max_level_hint().unwrap_or(LevelFilter::TRACE);
+    asked.and(filter_fn(may_speak).with_max_level_hint(most))
+}
+
 /// Libraries speak at `info` and above, whatever `PONTAGE_LOG` says: below that Pingora quotes heads that it cannot read, and
 /// with them credentials and prompts. Our own words are chosen so that every level can be shown.
 fn may_speak(what: &Metadata<'_>) -> bool {
     let ours = what.target() == "access" || what.target().split("::").next() == Some("pontage");
     ours || *what.level() <= Level::INFO
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+
+    #[test]
+    fn what_nobody_asked_for_is_not_put_together_either() {
+        for (asked, most) in [("info", LevelFilter::INFO), ("warn,pontage=debug", LevelFilter::DEBUG)] {
+            assert_eq!(words(EnvFilter::new(asked)).max_level_hint(), Some(most), "{asked}");
+        }
+    }
 }

@@ -24,7 +24,7 @@ pub struct SessionConf {
     pub settle_every_minutes: u64,
     /// A channel without a request for this long is closed by us.
     pub close_idle_hours: u64,
-    /// What a crash between lease and usage costs the payer.
+    /// What a crash of the gate costs whoever's stream it cut off.
     pub orphan: OrphanPolicy,
     /// Longest wait of a stream for a voucher, 1 to 60.
     pub pause_seconds: u64,

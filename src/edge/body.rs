@@ -12,13 +12,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// A body that was read. The permit keeps its bytes counted until this is dropped, so keep it as long as the bytes.
-#[derive(Debug)]
-pub struct Received {
-    /// The whole body; empty when there was none.
-    pub bytes: Bytes,
-    /// Its share of the budget.
-    pub permit: Permit,
+/// A body that was read, counted in the budget until the last copy of its bytes is gone.
+struct Received {
+    bytes: BytesMut,
+    _permit: Permit,
+}
+
+impl AsRef<[u8]> for Received {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// Why there is no body to work on.
@@ -42,18 +45,14 @@ pub fn is_absent(session: &mut Session) -> bool {
     session.as_downstream_mut().is_body_empty()
 }
 
-/// Reads the whole body of at most `limit` bytes within `deadline` from now, counted in `budget`. A client that waits
-/// for `100 Continue` gets it, after everything that can be refused by the head was.
-pub async fn read(
-    session: &mut Session,
-    limit: usize,
-    deadline: Duration,
-    budget: &Budget,
-) -> Result<Received, Unread> {
+/// Reads the whole body of at most `limit` bytes within `deadline` from now; empty when there is none. It counts in `budget`
+/// until the last copy of it is dropped. A client that waits for `100 Continue` gets it, after everything that can be
+/// refused by the head was.
+pub async fn read(session: &mut Session, limit: usize, deadline: Duration, budget: &Budget) -> Result<Bytes, Unread> {
     unambiguous(session)?;
     let mut permit = budget.permit();
     if is_absent(session) {
-        return Ok(Received { bytes: Bytes::new(), permit });
+        return Ok(Bytes::new());
     }
     let head = session.req_header();
     identity_json(&head.headers)?;
@@ -62,13 +61,13 @@ pub async fn read(
     }
     let seconds = deadline.as_secs();
     match tokio::time::timeout(deadline, gather(session, limit, &mut permit)).await {
-        Ok(Ok(bytes)) => Ok(Received { bytes, permit }),
+        Ok(Ok(bytes)) => Ok(Bytes::from_owner(Received { bytes, _permit: permit })),
         Ok(Err(unread)) => Err(unread),
         Err(_) => Err(Refusal::BodyTooSlow { seconds }.into()),
     }
 }
 
-async fn gather(session: &mut Session, limit: usize, permit: &mut Permit) -> Result<Bytes, Unread> {
+async fn gather(session: &mut Session, limit: usize, permit: &mut Permit) -> Result<BytesMut, Unread> {
     let head = session.req_header();
     if head.version == Version::HTTP_11 && names(&head.headers, header::EXPECT, "100-continue") {
         session.as_downstream_mut().write_continue_response().await.map_err(|_| Unread::ClientGone)?;
@@ -83,7 +82,7 @@ async fn gather(session: &mut Session, limit: usize, permit: &mut Permit) -> Res
                 permit.grow(chunk.len())?;
                 body.extend_from_slice(&chunk);
             }
-            Ok(None) => return Ok(body.freeze()),
+            Ok(None) => return Ok(body),
             Err(e) => {
                 return Err(match e.etype() {
                     ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::H2Error => Unread::ClientGone,
@@ -308,7 +307,7 @@ mod tests {
                 continue;
             }
             let got = read(&mut session, 10, LONG, &Budget::new(1000)).await;
-            let got = got.map(|r| String::from_utf8_lossy(&r.bytes).into_owned());
+            let got = got.map(|r| String::from_utf8_lossy(&r).into_owned());
             assert_eq!(got, want.map(str::to_owned).map_err(Unread::Refused), "{why}");
         }
     }
@@ -336,7 +335,7 @@ mod tests {
             assert_eq!(&buf, b"HTTP/1.1 100 Continue\r\n\r\n");
             peer.write_all(b"{}").await.unwrap();
         });
-        assert_eq!(got.unwrap().bytes, "{}");
+        assert_eq!(got.unwrap(), "{}");
 
         let (mut session, mut peer) = client(&request("expect: 100-continue\r\ncontent-length: 11\r\n", "")).await;
         assert!(read(&mut session, 10, LONG, &budget).await.is_err());
@@ -379,7 +378,10 @@ mod tests {
         let (mut session, _peer) = client(&request("content-length: 4\r\n", "{  }")).await;
         let refused = read(&mut session, 10, LONG, &budget).await.unwrap_err();
         assert!(matches!(refused, Unread::Refused(r) if r.status() == 503 && r.retry_after().is_some()));
+        let copy = held.slice(1..2);
         drop(held);
+        assert_eq!(budget.used(), 4, "somebody still holds it");
+        drop(copy);
         assert_eq!(budget.used(), 0);
         let (mut session, _peer) = client(&request("content-length: 4\r\n", "{  }")).await;
         assert!(read(&mut session, 10, LONG, &budget).await.is_ok());

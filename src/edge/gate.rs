@@ -6,11 +6,12 @@ use super::flood::Flood;
 use super::pipe;
 use super::reply::{self, Answer, Cors};
 use super::visit::{Inside, Visit};
+use crate::clock::UnixSeconds;
 use crate::flow::price::Quoted;
 use crate::flow::receipt::Signet;
-use crate::flow::{Stop, Toll, directory, pay};
+use crate::flow::{Stop, Toll, control, directory, pay, session as by_token};
 use crate::ids;
-use crate::rail::{self, Found};
+use crate::rail::{self, Found, Shown};
 use crate::refusal::{Moved, Refusal};
 use crate::rules::Plan;
 use crate::rules::plan::{Route, Surface};
@@ -122,7 +123,7 @@ impl Gate {
                 Outcome::Answer(Answer::document("application/json", directory::models(&plan, route, created)))
             }
             (Surface::Models, _) => Refusal::MethodNotAllowed { allow: "GET, HEAD" }.into(),
-            (Surface::Chat, Method::POST | Method::HEAD) => self.chat(session, visit, route).await,
+            (Surface::Chat, Method::POST | Method::HEAD | Method::GET) => self.chat(session, visit, route).await,
             (Surface::Chat, _) => Refusal::MethodNotAllowed { allow: "POST, HEAD" }.into(),
         }
     }
@@ -154,10 +155,20 @@ impl Gate {
             session.set_keepalive(None);
             return refusal.into();
         }
+        let method = session.req_header().method.clone();
+        let no_body = method != Method::POST || body::is_absent(session);
+        if let Found::One(shown) = found
+            && control::is_management(shown, no_body)
+        {
+            return self.manage(session, visit, route, shown).await;
+        }
+        if method == Method::GET {
+            return Refusal::MethodNotAllowed { allow: "POST, HEAD" }.into();
+        }
         let limit = route.tier.limits.max_body_bytes;
         let read = body::read(session, limit, self.body_wait, &self.budget).await;
-        let body::Received { bytes: body, permit: _permit } = match read {
-            Ok(received) => received,
+        let body = match read {
+            Ok(body) => body,
             Err(body::Unread::ClientGone) => return Outcome::Gone,
             Err(body::Unread::Refused(refusal)) => {
                 session.set_keepalive(None);
@@ -165,9 +176,18 @@ impl Gate {
             }
         };
         // A reply to HEAD has no body: whatever is asked with it asks for nothing, so nothing is forwarded or spent.
-        let body = if session.req_header().method == Method::HEAD { Bytes::new() } else { body };
+        let body = if method == Method::HEAD { Bytes::new() } else { body };
         let digest: [u8; 32] = Sha256::digest(&body).into();
         let plan = Arc::clone(&visit.plan);
+        if method == Method::HEAD
+            && let Found::One(shown) = found
+        {
+            match control::prove(&self.toll, route, shown, digest).await {
+                Ok(Some(headers)) => return Outcome::Answer(Answer::managed(headers)),
+                Ok(None) => {}
+                Err(stop) => return self.unpaid(session, visit, route, stop).await,
+            }
+        }
         let quoted = match pay::quote_under(&plan, route.path.as_str(), body.clone()).await {
             Ok(quoted) => Arc::new(quoted),
             Err(refusal) => return refusal.into(),
@@ -183,23 +203,76 @@ impl Gate {
         match paid {
             Ok(paid) => {
                 self.flood.forgive(visit.client);
+                // The text is in what was paid, and goes no further than the backend.
+                let still_offered = quoted.without_body();
+                drop((quoted, body));
                 match pipe::run(self, session, visit, paid).await {
                     Ok(pipe::Sent::Answer(answer)) => Outcome::Answer(answer),
                     Ok(pipe::Sent::Out(outcome)) => Outcome::Sent(outcome),
                     Ok(pipe::Sent::Gone) => Outcome::Gone,
-                    Err(stop) => self.stopped(session, stop, &quoted, digest).await,
+                    Err(stop) => self.stopped(session, visit, stop, &still_offered, digest).await,
                 }
             }
-            Err(stop) => self.stopped(session, stop, &quoted, digest).await,
+            Err(stop) => self.stopped(session, visit, stop, &quoted, digest).await,
+        }
+    }
+
+    /// What concerns a channel and no content. A client that leaves is not waited for; what was begun for it goes on.
+    async fn manage(&self, session: &mut Session, visit: &mut Visit, route: &Arc<Route>, shown: &Shown) -> Outcome {
+        let managed = tokio::select! {
+            biased;
+            managed = control::manage(&self.toll, route, shown) => managed,
+            () = super::forward::gone(session) => return Outcome::Gone,
+        };
+        match managed {
+            Ok(headers) => {
+                self.flood.forgive(visit.client);
+                Outcome::Answer(Answer::managed(headers))
+            }
+            Err(stop) => self.unpaid(session, visit, route, stop).await,
+        }
+    }
+
+    /// A refusal to a request that asks for nothing: its offers are those of the route's default.
+    async fn unpaid(&self, session: &mut Session, visit: &Visit, route: &Arc<Route>, stop: Stop) -> Outcome {
+        if !stop.refusal.invites_payment() {
+            return Outcome::Answer(Answer::refused(&stop));
+        }
+        match pay::quote_under(&visit.plan, route.path.as_str(), Bytes::new()).await {
+            Ok(quoted) => self.stopped(session, visit, stop, &quoted, Sha256::digest(b"").into()).await,
+            Err(refusal) => refusal.into(),
         }
     }
 
     /// A refusal; with every offer of the route when it invites a payment, and 503 when there is none to make.
-    async fn stopped(&self, session: &mut Session, stop: Stop, quoted: &Quoted, digest: [u8; 32]) -> Outcome {
+    async fn stopped(
+        &self,
+        session: &mut Session,
+        visit: &Visit,
+        stop: Stop,
+        quoted: &Quoted,
+        digest: [u8; 32],
+    ) -> Outcome {
         if !stop.refusal.invites_payment() {
             return Outcome::Answer(Answer::refused(&stop));
         }
-        Outcome::Answer(match pay::offers(&self.toll, quoted, digest, &session.req_header().headers).await {
+        let (method, headers) = (&session.req_header().method, &session.req_header().headers);
+        let route = &quoted.allowed.route;
+        if method == Method::HEAD
+            && let Some(offer) =
+                control::proof_offer(&self.toll, &visit.plan, route, headers, digest, UnixSeconds::now())
+        {
+            return Outcome::Answer(Answer::challenge(&stop, vec![offer]));
+        }
+        let shown = match rail::found(headers) {
+            Found::One(shown) => shown.channel(),
+            _ => None,
+        };
+        let known = match route.by_usage {
+            true => by_token::hinted(&self.toll, shown.as_ref(), headers).await,
+            false => None,
+        };
+        Outcome::Answer(match pay::offers(&self.toll, quoted, digest, headers, known.as_deref()).await {
             Ok(offers) => Answer::challenge(&stop, offers),
             Err(refusal) => Answer::refused(&Stop { refusal, ..stop }),
         })

@@ -6,7 +6,7 @@ use super::reply::Answer;
 use super::visit::Visit;
 use crate::flow::Stop;
 use crate::flow::pay::Paid;
-use crate::flow::settle::{Delivery, End};
+use crate::flow::settle::{Delivery, End, Next};
 use crate::openai::error::read_upstream;
 use crate::refusal::Refusal;
 use async_trait::async_trait;
@@ -56,7 +56,7 @@ pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Pa
     let Some(pool) = gate.toll.pools.load().get(&model.pool).cloned() else {
         return Err(delivery.fail(Refusal::UpstreamUnavailable { retry_after_seconds: 5 }).await);
     };
-    let body = delivery.body(pool.profile().ability);
+    let body = delivery.take_body(pool.profile().ability);
     let out = Outgoing::post(path, &session.req_header().headers, body);
     let extra = gate.common_headers(session, visit);
     let (outcome, refused) = {
@@ -72,7 +72,8 @@ pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Pa
             return Ok(Sent::Out(match ending.how {
                 How::Complete => "served",
                 How::ClientGone => "client_gone",
-                // The filter stops a stream only when it cannot be metered any further.
+                How::Stopped if delivery.is_unpaid() => "unpaid",
+                // Else the filter stops a stream only when it cannot be metered any further.
                 How::Stopped => {
                     count_failure(gate, model.pool.as_str(), &Refusal::UpstreamFailed { why: "an event is too large" });
                     "upstream_died"
@@ -223,13 +224,13 @@ impl Filter for Pipe<'_> {
     }
 
     async fn chunk(&mut self, chunk: Bytes, out: &mut Vec<Bytes>) -> Flow {
-        match self.delivery.chunk(chunk, out) {
-            Ok(()) if self.delivery.failed_at_once() => {
+        match self.delivery.chunk(chunk, out).await {
+            Ok(_) if self.delivery.failed_at_once() => {
                 // An error instead of a first token: nothing is delivered, so nothing is sent and the payment stays good.
                 out.clear();
                 Flow::Stop
             }
-            Ok(()) => Flow::Go,
+            Ok(next) => flow(next),
             Err(refusal) => {
                 tracing::warn!(reason = refusal.code(), "a stream was cut");
                 Flow::Stop
@@ -237,18 +238,29 @@ impl Filter for Pipe<'_> {
         }
     }
 
-    /// What was paid as a whole is never held back.
-    async fn resume(&mut self, _out: &mut Vec<Bytes>) -> Flow {
-        Flow::Go
+    async fn resume(&mut self, out: &mut Vec<Bytes>) -> Flow {
+        let next = self.delivery.resume(out).await;
+        if let Some(refusal) = self.delivery.unpaid_before_it_began() {
+            self.refused = Some(refusal.into());
+        }
+        flow(next)
     }
 
     async fn finish(&mut self, ending: &Ending, out: &mut Vec<Bytes>) -> Flow {
         let end = match ending.how {
             How::Complete => End::Whole,
             How::ClientGone => End::ClientGone,
+            How::Stopped if self.delivery.is_unpaid() => End::Unpaid,
             How::Stopped | How::Upstream(_) => End::UpstreamDied,
         };
-        self.delivery.end(end, out).await;
-        Flow::Go
+        flow(self.delivery.end(end, out).await)
+    }
+}
+
+fn flow(next: Next) -> Flow {
+    match next {
+        Next::Go => Flow::Go,
+        Next::Hold => Flow::Hold,
+        Next::Stop => Flow::Stop,
     }
 }

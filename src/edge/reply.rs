@@ -41,6 +41,13 @@ impl Answer {
         Self { status: 200, headers, body: body.into(), outcome: "served" }
     }
 
+    /// Done, and there is no content to give: management of a channel.
+    pub fn managed(headers: Vec<(HeaderName, HeaderValue)>) -> Self {
+        let private = (header::CACHE_CONTROL, HeaderValue::from_static("private, no-store"));
+        let headers = std::iter::once(private).chain(headers).collect();
+        Self { status: 204, headers, body: Bytes::new(), outcome: "managed" }
+    }
+
     /// A refusal without offers.
     pub fn refused(stop: &Stop) -> Self {
         Self::challenge(stop, Vec::new())

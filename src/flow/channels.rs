@@ -26,6 +26,8 @@ const QUEUE: usize = 256;
 const ATTEMPTS: u32 = 5;
 /// A channel that nobody uses for so long is forgotten here.
 const IDLE: Duration = Duration::from_secs(30);
+/// How long a wallet may take to answer before another stream asks it too.
+const ANSWER: Duration = Duration::from_secs(2);
 /// How often a waiting stream looks by itself, where changes may come from another gate.
 const POLL: Duration = Duration::from_millis(250);
 
@@ -71,10 +73,18 @@ pub struct Live {
     read_at: AtomicU64,
     /// When the chain was last asked at all.
     asked_chain_at: AtomicU64,
-    /// A voucher that was asked for and has not come: up to which amount, and by which stream.
-    asked: Mutex<Option<(Atoms, String)>>,
+    asked: Mutex<Option<Asked>>,
     /// Vouchers taken in the running second.
     pace: Mutex<(u64, u32)>,
+}
+
+/// A voucher that was asked for.
+struct Asked {
+    /// Up to which amount.
+    amount: Atoms,
+    /// By which stream.
+    by: String,
+    at: Instant,
 }
 
 impl Default for Live {
@@ -112,22 +122,24 @@ impl Live {
             && self.asked_chain_at.compare_exchange(last, now.0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
-    /// Whether `stream` is the one to ask the payer for a voucher of `amount`: one question per channel is open at a time.
-    pub fn may_ask_payer(&self, stream: &str, amount: Atoms, accepted: Atoms) -> bool {
+    /// Whether `stream` is the one to ask the payer for a voucher of `amount`. One question per channel is open at a time; a stream
+    /// that stands still asks itself when another's has had no answer for a while.
+    pub fn may_ask_payer(&self, stream: &str, amount: Atoms, accepted: Atoms, stands_still: bool) -> bool {
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*asked {
-            Some((open, by)) if *open > accepted && (*open >= amount || by != stream) => false,
-            _ => {
-                *asked = Some((amount, stream.to_owned()));
-                true
+        if let Some(open) = asked.as_ref().filter(|open| open.amount > accepted) {
+            let overdue = stands_still && open.at.elapsed() >= ANSWER;
+            if open.by == stream || !overdue {
+                return false;
             }
         }
+        *asked = Some(Asked { amount, by: stream.to_owned(), at: Instant::now() });
+        true
     }
 
     /// A stream ends: its question is nobody's any more.
     pub fn stop_asking(&self, stream: &str) {
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        if asked.as_ref().is_some_and(|(_, by)| by == stream) {
+        if asked.as_ref().is_some_and(|open| open.by == stream) {
             *asked = None;
         }
     }
@@ -452,7 +464,7 @@ fn lines(before: &Channel, after: &Channel, step: &Step, effect: &Effect, now: U
 }
 
 /// The receipt of a lease whose gate died with it: what was reported before, and no more is known.
-fn orphan(channel: &Channel, lease: &Lease, charge: Atoms, now: UnixSeconds) -> Receipt {
+pub(super) fn orphan(channel: &Channel, lease: &Lease, charge: Atoms, now: UnixSeconds) -> Receipt {
     let bought = lease.purchase.clone();
     Receipt {
         id: bought.receipt,

@@ -6,12 +6,13 @@ use crate::ids::RailId;
 use crate::limits::StreamRule;
 use crate::money::Usd;
 use crate::openai::models::{self, Listed};
+use crate::rail::Way;
 use crate::rules::Plan;
 use crate::rules::plan::{Access, Charge, Route, Surface};
 use serde_json::{Value, json};
 
 /// A way to pay, as a document names it.
-struct Way {
+struct Offered {
     id: RailId,
     method: &'static str,
     intent: &'static str,
@@ -19,15 +20,15 @@ struct Way {
     decimals: u8,
 }
 
-impl Way {
+impl Offered {
     /// The rails of a route that exist, in its order.
     fn all(toll: &Toll, route: &Route) -> Vec<Self> {
-        let way = |id: &RailId| {
-            let rail = toll.way(id)?;
-            let ((method, intent), currency) = (rail.range(), rail.currency().to_owned());
-            Some(Self { id: id.clone(), method, intent, currency, decimals: rail.decimals() })
-        };
-        route.accept.iter().filter_map(way).collect()
+        route.accept.iter().filter_map(|id| toll.way(id)).map(Self::by).collect()
+    }
+
+    fn by(rail: &dyn Way) -> Self {
+        let ((method, intent), currency) = (rail.range(), rail.currency().to_owned());
+        Self { id: rail.id().clone(), method, intent, currency, decimals: rail.decimals() }
     }
 
     /// Takes what was used, out of a channel.
@@ -55,10 +56,10 @@ impl Way {
 
 /// OpenAPI 3.1 with `x-payment-info` on every paid operation. An amount is `null` where it depends on the request.
 pub fn openapi(toll: &Toll, plan: &Plan) -> String {
-    openapi_of(&toll.public_url, plan, |route| Way::all(toll, route))
+    openapi_of(&toll.public_url, plan, |route| Offered::all(toll, route))
 }
 
-fn openapi_of(public_url: &str, plan: &Plan, ways: impl Fn(&Route) -> Vec<Way>) -> String {
+fn openapi_of(public_url: &str, plan: &Plan, ways: impl Fn(&Route) -> Vec<Offered>) -> String {
     let mut paths = serde_json::Map::new();
     for route in plan.routes.values() {
         let (method, operation) = match route.surface {
@@ -83,7 +84,7 @@ fn openapi_of(public_url: &str, plan: &Plan, ways: impl Fn(&Route) -> Vec<Way>) 
     .to_string()
 }
 
-fn chat(route: &Route, ways: &[Way]) -> Value {
+fn chat(route: &Route, ways: &[Offered]) -> Value {
     let mut operation = json!({
         "summary": format!("Chat completions{}, tier {}", streams(route), route.tier.name),
         "requestBody": { "required": true, "content": { "application/json": { "schema": {
@@ -102,10 +103,11 @@ fn chat(route: &Route, ways: &[Way]) -> Value {
             "402": { "description": "Payment required: WWW-Authenticate carries every way to pay" },
         },
     });
-    if route.access == Access::Paid
+    // A list of offers must not be empty (draft-payment-discovery-00).
+    if !ways.is_empty()
         && let Value::Object(map) = &mut operation
     {
-        let offer = |way: &Way| {
+        let offer = |way: &Offered| {
             json!({ "intent": way.intent, "method": way.method, "amount": way.amount(route), "currency": way.currency,
                     "description": way.price_words(route) })
         };
@@ -131,10 +133,10 @@ fn flat(route: &Route) -> Option<Usd> {
 
 /// A short text for language models and people.
 pub fn llms(toll: &Toll, plan: &Plan) -> String {
-    llms_of(&toll.public_url, plan, |route| Way::all(toll, route))
+    llms_of(&toll.public_url, plan, |route| Offered::all(toll, route))
 }
 
-fn llms_of(public_url: &str, plan: &Plan, ways: impl Fn(&Route) -> Vec<Way>) -> String {
+fn llms_of(public_url: &str, plan: &Plan, ways: impl Fn(&Route) -> Vec<Offered>) -> String {
     let mut text = format!(
         "# Pontage\n\n> OpenAI-compatible models, paid per call. No account, no key: an unpaid request is answered 402 with every way to pay.\n\n\
          Send a request to {public_url}, pay what the 402 asks (WWW-Authenticate: Payment), send the same request again with the credential.\n\n## Paths\n\n"
@@ -148,7 +150,7 @@ fn llms_of(public_url: &str, plan: &Plan, ways: impl Fn(&Route) -> Vec<Way>) -> 
             }
             (Surface::Chat, Access::Paid) => {
                 let ways = ways(route);
-                channels |= ways.iter().any(Way::is_session);
+                channels |= ways.iter().any(Offered::is_session);
                 let said: Vec<String> =
                     ways.iter().map(|way| format!("{} ({})", way.id, way.price_words(route))).collect();
                 let (path, streams, ways) = (&route.path, streams(route), said.join(", or "));
@@ -245,10 +247,10 @@ mod tests {
         crate::rules::check(&crate::rules::Files::of(RULES), &catalogue).unwrap()
     }
 
-    fn ways(route: &Route) -> Vec<Way> {
+    fn ways(route: &Route) -> Vec<Offered> {
         let way = |id: &RailId| {
             let intent = if id.as_str() == "tempo/session" { "session" } else { "charge" };
-            Way { id: id.clone(), method: "tempo", intent, currency: "0xtoken".into(), decimals: 6 }
+            Offered { id: id.clone(), method: "tempo", intent, currency: "0xtoken".into(), decimals: 6 }
         };
         route.accept.iter().map(way).collect()
     }

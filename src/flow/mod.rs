@@ -5,8 +5,11 @@
 //! model can never be priced or challenged, an unpaid request can never be forwarded.
 
 pub mod channels;
+pub mod closing;
+pub mod control;
 pub mod directory;
 pub mod hold;
+pub mod lease;
 pub mod loss;
 pub mod parse;
 pub mod pay;
@@ -14,7 +17,9 @@ pub mod policy;
 pub mod price;
 pub mod receipt;
 pub mod recover;
+pub mod session;
 pub mod settle;
+mod transact;
 
 #[cfg(test)]
 mod tests;
@@ -23,6 +28,7 @@ use self::channels::Channels;
 use crate::conf::SessionConf;
 use crate::ids::RailId;
 use crate::metrics::Metrics;
+use crate::money::{Atoms, Usd};
 use crate::rail::session::Session;
 use crate::rail::{Rail, Way};
 use crate::refusal::{Moved, Refusal};
@@ -80,6 +86,18 @@ pub struct Till {
     pub rail: Arc<dyn Session>,
     /// The terms.
     pub terms: SessionConf,
+}
+
+impl Till {
+    /// Dollars as atoms of this rail's asset, rounded up.
+    pub fn atoms(&self, usd: Usd) -> Atoms {
+        usd.to_atoms(self.rail.decimals()).unwrap_or(Atoms(u128::MAX))
+    }
+
+    /// Least growth of a voucher.
+    pub fn min_delta(&self) -> Atoms {
+        self.atoms(self.terms.min_voucher_delta)
+    }
 }
 
 /// A request that ends without a reply from a backend: why, whether money moved, and whether offers go with it.

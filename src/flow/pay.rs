@@ -1,12 +1,15 @@
 //! [`Quoted`] → [`Paid`]: exactly one credential becomes exactly one claim, or the request ends here.
 //!
 //! Order of checks, cheapest and least harmful first: form → MAC → the claim we may already have → terms → expiry and
-//! signature (`Rail::check`) → durable claim → chain. Nothing asks the chain before a valid signature.
+//! signature (`Rail::check`) → what we add (`Rail::complete`) → durable claim → chain. Nothing asks the chain before a valid
+//! signature.
 
 use super::hold::Hold;
+use super::lease::Lease;
 use super::loss::{Losses, Room};
 use super::price::Quoted;
-use super::{Stop, Toll, parse, policy, price};
+use super::{Stop, Toll, parse, policy, price, session};
+use crate::channel::Channel;
 use crate::claim::{Claim, ClaimKey, Denied, Op, Standing, Terms};
 use crate::clock::UnixSeconds;
 use crate::journal::Entry;
@@ -26,12 +29,22 @@ const RETRY_SECONDS: u64 = 2;
 pub struct Paid {
     /// What was asked and priced, under the rules of the offer.
     pub quoted: Arc<Quoted>,
-    /// The money. `None` only on routes whose access is `free`.
-    pub hold: Option<Hold>,
+    /// The money.
+    pub money: Money,
     /// Output tokens per choice that may be produced for it.
     pub output: u64,
     /// What the operator may lose on it.
     pub room: Option<Room>,
+}
+
+/// What stands behind a request that is served.
+pub enum Money {
+    /// Nothing: the route is free.
+    None,
+    /// A fixed amount that was taken.
+    Hold(Hold),
+    /// A part of a channel that may be used.
+    Lease(Lease),
 }
 
 /// Everything `pay` looks at that is not the price.
@@ -55,7 +68,7 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
         if quoted.allowed.ask.nothing_asked {
             return Err(Refusal::NothingAsked.into());
         }
-        return Ok(Paid { quoted: Arc::clone(quoted), hold: None, output, room: None });
+        return Ok(Paid { quoted: Arc::clone(quoted), money: Money::None, output, room: None });
     }
     let shown = match visit.found {
         Found::Nothing => return Err(Refusal::PaymentRequired.into()),
@@ -64,6 +77,9 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
         Found::One(shown) => shown,
     };
     toll.store.standing().map_err(|e| store_down(&e))?;
+    if let Some((till, presented)) = session::present(toll, shown, UnixSeconds::now())? {
+        return session::buy(toll, visit, quoted, till, presented).await;
+    }
     let (rail, recognised) = recognise(toll, shown)?;
     let revision = match toll.store.claim(&recognised.key).await.map_err(|e| unread(&e))? {
         None => 1,
@@ -93,7 +109,7 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
         return Err(Refusal::CapReached { retry_after_seconds: 600 }.into());
     }
     let hold = take(toll, rail, shown, proof, terms, visit.request, revision).await?;
-    Ok(Paid { quoted, hold: Some(hold), output, room })
+    Ok(Paid { quoted, money: Money::Hold(hold), output, room })
 }
 
 fn recognise<'a>(toll: &'a Toll, shown: &Shown) -> Result<(&'a Arc<dyn Rail>, Recognised), Stop> {
@@ -188,7 +204,7 @@ async fn learn(toll: &Toll, tier: &str, now: UnixSeconds) -> Result<(), Stop> {
     Ok(())
 }
 
-/// Claims the proof durably, then collects it. Both run in a task of their own: a client that leaves in between must not
+/// Completes the proof, claims it durably, then collects it. All in a task of its own: a client that leaves in between must not
 /// leave a payment that nobody follows.
 async fn take(
     toll: &Arc<Toll>,
@@ -199,26 +215,34 @@ async fn take(
     request: &str,
     revision: u64,
 ) -> Result<Hold, Stop> {
-    let now = UnixSeconds::now();
-    let Recognised { key, challenge_id, reference, resend, .. } = proof.recognised.clone();
-    let claim = Claim {
-        schema: Claim::SCHEMA,
-        revision,
-        key,
-        challenge_id,
-        terms,
-        reference,
-        payer: proof.payer.clone(),
-        resend,
-        standing: Standing::Claimed { by: request.to_owned() },
-        claimed_at: now,
-        collect_until: proof.collect_until,
-        paid_at: None,
-    };
-    let key = claim.key.clone();
+    let key = proof.recognised.key.clone();
     let (own, rail, shown, request) = (Arc::clone(toll), Arc::clone(rail), shown.clone(), request.to_owned());
     let work = async move {
         let toll = own;
+        let proof = match rail.complete(&shown, proof).await {
+            Ok(proof) => proof,
+            Err(Refusal::ProofRunning { .. }) => return Err(running(&toll, rail.as_ref())),
+            Err(refusal) => {
+                toll.metrics.payments.with_label_values(&[rail.id().as_str(), "refused"]).inc();
+                return Err(refusal.into());
+            }
+        };
+        let now = UnixSeconds::now();
+        let Recognised { key, challenge_id, reference, resend, .. } = proof.recognised.clone();
+        let claim = Claim {
+            schema: Claim::SCHEMA,
+            revision,
+            key,
+            challenge_id,
+            terms,
+            reference,
+            payer: proof.payer.clone(),
+            resend,
+            standing: Standing::Claimed { by: request.clone() },
+            claimed_at: now,
+            collect_until: proof.collect_until,
+            paid_at: None,
+        };
         let entry = Entry::Claimed {
             key: claim.key.0.clone(),
             amount: claim.terms.amount,
@@ -362,7 +386,7 @@ async fn resume(
     let price = hold.terms().price;
     let budget = price.plus(room.as_ref().map_or(Usd::ZERO, Room::amount)).unwrap_or(price);
     let output = quoted.output_bought(budget).max(1);
-    Ok(Paid { quoted: Arc::clone(quoted), hold: Some(hold), output, room })
+    Ok(Paid { quoted: Arc::clone(quoted), money: Money::Hold(hold), output, room })
 }
 
 /// Applies an op and swaps the record; what the claim or the store says against it becomes the answer.
@@ -429,12 +453,14 @@ pub(super) fn show_usd(usd: Usd) -> f64 {
     usd.0 as f64 / 1e18
 }
 
-/// Every offer of a route that can be honoured now, in the client's order, or [`Refusal::NoOffer`].
+/// Every offer of a route that can be honoured now, in the client's order, or [`Refusal::NoOffer`]. `known`: the payer's channel,
+/// which session offers speak of.
 pub async fn offers(
     toll: &Toll,
     quoted: &Quoted,
     digest: [u8; 32],
     headers: &http::HeaderMap,
+    known: Option<&Channel>,
 ) -> Result<Vec<Offer>, Refusal> {
     let allowed = &quoted.allowed;
     if let Err(e) = toll.store.standing() {
@@ -443,26 +469,30 @@ pub async fn offers(
     if !toll.pools.load().available(&allowed.model.pool) {
         return Err(Refusal::NoOffer { retry_after_seconds: 5, why: "no backend can take the request".to_owned() });
     }
+    let mut capped = false;
     if let Some(Charge::Estimate { shortfall: Shortfall::Absorb { per_call, per_day }, .. }) = allowed.route.tier.charge
     {
         let now = UnixSeconds::now();
         learn(toll, allowed.route.tier.name.as_str(), now).await.map_err(|stop| stop.refusal)?;
         let left = toll.losses.left(&allowed.route.tier.name, now, per_day).min(per_call);
         let budget = quoted.parts.price_usd.plus(left).unwrap_or(left);
-        if quoted.output_bought(budget) == 0 {
-            return Err(Refusal::CapReached { retry_after_seconds: 600 });
-        }
+        capped = quoted.output_bought(budget) == 0;
     }
     let now = UnixSeconds::now();
     let description = description(quoted);
     let mut why = None;
     let mut offers = Vec::with_capacity(allowed.route.accept.len());
     for id in &allowed.route.accept {
-        let Some(rail) = toll.rail(id) else { continue };
-        let made = rail.standing().and_then(|()| {
-            let terms = quoted.terms(id, rail.decimals()).ok_or("the amount is out of range")?;
-            let ask = Ask { terms: &terms, digest, description: &description };
-            rail.offer(&ask, now).map_err(|r| r.message())
+        let Some(way) = toll.way(id) else { continue };
+        let made = way.standing().and_then(|()| match (toll.rail(id), toll.till(id)) {
+            (Some(_), _) if capped => Err("the operator's cap is reached".to_owned()),
+            (Some(rail), _) => {
+                let terms = quoted.terms(id, rail.decimals()).ok_or("the amount is out of range")?;
+                let ask = Ask { terms: &terms, digest, description: &description };
+                rail.offer(&ask, now).map_err(|r| r.message())
+            }
+            (None, Some(till)) => session::offer(toll, till, quoted, known, &description, now).map_err(|r| r.message()),
+            (None, None) => Err("it is not configured".to_owned()),
         });
         match made {
             Ok(offer) => offers.push(offer),
@@ -471,6 +501,9 @@ pub async fn offers(
                 why.get_or_insert_with(|| format!("{id} is not available"));
             }
         }
+    }
+    if offers.is_empty() && capped {
+        return Err(Refusal::CapReached { retry_after_seconds: 600 });
     }
     if offers.is_empty() {
         let why = why.unwrap_or_else(|| "this path accepts no rail".to_owned());

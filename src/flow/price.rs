@@ -10,6 +10,7 @@ use crate::refusal::Refusal;
 use crate::rules::plan::{Charge, Prices, Shortfall};
 use crate::tokens::{self, Vocabulary};
 use crate::usage::Usage;
+use std::sync::Arc;
 
 /// Prompts above this many bytes are counted off the async threads.
 const COUNT_INLINE_BYTES: usize = 64 * 1024;
@@ -51,6 +52,17 @@ pub struct Quoted {
     pub generation: Generation,
     /// Price and parts.
     pub parts: Parts,
+}
+
+impl Quoted {
+    /// The same without the text of the request, which a reply may outlive by minutes: it can still be offered, delivered
+    /// and put into a receipt, but not be sent to a backend.
+    pub fn without_body(&self) -> Self {
+        let Self { allowed: Allowed { route, ask, model, stream }, generation, parts } = self;
+        let allowed =
+            Allowed { route: Arc::clone(route), ask: ask.without_body(), model: Arc::clone(model), stream: *stream };
+        Self { allowed, generation: generation.clone(), parts: parts.clone() }
+    }
 }
 
 /// Prices a request. Counts tokens only when the tier's rule needs them.
@@ -179,9 +191,9 @@ impl Quoted {
         let Self { allowed, parts, .. } = self;
         let margin =
             allowed.model.price.input.of(TEMPLATE_TOKENS.saturating_mul(allowed.ask.messages.saturating_add(1)))?;
-        let base = parts.prompt_usd.unwrap_or(Usd::ZERO).plus(parts.images_usd)?.plus(margin)?;
+        let base = parts.prompt_usd.unwrap_or(Usd::ZERO).plus(parts.images_usd)?;
         let most = parts.max_output_tokens.checked_mul(parts.n)?;
-        Some(Cover { base, output: allowed.model.price.output, most, decimals })
+        Some(Cover { base, margin, output: allowed.model.price.output, most, decimals })
     }
 
     /// What reported usage costs at this model's prices. Cached prompt tokens at their own price.
@@ -193,8 +205,10 @@ impl Quoted {
 /// How much of one request an amount covers, where it is paid for as it is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cover {
-    /// Prompt and images, with room for a template that is longer than we think.
+    /// Prompt and images.
     base: Usd,
+    /// Room for a template that is longer than we think.
+    margin: Usd,
     /// One output token.
     output: PerToken,
     /// Most output tokens over all choices.
@@ -205,6 +219,11 @@ pub struct Cover {
 impl Cover {
     /// What `tokens` of output need beside the prompt, rounded up once. `None` past the largest amount.
     pub fn of(&self, tokens: u64) -> Option<Atoms> {
+        self.base.plus(self.margin)?.plus(self.output.of(tokens)?)?.to_atoms(self.decimals)
+    }
+
+    /// What is used when `tokens` have left and the backend has said nothing.
+    pub fn used(&self, tokens: u64) -> Option<Atoms> {
         self.base.plus(self.output.of(tokens)?)?.to_atoms(self.decimals)
     }
 
@@ -216,7 +235,7 @@ impl Cover {
     /// The most output tokens that `cap` covers beside the prompt.
     pub fn tokens(&self, cap: Atoms) -> u64 {
         let usd = cap.to_usd(self.decimals).unwrap_or(Usd(u128::MAX));
-        self.output.affordable(usd.less(self.base)).unwrap_or(u64::MAX)
+        self.output.affordable(usd.less(self.base).less(self.margin)).unwrap_or(u64::MAX)
     }
 
     /// What a request needs to be started: all of it, or the prompt and a first window of output. At least one atom.

@@ -2,9 +2,9 @@
 //!
 //! One [`Delivery`] per forwarded request. It sees every byte of the reply, but no socket.
 
-use super::hold::Hold;
+use super::lease::Wait;
 use super::loss::{Losses, Room};
-use super::pay::{Paid, show_usd};
+use super::pay::{Money, Paid, show_usd};
 use super::price::Quoted;
 use super::receipt::{self, Signet};
 use super::{Stop, Toll};
@@ -12,13 +12,16 @@ use crate::clock::UnixSeconds;
 use crate::ids;
 use crate::journal::{Entry, Receipt};
 use crate::money::{Atoms, Usd};
+use crate::openai::cover::Cover as CoverCount;
 use crate::openai::error::body as openai_error;
 use crate::openai::meter::Meter;
 use crate::openai::receipt::{add_block, receipt_chunk, receipt_comment};
 use crate::openai::request::Rewrite;
 use crate::openai::usage::{Bounds, Verdict, read_json};
 use crate::refusal::Refusal;
+use crate::rules::plan::MissingUsage;
 use crate::store::Write;
+use crate::tokens::Vocabulary;
 use crate::usage::{Usage, UsageSource};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -36,6 +39,19 @@ pub enum End {
     ClientGone,
     /// The backend died or fell silent in the middle.
     UpstreamDied,
+    /// No voucher came in time to cover more.
+    Unpaid,
+}
+
+/// How a stream goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// With the backend's next words.
+    Go,
+    /// Not before [`Delivery::resume`] says so; what was given is to be sent first.
+    Hold,
+    /// Not at all.
+    Stop,
 }
 
 /// A reply in the making.
@@ -43,7 +59,7 @@ pub struct Delivery {
     toll: Arc<Toll>,
     signet: Arc<Signet>,
     quoted: Arc<Quoted>,
-    hold: Option<Hold>,
+    money: Money,
     room: Option<Room>,
     output: u64,
     bounds: Bounds,
@@ -53,25 +69,29 @@ pub struct Delivery {
     silent: Vec<Bytes>,
     sent_at: Instant,
     delivered: bool,
+    /// The stream is over, and what it used is not covered yet.
+    ending: Option<End>,
+    /// No cover came in time.
+    unpaid: bool,
+    /// The lease has ended, durably.
+    spent: bool,
 }
 
 impl Delivery {
     /// Begins serving what was paid.
     pub fn begin(toll: Arc<Toll>, signet: Arc<Signet>, paid: Paid, request: &str) -> Self {
-        let Paid { quoted, hold, output, room } = paid;
+        let Paid { quoted, money, output, room } = paid;
         let allowed = &quoted.allowed;
-        let terms = hold.as_ref().map(Hold::terms);
-        let charged = terms.map_or(Atoms(0), |t| t.amount);
-        let decimals = terms.map_or(6, |t| t.decimals);
+        let Means { rail, charged, decimals, reference, payer, receipt } = Means::of(&money);
         let receipt = Receipt {
-            id: ids::fresh("rcpt"),
+            id: receipt.unwrap_or_else(|| ids::fresh("rcpt")),
             request: request.to_owned(),
             at: UnixSeconds::now(),
             route: allowed.route.path.clone(),
             tier: allowed.route.tier.name.clone(),
             model: allowed.model.name.clone(),
             pool: allowed.model.pool.clone(),
-            rail: terms.map_or_else(|| ids::RailId::from("free"), |t| t.rail.clone()),
+            rail,
             generation: quoted.generation.clone(),
             charged,
             decimals,
@@ -79,17 +99,20 @@ impl Delivery {
             actual_usd: None,
             usage: None,
             usage_source: None,
-            reference: hold.as_ref().map_or_else(String::new, |h| h.claim().reference.clone()),
-            payer: hold.as_ref().and_then(|h| h.claim().payer.clone()),
+            reference,
+            payer,
             complete: false,
         };
         let bounds = Bounds { choices: quoted.parts.n, completion: Some(output.saturating_mul(quoted.parts.n)) };
-        let meter = Meter::new(allowed.ask.wants_usage, bounds);
+        let mut meter = Meter::new(allowed.ask.wants_usage, bounds);
+        if let Money::Lease(_) = money {
+            meter = meter.with_cover(cover_count(allowed.model.vocabulary.as_deref()));
+        }
         Self {
             toll,
             signet,
             quoted,
-            hold,
+            money,
             room,
             output,
             bounds,
@@ -98,6 +121,9 @@ impl Delivery {
             silent: Vec::new(),
             sent_at: Instant::now(),
             delivered: false,
+            ending: None,
+            unpaid: false,
+            spent: false,
         }
     }
 
@@ -111,17 +137,21 @@ impl Delivery {
         self.quoted.allowed.stream
     }
 
-    /// The body for the backend: our own serialisation, with the backend's model name and the output that was bought.
-    pub fn body(&self, ability: crate::catalogue::ProfileAbility) -> Bytes {
+    /// The body for the backend: our own serialisation, with the backend's model name and the output that was bought. Good
+    /// once: what the client sent is let go, for a stream may stand still for long.
+    pub fn take_body(&mut self, ability: crate::catalogue::ProfileAbility) -> Bytes {
         let allowed = &self.quoted.allowed;
-        allowed.ask.rewrite(&Rewrite {
+        let body = allowed.ask.rewrite(&Rewrite {
             model: &allowed.model.upstream,
             max_output: self.output,
             spelling: ability.spelling,
             stream: allowed.stream,
-            // A running count on every chunk is for clients that asked for usage; a fixed amount needs none.
-            continuous_usage: ability.continuous_usage && allowed.ask.wants_usage,
-        })
+            // A running count on every chunk is for clients that asked for usage, and for cover; a fixed amount needs none.
+            continuous_usage: ability.continuous_usage
+                && (allowed.ask.wants_usage || matches!(self.money, Money::Lease(_))),
+        });
+        self.quoted = Arc::new(self.quoted.without_body());
+        body
     }
 
     /// A reply that came whole: metered, written down, and given its receipt. The body to send.
@@ -137,7 +167,7 @@ impl Delivery {
         self.settle(&verdict, End::Whole);
         self.receipt.complete = true;
         self.write_down().await?;
-        let named = self.quoted.allowed.route.receipt.body.as_deref().filter(|_| self.hold.is_some());
+        let named = self.quoted.allowed.route.receipt.body.as_deref().filter(|_| self.is_paid());
         let with_block = named.and_then(|name| add_block(&body, name, &self.block()));
         Ok(with_block.unwrap_or(body))
     }
@@ -154,32 +184,96 @@ impl Delivery {
     }
 
     /// One chunk from the backend; `out` gets what the client is to see of it. Nothing leaves before there is a word of an answer:
-    /// until then a failure costs the payer nothing, and a backend's heartbeat is not what was bought.
-    pub fn chunk(&mut self, chunk: Bytes, out: &mut Vec<Bytes>) -> Result<(), Refusal> {
-        let fed = self.meter.feed(chunk, &mut self.silent);
+    /// until then a failure costs the payer nothing, and a backend's heartbeat is not what was bought. Of a stream that is paid by
+    /// the token nothing leaves that is not covered.
+    pub async fn chunk(&mut self, chunk: Bytes, out: &mut Vec<Bytes>) -> Result<Next, Refusal> {
+        let covered = match &self.money {
+            Money::Lease(lease) => lease.covered(),
+            Money::Hold(_) | Money::None => u64::MAX,
+        };
+        let fed = self.meter.feed_covered(chunk, covered, &mut self.silent);
         let waiting: usize = self.silent.iter().map(Bytes::len).sum();
         if self.delivered || waiting > SILENT_BYTES || says_something(&self.meter.verdict()) {
             out.append(&mut self.silent);
         }
-        fed.map_err(|_| Refusal::UpstreamFailed { why: "an event is too large" })
+        fed.map_err(|_| Refusal::UpstreamFailed { why: "an event is too large" })?;
+        let Money::Lease(lease) = &mut self.money else { return Ok(Next::Go) };
+        lease.progress(self.meter.counted(), out).await;
+        Ok(if self.meter.waiting().is_some() { Next::Hold } else { Next::Go })
+    }
+
+    /// The stream stands still: waits until there is cover, or until there is something to send meanwhile.
+    pub async fn resume(&mut self, out: &mut Vec<Bytes>) -> Next {
+        if let Some(end) = self.ending {
+            return self.end(end, out).await;
+        }
+        let (Money::Lease(lease), Some(need)) = (&mut self.money, self.meter.waiting()) else { return Next::Go };
+        match lease.wait(need, out).await {
+            Wait::Longer => Next::Hold,
+            Wait::Over => {
+                self.unpaid = true;
+                Next::Stop
+            }
+            Wait::Covered => {
+                out.append(&mut self.silent);
+                self.meter.release(lease.covered(), out);
+                lease.progress(self.meter.counted(), out).await;
+                if self.meter.waiting().is_some() { Next::Hold } else { Next::Go }
+            }
+        }
+    }
+
+    /// Whether it ended because no voucher came in time.
+    pub fn is_unpaid(&self) -> bool {
+        self.unpaid
+    }
+
+    /// What a client is told when it ended so before its first byte.
+    pub fn unpaid_before_it_began(&self) -> Option<Refusal> {
+        match &self.money {
+            Money::Lease(lease) if self.unpaid && !self.delivered => Some(lease.short()),
+            _ => None,
+        }
     }
 
     /// The stream is over: the books, then what is still to be sent (receipt, `[DONE]`). A stream that said nothing leaves `out`
-    /// and the books as they are: no byte has left, none will, and what was paid can be redeemed.
-    pub async fn end(&mut self, end: End, out: &mut Vec<Bytes>) {
+    /// and the books as they are: no byte has left, none will, and what was paid can be redeemed. [`Next::Hold`]: what it used is not
+    /// covered yet; the payer was asked.
+    pub async fn end(&mut self, end: End, out: &mut Vec<Bytes>) -> Next {
         self.meter.finish();
         let verdict = self.meter.verdict();
-        self.toll.metrics.dropped_frames.inc_by(verdict.forged_frames);
         if !self.delivered && !says_something(&verdict) {
-            return;
+            self.toll.metrics.dropped_frames.inc_by(verdict.forged_frames);
+            return Next::Go;
         }
         out.append(&mut self.silent);
+        if end == End::Whole
+            && let Some(charge) = self.charge(&verdict)
+            && let Money::Lease(lease) = &mut self.money
+        {
+            self.ending = Some(end);
+            match lease.wait_for(charge, out).await {
+                Wait::Longer => return Next::Hold,
+                Wait::Over => {
+                    tracing::warn!(receipt = %self.receipt.id, "what was used is above what the payer signed")
+                }
+                Wait::Covered => {}
+            }
+        }
+        self.toll.metrics.dropped_frames.inc_by(verdict.forged_frames);
+        if end == End::Whole {
+            self.meter.release(u64::MAX, out);
+        }
         self.settle(&verdict, end);
         self.receipt.complete = end == End::Whole && !verdict.failed;
-        if let Err(stop) = self.write_down().await {
+        let written = self.write_down().await;
+        if let Err(stop) = &written {
             tracing::error!(receipt = %self.receipt.id, reason = stop.refusal.code(), "the final receipt was not written");
         }
-        if end != End::ClientGone && self.hold.is_some() {
+        if end == End::ClientGone {
+            return Next::Go;
+        }
+        if self.is_paid() && written.is_ok() {
             let form = &self.quoted.allowed.route.receipt;
             if let Some(name) = &form.body {
                 let block = self.block();
@@ -196,29 +290,44 @@ impl Delivery {
                 out.push(receipt_comment(&self.signet.seal(&self.receipt)));
             }
         }
-        if end == End::UpstreamDied {
-            out.push(cut_short());
+        match end {
+            End::UpstreamDied => {
+                out.push(cut_short("the backend went away in the middle of its answer", "upstream_failed"));
+            }
+            End::Unpaid => {
+                out.push(cut_short("no voucher came to pay for the rest of the answer", "insufficient_balance"))
+            }
+            End::Whole | End::ClientGone => {}
         }
         out.extend(self.meter.take_done());
+        if let (Money::Lease(lease), true) = (&self.money, written.is_ok()) {
+            out.push(lease.receipt_event(&self.receipt));
+        }
+        Next::Go
     }
 
     /// Header lines for the reply's head: the protocol's receipt, with what is known by now.
     pub fn headers(&self) -> Vec<(http::HeaderName, http::HeaderValue)> {
-        let mut headers = Vec::new();
-        if let (Some(hold), true) = (&self.hold, self.quoted.allowed.route.receipt.header)
-            && let Some(rail) = self.toll.rail(&hold.terms().rail)
-        {
-            headers.extend(rail.receipt(hold.claim(), &self.receipt));
+        if !self.quoted.allowed.route.receipt.header {
+            return Vec::new();
         }
-        headers
+        match &self.money {
+            Money::Hold(hold) => {
+                let rail = self.toll.rail(&hold.terms().rail);
+                rail.map_or_else(Vec::new, |rail| rail.receipt(hold.claim(), &self.receipt))
+            }
+            Money::Lease(lease) if self.spent => lease.receipt_header(&self.receipt).into_iter().collect(),
+            Money::Lease(_) | Money::None => Vec::new(),
+        }
     }
 
-    /// It failed before the first byte: the payer may come again.
+    /// It failed before the first byte: nothing is charged, or the payer may come again.
     pub async fn fail(mut self, refusal: Refusal) -> Stop {
         self.count_exchange();
-        match self.hold.take() {
-            None => refusal.into(),
-            Some(hold) => Stop { refusal, moved: hold.give_back().await, claimed: true },
+        match std::mem::replace(&mut self.money, Money::None) {
+            Money::None => refusal.into(),
+            Money::Hold(hold) => Stop { refusal, moved: hold.give_back().await, claimed: true },
+            Money::Lease(lease) => Stop { refusal, moved: lease.release().await, claimed: true },
         }
     }
 
@@ -236,15 +345,39 @@ impl Delivery {
         receipt::public(&self.receipt).to_string()
     }
 
+    fn is_paid(&self) -> bool {
+        !matches!(self.money, Money::None)
+    }
+
+    /// What the reported usage costs in atoms of the rail.
+    fn charge(&self, verdict: &Verdict) -> Option<Atoms> {
+        self.quoted.cost(&verdict.usage?)?.to_atoms(self.receipt.decimals)
+    }
+
+    /// What was used when the answer ended early and the backend did not say: the prompt, and what left.
+    fn counted(&self, verdict: &Verdict) -> Usage {
+        let prompt = self.quoted.parts.prompt_tokens.unwrap_or(0);
+        let completion = match self.money {
+            Money::Lease(_) => self.meter.counted(),
+            Money::Hold(_) | Money::None => verdict.delivered_chunks,
+        };
+        Usage { prompt, completion, ..Usage::default() }
+    }
+
     /// Usage → what it would have cost; counters and alarms. Pure apart from them.
     fn settle(&mut self, verdict: &Verdict, end: End) {
         let pool = self.receipt.pool.clone();
         let (usage, source, label) = match (verdict.usage, end) {
+            // A running count may be ahead of what was let out.
+            (Some(usage), End::ClientGone | End::Unpaid)
+                if self.ending.is_none() && matches!(self.money, Money::Lease(_)) =>
+            {
+                let completion = usage.completion.min(self.meter.counted());
+                (Some(Usage { completion, ..usage }), UsageSource::Reported, "reported")
+            }
             (Some(usage), _) => (Some(usage), UsageSource::Reported, "reported"),
-            (None, End::ClientGone) if verdict.delivered_chunks > 0 => {
-                let prompt = self.quoted.parts.prompt_tokens.unwrap_or(0);
-                let counted = Usage { prompt, completion: verdict.delivered_chunks, ..Usage::default() };
-                (Some(counted), UsageSource::Counted, "counted")
+            (None, End::ClientGone | End::Unpaid) if verdict.delivered_chunks > 0 => {
+                (Some(self.counted(verdict)), UsageSource::Counted, "counted")
             }
             (None, _) => (None, UsageSource::Missing, if verdict.absurd { "absurd" } else { "missing" }),
         };
@@ -263,7 +396,25 @@ impl Delivery {
         }
         self.receipt.usage = usage;
         self.receipt.usage_source = Some(source);
+        self.charge_lease(end);
         self.count_exchange();
+    }
+
+    /// What is taken out of the channel: what was used, never more than is leased. The rest is the operator's loss.
+    fn charge_lease(&mut self, end: End) {
+        let Money::Lease(lease) = &self.money else { return };
+        let (cap, decimals) = (lease.held().cap, self.receipt.decimals);
+        let cost = match self.receipt.actual_usd {
+            Some(usd) => usd.to_atoms(decimals).unwrap_or(cap),
+            None if end == End::Whole && self.quoted.allowed.route.tier.missing_usage == MissingUsage::Ceiling => cap,
+            None => Atoms(0),
+        };
+        self.receipt.charged = cost.min(cap);
+        self.receipt.charged_usd = self.receipt.charged.to_usd(decimals).unwrap_or(Usd::ZERO);
+        let rail = self.receipt.rail.as_str();
+        let lost = Atoms(cost.0.saturating_sub(cap.0)).to_usd(decimals).unwrap_or(Usd::ZERO);
+        self.toll.metrics.charged_usd.with_label_values(&[rail]).inc_by(show_usd(self.receipt.charged_usd));
+        self.toll.metrics.session_loss_usd.with_label_values(&[rail]).inc_by(show_usd(lost));
     }
 
     fn count_exchange(&self) {
@@ -287,10 +438,15 @@ impl Delivery {
     /// The final receipt into the books, once: with the delivery if that was not written yet, else alone.
     async fn write_down(&mut self) -> Result<(), Stop> {
         let tally = self.absorbed();
+        if let Money::Lease(lease) = &mut self.money {
+            lease.spend(self.receipt.charged, Some(&self.receipt)).await?;
+            (self.delivered, self.spent) = (true, true);
+            return Ok(());
+        }
         if !self.delivered {
             return self.deliver(tally).await;
         }
-        if self.hold.is_some() {
+        if self.is_paid() {
             let journal = vec![Entry::Receipt(Box::new(self.receipt.clone()))];
             let write = Write { journal, tally, ..Write::default() };
             self.toll.store.commit(write).await.map_err(|e| {
@@ -302,7 +458,7 @@ impl Delivery {
     }
 
     async fn deliver(&mut self, tally: Vec<(String, u64, Usd)>) -> Result<(), Stop> {
-        if let Some(hold) = &mut self.hold {
+        if let Money::Hold(hold) = &mut self.money {
             hold.deliver(&self.receipt, tally).await?;
         }
         self.delivered = true;
@@ -315,11 +471,58 @@ fn says_something(verdict: &Verdict) -> bool {
     verdict.delivered_chunks > 0 || verdict.finished
 }
 
-/// The last event of a stream whose backend went away: clients raise it as an API error instead of taking half an answer for a
-/// whole one.
-fn cut_short() -> Bytes {
-    let body =
-        openai_error("the backend went away in the middle of its answer", "server_error", "upstream_failed", None);
+/// How output is counted for cover where the backend does not say it: by the model's vocabulary, else by its bytes.
+fn cover_count(vocabulary: Option<&str>) -> CoverCount {
+    match vocabulary.and_then(Vocabulary::parse).and_then(Vocabulary::counter) {
+        Some(count) => CoverCount::Tokens(count),
+        None => CoverCount::Bytes,
+    }
+}
+
+/// What a receipt says about the money.
+struct Means {
+    rail: ids::RailId,
+    charged: Atoms,
+    decimals: u8,
+    reference: String,
+    payer: Option<String>,
+    receipt: Option<String>,
+}
+
+impl Means {
+    fn of(money: &Money) -> Self {
+        match money {
+            Money::None => Self {
+                rail: ids::RailId::from("free"),
+                charged: Atoms(0),
+                decimals: 6,
+                reference: String::new(),
+                payer: None,
+                receipt: None,
+            },
+            Money::Hold(hold) => Self {
+                rail: hold.terms().rail.clone(),
+                charged: hold.terms().amount,
+                decimals: hold.terms().decimals,
+                reference: hold.claim().reference.clone(),
+                payer: hold.claim().payer.clone(),
+                receipt: None,
+            },
+            Money::Lease(lease) => Self {
+                rail: lease.channel().rail.clone(),
+                charged: Atoms(0),
+                decimals: lease.channel().decimals,
+                reference: lease.channel().id.0.clone(),
+                payer: Some(lease.channel().descriptor.payer.clone()),
+                receipt: Some(lease.held().purchase.receipt.clone()),
+            },
+        }
+    }
+}
+
+/// The last event of an answer that was cut: clients raise it as an API error instead of taking half an answer for a whole one.
+fn cut_short(why: &str, code: &str) -> Bytes {
+    let body = openai_error(why, "server_error", code, None);
     let mut frame = b"data: ".to_vec();
     frame.extend_from_slice(&body);
     frame.extend_from_slice(b"\n\n");

@@ -6,12 +6,15 @@ mod dropped;
 mod faults;
 mod offers;
 mod paths;
+mod sessions;
 
+use self::sessions::Purse;
 use super::channels::Channels;
+use super::hold::Hold;
 use super::loss::Losses;
-use super::pay::{self, Paid, Visit, quote_under};
+use super::pay::{self, Money, Paid, Visit, quote_under};
 use super::price::Quoted;
-use super::{Stop, Toll};
+use super::{Stop, Till, Toll};
 use crate::catalogue::{Catalogue, ProfileAbility, RailAbility};
 use crate::channel::{Channel, ChannelId};
 use crate::claim::{Claim, ClaimKey};
@@ -21,6 +24,7 @@ use crate::journal::Receipt;
 use crate::limits::Spelling;
 use crate::metrics::Metrics;
 use crate::money::Usd;
+use crate::rail::session::Session;
 use crate::rail::{Ask, Collected, Found, Offer, Proof, Rail, Recognised, Shown, Way};
 use crate::refusal::Refusal;
 use crate::rules::watch::Rules;
@@ -248,11 +252,24 @@ impl Store for Frail {
     }
 }
 
+impl Paid {
+    fn hold(&self) -> &Hold {
+        let Money::Hold(hold) = &self.money else { panic!("a fixed amount") };
+        hold
+    }
+
+    fn into_hold(self) -> Hold {
+        let Money::Hold(hold) = self.money else { panic!("a fixed amount") };
+        hold
+    }
+}
+
 /// A toll of fakes.
 struct Bed {
     toll: Arc<Toll>,
     rail: Arc<Fake>,
     spare: Arc<Fake>,
+    purse: Arc<Purse>,
     store: Arc<Frail>,
     rules: PathBuf,
     _dir: tempfile::TempDir,
@@ -271,13 +288,15 @@ impl Bed {
         write_rules(&rules, edits);
         let inner = Arc::new(Embedded::open(&dir.path().join("store.redb")).unwrap());
         let (rail, spare) = (Fake::new("tempo/charge"), Fake::new("spare/charge"));
-        let (toll, store) = toll(&rules, inner, &rail, &spare);
-        Self { toll, rail, spare, store, rules, _dir: dir }
+        let purse = Purse::new();
+        let (toll, store) = toll(&rules, inner, &rail, &spare, &purse);
+        Self { toll, rail, spare, purse, store, rules, _dir: dir }
     }
 
     /// A new process on the same store and rules; what the old one had in memory is gone.
     fn restart(&mut self) {
-        (self.toll, self.store) = toll(&self.rules, Arc::clone(&self.store.inner), &self.rail, &self.spare);
+        (self.toll, self.store) =
+            toll(&self.rules, Arc::clone(&self.store.inner), &self.rail, &self.spare, &self.purse);
     }
 
     /// Other rules, in force when this returns.
@@ -291,7 +310,7 @@ impl Bed {
     /// The credential of payment `proof` for an offer made now for this body.
     async fn credential(&self, path: &str, body: &str, proof: &str) -> Shown {
         let quoted = self.quote(path, body).await.unwrap();
-        let offers = pay::offers(&self.toll, &quoted, digest(body), &http::HeaderMap::new()).await.unwrap();
+        let offers = pay::offers(&self.toll, &quoted, digest(body), &http::HeaderMap::new(), None).await.unwrap();
         shown(&offers[0].challenge_id, proof)
     }
 
@@ -322,7 +341,13 @@ impl Bed {
     }
 }
 
-fn toll(rules: &Path, inner: Arc<Embedded>, rail: &Arc<Fake>, spare: &Arc<Fake>) -> (Arc<Toll>, Arc<Frail>) {
+fn toll(
+    rules: &Path,
+    inner: Arc<Embedded>,
+    rail: &Arc<Fake>,
+    spare: &Arc<Fake>,
+    purse: &Arc<Purse>,
+) -> (Arc<Toll>, Arc<Frail>) {
     let pools: Arc<ArcSwap<Pools>> = Arc::default();
     let swapped = Arc::clone(&pools);
     let prepare = move |plan: &crate::rules::Plan| {
@@ -340,8 +365,8 @@ fn toll(rules: &Path, inner: Arc<Embedded>, rail: &Arc<Fake>, spare: &Arc<Fake>)
     let toll = Toll {
         rules: Rules::start(rules, catalogue(), prepare, |_| ()).unwrap(),
         rails: vec![Arc::clone(rail) as Arc<dyn Rail>, Arc::clone(spare) as Arc<dyn Rail>],
-        tills: Vec::new(),
-        channels: Arc::new(Channels::new(Arc::clone(store) as Arc<dyn Store>)),
+        tills: vec![Arc::new(Till { rail: Arc::clone(purse) as Arc<dyn Session>, terms: sessions::terms() })],
+        channels: Arc::new(Channels::new(Arc::<Frail>::clone(&store) as Arc<dyn Store>)),
         store: Arc::clone(&store) as Arc<dyn Store>,
         pools,
         metrics: Arc::new(Metrics::new()),
@@ -356,7 +381,12 @@ fn catalogue() -> Catalogue {
     let ability = RailAbility { fixed_amount: true, decimals: 6 };
     let profile = ProfileAbility { spelling: Spelling::MaxTokens, continuous_usage: false, health_path: None };
     Catalogue {
-        rails: ["tempo/charge", "spare/charge"].map(|id| (RailId::from(id), ability)).into(),
+        rails: [
+            ("tempo/charge".into(), ability),
+            ("spare/charge".into(), ability),
+            ("tempo/session".into(), RailAbility { fixed_amount: false, ..ability }),
+        ]
+        .into(),
         profiles: [("vllm", profile)].into(),
         vocabularies: vec!["o200k", "bytes"],
     }

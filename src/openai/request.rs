@@ -162,6 +162,12 @@ impl Ask {
         })
     }
 
+    /// The same without the text: good for everything but [`Ask::prompt`] and [`Ask::rewrite`].
+    pub fn without_body(&self) -> Self {
+        let (pieces, copied, cuts) = (Vec::new(), Vec::new(), Vec::new());
+        Self { model: self.model.clone(), body: Bytes::new(), pieces, copied, cuts, ..*self }
+    }
+
     /// What the token count of the prompt is made from.
     pub fn prompt(&self) -> Prompt<'_> {
         // It was UTF-8 when it was read.

@@ -144,6 +144,8 @@ pub struct SessionReceipt<'a> {
 /// One way to pay by the token.
 #[async_trait]
 pub trait Session: Way {
+    /// Chain id and escrow, as a channel's record has them.
+    fn place(&self) -> (u64, String);
     /// An offer. No I/O.
     fn offer(&self, ask: &SessionAsk<'_>, now: UnixSeconds) -> Result<Offer, Refusal>;
     /// Everything about a credential that can be known without I/O. `Ok(None)`: it is another rail's. Order: MAC, parties, form,

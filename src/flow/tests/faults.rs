@@ -10,7 +10,7 @@ async fn sell(bed: &Bed, body: &str, credential: &Shown, deliver: bool) -> Stop 
     match bed.pay(PATH, body, credential).await {
         Err(stop) => stop,
         Ok(paid) => {
-            let mut hold = paid.hold.unwrap();
+            let mut hold = paid.into_hold();
             if !deliver {
                 let moved = hold.give_back().await;
                 return Stop { refusal: Refusal::Store { retry_after_seconds: 10 }, moved, claimed: true };
@@ -79,7 +79,7 @@ async fn a_store_that_takes_no_writes_refuses_payments_before_it_looks_at_them()
     let stop = stopped(bed.pay(PATH, &body, &credential).await);
     assert_eq!((stop.refusal.code(), stop.moved, stop.claimed), ("store_unavailable", Moved::No, false));
     let quoted = bed.quote(PATH, &body).await.unwrap();
-    let offers = pay::offers(&bed.toll, &quoted, digest(&body), &http::HeaderMap::new()).await;
+    let offers = pay::offers(&bed.toll, &quoted, digest(&body), &http::HeaderMap::new(), None).await;
     assert_eq!(offers.unwrap_err().code(), "store_unavailable", "and nothing is offered");
     assert_eq!((bed.rail.collects(), bed.claim("a").await), (0, None));
 }
@@ -89,7 +89,7 @@ async fn a_proof_that_cannot_be_looked_up_may_have_been_paid() {
     let bed = Bed::new();
     let body = ask("m", 10);
     let credential = bed.credential(PATH, &body, "a").await;
-    drop(bed.pay(PATH, &body, &credential).await.unwrap().hold);
+    drop(bed.pay(PATH, &body, &credential).await.unwrap().money);
     bed.becomes("a", |claim| claim.standing == Standing::Owed).await;
     bed.store.unreadable.store(true, Ordering::SeqCst);
     let stop = stopped(bed.pay(PATH, &body, &credential).await);

@@ -5,7 +5,7 @@ use crate::refusal::Moved;
 
 async fn offers(bed: &Bed, body: &str) -> Result<Vec<String>, &'static str> {
     let quoted = bed.quote(PATH, body).await.unwrap();
-    let made = pay::offers(&bed.toll, &quoted, digest(body), &http::HeaderMap::new()).await;
+    let made = pay::offers(&bed.toll, &quoted, digest(body), &http::HeaderMap::new(), None).await;
     made.map(|offers| offers.iter().map(|o| o.rail.to_string()).collect()).map_err(|r| r.code())
 }
 
@@ -36,7 +36,7 @@ async fn an_offer_is_honoured_at_its_price_after_the_rules_changed() {
         let (then, old) = (bed.toll.rules.plan().generation.clone(), bed.quote(PATH, &body).await.unwrap());
         bed.reload(edits).await;
         let paid = bed.pay(PATH, &body, &credential).await.unwrap_or_else(|stop| panic!("{why}: {stop:?}"));
-        let terms = paid.hold.as_ref().unwrap().terms();
+        let terms = paid.hold().terms();
         assert_eq!((&terms.generation, terms.price), (&then, old.parts.price_usd), "{why}");
         assert_eq!((paid.output, &paid.quoted.generation), (10, &then), "{why}: one generation throughout");
         assert!(bed.toll.pools.load().get(&paid.quoted.allowed.model.pool).is_some(), "{why}: its pool is there");
@@ -80,7 +80,7 @@ async fn an_offer_from_before_a_restart_is_honoured_at_its_own_amount() {
     write_rules(&bed.rules, &[("models.toml", "output = \"10\"", "output = \"50\"")]);
     bed.restart();
     let paid = bed.pay(PATH, &body, &credential).await.unwrap();
-    assert_eq!(paid.hold.unwrap().terms().price, old, "the rules that made it are gone; its MAC and digest are not");
+    assert_eq!(paid.into_hold().terms().price, old, "the rules that made it are gone; its MAC and digest are not");
 }
 
 const ABSORB: (&str, &str, &str) = (
@@ -105,7 +105,7 @@ async fn what_the_operator_may_lose_is_reserved_before_a_payment_and_a_full_day_
     // One that was offered earlier is refused before its payment is touched.
     let late = {
         let (_, first) = inside.pop().unwrap();
-        drop(first.hold);
+        drop(first.money);
         drop(first.room);
         let credential = bed.credential(PATH, &body, "c").await;
         let again = bed.credential(PATH, &body, "d").await;
@@ -123,8 +123,9 @@ async fn a_paid_call_is_redeemed_even_when_the_day_is_full() {
     let body = ask("m", 50);
     let credential = bed.credential(PATH, &body, "a").await;
     let paid = bed.pay(PATH, &body, &credential).await.unwrap();
+    let Money::Hold(hold) = paid.money else { panic!("a fixed amount") };
     drop(paid.room);
-    assert!(matches!(paid.hold.unwrap().give_back().await, Moved::Redeemable { .. }));
+    assert!(matches!(hold.give_back().await, Moved::Redeemable { .. }));
     let full = bed.toll.losses.reserve(&"t".into(), UnixSeconds::now(), Usd(u128::MAX), Usd(800_000_000_000_000));
     assert_eq!(offers(&bed, &body).await, Err("cap_reached"));
     let paid = bed.pay(PATH, &body, &credential).await.unwrap();

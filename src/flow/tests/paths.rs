@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering::SeqCst;
 
 fn delivery(bed: &Bed, paid: Paid) -> Delivery {
     let signet = Arc::new(Signet::new(&Secret::new([7u8; 32])).unwrap());
-    let request = match &paid.hold.as_ref().unwrap().claim().standing {
+    let request = match &paid.hold().claim().standing {
         Standing::Serving { by } => by.clone(),
         other => panic!("{other:?}"),
     };
@@ -27,7 +27,7 @@ async fn a_payment_is_claimed_paid_delivered_with_its_receipt_and_then_spent() {
     let credential = bed.credential(PATH, &body, "a").await;
     let paid = bed.pay(PATH, &body, &credential).await.unwrap();
     assert_eq!(paid.output, 10);
-    let amount = paid.hold.as_ref().unwrap().terms().amount;
+    let amount = paid.hold().terms().amount;
     assert_eq!(Some(amount), bed.quote(PATH, &body).await.unwrap().parts.price_usd.to_atoms(6));
 
     let mut delivery = delivery(&bed, paid);
@@ -60,7 +60,7 @@ async fn of_many_copies_at_once_one_is_served_and_the_others_are_told_to_wait() 
                     (Arc::clone(&bed), body.clone(), credential.clone(), Arc::clone(&barrier));
                 tokio::spawn(async move {
                     barrier.wait().await;
-                    bed.pay(PATH, &body, &credential).await.map(|paid| paid.hold.unwrap().claim().key.0.clone())
+                    bed.pay(PATH, &body, &credential).await.map(|paid| paid.into_hold().claim().key.0.clone())
                 })
             })
             .collect();
@@ -237,7 +237,7 @@ async fn money_that_is_let_go_anywhere_before_the_first_byte_is_owed() {
     let body = ask("m", 10);
     let credential = bed.credential(PATH, &body, "a").await;
     let paid = bed.pay(PATH, &body, &credential).await.unwrap();
-    drop(paid.hold);
+    drop(paid.money);
     bed.becomes("a", |claim| claim.standing == Standing::Owed).await;
 
     let paid = bed.pay(PATH, &body, &credential).await.unwrap();
@@ -271,6 +271,7 @@ async fn half_a_stream_is_a_delivery_and_its_receipt_says_so() {
     half.first_byte().await.unwrap();
     let mut out = Vec::new();
     half.chunk(Bytes::from_static(b"data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"}}]}\n\n"), &mut out)
+        .await
         .unwrap();
     half.end(End::UpstreamDied, &mut out).await;
     let receipt = bed.store.inner.receipt(&half.receipt().id).await.unwrap().unwrap();
@@ -336,7 +337,7 @@ async fn a_model_without_a_price_is_served_once_for_a_proof_of_nothing() {
     let body = ask("gift", 10);
     let credential = bed.credential(PATH, &body, "a").await;
     let paid = bed.pay(PATH, &body, &credential).await.unwrap();
-    assert_eq!(paid.hold.as_ref().unwrap().terms().amount, Atoms(0));
+    assert_eq!(paid.hold().terms().amount, Atoms(0));
     assert_eq!(paid.output, 10);
     let mut served = delivery(&bed, paid);
     served.whole(REPLY.into()).await.unwrap();

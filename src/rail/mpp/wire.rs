@@ -1,6 +1,7 @@
 //! Headers of MPP: finding credentials, writing challenges and receipts, and what a client says it can pay with.
 
 use super::bind::Slots;
+use crate::channel::ChannelId;
 use crate::journal::Receipt;
 use crate::rail::{Found, Offer, Shown};
 use ::mpp::PaymentCredential;
@@ -158,6 +159,34 @@ pub fn receipt(
     }
     let value = URL_SAFE_NO_PAD.encode(serde_json::to_vec(&words).ok()?);
     Some((PAYMENT_RECEIPT, HeaderValue::from_str(&value).ok()?))
+}
+
+/// What a session credential says it does (`open`, `voucher`, `topUp`, `close`), not believed; `None` for any other credential.
+pub fn action(credential: &PaymentCredential) -> Option<&str> {
+    if credential.challenge.intent.as_str() != "session" {
+        return None;
+    }
+    credential.payload.get("action")?.as_str()
+}
+
+/// The channel a session credential names, not believed, as records have it.
+pub fn channel(credential: &PaymentCredential) -> Option<ChannelId> {
+    action(credential)?;
+    Some(ChannelId(credential.payload.get("channelId")?.as_str()?.to_ascii_lowercase()))
+}
+
+/// Whether `Accept-Payment` names this method and intent, and does not exclude it. Wildcards name nothing.
+pub fn names(headers: &HeaderMap, method: &str, intent: &str) -> bool {
+    let lines: Vec<&str> = headers.get_all(ACCEPT_PAYMENT).iter().filter_map(|v| v.to_str().ok()).collect();
+    let said = lines.join(",");
+    let zero = |q: &str| q.bytes().all(|b| matches!(b, b'0' | b'.'));
+    said.len() <= MAX_ACCEPT
+        && said.split(',').any(|element| {
+            let mut parts = element.split(';').map(str::trim);
+            let range = parts.next().and_then(|range| range.split_once('/'));
+            let excluded = parts.filter_map(|p| p.strip_prefix("q=")).any(zero);
+            !excluded && range.is_some_and(|(m, i)| m.eq_ignore_ascii_case(method) && i.eq_ignore_ascii_case(intent))
+        })
 }
 
 struct Ranked<'a>(usize, &'a Offer);

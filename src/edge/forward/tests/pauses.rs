@@ -14,6 +14,12 @@ async fn pausing(port: u16, room: usize) -> (Bed, DuplexStream, Pauses) {
     (bed, client, pauses)
 }
 
+/// Both sides to their end. A side that waits for ever is a failed test, not a stuck one.
+async fn both<A, B>(gate: impl Future<Output = A>, rest: impl Future<Output = B>) -> (A, B) {
+    let both = futures::future::join(gate, rest);
+    tokio::time::timeout(Duration::from_secs(20), both).await.expect("one side waits for the other for ever")
+}
+
 fn streamed(outcome: Outcome) -> Ending {
     match outcome {
         Outcome::Streamed(ending) => ending,
@@ -26,7 +32,7 @@ async fn a_pause_changes_no_order_and_sends_what_the_filter_gives_meanwhile() {
     let (listener, port) = listen().await;
     let (mut bed, mut client, pauses) = pausing(port, ROOMY).await;
     bed.filter.last_words = ": receipt\n\n";
-    let (outcome, ()) = tokio::join!(bed.run(), async {
+    let (outcome, ()) = both(bed.run(), async {
         let (_, mut stream) = answer(&listener, &format!("{SSE}{}", chunked(&["data: 1\n\n"]))).await;
         heard(&mut client, "data: 1\n\n").await;
         stream.write_all(format!("{}0\r\n\r\n", chunked(&["data: 3\n\n"])).as_bytes()).await.unwrap();
@@ -37,7 +43,8 @@ async fn a_pause_changes_no_order_and_sends_what_the_filter_gives_meanwhile() {
         pauses.send((Flow::Go, "data: 2\n\n")).unwrap();
         heard(&mut client, "data: 2\n\n").await;
         heard(&mut client, "data: 3\n\n").await;
-    });
+    })
+    .await;
     assert_eq!(streamed(outcome), Ending { how: How::Complete, sent_bytes: 58 });
     let log = bed.filter.log.join("|");
     let waits = "head 200|chunk data: 1\n\n|durable|resume|resume|resume|chunk data: 3\n\n|finish";
@@ -50,12 +57,13 @@ async fn what_was_released_at_the_end_of_a_pause_does_not_wait_for_the_backend()
     let (listener, port) = listen().await;
     let (mut bed, mut client, pauses) = pausing(port, ROOMY).await;
     let begun = format!("{SSE}{}", chunked(&["data: 1\n\n"]));
-    let (outcome, ()) = tokio::join!(bed.run(), async {
+    let (outcome, ()) = both(bed.run(), async {
         let (_, mut stream) = answer(&listener, &begun).await;
         pauses.send((Flow::Go, "data: 2\n\n")).unwrap();
         heard(&mut client, "data: 2\n\n").await;
         stream.write_all(b"0\r\n\r\n").await.unwrap();
-    });
+    })
+    .await;
     assert_eq!(streamed(outcome).how, How::Complete);
 }
 
@@ -64,13 +72,14 @@ async fn a_client_that_leaves_in_a_pause_closes_the_backend_at_once() {
     let (listener, port) = listen().await;
     let (mut bed, mut client, _pauses) = pausing(port, ROOMY).await;
     let begun = format!("{SSE}{}", chunked(&["data: 1\n\n"]));
-    let (outcome, ()) = tokio::join!(bed.run(), async {
+    let (outcome, ()) = both(bed.run(), async {
         let (_, mut stream) = answer(&listener, &begun).await;
         heard(&mut client, "data: 1\n\n").await;
         drop(client);
         // Nothing else would ever close it: the filter waits for ever, and no timeout runs.
         closed(&mut stream).await;
-    });
+    })
+    .await;
     assert_eq!(streamed(outcome), Ending { how: How::ClientGone, sent_bytes: 9 });
     assert!(bed.filter.log.last().unwrap().starts_with("finish Ending { how: ClientGone"), "{:?}", bed.filter.log);
     assert_eq!(bed.pool.status()[0].in_flight, 0);
@@ -82,7 +91,7 @@ async fn a_client_that_takes_no_heartbeat_is_given_up() {
     let (mut bed, _client, pauses) = pausing(port, 512).await;
     pauses.send((Flow::Hold, Box::leak("x".repeat(4096).into_boxed_str()))).unwrap();
     let begun = format!("{SSE}{}", chunked(&["data: 1\n\n"]));
-    let (outcome, ()) = tokio::join!(bed.run(), async { closed(&mut answer(&listener, &begun).await.1).await });
+    let (outcome, ()) = both(bed.run(), async { closed(&mut answer(&listener, &begun).await.1).await }).await;
     assert_eq!(streamed(outcome).how, How::ClientGone);
 }
 
@@ -92,7 +101,7 @@ async fn nothing_is_read_from_the_backend_in_a_pause() {
     let (mut bed, mut client, pauses) = pausing(port, ROOMY).await;
     let begun = format!("{SSE}{}", chunked(&["data: 1\n\n"]));
     let part = chunked(&[&"x".repeat(64 << 10)]);
-    let (outcome, written) = tokio::join!(bed.run(), async {
+    let (outcome, written) = both(bed.run(), async {
         let (_, mut stream) = answer(&listener, &begun).await;
         heard(&mut client, "data: 1\n\n").await;
         // The backend writes until it has been stuck for a while: what it got rid of lies in the two sockets.
@@ -108,7 +117,8 @@ async fn nothing_is_read_from_the_backend_in_a_pause() {
         pauses.send((Flow::Stop, "")).unwrap();
         closed(&mut stream).await;
         written
-    });
+    })
+    .await;
     assert_eq!(streamed(outcome).how, How::Stopped);
     let read: usize = bed.filter.log.iter().filter(|l| l.starts_with("chunk")).map(String::len).sum();
     assert!(written > 64 << 10 && read < 100, "{written} written, {read} read");
@@ -125,7 +135,7 @@ async fn a_pause_counts_for_no_timeout_of_the_backend() {
     bed.filter.pause_after = Some(1);
     let begun = format!("{SSE}{}", chunked(&["data: 1\n\n"]));
     let started = std::time::Instant::now();
-    let (outcome, ()) = tokio::join!(bed.run(), async {
+    let (outcome, ()) = both(bed.run(), async {
         let (_, mut stream) = answer(&listener, &begun).await;
         heard(&mut client, "data: 1\n\n").await;
         tokio::time::sleep(Duration::from_millis(2500)).await;
@@ -135,7 +145,8 @@ async fn a_pause_counts_for_no_timeout_of_the_backend() {
         heard(&mut client, "data: 3\n\n").await;
         // From here on it is the backend that is silent.
         closed(&mut stream).await;
-    });
+    })
+    .await;
     assert!(started.elapsed() > Duration::from_secs(2), "longer than idle_seconds and total_seconds");
     let ending = streamed(outcome);
     assert!(matches!(ending.how, How::Upstream(Refusal::UpstreamTimeout { .. })), "the clock runs again: {ending:?}");
@@ -149,7 +160,7 @@ async fn a_pause_that_ends_the_stream_closes_the_backend_before_another_byte_lea
     let begun = format!("{SSE}{}", chunked(&["data: 1\n\n"]));
     let last: &'static str = Box::leak(format!("{}\n\n", "y".repeat(4096)).into_boxed_str());
     bed.filter.last_words = ": receipt\n\n";
-    let (outcome, ()) = tokio::join!(bed.run(), async {
+    let (outcome, ()) = both(bed.run(), async {
         let (_, mut stream) = answer(&listener, &begun).await;
         heard(&mut client, "data: 1\n\n").await;
         pauses.send((Flow::Stop, last)).unwrap();
@@ -157,7 +168,8 @@ async fn a_pause_that_ends_the_stream_closes_the_backend_before_another_byte_lea
         heard(&mut client, "yy\n\n").await;
         heard(&mut client, ": receipt\n\n").await;
         heard(&mut client, "0\r\n\r\n").await;
-    });
+    })
+    .await;
     assert_eq!(streamed(outcome), Ending { how: How::Stopped, sent_bytes: 9 + 4098 + 11 });
 }
 
@@ -171,7 +183,7 @@ async fn the_last_words_may_wait_as_well_with_the_backend_released() {
         bed.filter.last_words = ": need\n\n";
         let whole = format!("{SSE}{}0\r\n\r\n", chunked(&["data: 1\n\n"]));
         let pool = Arc::clone(&bed.pool);
-        let (outcome, ()) = tokio::join!(bed.run(), async {
+        let (outcome, ()) = both(bed.run(), async {
             let _open = answer(&listener, &whole).await;
             heard(&mut client, ": need\n\n").await;
             assert_eq!(pool.status()[0].in_flight, 0, "the backend works for somebody else by now");
@@ -180,7 +192,8 @@ async fn the_last_words_may_wait_as_well_with_the_backend_released() {
             pauses.send((end, words)).unwrap();
             heard(&mut client, words).await;
             heard(&mut client, "\r\n0\r\n\r\n").await;
-        });
+        })
+        .await;
         assert_eq!(streamed(outcome).how, How::Complete, "{end:?}");
         assert_eq!(bed.filter.log.iter().filter(|l| l.starts_with("finish")).count(), 1);
     }
@@ -194,11 +207,12 @@ async fn a_client_that_leaves_during_the_last_wait_is_told_to_the_filter() {
     bed.filter.hold_last = true;
     bed.filter.last_words = ": need\n\n";
     let whole = format!("{SSE}{}0\r\n\r\n", chunked(&["data: 1\n\n"]));
-    let (outcome, ()) = tokio::join!(bed.run(), async {
+    let (outcome, ()) = both(bed.run(), async {
         let _open = answer(&listener, &whole).await;
         heard(&mut client, ": need\n\n").await;
         drop(client);
-    });
+    })
+    .await;
     assert_eq!(streamed(outcome), Ending { how: How::ClientGone, sent_bytes: 17 });
     let finishes: Vec<_> = bed.filter.log.iter().filter(|l| l.starts_with("finish")).collect();
     assert_eq!(
@@ -216,7 +230,7 @@ async fn a_stream_may_be_held_before_its_first_byte() {
         bed.filter.swallow = true;
         let begun = format!("{SSE}{}", chunked(&["data: 1\n\n"]));
         let mut client = Some(client);
-        let (outcome, ()) = tokio::join!(bed.run(), async {
+        let (outcome, ()) = both(bed.run(), async {
             let (_, mut stream) = answer(&listener, &begun).await;
             if gone {
                 drop(client.take());
@@ -226,7 +240,8 @@ async fn a_stream_may_be_held_before_its_first_byte() {
                 heard(client.as_mut().unwrap(), "data: 1\n\n").await;
                 stream.write_all(b"0\r\n\r\n").await.unwrap();
             }
-        });
+        })
+        .await;
         let log = bed.filter.log.join("|");
         if gone {
             assert!(matches!(outcome, Outcome::ClientGone), "{why}: {outcome:?}");
@@ -253,12 +268,13 @@ async fn the_body_of_the_request_is_gone_when_the_answer_begins() {
     let out = Outgoing::post("/v1/chat/completions", &HeaderMap::new(), body);
     let begun = format!("{SSE}{}", chunked(&["data: 1\n\n"]));
     let Bed { session, connector, pool, filter, .. } = &mut bed;
-    let (outcome, ()) = tokio::join!(forward(session, connector, pool, out, filter), async {
+    let (outcome, ()) = both(forward(session, connector, pool, out, filter), async {
         let (_, mut stream) = answer(&listener, &begun).await;
         heard(&mut client, "data: 1\n\n").await;
         assert_eq!(Arc::strong_count(&mark), 1, "a stream that stands still holds no request");
         pauses.send((Flow::Go, "")).unwrap();
         stream.write_all(b"0\r\n\r\n").await.unwrap();
-    });
+    })
+    .await;
     assert_eq!(streamed(outcome).how, How::Complete);
 }

@@ -1,0 +1,207 @@
+//! Management of channels: opening, vouchers, top-ups and closing without content, and the proof by which a payer without memory
+//! finds his channel again. All of it is answered here, with 204, and never forwarded.
+
+use super::lease::{denied_refusal, trouble_stop};
+use super::session::{admit, known, open, unknown};
+use super::{Stop, Till, Toll, closing, transact};
+use crate::channel::{Channel, ChannelId, Denied, Op, Voucher};
+use crate::claim::Terms;
+use crate::clock::UnixSeconds;
+use crate::ids::RailId;
+use crate::money::{Atoms, Usd};
+use crate::rail::session::{Action, Outcome, Presented, SessionReceipt, Snapshot};
+use crate::rail::{self, Ask, Offer, Rail, Shown};
+use crate::refusal::{Moved, Refusal};
+use crate::rules::plan::{Plan, Route};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use std::sync::Arc;
+
+/// Header lines of a 204.
+pub type Done = Vec<(HeaderName, HeaderValue)>;
+
+/// Whether a credential is for us alone: `topUp` and `close` always, `open` and `voucher` when no content is asked for with them
+/// (design §3.2; a query string never counts).
+pub fn is_management(shown: &Shown, no_body: bool) -> bool {
+    match shown.action() {
+        Some("topUp" | "close") => true,
+        Some("open" | "voucher") => no_body,
+        _ => false,
+    }
+}
+
+/// Does what a session credential asks, on the path it was offered for.
+pub async fn manage(toll: &Arc<Toll>, route: &Route, shown: &Shown) -> Result<Done, Stop> {
+    toll.store.standing().map_err(|e| super::pay::store_down(&e))?;
+    let now = UnixSeconds::now();
+    let Some((till, presented)) = super::session::present(toll, shown, now)? else {
+        return Err(Refusal::InvalidChallenge { why: "it was not issued here" }.into());
+    };
+    if presented.route != route.path {
+        return Err(Refusal::InvalidChallenge { why: "it was offered on another path" }.into());
+    }
+    let late = now >= presented.expires;
+    let id = &presented.channel;
+    let (channel, tx) = match &presented.action {
+        Action::Open { .. } | Action::TopUp { .. } if late => return Err(Refusal::OfferExpired.into()),
+        Action::Open { .. } => {
+            open(toll, &till, &presented, now).await?;
+            let channel = known(toll, &till, id).await?;
+            (channel, None)
+        }
+        // A voucher speaks for itself: it is taken as long as the stream that asked for it may run.
+        Action::Voucher(voucher) => (accept(toll, &till, id, voucher, now).await?, None),
+        Action::TopUp { .. } => top_up(toll, &till, presented.clone(), now).await?,
+        Action::Close(voucher) => {
+            let closed = close(toll, &till, id, voucher, now).await?;
+            (closed.channel, closed.tx)
+        }
+    };
+    let said = SessionReceipt {
+        challenge_id: &presented.challenge_id,
+        channel: &channel,
+        receipt: None,
+        tx: tx.as_deref(),
+        at: now,
+    };
+    Ok(till.rail.receipt(&said).into_iter().collect())
+}
+
+async fn accept(
+    toll: &Arc<Toll>,
+    till: &Till,
+    id: &ChannelId,
+    voucher: &Voucher,
+    now: UnixSeconds,
+) -> Result<Arc<Channel>, Stop> {
+    let live = toll.channels.live(id);
+    let channel = known(toll, till, id).await?;
+    admit(&live, &channel, now)?;
+    let op = || Op::Accept { voucher: voucher.clone(), min_delta: till.min_delta() };
+    let mut tried = toll.channels.one(id, op()).await.map_err(|t| trouble_stop(&t))?;
+    // It may have been topped up without us.
+    if let (_, Err(Denied::OverDeposit { .. })) = &tried
+        && live.may_ask_chain(now)
+        && let Ok(views) = till.rail.views(std::slice::from_ref(id)).await
+        && let Some(view) = views.first()
+    {
+        live.was_read(now);
+        let applied = toll.channels.apply(id, vec![Op::Look { view: *view }.into(), op().into()]).await;
+        let mut applied = applied.map_err(|t| trouble_stop(&t))?;
+        if let Some(effect) = applied.effects.pop() {
+            tried = (applied.channel, effect);
+        }
+    }
+    match tried {
+        (channel, Ok(_)) => Ok(channel),
+        (channel, Err(denied)) => Err(denied_refusal(&channel, &denied).into()),
+    }
+}
+
+async fn top_up(
+    toll: &Arc<Toll>,
+    till: &Arc<Till>,
+    presented: Presented,
+    now: UnixSeconds,
+) -> Result<(Arc<Channel>, Option<String>), Stop> {
+    known(toll, till, &presented.channel).await?;
+    let (own, till) = (Arc::clone(toll), Arc::clone(till));
+    // What is sent must be followed to its end, whether the client stays or not.
+    let work = async move {
+        let toll = own;
+        let id = &presented.channel;
+        let intent = till.rail.complete(&presented, now).await?;
+        let unsure = |t| Stop { moved: Moved::Unknown, claimed: true, ..trouble_stop(&t) };
+        let (channel, effect) = toll.channels.one(id, Op::Intend { intent: intent.clone() }).await.map_err(unsure)?;
+        if let Err(denied) = effect {
+            return Err(denied_refusal(&channel, &denied).into());
+        }
+        match transact::carry(&toll, &till, &channel, &intent).await.map_err(unsure)? {
+            Outcome::Landed { mined, .. } => Ok((known(&toll, &till, id).await?, Some(mined))),
+            Outcome::Dropped { why } => {
+                Err(Stop { refusal: Refusal::PaymentFailed { why }, moved: Moved::No, claimed: true })
+            }
+            Outcome::Unknown => Err(unknown()),
+        }
+    };
+    tokio::spawn(work).await.unwrap_or_else(|_| Err(unknown()))
+}
+
+async fn close(
+    toll: &Arc<Toll>,
+    till: &Arc<Till>,
+    id: &ChannelId,
+    voucher: &Voucher,
+    now: UnixSeconds,
+) -> Result<closing::Closed, Stop> {
+    let channel = toll.channels.read(id).await.map_err(|e| super::pay::store_down(&e))?;
+    let channel = channel.filter(|c| c.rail == *till.rail.id()).ok_or(Refusal::ChannelUnknown)?;
+    if channel.serves().is_ok() {
+        // Less than what was used is no end to agree on. A lower voucher than the highest may be shown: we have the better one.
+        if voucher.amount < channel.capture() {
+            return Err(Refusal::VoucherLower.into());
+        }
+        if voucher.amount > channel.accepted() {
+            accept(toll, till, id, voucher, now).await?;
+        }
+    }
+    closing::close(toll, till, id).await
+}
+
+/// The rail by which a payer proves who he is: the charge of the same section.
+fn proving<'t>(toll: &'t Toll, till: &Till) -> Option<&'t Arc<dyn Rail>> {
+    let (section, _) = till.rail.id().as_str().rsplit_once('/')?;
+    toll.rail(&RailId::from(format!("{section}/charge")))
+}
+
+/// The till of a route whose payers may look for their channel.
+fn searched<'t>(toll: &'t Toll, route: &Route) -> Option<&'t Arc<Till>> {
+    route.accept.iter().find_map(|id| toll.till(id))
+}
+
+/// What is offered to a payer who looks for his channel: to prove who he is, for nothing. Only on HEAD, on a route that takes
+/// sessions, to a client that names the proof's rail.
+pub fn proof_offer(
+    toll: &Toll,
+    plan: &Plan,
+    route: &Route,
+    headers: &HeaderMap,
+    digest: [u8; 32],
+    now: UnixSeconds,
+) -> Option<Offer> {
+    let rail = proving(toll, searched(toll, route)?)?;
+    if !rail::names(headers, rail.as_ref()) || rail.standing().is_err() {
+        return None;
+    }
+    let terms = Terms {
+        rail: rail.id().clone(),
+        route: route.path.clone(),
+        model: "".into(),
+        tier: route.tier.name.clone(),
+        generation: plan.generation.clone(),
+        amount: Atoms(0),
+        price: Usd::ZERO,
+        decimals: rail.decimals(),
+    };
+    rail.offer(&Ask { terms: &terms, digest, description: "Find your channel" }, now).ok()
+}
+
+/// The channel of a payer who proved who he is: with its newest voucher, which is his own. `Ok(None)`: the credential is no such
+/// proof. A proof may be shown again while its offer lives: it tells nothing that whoever can read it could not read anyway.
+pub async fn prove(toll: &Toll, route: &Route, shown: &Shown, digest: [u8; 32]) -> Result<Option<Done>, Stop> {
+    let Some(till) = searched(toll, route) else { return Ok(None) };
+    let Some(rail) = proving(toll, till) else { return Ok(None) };
+    let Some(recognised) = rail.recognise(shown)? else { return Ok(None) };
+    let terms = recognised.terms.clone();
+    if terms.amount != Atoms(0) || !terms.model.as_str().is_empty() || terms.route != route.path {
+        return Ok(None);
+    }
+    let ask = Ask { terms: &terms, digest, description: "" };
+    let proof = rail.check(shown, recognised, &ask, UnixSeconds::now()).await?;
+    let Some(payer) = proof.payer.map(|p| p.to_ascii_lowercase()) else { return Ok(Some(Vec::new())) };
+    let open = toll.store.channels_of(till.rail.id(), &payer).await.map_err(|e| super::pay::store_down(&e))?;
+    let newest = open.iter().filter(|c| c.serves().is_ok()).max_by_key(|c| (c.opened_at, c.id.clone()));
+    Ok(Some(newest.map_or_else(Vec::new, |channel| {
+        let required = channel.required(Atoms(0));
+        till.rail.snapshot(&Snapshot { channel, required, with_voucher: true })
+    })))
+}

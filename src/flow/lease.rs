@@ -1,0 +1,457 @@
+//! Money of a channel that one request may use, and how it comes by more while it streams.
+//!
+//! A stream runs on windows of about half a second. While one is delivered the next is leased, durably and without waiting; when
+//! half of a window is left and the channel has no cover for another, the payer is asked for a voucher over four; at zero the
+//! stream stands still until one comes. Whatever ends the request ends the lease: by spending what was used, and a lease that is
+//! dropped spends what it last knew to be used.
+
+use super::channels::{Applied, Live, Step, Trouble, orphan};
+use super::price::Cover;
+use super::{Stop, Till, Toll};
+use crate::channel::{Channel, ChannelId, Denied, Lease as Held, Op};
+use crate::clock::UnixSeconds;
+use crate::journal::{Entry, Receipt};
+use crate::money::Atoms;
+use crate::rail::session::SessionReceipt;
+use crate::refusal::{Moved, Refusal};
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+/// Smallest and largest window, in output tokens.
+const WINDOW: (u64, u64) = (16, 256);
+/// Windows that a payer is asked for at once.
+const WINDOWS_ASKED: u64 = 4;
+/// How often a stream that stands still says that it lives.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// What it says: a comment (HTML §9.2.6), which every reader passes over.
+const HEARTBEAT_FRAME: &[u8] = b": waiting for a voucher\n\n";
+
+/// What a stream that stands still is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// There is cover: go on.
+    Covered,
+    /// Not yet. What is to be sent meanwhile was given.
+    Longer,
+    /// No cover came in time, or none can: the request ends here.
+    Over,
+}
+
+/// A lease of a request in progress.
+#[must_use = "a lease must end by spending, or the payer's money waits for a restart"]
+pub struct Lease {
+    toll: Arc<Toll>,
+    till: Arc<Till>,
+    live: Arc<Live>,
+    channel: Arc<Channel>,
+    /// In the record.
+    id: String,
+    held: Held,
+    challenge_id: String,
+    cover: Cover,
+    /// Output tokens that the cap covers: [`Cover::tokens`] of it.
+    covered: u64,
+    /// Output tokens that have left.
+    delivered: u64,
+    /// Size of the next window, in tokens.
+    window: u64,
+    first_word: Option<Instant>,
+    marked: bool,
+    extending: Option<JoinHandle<Result<Applied, Trouble>>>,
+    /// The record lets nothing new be leased: closing, or taken away.
+    stopped: bool,
+    /// The store did not answer when it was asked last.
+    troubled: bool,
+    waiting_since: Option<Instant>,
+    open: bool,
+}
+
+/// What a lease is made of, apart from the toll and the till.
+pub(super) struct Taken {
+    pub live: Arc<Live>,
+    pub channel: Arc<Channel>,
+    pub id: String,
+    pub held: Held,
+    pub challenge_id: String,
+    pub cover: Cover,
+}
+
+impl Lease {
+    /// A lease that is in the record already.
+    pub(super) fn of(toll: Arc<Toll>, till: Arc<Till>, taken: Taken) -> Self {
+        let Taken { live, channel, id, held, challenge_id, cover } = taken;
+        let covered = cover.tokens(held.cap);
+        Self {
+            toll,
+            till,
+            live,
+            channel,
+            id,
+            held,
+            challenge_id,
+            cover,
+            covered,
+            delivered: 0,
+            window: super::price::FIRST_WINDOW,
+            first_word: None,
+            marked: false,
+            extending: None,
+            stopped: false,
+            troubled: false,
+            waiting_since: None,
+            open: true,
+        }
+    }
+
+    /// The channel as last seen.
+    pub fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
+    /// What was leased, and for what.
+    pub fn held(&self) -> &Held {
+        &self.held
+    }
+
+    /// The rail.
+    pub fn till(&self) -> &Till {
+        &self.till
+    }
+
+    /// Output tokens that may leave now.
+    pub fn covered(&self) -> u64 {
+        self.covered
+    }
+
+    /// Output was delivered, `delivered` tokens so far. Leases the next window when half of this one is used, or asks the payer
+    /// for it. Never waits; what is to be sent goes into `out`.
+    pub async fn progress(&mut self, delivered: u64, out: &mut Vec<Bytes>) {
+        if delivered == 0 {
+            return;
+        }
+        self.delivered = delivered;
+        let since = *self.first_word.get_or_insert_with(Instant::now);
+        if !self.marked {
+            // Not waited for: a crash before it is durable costs us one window, not the payer.
+            self.marked = true;
+            let (channels, channel, op) = (Arc::clone(&self.toll.channels), self.channel.id.clone(), self.mark());
+            tokio::spawn(async move { channels.one(&channel, op).await });
+        }
+        if self.extending.as_ref().is_some_and(JoinHandle::is_finished) {
+            self.extended().await;
+        }
+        let left = self.covered.saturating_sub(delivered);
+        if self.covered >= self.cover.most || left > self.window / 2 || self.stopped || self.extending.is_some() {
+            return;
+        }
+        let elapsed = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        if elapsed >= 100 {
+            self.window = (delivered.saturating_mul(500) / elapsed).clamp(WINDOW.0, WINDOW.1);
+        }
+        let more = self.window.min(self.cover.most - self.covered);
+        if !self.extend(more) {
+            self.ask(more, false, out);
+        }
+    }
+
+    /// Waits for cover of `tokens` in all, at most until the next heartbeat. What is to be sent meanwhile goes into `out`.
+    pub async fn wait(&mut self, tokens: u64, out: &mut Vec<Bytes>) -> Wait {
+        let tokens = tokens.min(self.cover.most);
+        let since = *self.waiting_since.get_or_insert_with(Instant::now);
+        let deadline = since + Duration::from_secs(self.till.terms.pause_seconds);
+        let heartbeat = Instant::now() + HEARTBEAT;
+        loop {
+            self.extended().await;
+            if self.troubled {
+                // A store that is down is not a balance that is short: the stream waits within its time for it to come back.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            if self.covered >= tokens {
+                self.waiting_since = None;
+                return Wait::Covered;
+            }
+            if self.stopped || Instant::now() >= deadline {
+                return Wait::Over;
+            }
+            let missing = tokens.saturating_sub(self.covered);
+            let more = missing.max(self.window).min(self.cover.most - self.covered);
+            if self.extend(more) || (more > missing && self.extend(missing)) {
+                continue;
+            }
+            if self.ask(more, true, out) {
+                return Wait::Longer;
+            }
+            self.await_balance(self.step(missing), heartbeat.min(deadline)).await;
+            if Instant::now() >= heartbeat {
+                out.push(Bytes::from_static(HEARTBEAT_FRAME));
+                return Wait::Longer;
+            }
+        }
+    }
+
+    /// Waits until `charge` in all is leased, at most until the next heartbeat; for the end of a request whose usage is above its
+    /// lease.
+    pub async fn wait_for(&mut self, charge: Atoms, out: &mut Vec<Bytes>) -> Wait {
+        let since = *self.waiting_since.get_or_insert_with(Instant::now);
+        let deadline = since + Duration::from_secs(self.till.terms.pause_seconds);
+        let heartbeat = Instant::now() + HEARTBEAT;
+        loop {
+            self.extended().await;
+            if self.troubled {
+                // A store that is down is not a balance that is short: the stream waits within its time for it to come back.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            if self.held.cap >= charge {
+                self.waiting_since = None;
+                return Wait::Covered;
+            }
+            if self.stopped || Instant::now() >= deadline {
+                return Wait::Over;
+            }
+            let missing = Atoms(charge.0.saturating_sub(self.held.cap.0));
+            if self.available() >= missing {
+                self.start_extending(missing);
+                continue;
+            }
+            let accepted = self.newest().accepted();
+            let required = self.newest().required(missing);
+            if self.live.may_ask_payer(&self.id, required, accepted, true) {
+                out.push(self.till.rail.need_voucher(&self.newest(), required));
+                return Wait::Longer;
+            }
+            self.await_balance(missing, heartbeat.min(deadline)).await;
+            if Instant::now() >= heartbeat {
+                out.push(Bytes::from_static(HEARTBEAT_FRAME));
+                return Wait::Longer;
+            }
+        }
+    }
+
+    /// Ends it: `charge`, at most what is leased, is spent, and the receipt is in the books with it. On `Err` it is not known to be
+    /// durable, and will be tried until it is.
+    pub async fn spend(&mut self, charge: Atoms, receipt: Option<&Receipt>) -> Result<(), Stop> {
+        self.extended().await;
+        self.live.stop_asking(&self.id);
+        self.open = false;
+        let journal = receipt.map(|r| Entry::Receipt(Box::new(r.clone()))).into_iter().collect();
+        let step = Step { op: Op::Spend { lease: self.id.clone(), charge: charge.min(self.held.cap) }, journal };
+        let again = step.clone();
+        match self.toll.channels.one(&self.channel.id, step).await {
+            Ok((channel, Ok(_))) => {
+                self.channel = channel;
+                Ok(())
+            }
+            Ok((channel, Err(_))) => {
+                // Somebody took this gate for dead and ended its leases: what they charged stands.
+                tracing::error!(channel = %channel.id, lease = %self.id, "the lease was ended by somebody else");
+                self.channel = channel;
+                Ok(())
+            }
+            Err(trouble) => {
+                insist(Arc::clone(&self.toll), self.channel.id.clone(), again);
+                Err(Stop { moved: Moved::Unknown, claimed: true, ..trouble_stop(&trouble) })
+            }
+        }
+    }
+
+    /// Nothing was delivered: nothing is charged.
+    pub async fn release(mut self) -> Moved {
+        match self.spend(Atoms(0), None).await {
+            Ok(()) => Moved::No,
+            Err(_) => Moved::Unknown,
+        }
+    }
+
+    /// What a request that ends here for want of cover is told.
+    pub fn short(&self) -> Refusal {
+        let channel = self.newest();
+        let required = channel.required(self.cover.window(self.window));
+        Refusal::BalanceShort { required, accepted: channel.accepted(), deposit: channel.view.deposit }
+    }
+
+    /// The receipt's header line.
+    pub fn receipt_header(&self, receipt: &Receipt) -> Option<(HeaderName, HeaderValue)> {
+        self.till.rail.receipt(&self.said(receipt))
+    }
+
+    /// The receipt as the last event of a stream.
+    pub fn receipt_event(&self, receipt: &Receipt) -> Bytes {
+        self.till.rail.receipt_event(&self.said(receipt))
+    }
+
+    fn said<'a>(&'a self, receipt: &'a Receipt) -> SessionReceipt<'a> {
+        SessionReceipt {
+            challenge_id: &self.challenge_id,
+            channel: &self.channel,
+            receipt: Some(receipt),
+            tx: None,
+            at: receipt.at,
+        }
+    }
+
+    /// What was used so far, as far as that can be said without the backend.
+    fn used(&self) -> Atoms {
+        self.cover.used(self.delivered).unwrap_or(self.held.cap).min(self.held.cap)
+    }
+
+    fn mark(&self) -> Op {
+        Op::Mark { lease: self.id.clone(), used: self.used() }
+    }
+
+    fn newest(&self) -> Arc<Channel> {
+        self.live.channel().filter(|c| c.revision > self.channel.revision).unwrap_or_else(|| Arc::clone(&self.channel))
+    }
+
+    fn available(&self) -> Atoms {
+        self.newest().available()
+    }
+
+    /// Begins to lease `tokens` more when the channel has cover for them.
+    fn extend(&mut self, tokens: u64) -> bool {
+        let by = self.step(tokens);
+        let covered = tokens > 0 && by <= self.available();
+        if covered {
+            self.start_extending(by);
+        }
+        covered
+    }
+
+    /// What it takes to cover `tokens` more: the difference of two sums, so that roundings do not add up.
+    fn step(&self, tokens: u64) -> Atoms {
+        let until = self.cover.of(self.covered.saturating_add(tokens));
+        until.map_or(Atoms(u128::MAX), |until| Atoms(until.0.saturating_sub(self.held.cap.0)))
+    }
+
+    fn start_extending(&mut self, by: Atoms) {
+        let (channels, id) = (Arc::clone(&self.toll.channels), self.channel.id.clone());
+        let op = Op::Extend { lease: self.id.clone(), by, used: self.used() };
+        let task = tokio::spawn(async move { channels.apply(&id, vec![op.into()]).await });
+        self.extending = Some(task);
+    }
+
+    /// Takes the outcome of an extension, waiting for it if it must.
+    async fn extended(&mut self) {
+        let Some(task) = &mut self.extending else { return };
+        let outcome = task.await;
+        self.extending = None;
+        self.troubled = false;
+        match outcome {
+            Ok(Ok(Applied { channel, effects })) => {
+                self.channel = channel;
+                match effects.first() {
+                    Some(Ok(_)) => {
+                        if let Some(held) = self.channel.leases.get(&self.id) {
+                            self.held = held.clone();
+                            self.covered = self.cover.tokens(self.held.cap);
+                        }
+                    }
+                    // Another stream was faster: the next look asks for more.
+                    Some(Err(Denied::Short { .. })) => {}
+                    Some(Err(_)) | None => self.stopped = true,
+                }
+            }
+            Ok(Err(trouble)) => {
+                tracing::warn!(channel = %self.channel.id, ?trouble, "a window could not be leased");
+                self.stopped |= trouble == Trouble::Unknown;
+                self.troubled = true;
+            }
+            Err(_) => self.stopped = true,
+        }
+    }
+
+    /// Asks the payer for four windows of every stream of the channel, unless he was asked and has not answered. `true`: there is
+    /// something to send.
+    fn ask(&mut self, more: u64, stands_still: bool, out: &mut Vec<Bytes>) -> bool {
+        let channel = self.newest();
+        let streams = u128::try_from(channel.leases.len().max(1)).unwrap_or(1);
+        let left = self.cover.most.saturating_sub(self.covered);
+        let windows = self.cover.window(more.saturating_mul(WINDOWS_ASKED).min(left)).0.saturating_mul(streams);
+        let least = Atoms(channel.accepted().0.saturating_add(self.min_delta().0));
+        let one = channel.required(self.step(more)).max(least);
+        // No more than is locked, as long as that is enough for one window: a wallet tops up when it must, not before.
+        let required = channel.required(Atoms(windows)).max(least).min(channel.view.deposit.max(one));
+        let asked = self.live.may_ask_payer(&self.id, required, channel.accepted(), stands_still);
+        if asked {
+            out.push(self.till.rail.need_voucher(&channel, required));
+        }
+        asked
+    }
+
+    fn min_delta(&self) -> Atoms {
+        self.till.min_delta()
+    }
+
+    /// Waits until `more` could be leased, or nothing can any more, or the time is over.
+    async fn await_balance(&mut self, more: Atoms, until: Instant) {
+        let enough = |c: &Channel| c.available() >= more || c.serves().is_err();
+        let seen = self.toll.channels.wait(&self.live, &self.channel.id, until, enough).await;
+        self.stopped |= seen.is_ok_and(|channel| channel.serves().is_err());
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if !self.open {
+            return;
+        }
+        self.live.stop_asking(&self.id);
+        let (toll, channel) = (Arc::clone(&self.toll), Arc::clone(&self.channel));
+        let charge = if self.delivered > 0 { self.used() } else { Atoms(0) };
+        let journal = (charge > Atoms(0))
+            .then(|| Entry::Receipt(Box::new(orphan(&channel, &self.held, charge, UnixSeconds::now()))))
+            .into_iter()
+            .collect();
+        let step = Step { op: Op::Spend { lease: std::mem::take(&mut self.id), charge }, journal };
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { insist(toll, channel.id.clone(), step) });
+        }
+    }
+}
+
+/// Ends a lease although the store does not answer now: again and again, until it says that it is done, or that it was done.
+fn insist(toll: Arc<Toll>, channel: ChannelId, step: Step) {
+    tokio::spawn(async move {
+        let mut wait = Duration::from_millis(50);
+        loop {
+            match toll.channels.one(&channel, step.clone()).await {
+                Ok(_) | Err(Trouble::Unknown) => return,
+                Err(_) => tokio::time::sleep(wait).await,
+            }
+            wait = (wait * 2).min(Duration::from_secs(5));
+        }
+    });
+}
+
+/// What a client is told when a channel could not be changed.
+pub(super) fn trouble_stop(trouble: &Trouble) -> Stop {
+    match trouble {
+        Trouble::Unknown => Refusal::ChannelUnknown.into(),
+        Trouble::Store(e) => super::pay::store_down(e),
+        Trouble::Contended => Refusal::ChannelBusy { retry_after_seconds: 1 }.into(),
+    }
+}
+
+/// What a client is told when the record denies what he asked.
+pub(super) fn denied_refusal(channel: &Channel, denied: &Denied) -> Refusal {
+    match denied {
+        Denied::Opening | Denied::Busy | Denied::TooManyLeases => Refusal::ChannelBusy { retry_after_seconds: 2 },
+        Denied::Closing | Denied::Over => Refusal::ChannelOver,
+        Denied::Quarantined => Refusal::ChannelBlocked,
+        Denied::Lower { .. } => Refusal::VoucherLower,
+        Denied::DeltaTooSmall { min_delta } => Refusal::VoucherTooFine { min_delta: *min_delta },
+        Denied::OverDeposit { deposit } => Refusal::OverDeposit { deposit: *deposit },
+        Denied::ChallengeUsed => Refusal::InvalidChallenge {
+            why: "it has bought an answer already; raise the voucher or ask for a fresh one",
+        },
+        Denied::Short { required } => short(channel, *required),
+        Denied::OutOfOrder => Refusal::Internal { place: "channel: op out of order" },
+    }
+}
+
+pub(super) fn short(channel: &Channel, required: Atoms) -> Refusal {
+    Refusal::BalanceShort { required, accepted: channel.accepted(), deposit: channel.view.deposit }
+}
