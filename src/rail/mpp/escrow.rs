@@ -9,7 +9,6 @@ use super::voucher::{Parties, channel_id};
 use crate::chain::reserve::{Deed, Mined, RESERVE, Reserve, uint96};
 use crate::chain::{Address, B256, Rejection, Sent, Unreachable};
 use crate::channel::{Act, Channel, ChannelId, Intent, View, Voucher};
-use crate::clock::UnixSeconds;
 use crate::money::Atoms;
 use crate::rail::session::Outcome;
 use crate::secret::Secret;
