@@ -2,10 +2,11 @@
 
 use crate::catalogue::Catalogue;
 use crate::chain::Address;
+use crate::chain::fees::Fees;
 use crate::chain::tempo::Tempo;
 use crate::claim::Standing as ClaimStanding;
 use crate::clock::UnixSeconds;
-use crate::conf::{Conf, RailConf, RailKind, Rails, Secrets};
+use crate::conf::{Conf, RailConf, RailKind, Rails, Secrets, TempoConf};
 use crate::edge::admin::Admin;
 use crate::edge::body::Budget;
 use crate::edge::door::{Door, DoorLimits, Guests, tls};
@@ -20,6 +21,7 @@ use crate::flow::receipt::Signet;
 use crate::metrics::Metrics;
 use crate::rail::mpp::bind::KeyRing;
 use crate::rail::mpp::charge::{Charge, Settings};
+use crate::rail::mpp::sponsor::{self, Sponsor};
 use crate::rail::{Rail, Way};
 use crate::rules::watch::{Rules, Standing};
 use crate::store::Store;
@@ -69,7 +71,8 @@ pub fn mistakes(conf: &Conf, rules: &Path) -> Vec<String> {
         let settle_key = tempo.session.and_then(|_| tempo.read_settle_key().err()).map(|e| said("settle_key", e));
         let why = "is the sample's placeholder: what is paid to it is gone, put your own address there";
         let payee = tempo.pays_nobody().then(|| said("recipient", why.into()));
-        payee.into_iter().chain(rpc).chain(settle_key)
+        let sponsor = tempo.sponsor.as_ref().and_then(|s| s.read_key().err()).map(|e| said("sponsor.key", e));
+        payee.into_iter().chain(rpc).chain(settle_key).chain(sponsor)
     };
     let mut found: Vec<_> = conf.rails.iter().flat_map(unread).collect();
     match crate::rules::load(rules, &catalogue(conf.offered())) {
@@ -92,10 +95,10 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     let signet = Arc::new(
         Signet::new(&secrets.receipt_key).ok_or_else(|| one("secrets.receipt_key: not a 32-byte seed".into()))?,
     );
-    let rails = rails(&conf, &ring)?;
+    let metrics = Arc::new(Metrics::new());
+    let rails = rails(&conf, &ring, &store, &metrics)?;
     same_payee(store.as_ref(), &rails, &conf.listen.realm, accept_payee_change).await?;
 
-    let metrics = Arc::new(Metrics::new());
     let pools: Arc<ArcSwap<Pools>> = Arc::new(ArcSwap::from_pointee(Pools::default()));
     let rules = watched_rules(&rules_dir, &conf, &pools, &metrics)?;
     let toll = Arc::new(Toll {
@@ -209,11 +212,16 @@ fn count(limit: u32) -> usize {
 }
 
 /// Every configured rail. A new kind adds one line.
-fn rails(conf: &Conf, ring: &Arc<KeyRing>) -> Result<Vec<Arc<Charge>>, Vec<String>> {
+fn rails(
+    conf: &Conf,
+    ring: &Arc<KeyRing>,
+    store: &Arc<dyn Store>,
+    metrics: &Arc<Metrics>,
+) -> Result<Vec<Arc<Charge>>, Vec<String>> {
     let mut rails = Vec::new();
     let mut mistakes = Vec::new();
     for section in &conf.rails {
-        match rail(section, &conf.listen.realm, ring) {
+        match rail(section, &conf.listen.realm, ring, store, metrics) {
             Ok(rail) => rails.push(Arc::new(rail)),
             Err(e) => mistakes.push(format!("rail.{}: {e}", section.name)),
         }
@@ -221,7 +229,13 @@ fn rails(conf: &Conf, ring: &Arc<KeyRing>) -> Result<Vec<Arc<Charge>>, Vec<Strin
     if mistakes.is_empty() { Ok(rails) } else { Err(mistakes) }
 }
 
-fn rail(section: &RailConf, realm: &str, ring: &Arc<KeyRing>) -> Result<Charge, String> {
+fn rail(
+    section: &RailConf,
+    realm: &str,
+    ring: &Arc<KeyRing>,
+    store: &Arc<dyn Store>,
+    metrics: &Arc<Metrics>,
+) -> Result<Charge, String> {
     let RailKind::MppTempo(tempo) = &section.kind;
     let chain = Arc::new(Tempo::new(&tempo.rpc.read()?)?);
     let settings = Settings {
@@ -233,7 +247,37 @@ fn rail(section: &RailConf, realm: &str, ring: &Arc<KeyRing>) -> Result<Charge, 
         accept_push: tempo.accept_push,
         pace: crate::rail::mpp::collect::Pace::default(),
     };
-    Charge::new(settings, Arc::clone(ring), chain)
+    let sponsor = sponsor(&section.name, tempo, &chain, store, metrics).map_err(|e| format!("sponsor: {e}"))?;
+    let charge = Charge::new(settings, Arc::clone(ring), chain)?;
+    Ok(match sponsor {
+        Some(sponsor) => charge.sponsored_by(sponsor),
+        None => charge,
+    })
+}
+
+/// Who carries the fees of a rail's payers. Never the key that settles, whatever name it is kept under.
+fn sponsor(
+    section: &str,
+    tempo: &TempoConf,
+    chain: &Arc<Tempo>,
+    store: &Arc<dyn Store>,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<Arc<Sponsor>>, String> {
+    let Some(conf) = &tempo.sponsor else { return Ok(None) };
+    let key = conf.read_key()?;
+    if tempo.settle_key.is_some() && tempo.read_settle_key().is_ok_and(|settle| settle == key) {
+        return Err("its key is the settle key: what was earned and what may be spent on fees are kept by two keys".into());
+    }
+    let terms = sponsor::Terms {
+        section: section.to_owned(),
+        chain_id: tempo.chain_id,
+        currency: Address::from(tempo.currency),
+        recipient: Address::from(tempo.recipient),
+        usd_per_day: conf.usd_per_day,
+        look_every: sponsor::LOOK_EVERY,
+    };
+    let chain: Arc<dyn Fees> = Arc::<Tempo>::clone(chain);
+    Sponsor::new(terms, &key, chain, Arc::clone(store), Arc::clone(metrics)).map(|s| Some(Arc::new(s)))
 }
 
 /// The rules, watched: pools are rebuilt before a new plan becomes visible, and may veto it.

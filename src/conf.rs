@@ -6,6 +6,7 @@
 
 use crate::catalogue::RailAbility;
 use crate::ids::RailId;
+use crate::money::Usd;
 use crate::origin::Origin;
 use crate::secret::{Secret, SecretRef};
 use crate::written::{Mistake, Page, Said, Section, Spot, Value, plain_name};
@@ -21,6 +22,8 @@ pub use session::SessionConf;
 
 /// Fewest bytes of a challenge key: the output size of the HMAC-SHA-256 it is for.
 const SHORTEST_KEY: usize = 32;
+/// What one sponsored transaction may cost at most: a daily budget below it would carry no fee at all.
+const LEAST_SPONSORED: Usd = Usd(50_000_000_000_000_000);
 /// Every Tempo stablecoin (TIP-20) counts in millionths.
 const TEMPO_DECIMALS: u8 = 6;
 
@@ -140,6 +143,24 @@ pub struct TempoConf {
     pub accept_push: bool,
     /// Terms of channels; `None`: the rail has charges only.
     pub session: Option<SessionConf>,
+    /// Who carries payers' transaction fees; `None`: they do.
+    pub sponsor: Option<SponsorConf>,
+}
+
+/// `sponsor` of an `mpp-tempo` rail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SponsorConf {
+    /// Key of the account fees are taken from.
+    pub key: SecretRef,
+    /// The most that is spent on fees in a day (UTC).
+    pub usd_per_day: Usd,
+}
+
+impl SponsorConf {
+    /// Fetches the key: exactly 32 bytes, decoded. The error names the place, never what was found there.
+    pub fn read_key(&self) -> Result<Secret, String> {
+        self.key.read().and_then(seed)
+    }
 }
 
 impl TempoConf {
@@ -433,7 +454,6 @@ fn rail(name: &str, value: &Value<'_>) -> Option<RailConf> {
 }
 
 fn tempo(s: &Section<'_>) -> Option<TempoConf> {
-    s.later("sponsor", "payers carry their own fees");
     let chain_id = s.need("chain_id").and_then(|v| v.count(1..=u64::MAX));
     let rpc = s.need("rpc").and_then(|v| v.secret());
     let currency = s.need("currency").and_then(|v| v.read(address));
@@ -446,6 +466,7 @@ fn tempo(s: &Section<'_>) -> Option<TempoConf> {
         }
         v.section().and_then(|terms| session::read(&terms))
     });
+    let sponsor = s.take("sponsor").map(|v| sponsor(&v, settle_key.as_ref().and_then(Option::as_ref)));
     Some(TempoConf {
         chain_id: chain_id?,
         rpc: rpc?,
@@ -454,7 +475,27 @@ fn tempo(s: &Section<'_>) -> Option<TempoConf> {
         settle_key: settle_key?,
         accept_push: accept_push?,
         session: session.map_or(Some(None), |terms| terms.map(Some))?,
+        sponsor: sponsor.map_or(Some(None), |terms| terms.map(Some))?,
     })
+}
+
+fn sponsor(value: &Value<'_>, settle_key: Option<&SecretRef>) -> Option<SponsorConf> {
+    let s = value.section()?;
+    s.later("relay", "fees are carried by a key of your own, see `key`");
+    let key = s.need("key").and_then(|v| {
+        let key = v.secret()?;
+        if Some(&key) == settle_key {
+            v.wrong("is `settle_key`: what was earned and what may be spent on fees are kept by two keys");
+        }
+        Some(key)
+    });
+    let usd_per_day = s.need("usd_per_day").and_then(|v| {
+        v.amount(|text| match Usd::parse(text) {
+            Ok(usd) if usd < LEAST_SPONSORED => Err("is less than one transaction may cost (0.05)".to_owned()),
+            other => other.map_err(|e| e.to_string()),
+        })
+    });
+    Some(SponsorConf { key: key?, usd_per_day: usd_per_day? })
 }
 
 /// `0x` and 40 hex digits, any case. Zero is refused: money sent there is gone.

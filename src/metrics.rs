@@ -22,6 +22,11 @@ pub struct Metrics {
     pub absorbed_usd: CounterVec,
     /// `pontage_session_loss_usd_total{rail}`: usage beyond what a channel's payer had signed.
     pub session_loss_usd: CounterVec,
+    /// `pontage_sponsored_total{rail,outcome}`: transactions whose fee was to be carried: `cosigned`, `refused` (not what a sponsor
+    /// pays for), `fails` (would revert), `budget`, `payer_share`, `unknown` (the chain could not be asked).
+    pub sponsored: IntCounterVec,
+    /// `pontage_sponsored_usd_total{rail}`: fees carried for payers, as the chain took them.
+    pub sponsored_usd: CounterVec,
     /// `pontage_inflight{kind}`: `requests`, `streams`, `upstream`.
     pub inflight: IntGaugeVec,
     /// `pontage_upstream_seconds{pool}`: whole exchange with the backend.
@@ -74,6 +79,12 @@ impl Metrics {
                 "Usage beyond what was signed, US dollars",
                 &["rail"],
             ),
+            sponsored: counter(
+                "pontage_sponsored_total",
+                "Transactions whose fee was to be carried",
+                &["rail", "outcome"],
+            ),
+            sponsored_usd: money("pontage_sponsored_usd_total", "Fees carried for payers, US dollars", &["rail"]),
             inflight: gauge("pontage_inflight", "Work in progress", &["kind"]),
             upstream_seconds: seconds("pontage_upstream_seconds", "Whole exchange with the backend", &["pool"]),
             first_token_seconds: seconds(

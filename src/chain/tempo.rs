@@ -15,7 +15,7 @@ use tempo_alloy::contracts::precompiles::ITIP20;
 const METHOD_NOT_FOUND: i64 = -32601;
 
 /// One Tempo node. Share it behind an `Arc`; any runtime may use it.
-pub struct Tempo(Rpc);
+pub struct Tempo(pub(super) Rpc);
 
 impl std::fmt::Debug for Tempo {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

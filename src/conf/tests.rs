@@ -42,6 +42,7 @@ fn what_is_not_written_has_the_value_of_the_design() {
     let RailKind::MppTempo(tempo) = &conf.rails[0].kind;
     assert_eq!((tempo.chain_id, tempo.accept_push, &tempo.settle_key), (42431, false, &None));
     assert_eq!(tempo.session, None, "nobody opens channels here by accident");
+    assert_eq!(tempo.sponsor, None, "nobody carries fees by accident");
     assert_eq!((tempo.currency[0], tempo.recipient[0]), (0x20, 0x70));
     assert_eq!(conf.offered().keys().map(RailId::as_str).collect::<Vec<_>>(), ["tempo/charge"]);
 }
@@ -104,8 +105,33 @@ fn every_single_mistake_is_named_with_its_line_and_key() {
         ),
         (
             "chain_id",
+            "sponsor = { key = \"env:F\" }\nchain_id",
+            "13: rail.tempo.sponsor: `usd_per_day` is missing",
+        ),
+        (
+            "chain_id",
+            "sponsor = { key = \"env:F\", usd_per_day = \"0.049\" }\nchain_id",
+            "13: rail.tempo.sponsor.usd_per_day: \"0.049\" is less than one transaction may cost (0.05)",
+        ),
+        (
+            "chain_id",
+            "sponsor = { key = \"canary\", usd_per_day = \"1\" }\nchain_id",
+            "13: rail.tempo.sponsor.key: a secret is written as \"env:NAME\" or \"file:PATH\", never inline",
+        ),
+        (
+            "chain_id",
+            "settle_key = \"env:S\"\nsponsor = { key = \"env:S\", usd_per_day = \"1\" }\nchain_id",
+            "14: rail.tempo.sponsor.key: is `settle_key`: what was earned and what may be spent on fees are kept by two keys",
+        ),
+        (
+            "chain_id",
+            "sponsor = { key = \"env:F\", usd_per_day = \"1\", relay = \"https://r\" }\nchain_id",
+            "13: rail.tempo.sponsor.relay: is not in this build: fees are carried by a key of your own, see `key`",
+        ),
+        (
+            "chain_id",
             "chains = 1\nchain_id",
-            "13: rail.tempo.chains: unknown key; known here: accept_push, chain_id, currency, kind, recipient, rpc, session, settle_key",
+            "13: rail.tempo.chains: unknown key; known here: accept_push, chain_id, currency, kind, recipient, rpc, session, settle_key, sponsor",
         ),
         ("[secrets]", "admin = \"127.0.0.1:8402\"\n[secrets]", "5: listen.admin: is the same as `address`"),
         (

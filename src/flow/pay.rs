@@ -1,7 +1,8 @@
 //! [`Quoted`] → [`Paid`]: exactly one credential becomes exactly one claim, or the request ends here.
 //!
 //! Order of checks, cheapest and least harmful first: form → MAC → the claim we may already have → terms → expiry and
-//! signature (`Rail::check`) → durable claim → chain. Nothing asks the chain before a valid signature.
+//! signature (`Rail::check`) → what we add (`Rail::complete`) → durable claim → chain. Nothing asks the chain before a valid
+//! signature.
 
 use super::hold::Hold;
 use super::lease::Lease;
@@ -203,7 +204,7 @@ async fn learn(toll: &Toll, tier: &str, now: UnixSeconds) -> Result<(), Stop> {
     Ok(())
 }
 
-/// Claims the proof durably, then collects it. Both run in a task of their own: a client that leaves in between must not
+/// Completes the proof, claims it durably, then collects it. All in a task of its own: a client that leaves in between must not
 /// leave a payment that nobody follows.
 async fn take(
     toll: &Arc<Toll>,
@@ -214,26 +215,34 @@ async fn take(
     request: &str,
     revision: u64,
 ) -> Result<Hold, Stop> {
-    let now = UnixSeconds::now();
-    let Recognised { key, challenge_id, reference, resend, .. } = proof.recognised.clone();
-    let claim = Claim {
-        schema: Claim::SCHEMA,
-        revision,
-        key,
-        challenge_id,
-        terms,
-        reference,
-        payer: proof.payer.clone(),
-        resend,
-        standing: Standing::Claimed { by: request.to_owned() },
-        claimed_at: now,
-        collect_until: proof.collect_until,
-        paid_at: None,
-    };
-    let key = claim.key.clone();
+    let key = proof.recognised.key.clone();
     let (own, rail, shown, request) = (Arc::clone(toll), Arc::clone(rail), shown.clone(), request.to_owned());
     let work = async move {
         let toll = own;
+        let proof = match rail.complete(&shown, proof).await {
+            Ok(proof) => proof,
+            Err(Refusal::ProofRunning { .. }) => return Err(running(&toll, rail.as_ref())),
+            Err(refusal) => {
+                toll.metrics.payments.with_label_values(&[rail.id().as_str(), "refused"]).inc();
+                return Err(refusal.into());
+            }
+        };
+        let now = UnixSeconds::now();
+        let Recognised { key, challenge_id, reference, resend, .. } = proof.recognised.clone();
+        let claim = Claim {
+            schema: Claim::SCHEMA,
+            revision,
+            key,
+            challenge_id,
+            terms,
+            reference,
+            payer: proof.payer.clone(),
+            resend,
+            standing: Standing::Claimed { by: request.clone() },
+            claimed_at: now,
+            collect_until: proof.collect_until,
+            paid_at: None,
+        };
         let entry = Entry::Claimed {
             key: claim.key.0.clone(),
             amount: claim.terms.amount,

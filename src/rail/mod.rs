@@ -7,6 +7,7 @@
 //! | [`Rail::offer`] | none | an offer for the 402, bound to these terms by our MAC |
 //! | [`Rail::recognise`] | none | is this credential ours, and which claim would it be? (MAC only) |
 //! | [`Rail::check`] | none | does it answer an offer for exactly these terms, now, with a valid signature? |
+//! | [`Rail::complete`] | chain, store | what must be done before the claim: a fee that we carry is tried and set aside |
 //! | *(claim becomes durable)* | store | |
 //! | [`Rail::collect`] | chain | paid, failed, or nobody knows |
 //! | [`Rail::look`] | chain | the same question later, from the claim's record alone |
@@ -173,6 +174,12 @@ pub trait Rail: Way {
         ask: &Ask<'_>,
         now: UnixSeconds,
     ) -> Result<Proof, Refusal>;
+    /// Makes a checked proof ready to be claimed. Only a payment whose fee we carry needs anything: it is tried on the chain, its
+    /// fee is set aside, and what has to be kept to send it is in the proof from here on. Nothing moves. The same proof again
+    /// costs nothing again.
+    async fn complete(&self, _shown: &Shown, proof: Proof) -> Result<Proof, Refusal> {
+        Ok(proof)
+    }
     /// Takes the money. Called once per claim, after the claim is durable.
     async fn collect(&self, shown: &Shown, proof: &Proof) -> Collected;
     /// Whether the claim's payment landed. When it did not and still can, sends it again if `claim.resend` is there.

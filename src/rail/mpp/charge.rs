@@ -2,15 +2,17 @@
 //!
 //! Pull: the client signs a transfer and hands it to us; we send it once its claim is durable. Push: the client sent it and
 //! names its hash; off unless the operator turns it on, because anyone who watches the chain can name a hash (the memo inside
-//! the transfer, bound to the challenge, is what makes that useless).
+//! the transfer, bound to the challenge, is what makes that useless). Sponsored: as pull, and we carry the fee ([`sponsor`]); a
+//! payer who is offered that may still carry his own.
 //!
-//! Nothing before [`Rail::collect`] talks to the chain, by construction: the checks of the `mpp` crate run over
+//! Nothing before [`Rail::complete`] talks to the chain, by construction: the checks of the `mpp` crate run over
 //! `Offline`, a provider that knows the chain id and nothing else. Sending and confirming are ours (`collect`), because a
 //! payment's outcome has three values and the crate's answer has two.
 
 use super::bind::{KeyRing, Opaque, Slots};
 use super::collect::{self, Due, Pace};
 use super::proof::{Payload, hex_bytes};
+use super::sponsor::{self, LEAST_SECONDS, Purpose, Sponsor};
 use super::wire;
 use crate::chain::{Address, B256, Chain};
 use crate::claim::{Claim, Terms};
@@ -25,6 +27,7 @@ use ::mpp::protocol::core::{Base64UrlJson, PaymentPayload};
 use ::mpp::protocol::intents::ChargeRequest;
 use ::mpp::protocol::traits::ChargeMethod as _;
 use ::mpp::tempo::TempoChargeMethod;
+use alloy::eips::Decodable2718 as _;
 use alloy::primitives::U64;
 use alloy::providers::{Provider, ProviderCall, RootProvider};
 use alloy::rpc::client::{NoParams, RpcClient};
@@ -37,6 +40,7 @@ use serde::de::IgnoredAny;
 use std::sync::Arc;
 use std::time::Duration;
 use tempo_alloy::TempoNetwork;
+use tempo_alloy::primitives::AASigned;
 
 /// How long an offer lives.
 pub const OFFER_SECONDS: u64 = 300;
@@ -78,8 +82,12 @@ pub struct Charge {
     chain: Arc<dyn Chain>,
     checks: TempoChargeMethod<Offline>,
     standing: ArcSwap<Result<(), String>>,
+    /// Who carries payers' fees, when somebody does.
+    sponsor: Option<Arc<Sponsor>>,
     /// The request object around the amount, in JCS order: `{"amount":"` … `","currency":…}`.
     request_tail: String,
+    /// The same when we carry the fee.
+    sponsored_tail: String,
     asset: String,
 }
 
@@ -98,20 +106,34 @@ impl Charge {
         let asset = settings.currency.to_checksum(None);
         // Without the list a client may choose push; mppx and the crate read it alike.
         let modes = if settings.accept_push { "" } else { r#","supportedModes":["pull"]"# };
-        let request_tail = format!(
-            r#"","currency":"{asset}","methodDetails":{{"chainId":{}{modes}}},"recipient":"{}"}}"#,
-            settings.chain_id,
-            settings.recipient.to_checksum(None)
-        );
+        let tail = |fee_payer: &str, modes: &str| {
+            format!(
+                r#"","currency":"{asset}","methodDetails":{{"chainId":{}{fee_payer}{modes}}},"recipient":"{}"}}"#,
+                settings.chain_id,
+                settings.recipient.to_checksum(None)
+            )
+        };
+        let request_tail = tail("", modes);
+        // A transaction that we sign too cannot be sent by the client.
+        let sponsored_tail = tail(r#","feePayer":true"#, r#","supportedModes":["pull"]"#);
         Ok(Self {
             checks: TempoChargeMethod::new(Offline::new(settings.chain_id)),
             standing: ArcSwap::from_pointee(Err("the chain has not been looked at yet".to_owned())),
             settings,
             ring,
             chain,
+            sponsor: None,
             request_tail,
+            sponsored_tail,
             asset,
         })
+    }
+
+    /// The same rail with somebody who carries payers' fees.
+    pub fn sponsored_by(mut self, sponsor: Arc<Sponsor>) -> Self {
+        self.checks = self.checks.with_fee_payer(sponsor.signer());
+        self.sponsor = Some(sponsor);
+        self
     }
 
     /// Keeps [`Rail::standing`] true: looks at once, then every [`WATCH_EVERY`], for ever. Run it in the background.
@@ -136,19 +158,52 @@ impl Charge {
             Ok(Ok(_)) => Ok(()),
         };
         self.standing.store(Arc::new(seen));
+        if let Some(sponsor) = &self.sponsor {
+            // It has no part in whether payments can be taken.
+            let _ = tokio::time::timeout(WATCH_PATIENCE, sponsor.probe(now)).await;
+        }
     }
 
-    fn request(&self, amount: Atoms) -> String {
-        URL_SAFE_NO_PAD.encode(format!(r#"{{"amount":"{amount}{}"#, self.request_tail))
+    fn request(&self, amount: Atoms, now: UnixSeconds) -> String {
+        let sponsored = self.sponsor.as_ref().is_some_and(|s| amount > Atoms(0) && s.offers(now));
+        let tail = if sponsored { &self.sponsored_tail } else { &self.request_tail };
+        URL_SAFE_NO_PAD.encode(format!(r#"{{"amount":"{amount}{tail}"#))
     }
 
-    /// The amount of a request object that came back under our MAC, if it is payable to us.
-    fn amount(&self, request: &Base64UrlJson) -> Option<Atoms> {
+    /// A request object that came back under our MAC, if it is payable to us: its amount, and whether we offered to carry the fee.
+    fn asked(&self, request: &Base64UrlJson) -> Option<(Atoms, bool)> {
         let request: Request = request.decode().ok()?;
         let ours = request.currency == self.settings.currency
             && request.recipient == self.settings.recipient
             && request.method_details.chain_id == self.settings.chain_id;
-        Atoms::parse(&request.amount).filter(|_| ours)
+        Some((Atoms::parse(&request.amount).filter(|_| ours)?, request.method_details.fee_payer))
+    }
+
+    /// The payload in the one form it has, and as the client wrote it.
+    fn payload(&self, credential: &PaymentCredential, sponsored: bool) -> Result<(Payload, PaymentPayload), Refusal> {
+        let given = credential.charge_payload().map_err(|_| invalid("the payload has no known form"))?;
+        let bytes = given.signed_tx().and_then(hex_bytes).filter(|b| sponsor::is_envelope(b));
+        let payload = match (bytes, &self.sponsor) {
+            (None, _) => Payload::read(&given),
+            (Some(bytes), Some(sponsor)) if sponsored => {
+                sponsor.draft(&bytes).map(|draft| Payload::Sponsored(Box::new(draft)))
+            }
+            (Some(_), _) => Err("fees are not carried for this offer"),
+        };
+        let payload = payload.map_err(invalid)?;
+        match &payload {
+            Payload::Push { .. } if sponsored => Err(invalid("a transaction sent by the payer does not answer this offer")),
+            Payload::Pull { signed, .. } if sponsored && signed.tx().fee_payer_signature.is_some() => {
+                Err(invalid("the fee is carried by us or by the payer, nobody else"))
+            }
+            _ => Ok((payload, given)),
+        }
+    }
+
+    /// The envelope of a sponsored payment, if it is one.
+    fn envelope(&self, credential: &PaymentCredential) -> Option<(&Arc<Sponsor>, Vec<u8>)> {
+        let bytes = hex_bytes(credential.charge_payload().ok()?.signed_tx()?)?;
+        Some((self.sponsor.as_ref().filter(|_| sponsor::is_envelope(&bytes))?, bytes))
     }
 
     fn due<'a>(&'a self, terms: &Terms, challenge_id: &'a str, payer: Option<&str>) -> Due<'a> {
@@ -168,11 +223,16 @@ impl Charge {
         credential: &PaymentCredential,
         payload: PaymentPayload,
     ) -> Result<Option<String>, Refusal> {
-        let request: ChargeRequest = credential
+        let mut request: ChargeRequest = credential
             .challenge
             .request
             .decode()
             .map_err(|_| Refusal::InvalidChallenge { why: "its request cannot be read" })?;
+        // The crate takes nothing but an envelope where the fee is offered. Who carries his own is welcome too.
+        let envelope = payload.signed_tx().and_then(hex_bytes).is_some_and(|b| sponsor::is_envelope(&b));
+        if let Some(details) = request.method_details.as_mut().and_then(|d| d.as_object_mut()).filter(|_| !envelope) {
+            details.remove("feePayer");
+        }
         let credential = PaymentCredential {
             payload: serde_json::to_value(payload).map_err(|_| Refusal::Internal { place: "charge payload" })?,
             ..credential.clone()
@@ -187,7 +247,7 @@ impl Charge {
     }
 }
 
-/// The request object as we write it: a member that we never write (a split, a fee payer) is not ours.
+/// The request object as we write it: a member that we never write (a split) is not ours.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Request {
@@ -201,6 +261,8 @@ struct Request {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Details {
     chain_id: u64,
+    #[serde(default)]
+    fee_payer: bool,
     /// Push may have been turned on or off since.
     #[serde(rename = "supportedModes")]
     _modes: Option<IgnoredAny>,
@@ -269,7 +331,7 @@ impl Way for Charge {
 impl Rail for Charge {
     fn offer(&self, ask: &Ask<'_>, now: UnixSeconds) -> Result<Offer, Refusal> {
         let defect = || Refusal::Internal { place: "charge offer" };
-        let request = self.request(ask.terms.amount);
+        let request = self.request(ask.terms.amount, now);
         let opaque = Opaque::seal(ask.terms).ok_or_else(defect)?;
         let expires = now.plus(OFFER_SECONDS).rfc3339();
         let digest = write_digest(&ask.digest);
@@ -311,11 +373,9 @@ impl Rail for Charge {
         if !words.is_of(&self.settings.id) {
             return Ok(None);
         }
-        let amount = self.amount(&echo.request).ok_or_else(|| not_ours("it is not payable to us"))?;
+        let (amount, sponsored) = self.asked(&echo.request).ok_or_else(|| not_ours("it is not payable to us"))?;
         let expires = UnixSeconds::parse_rfc3339(slots.expires).ok_or_else(|| not_ours("it has no expiry"))?;
-        let payload =
-            credential.charge_payload().map_err(|_| "the payload has no known form").and_then(|p| Payload::read(&p));
-        let payload = payload.map_err(invalid)?;
+        let (payload, _) = self.payload(credential, sponsored)?;
         Ok(Some(Recognised {
             key: payload.key(self.settings.chain_id, &echo.id),
             challenge_id: echo.id.clone(),
@@ -344,12 +404,12 @@ impl Rail for Charge {
         if recognised.digest != Some(ask.digest) {
             return Err(Refusal::InvalidChallenge { why: "it was offered for another body" });
         }
-        let given = credential.charge_payload().map_err(|_| invalid("the payload has no known form"))?;
-        let payload = Payload::read(&given).map_err(invalid)?;
+        let sponsored = self.asked(&credential.challenge.request).is_some_and(|(_, sponsored)| sponsored);
+        let (payload, given) = self.payload(credential, sponsored)?;
         let free = recognised.terms.amount == Atoms(0);
         let (payer, collect_until) = match payload {
             Payload::Identity if !free => return Err(invalid("a proof of identity pays nothing")),
-            Payload::Pull { .. } | Payload::Push { .. } if free => {
+            Payload::Pull { .. } | Payload::Sponsored(_) | Payload::Push { .. } if free => {
                 return Err(invalid("an amount of zero takes a proof of identity and nothing else"));
             }
             Payload::Identity => (self.validated(credential, given).await?, recognised.expires),
@@ -358,6 +418,19 @@ impl Rail for Charge {
             }
             // The chain's part has to wait for `collect`: there is nothing signed to look at.
             Payload::Push { .. } => (push_source(credential, self.settings.chain_id)?, recognised.expires),
+            Payload::Sponsored(_) => {
+                let Some((sponsor, envelope)) = self.envelope(credential) else {
+                    return Err(Refusal::Internal { place: "charge: sponsor" });
+                };
+                let purpose = Purpose::Charge { amount: recognised.terms.amount };
+                let reviewed = sponsor.review(&envelope, purpose, now)?;
+                if reviewed.valid_until() > recognised.expires.plus(1) {
+                    return Err(invalid("validBefore is later than the offer's end"));
+                }
+                // The crate once more, for the memo and the credential's source.
+                let canonical = PaymentPayload::transaction(alloy::hex::encode_prefixed(&envelope));
+                (self.validated(credential, canonical).await?, reviewed.valid_until())
+            }
             Payload::Pull { raw, signed, .. } => {
                 let tx = signed.tx();
                 // Without an end, an absent transaction could never be called dead.
@@ -381,6 +454,16 @@ impl Rail for Charge {
         Ok(Proof { recognised, payer, collect_until })
     }
 
+    async fn complete(&self, shown: &Shown, mut proof: Proof) -> Result<Proof, Refusal> {
+        let Shown::Mpp(credential) = shown;
+        if let Some((sponsor, envelope)) = self.envelope(credential) {
+            let purpose = Purpose::Charge { amount: proof.recognised.terms.amount };
+            let cosigned = sponsor.cosign(sponsor.review(&envelope, purpose, UnixSeconds::now())?).await?;
+            proof.recognised.resend = Some(alloy::hex::encode_prefixed(&cosigned.raw));
+        }
+        Ok(proof)
+    }
+
     async fn collect(&self, _: &Shown, proof: &Proof) -> Collected {
         let Proof { recognised: paid, payer, collect_until } = proof;
         if paid.terms.amount == Atoms(0) {
@@ -390,19 +473,21 @@ impl Rail for Charge {
         let raw = paid.resend.as_deref().and_then(hex_bytes);
         // The last moment at which not sending is still free of doubt.
         let now = UnixSeconds::now();
-        if raw.is_some() && (now >= paid.expires || now >= *collect_until) {
+        let end = raw.as_deref().map_or(*collect_until, |raw| send_until(raw, *collect_until));
+        if raw.is_some() && (now >= paid.expires || now >= end) {
             return collect::failed("the offer ended before the payment could be sent");
         }
         let due = self.due(&paid.terms, &paid.challenge_id, payer.as_deref());
         collect::collect(self.chain.as_ref(), hash, raw.as_deref(), due, self.settings.pace).await
     }
 
-    async fn look(&self, claim: &Claim, _now: UnixSeconds) -> Collected {
+    async fn look(&self, claim: &Claim, now: UnixSeconds) -> Collected {
         if claim.terms.amount == Atoms(0) {
             return Collected::Paid;
         }
         let Ok(hash) = claim.reference.parse::<B256>() else { return Collected::Unknown };
         let raw = claim.resend.as_deref().and_then(hex_bytes);
+        let raw = raw.filter(|raw| now < send_until(raw, claim.collect_until));
         let due = self.due(&claim.terms, &claim.challenge_id, claim.payer.as_deref());
         let looking = collect::look(self.chain.as_ref(), hash, raw.as_deref(), due, claim.collect_until);
         tokio::time::timeout(self.settings.pace.patience, looking).await.unwrap_or(Collected::Unknown)
@@ -411,6 +496,12 @@ impl Rail for Charge {
     fn receipt(&self, claim: &Claim, receipt: &Receipt) -> Vec<(http::HeaderName, http::HeaderValue)> {
         wire::receipt(receipt, METHOD, &self.asset, Some(&claim.challenge_id)).into_iter().collect()
     }
+}
+
+/// Until when a transaction may be sent: its end, and some seconds before it when we pay for its failure too.
+fn send_until(raw: &[u8], end: UnixSeconds) -> UnixSeconds {
+    let carried = AASigned::decode_2718(&mut &*raw).is_ok_and(|signed| signed.tx().fee_payer_signature.is_some());
+    if carried { UnixSeconds(end.0.saturating_sub(LEAST_SECONDS)) } else { end }
 }
 
 /// The address of `did:pkh:eip155:<chain>:<address>`, where a push credential has a source.

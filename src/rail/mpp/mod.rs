@@ -1,10 +1,13 @@
 //! MPP: `WWW-Authenticate: Payment` (draft-httpauth-payment-00 as the published clients speak it).
 //!
 //! `wire` reads and writes headers, `bind` ties a challenge to its terms by MAC, `proof` turns a payload into the one identity
-//! it can have, `collect` judges what the chain reports, `charge` is the rail made of them.
+//! it can have, `collect` judges what the chain reports, `charge` is the rail made of them. `sponsor` carries payers' transaction fees within a
+//! `budget`.
 
 pub mod bind;
+pub mod budget;
 pub mod charge;
 pub mod collect;
 mod proof;
+pub mod sponsor;
 pub mod wire;

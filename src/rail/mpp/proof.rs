@@ -5,6 +5,7 @@
 //! arrives. A signed transaction is taken only in the bytes the chain itself would write for it; anything else (trailing bytes,
 //! a long form of a number, a recovery id of 0 for 27) would be a second hash for the same signature.
 
+use super::sponsor::Draft;
 use crate::claim::ClaimKey;
 use ::mpp::protocol::core::PaymentPayload;
 use alloy::eips::{Decodable2718, Encodable2718};
@@ -26,6 +27,8 @@ pub enum Payload {
         /// Decoded.
         signed: Box<AASigned>,
     },
+    /// A transaction that the payer has signed and whose fee we are to carry.
+    Sponsored(Box<Draft>),
     /// The hash of a transaction the payer has sent.
     Push {
         /// That hash.
@@ -70,6 +73,7 @@ impl Payload {
     pub fn key(&self, chain_id: u64, challenge: &str) -> ClaimKey {
         ClaimKey(match self {
             Self::Pull { hash, .. } | Self::Push { hash } => format!("tempo:{chain_id}:tx:{hash:#x}"),
+            Self::Sponsored(draft) => format!("tempo:{chain_id}:tx:{:#x}", draft.hash()),
             // A challenge is single-use whoever proves it. The id is case-sensitive and has one spelling.
             Self::Identity => format!("tempo:{chain_id}:proof:{challenge}"),
         })
@@ -79,15 +83,16 @@ impl Payload {
     pub fn reference(&self, challenge: &str) -> String {
         match self {
             Self::Pull { hash, .. } | Self::Push { hash } => format!("{hash:#x}"),
+            Self::Sponsored(draft) => format!("{:#x}", draft.hash()),
             Self::Identity => challenge.to_owned(),
         }
     }
 
-    /// What has to be kept to send it again.
+    /// What has to be kept to send it again. Of a sponsored one that is known only once the fee is set aside.
     pub fn resend(&self) -> Option<String> {
         match self {
             Self::Pull { raw, .. } => Some(alloy::hex::encode_prefixed(raw)),
-            Self::Push { .. } | Self::Identity => None,
+            Self::Sponsored(_) | Self::Push { .. } | Self::Identity => None,
         }
     }
 }

@@ -1,0 +1,134 @@
+//! What whoever carries other people's fees asks a chain: would this call go through, what did a transaction cost, what is left.
+
+use super::rpc::Fault;
+use super::tempo::Tempo;
+use super::{Address, B256, Unreachable};
+use crate::money::Usd;
+use alloy::primitives::{Bytes, U64, U128, U256};
+use alloy::sol_types::SolCall as _;
+use async_trait::async_trait;
+use serde::Deserialize;
+use serde_json::json;
+use tempo_alloy::contracts::precompiles::ITIP20;
+
+/// One call as its sender would make it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trial {
+    /// Who makes it.
+    pub from: Address,
+    /// The contract.
+    pub to: Address,
+    /// What is said to it.
+    pub input: Bytes,
+    /// Most gas it may use.
+    pub gas: u64,
+}
+
+/// What became of a trial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tried {
+    /// It went through, as things stand.
+    Passes,
+    /// It would revert, run out of gas, or its sender cannot make it.
+    Fails,
+}
+
+/// Questions about fees. Every call is one request with a bounded duration; none of them retries.
+#[async_trait]
+pub trait Fees: Send + Sync {
+    /// Makes the call on the newest state and throws the result away.
+    async fn trial(&self, call: &Trial) -> Result<Tried, Unreachable>;
+    /// What the mined transaction `tx` cost whoever paid its fee, rounded up to the millionth the fee token counts in.
+    /// `None`: it is not in a block.
+    async fn fee(&self, tx: B256) -> Result<Option<Usd>, Unreachable>;
+    /// Atoms of `token` that `owner` holds; more than 2^128 count as that.
+    async fn balance(&self, token: Address, owner: Address) -> Result<u128, Unreachable>;
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Receipt {
+    transaction_hash: B256,
+    block_number: Option<U64>,
+    gas_used: U64,
+    effective_gas_price: U128,
+}
+
+const NONSENSE: Unreachable = Unreachable { why: "the chain's node answered with nonsense" };
+
+/// Whether a node's refusal of a trial is about the call itself. Anything else (a rate limit, a method it does not know) says
+/// nothing about it.
+fn is_about_the_call(code: i64, message: &str) -> bool {
+    let text = message.to_ascii_lowercase();
+    code == 3 || ["revert", "out of gas", "intrinsic gas", "insufficient"].iter().any(|said| text.contains(said))
+}
+
+#[async_trait]
+impl Fees for Tempo {
+    async fn trial(&self, call: &Trial) -> Result<Tried, Unreachable> {
+        let asked = json!({"from": call.from, "to": call.to, "input": call.input, "gas": U64::from(call.gas)});
+        match self.0.ask::<_, Bytes>("eth_call", (asked, "latest")).await {
+            Ok(_) => Ok(Tried::Passes),
+            Err(Fault::Refused { code, message }) if is_about_the_call(code, &message) => Ok(Tried::Fails),
+            Err(fault) => Err(Unreachable { why: fault.words() }),
+        }
+    }
+
+    async fn fee(&self, tx: B256) -> Result<Option<Usd>, Unreachable> {
+        let receipt: Option<Receipt> =
+            self.0.ask("eth_getTransactionReceipt", (tx,)).await.map_err(|e| Unreachable { why: e.words() })?;
+        let Some(receipt) = receipt.filter(|r| r.block_number.is_some()) else { return Ok(None) };
+        if receipt.transaction_hash != tx {
+            return Err(NONSENSE);
+        }
+        // Gas prices of this chain are dollars, as integers of 1e-18, exactly as ours.
+        let spent = u128::from(receipt.gas_used.to::<u64>()).checked_mul(receipt.effective_gas_price.to());
+        spent.and_then(|s| whole_atoms(Usd(s))).map(Some).ok_or(NONSENSE)
+    }
+
+    async fn balance(&self, token: Address, owner: Address) -> Result<u128, Unreachable> {
+        let input = Bytes::from(ITIP20::balanceOfCall { account: owner }.abi_encode());
+        let held: U256 = self
+            .0
+            .ask("eth_call", (json!({"to": token, "input": input}), "latest"))
+            .await
+            .map_err(|e| Unreachable { why: e.words() })?;
+        Ok(u128::try_from(held).unwrap_or(u128::MAX))
+    }
+}
+
+/// A fee as it is taken: in whole millionths of a dollar, rounded up. `None` past the largest amount.
+pub fn whole_atoms(fee: Usd) -> Option<Usd> {
+    fee.to_atoms(6)?.to_usd(6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_said_of_the_call_fails_a_trial() {
+        for (code, message, fails) in [
+            (3, "execution reverted: InsufficientBalance", true),
+            (-32000, "execution reverted", true),
+            (-32003, "Out of gas: gas required exceeds allowance", true),
+            (-32003, "Insufficient funds for gas * price + value", true),
+            (-32005, "rate limit exceeded", false),
+            (-32601, "the method eth_call does not exist", false),
+            (-32603, "internal error", false),
+        ] {
+            assert_eq!(is_about_the_call(code, message), fails, "{code} {message}");
+        }
+    }
+
+    #[test]
+    fn a_fee_is_taken_in_whole_millionths() {
+        for (fee, want, why) in [
+            (0, 0, "nothing"),
+            (1, 1_000_000_000_000, "rounded up"),
+            (66_500_000_000_000, 67_000_000_000_000, "as a recorded one was"),
+        ] {
+            assert_eq!(whole_atoms(Usd(fee)), Some(Usd(want)), "{why}");
+        }
+    }
+}
