@@ -266,7 +266,9 @@ fn sponsor(
     let Some(conf) = &tempo.sponsor else { return Ok(None) };
     let key = conf.read_key()?;
     if tempo.settle_key.is_some() && tempo.read_settle_key().is_ok_and(|settle| settle == key) {
-        return Err("its key is the settle key: what was earned and what may be spent on fees are kept by two keys".into());
+        return Err(
+            "its key is the settle key: what was earned and what may be spent on fees are kept by two keys".into()
+        );
     }
     let terms = sponsor::Terms {
         section: section.to_owned(),

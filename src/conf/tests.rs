@@ -103,11 +103,7 @@ fn every_single_mistake_is_named_with_its_line_and_key() {
             "session = {}\nchain_id",
             "13: rail.tempo.session: needs `settle_key` beside it: channels are settled and closed with that key",
         ),
-        (
-            "chain_id",
-            "sponsor = { key = \"env:F\" }\nchain_id",
-            "13: rail.tempo.sponsor: `usd_per_day` is missing",
-        ),
+        ("chain_id", "sponsor = { key = \"env:F\" }\nchain_id", "13: rail.tempo.sponsor: `usd_per_day` is missing"),
         (
             "chain_id",
             "sponsor = { key = \"env:F\", usd_per_day = \"0.049\" }\nchain_id",

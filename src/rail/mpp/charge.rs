@@ -192,7 +192,9 @@ impl Charge {
         };
         let payload = payload.map_err(invalid)?;
         match &payload {
-            Payload::Push { .. } if sponsored => Err(invalid("a transaction sent by the payer does not answer this offer")),
+            Payload::Push { .. } if sponsored => {
+                Err(invalid("a transaction sent by the payer does not answer this offer"))
+            }
             Payload::Pull { signed, .. } if sponsored && signed.tx().fee_payer_signature.is_some() => {
                 Err(invalid("the fee is carried by us or by the payer, nobody else"))
             }

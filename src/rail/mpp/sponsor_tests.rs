@@ -221,11 +221,7 @@ fn what_is_signed_is_exactly_what_is_due_and_costs_no_more_than_it_may() {
             Some("maxFeePerGas"),
             "a price above the limit",
         ),
-        (
-            case(|t| (t.gas_limit, t.max_fee_per_gas) = (100_000, 100_000_000_000)),
-            None,
-            "a price on the limit",
-        ),
+        (case(|t| (t.gas_limit, t.max_fee_per_gas) = (100_000, 100_000_000_000)), None, "a price on the limit"),
         (
             case(|t| {
                 (t.gas_limit, t.max_fee_per_gas) = (100_000, 60_000_000_000);
@@ -516,7 +512,8 @@ fn a_key_that_must_not_sign_is_refused_and_never_shown() {
     let bench = bench(Usd::ONE);
     let store = Arc::new(Embedded::open(&bench._dir.path().join("t.redb")).unwrap());
     let payees = alloy::hex::decode("ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80").unwrap();
-    for (key, want) in [(vec![0; 32], "not a private key"), (vec![1; 31], "not a private key"), (payees, "recipient's")] {
+    for (key, want) in [(vec![0; 32], "not a private key"), (vec![1; 31], "not a private key"), (payees, "recipient's")]
+    {
         let made = Sponsor::new(
             bench.sponsor.terms.clone(),
             &Secret::new(key),
