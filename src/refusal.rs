@@ -146,6 +146,13 @@ pub enum Refusal {
         /// Suggested wait.
         retry_after_seconds: u64,
     },
+    /// The voucher's form or signature is not one the chain would take.
+    VoucherInvalid {
+        /// What is wrong, in our words.
+        why: String,
+    },
+    /// The voucher was signed by somebody else, or for something else.
+    SignerMismatch,
     /// No such channel here: open one.
     ChannelUnknown,
     /// The channel is closed, closing, or was never opened: open another.
@@ -285,6 +292,8 @@ impl Refusal {
             | Self::OfferExpired
             | Self::PaymentInvalid { .. }
             | Self::PaymentFailed { .. }
+            | Self::VoucherInvalid { .. }
+            | Self::SignerMismatch
             | Self::VoucherLower
             | Self::VoucherTooFine { .. }
             | Self::OverDeposit { .. }
@@ -343,6 +352,8 @@ impl Refusal {
             Self::PaymentInvalid { .. } | Self::PaymentFailed { .. } | Self::ProofSpent => "verification-failed",
             Self::Underpaid { .. } => "payment-insufficient",
             Self::TwoCredentials { .. } => "bad-request",
+            Self::VoucherInvalid { .. } => "session/invalid-signature",
+            Self::SignerMismatch => "session/signer-mismatch",
             Self::VoucherLower => "verification-failed",
             Self::VoucherTooFine { .. } => "session/delta-too-small",
             Self::OverDeposit { .. } => "session/amount-exceeds-deposit",
@@ -383,6 +394,8 @@ impl Refusal {
             Self::ProofSpent => "payment_spent",
             Self::PaymentFailed { .. } => "payment_failed",
             Self::PaymentUnknown { .. } => "payment_unknown",
+            Self::VoucherInvalid { .. } => "voucher_invalid",
+            Self::SignerMismatch => "signer_mismatch",
             Self::ChannelUnknown => "channel_not_found",
             Self::ChannelOver => "channel_finalized",
             Self::VoucherLower => "voucher_lower",
@@ -458,6 +471,10 @@ impl Refusal {
             Self::PaymentUnknown { .. } => {
                 "it is not known yet whether the payment landed; send the same credential again, do not pay anew"
                     .to_owned()
+            }
+            Self::VoucherInvalid { why } => format!("the voucher was not accepted: {why}"),
+            Self::SignerMismatch => {
+                "the voucher is not signed by the channel's signer for this channel and amount".to_owned()
             }
             Self::ChannelUnknown => "this channel is not known here; open one".to_owned(),
             Self::ChannelOver => "this channel is closed or closing; open another".to_owned(),

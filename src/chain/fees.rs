@@ -58,7 +58,7 @@ const NONSENSE: Unreachable = Unreachable { why: "the chain's node answered with
 
 /// Whether a node's refusal of a trial is about the call itself. Anything else (a rate limit, a method it does not know) says
 /// nothing about it.
-fn is_about_the_call(code: i64, message: &str) -> bool {
+pub(super) fn is_about_the_call(code: i64, message: &str) -> bool {
     let text = message.to_ascii_lowercase();
     code == 3
         || ["revert", "out of gas", "outofgas", "oog", "intrinsic gas", "insufficient"]

@@ -148,6 +148,8 @@ fn title(suffix: &str) -> &'static str {
         "payment-expired" => "Payment Expired",
         "payment-insufficient" => "Payment Insufficient",
         "bad-request" => "Bad Request",
+        "session/invalid-signature" => "Invalid Signature",
+        "session/signer-mismatch" => "Signer Mismatch",
         "session/delta-too-small" => "Voucher Delta Too Small",
         "session/amount-exceeds-deposit" => "Amount Exceeds Deposit",
         "session/insufficient-balance" => "Insufficient Balance",
