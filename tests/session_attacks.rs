@@ -5,13 +5,15 @@
 
 mod common;
 
-use alloy::primitives::{Address, B256};
+use alloy::primitives::B256;
 use common::channels::{CHAT, OTHER, SessionBed, atoms, chat, nobody, offered, streamed};
 use common::gate::CHALLENGE_KEY;
-use common::wallet::{self, Channel, Wallet};
-use common::{RawReply, payer, raw};
-use mpp::PaymentChallenge;
+use common::wallet::{self, Wallet};
+use common::{Raw, RawReply, payer};
 use serde_json::{Value, json};
+use std::time::Duration;
+
+const SHORT: Duration = Duration::from_secs(20);
 
 fn code(reply: &RawReply) -> String {
     reply.json()["error"]["code"].as_str().unwrap_or_default().to_owned()
@@ -131,4 +133,335 @@ async fn only_the_signers_own_voucher_for_this_channel_here_is_taken() {
     let reply = bed.buy(&channel.voucher_credential(&bed.fresh().await, amount), &chat()).await;
     assert_eq!(reply.status, 200, "{}", reply.text());
     bed.close(&[&channel, &other]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_challenge_is_good_only_as_it_was_issued_here_and_for_its_path() {
+    let bed = SessionBed::open().await;
+    let (channel, offer) = bed.channel(50_000, 1_000).await;
+    let good = channel.voucher_credential(&offer, 5_000);
+    let (elsewhere, _) = bed.offer(OTHER, &chat()).await;
+    let altered = |change: &dyn Fn(&mut Value)| payer::bend(&good, |c| change(&mut c["challenge"]));
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let inside = |slot: &str, change: &dyn Fn(&mut Value)| {
+        payer::bend(&good, |c| {
+            let mut words: Value =
+                serde_json::from_slice(&mpp::base64url_decode(&text(&c["challenge"][slot])).unwrap()).unwrap();
+            change(&mut words);
+            c["challenge"][slot] = json!(mpp::base64url_encode(words.to_string().as_bytes()));
+        })
+    };
+    let wrong: &[&str] = &["invalid_challenge"];
+    for (credential, why) in [
+        (channel.voucher_credential(&elsewhere, 5_000), "offered on another path"),
+        (altered(&|c| c["realm"] = json!("other.example")), "another realm"),
+        (altered(&|c| c["id"] = json!("A".repeat(43))), "another id"),
+        (altered(&|c| c["expires"] = json!("2099-01-01T00:00:00Z")), "a longer life"),
+        (altered(&|c| drop(c.as_object_mut().unwrap().remove("expires"))), "no end"),
+        (altered(&|c| c["digest"] = json!("sha-256=AAAA")), "a digest"),
+        (altered(&|c| drop(c.as_object_mut().unwrap().remove("opaque"))), "without our words"),
+        (altered(&|c| c["intent"] = json!("charge")), "as a charge"),
+        (inside("request", &|r| r["amount"] = json!("1")), "a smaller amount"),
+        (inside("request", &|r| r["recipient"] = json!(nobody())), "another payee"),
+        (inside("request", &|r| r["methodDetails"]["minVoucherDelta"] = json!("0")), "another delta"),
+        (inside("request", &|r| r["methodDetails"]["operator"] = json!(nobody())), "an operator"),
+        (inside("request", &|r| r["methodDetails"]["sessionProtocol"] = json!("v1")), "another protocol"),
+        (inside("opaque", &|o| o["route"] = json!(OTHER)), "another path in our words"),
+        (inside("opaque", &|o| o["rail"] = json!("tempo/charge")), "another rail in our words"),
+    ] {
+        refused_both_ways(&bed, &credential, 402, wrong, why).await;
+    }
+    // Genuine MACs of ours: what is in them is checked all the same.
+    let under_our_key = |realm: &str, change: &dyn Fn(&mut Value)| {
+        forged(&good, |c| {
+            c["realm"] = json!(realm);
+            change(c);
+        })
+    };
+    let here = bed.gate.listen.ip().to_string();
+    let repack = |c: &mut Value, change: &dyn Fn(&mut Value)| {
+        let mut words: Value = serde_json::from_slice(&mpp::base64url_decode(&text(&c["request"])).unwrap()).unwrap();
+        change(&mut words);
+        c["request"] = json!(mpp::base64url_encode(words.to_string().as_bytes()));
+    };
+    let realm = payer::unpack(&good)["challenge"]["realm"].as_str().unwrap().to_owned();
+    assert!(realm.starts_with(&here));
+    for (credential, why) in [
+        (under_our_key("other.example", &|_| ()), "another realm under one key"),
+        (under_our_key(&realm, &|c| repack(c, &|r| r["recipient"] = json!(nobody()))), "our former payee"),
+        (under_our_key(&realm, &|c| repack(c, &|r| r["currency"] = json!(nobody()))), "our former token"),
+        (under_our_key(&realm, &|c| repack(c, &|r| r["methodDetails"]["chainId"] = json!(1))), "another chain of ours"),
+        (
+            under_our_key(&realm, &|c| repack(c, &|r| r["methodDetails"]["escrowContract"] = json!(nobody()))),
+            "another escrow",
+        ),
+        (
+            under_our_key(&realm, &|c| repack(c, &|r| r["methodDetails"]["operator"] = json!(nobody()))),
+            "our former operator",
+        ),
+        (
+            under_our_key(&realm, &|c| repack(c, &|r| r["methodDetails"]["sessionProtocol"] = json!("v1"))),
+            "the former protocol",
+        ),
+    ] {
+        refused_both_ways(&bed, &credential, 402, wrong, why).await;
+    }
+    // Sanity of the forgery: unchanged, it is taken.
+    assert_eq!(bed.manage(&under_our_key(&realm, &|_| ())).await.status, 204);
+    // A credential of the first protocol has no descriptor.
+    let v1 = payer::bend(&good, |c| drop(c["payload"].as_object_mut().unwrap().remove("descriptor")));
+    for reply in [bed.manage(&v1).await, bed.buy(&v1, &chat()).await] {
+        assert_challenged(&reply, "payment_invalid", "v1");
+        assert!(reply.json()["error"]["message"].as_str().unwrap().contains("v2"), "{}", reply.text());
+    }
+    assert_eq!(bed.served(), 0);
+    bed.close(&[&channel]).await;
+}
+
+/// The credential with its challenge changed, under a MAC that is really ours.
+fn forged(credential: &str, change: impl FnOnce(&mut Value)) -> String {
+    payer::bend(credential, |c| {
+        change(&mut c["challenge"]);
+        let slot = |name: &str| c["challenge"][name].as_str().map(str::to_owned);
+        let id = mpp::compute_challenge_id(
+            CHALLENGE_KEY,
+            &slot("realm").unwrap(),
+            &slot("method").unwrap(),
+            &slot("intent").unwrap(),
+            &slot("request").unwrap(),
+            slot("expires").as_deref(),
+            slot("digest").as_deref(),
+            slot("opaque").as_deref(),
+        );
+        c["challenge"]["id"] = json!(id);
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expired_challenge_still_manages_a_channel_and_buys_nothing() {
+    let bed = SessionBed::open().await;
+    let (channel, offer) = bed.channel(50_000, 1_000).await;
+    let late = |credential: String| forged(&credential, |c| c["expires"] = json!("2026-01-01T00:00:00.000Z"));
+    let old = late(channel.voucher_credential(&offer, 5_000));
+    assert_challenged(&bed.buy(&old, &chat()).await, "offer_expired", "content on an expired challenge");
+    assert_eq!(bed.manage(&old).await.status, 204, "a voucher that a stream may wait for");
+    assert_eq!(atoms(&bed.snapshot(&channel).await["acceptedCumulative"]), 5_000);
+    let calls = bed.rpc.broadcasts();
+    let top_up = bed.manage(&late(channel.top_up_credential(&offer, 1_000))).await;
+    assert_challenged(&top_up, "offer_expired", "a transaction on an expired challenge");
+    let unopened = bed.wallet().await.open(&offer, |open| open.deposit = 20_000);
+    let open = bed.manage(&late(unopened.open_credential(&offer, 0))).await;
+    assert_challenged(&open, "offer_expired", "an opening on an expired challenge");
+    assert_eq!((bed.rpc.broadcasts(), bed.served()), (calls, 0));
+    let closed = bed.manage(&late(channel.close_credential(&offer, 5_000))).await;
+    assert_eq!(closed.status, 204, "{}", closed.text());
+    bed.close(&[&channel]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vouchers_only_grow_and_never_beyond_what_is_locked() {
+    let bed = SessionBed::with(|o| o.conf_extra("min_voucher_delta = \"0.0001\"\n")).await;
+    let (channel, offer) = bed.channel(20_000, 5_000).await;
+    for (amount, want, why) in [
+        (20_001, "voucher_over_deposit", "one atom over the deposit"),
+        (79_228_162_514_264_337_593_543_950_335, "voucher_over_deposit", "2^96 - 1"),
+        (4_999, "voucher_lower", "one atom less"),
+        (0, "voucher_lower", "nothing"),
+        (5_001, "voucher_delta_too_small", "one atom more"),
+        (5_099, "voucher_delta_too_small", "one atom short of the step"),
+    ] {
+        let credential = channel.voucher_credential(&offer, amount);
+        let (content, management) = (bed.buy(&credential, &chat()).await, bed.manage(&credential).await);
+        assert_challenged(&content, want, why);
+        assert_challenged(&management, want, why);
+    }
+    assert_eq!(bed.served(), 0);
+    let snapshot = bed.snapshot(&channel).await;
+    assert_eq!((atoms(&snapshot["acceptedCumulative"]), atoms(&snapshot["spent"])), (5_000, 0));
+    for (amount, why) in [(5_100, "a whole step"), (5_100, "the same again"), (20_000, "all that is locked")] {
+        assert_eq!(bed.manage(&channel.voucher_credential(&offer, amount)).await.status, 204, "{why}");
+    }
+    let before = channel.voucher_credential(&offer, 5_100);
+    assert_challenged(&bed.manage(&before).await, "voucher_lower", "what was accepted before");
+    bed.close(&[&channel]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_captured_credential_buys_nothing_its_signer_did_not_ask_for() {
+    let bed = SessionBed::open().await;
+    let (channel, offer) = bed.channel(80_000, 0).await;
+    let first = channel.voucher_credential(&offer, 20_000);
+    let reply = bed.buy(&first, &chat()).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let spent = bed.charged(&channel.id);
+    assert!(spent > 0 && spent < 10_000, "the balance covers many more: {spent}");
+    // The same bytes again, by whoever saw them: for the same, for something else, streamed, often.
+    for body in [chat(), streamed(), json!({"model": "openai/gpt-oss-120b", "messages": [{"role": "user", "content": "x"}]})] {
+        for _ in 0..2 {
+            assert_challenged(&bed.buy(&first, &body).await, "invalid_challenge", "a used challenge");
+        }
+    }
+    // A voucher that a stream asked for, on the stream's own challenge, is management; with content it buys nothing.
+    let next = channel.voucher_credential(&offer, 30_000);
+    assert_eq!(bed.manage(&next).await.status, 204);
+    assert_challenged(&bed.buy(&next, &chat()).await, "invalid_challenge", "a voucher of a stream, with content");
+    assert_eq!(bed.manage(&next).await.status, 204, "and to manage it is worth what it was");
+    // With a challenge of his own, a thief has no signature; with the payer's lower voucher, nothing.
+    let fresh = bed.fresh().await;
+    assert_challenged(&bed.buy(&channel.voucher_credential(&fresh, 20_000), &chat()).await, "voucher_lower", "an old one");
+    // The opening, too, was spent on its channel: shown again it pays nothing that is not accepted.
+    let again = bed.buy(&channel.open_credential(&offer, 0), &chat()).await;
+    assert_eq!(again.status, 402, "{}", again.text());
+    assert_eq!((bed.served(), bed.charged(&channel.id)), (1, spent));
+    // The decided rule: an equal voucher on a challenge that bought nothing yet, while there is cover.
+    let equal = channel.voucher_credential(&fresh, 30_000);
+    assert_eq!(bed.buy(&equal, &chat()).await.status, 200);
+    assert_challenged(&bed.buy(&equal, &chat()).await, "invalid_challenge", "once");
+    bed.close(&[&channel]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_credential_shown_many_times_at_once_buys_once() {
+    let bed = SessionBed::open().await;
+    let (channel, _) = bed.channel(80_000, 0).await;
+    for round in 1..=3u128 {
+        let credential = channel.voucher_credential(&bed.fresh().await, 20_000 * round);
+        let body = chat().to_string();
+        let authorization = [("authorization", credential.as_str())];
+        let copies = (0..9).map(|_| bed.post(CHAT, &authorization, body.as_bytes()));
+        let replies = futures::future::join_all(copies).await;
+        let served = replies.iter().filter(|r| r.status == 200).count();
+        let rest: Vec<_> = replies.iter().filter(|r| r.status != 200).map(|r| (r.status, code(r))).collect();
+        assert_eq!(served, 1, "{rest:?}");
+        assert!(rest.iter().all(|(status, _)| [402, 429].contains(status)), "{rest:?}");
+        // The count of vouchers is of a second.
+        tokio::time::sleep(Duration::from_millis(1_100)).await;
+    }
+    assert_eq!(bed.served(), 3);
+    bed.close(&[&channel]).await;
+}
+
+/// Bytes of a request head without a body's framing.
+fn head(method: &str, path: &str, credential: &str, more: &str) -> Vec<u8> {
+    format!("{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: {credential}\r\n{more}\r\n").into_bytes()
+}
+
+async fn send(bed: &SessionBed, method: &str, bytes: &[u8]) -> RawReply {
+    let mut raw = Raw::connect(bed.gate.listen).await;
+    raw.send(bytes).await;
+    raw.reply_to(method, SHORT).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn management_in_every_form_is_answered_here_and_never_forwarded() {
+    let bed = SessionBed::open().await;
+    let (channel, offer) = bed.channel(90_000, 0).await;
+    let mut total = 0;
+    let body = chat().to_string();
+    let with_body = format!("content-type: application/json\r\ncontent-length: {}\r\n", body.len());
+    let queried = format!("{CHAT}?model=gpt&stream=true");
+    for (method, path, more, why) in [
+        ("HEAD", CHAT, "", "HEAD"),
+        ("POST", CHAT, "content-length: 0\r\n", "POST of nothing"),
+        ("POST", CHAT, "", "POST without a length"),
+        ("GET", CHAT, "", "GET"),
+        ("HEAD", &queried, "", "HEAD with a query"),
+        ("POST", &queried, "content-length: 0\r\n", "POST with a query"),
+        ("POST", CHAT, "content-type: application/json\r\ncontent-length: 0\r\n", "typed nothing"),
+    ] {
+        total += 100;
+        let credential = channel.voucher_credential(&offer, total);
+        let reply = send(&bed, method, &head(method, path, &credential, more)).await;
+        assert_eq!(reply.status, 204, "{why}: {}", reply.text());
+        assert!(reply.body.is_empty(), "{why}");
+        let receipt = payer::unpack(reply.header("payment-receipt").unwrap_or_else(|| panic!("{why}: no receipt")));
+        assert_eq!((atoms(&receipt["acceptedCumulative"]), atoms(&receipt["spent"])), (total, 0), "{why}");
+        assert!(receipt.get("receiptId").is_none(), "{why}: nothing was sold");
+    }
+    // An empty body in chunks is content (a gate cannot know that before it has read it), so it asks for nothing and gets 400.
+    total += 100;
+    let chunked = head("POST", CHAT, &channel.voucher_credential(&offer, total), "content-type: application/json\r\ntransfer-encoding: chunked\r\n");
+    let reply = bed.send(&[&chunked[..], b"0\r\n\r\n"].concat()).await;
+    assert_eq!((reply.status, code(&reply).as_str()), (400, "nothing_asked"), "{}", reply.text());
+    // Top-up and close are management whatever comes with them.
+    let topped = channel.top_up_credential(&offer, 10_000);
+    let bytes = [&head("POST", CHAT, &topped, &with_body)[..], body.as_bytes()].concat();
+    let reply = bed.send(&bytes).await;
+    assert_eq!(reply.status, 204, "{}", reply.text());
+    assert!(payer::unpack(reply.header("payment-receipt").unwrap())["txHash"].is_string());
+    assert_eq!(bed.reserve.state(&channel.id).await.deposit, 100_000);
+    let closed = channel.close_credential(&offer, total);
+    let bytes = [&head("POST", CHAT, &closed, &with_body)[..], body.as_bytes()].concat();
+    assert_eq!(bed.send(&bytes).await.status, 204);
+    assert_eq!(bed.served(), 0, "management reached the backend");
+    bed.close(&[&channel]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_credentials_on_one_request_are_refused_before_anything_is_done() {
+    let bed = SessionBed::open().await;
+    let (channel, offer) = bed.channel(90_000, 0).await;
+    let (one, two) = (channel.voucher_credential(&offer, 20_000), channel.voucher_credential(&offer, 30_000));
+    let body = chat().to_string();
+    for (headers, body, why) in [
+        (vec![("authorization", &one), ("authorization", &two)], body.as_str(), "two lines, content"),
+        (vec![("authorization", &one), ("authorization", &two)], "", "two lines, management"),
+        (vec![("authorization", &one), ("authorization", &one)], body.as_str(), "the same twice"),
+        (vec![("authorization", &format!("{one}, {two}"))], body.as_str(), "two in one line"),
+        (vec![("authorization", &one), ("payment-authorization", &two)], body.as_str(), "in two headers"),
+    ] {
+        let headers: Vec<(&str, &str)> = headers.into_iter().map(|(n, v)| (n, v.as_str())).collect();
+        let reply = bed.post(CHAT, &headers, body.as_bytes()).await;
+        assert!([400, 402].contains(&reply.status), "{why}: {} {}", reply.status, reply.text());
+        if reply.status == 400 {
+            assert_eq!(code(&reply), "two_credentials", "{why}");
+        }
+    }
+    assert_eq!((bed.served(), atoms(&bed.snapshot(&channel).await["acceptedCumulative"])), (0, 0));
+    bed.close(&[&channel]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn junk_never_makes_the_gate_ask_the_chain() {
+    let bed = SessionBed::open().await;
+    let (offer, _) = bed.offer(CHAT, &chat()).await;
+    let stranger = Wallet::empty();
+    // Everything right but the signature, or the signature over a channel that nobody opened.
+    let channel = stranger.open(&offer, |open| open.deposit = 100_000);
+    let good = channel.voucher(5_000);
+    let broken = channel.signed_payload(5_000, &wallet::high_s(&good));
+    let foreign = channel.signed_payload(5_000, &Wallet::empty().open(&offer, |_| ()).voucher(5_000));
+    let mut opening = channel.open_payload(5_000);
+    opening["signature"] = json!(alloy::hex::encode_prefixed(wallet::high_s(&good)));
+    let mut unsigned = channel.open_payload(5_000);
+    let raw = unsigned["transaction"].as_str().unwrap().to_owned();
+    unsigned["transaction"] = json!(format!("{}00", &raw[..raw.len() - 2]));
+    let mut other_tx = channel.open_payload(5_000);
+    other_tx["transaction"] = stranger.open(&offer, |open| open.deposit = 99_999).open_payload(0)["transaction"].clone();
+    let mut topped = channel.top_up_payload(1_000);
+    topped["additionalDeposit"] = json!("2000");
+    let credentials = [
+        (channel.credential(&offer, broken), 402, "a signature in no form of the chain's"),
+        (channel.credential(&offer, foreign), 402, "somebody else's signature"),
+        (channel.credential(&offer, opening), 402, "an opening with a broken voucher"),
+        (channel.credential(&offer, unsigned), 402, "an opening with a broken transaction"),
+        (channel.credential(&offer, other_tx), 402, "an opening with another transaction"),
+        (channel.credential(&offer, topped), 402, "a top-up over another amount than signed"),
+        (channel.voucher_credential(&offer, 5_000), 410, "a good voucher of a channel that is not known here"),
+        (channel.top_up_credential(&offer, 1_000), 410, "a good top-up of one"),
+        (channel.close_credential(&offer, 0), 410, "a good close of one"),
+        (format!("Payment {}", "A".repeat(400)), 402, "no JSON"),
+    ];
+    // What the gate asks by itself is over: it has read the chain, and watches blocks only.
+    bed.rpc.forget();
+    for (credential, status, why) in &credentials {
+        for _ in 0..5 {
+            for body in [chat().to_string(), String::new()] {
+                let reply = bed.post(CHAT, &[("authorization", credential)], body.as_bytes()).await;
+                assert_eq!(reply.status, *status, "{why}: {}", reply.text());
+            }
+        }
+    }
+    assert_eq!((bed.asked(), bed.served()), (0, 0), "{:?}", bed.rpc.calls());
+    bed.close(&[]).await;
 }

@@ -113,14 +113,26 @@ impl SessionBed {
         }
     }
 
-    /// Shows a credential and asks for content.
+    /// Shows a credential and asks for content. A channel takes so many vouchers a second: who is told to wait waits, as
+    /// clients do.
     pub async fn buy(&self, credential: &str, body: &Value) -> RawReply {
-        self.post(CHAT, &[("authorization", credential)], body.to_string().as_bytes()).await
+        self.patiently(credential, body.to_string().as_bytes()).await
     }
 
-    /// Shows a credential and asks for nothing.
+    /// Shows a credential and asks for nothing; waits as [`Self::buy`] does.
     pub async fn manage(&self, credential: &str) -> RawReply {
-        self.post(CHAT, &[("authorization", credential)], b"").await
+        self.patiently(credential, b"").await
+    }
+
+    async fn patiently(&self, credential: &str, body: &[u8]) -> RawReply {
+        loop {
+            let reply = self.post(CHAT, &[("authorization", credential)], body).await;
+            if reply.status != 429 {
+                return reply;
+            }
+            let wait: u64 = reply.header("retry-after").and_then(|v| v.parse().ok()).expect("how long");
+            tokio::time::sleep(std::time::Duration::from_secs(wait)).await;
+        }
     }
 
     /// What a 402 offers for this body, and how much it must hold to start.
