@@ -28,7 +28,9 @@ fn assert_challenged(reply: &RawReply, want: &str, why: &str) {
 /// Shows a credential to be managed and to buy; both must be refused with one of these codes, nothing served, nothing asked.
 async fn refused_both_ways(bed: &SessionBed, credential: &str, status: u16, codes: &[&str], why: &str) {
     let (served, asked) = (bed.served(), bed.rpc.broadcasts());
-    for reply in [bed.manage(credential).await, bed.buy(credential, &chat()).await, bed.buy(credential, &streamed()).await] {
+    for reply in
+        [bed.manage(credential).await, bed.buy(credential, &chat()).await, bed.buy(credential, &streamed()).await]
+    {
         assert_eq!(reply.status, status, "{why}: {}", reply.text());
         assert!(codes.contains(&code(&reply).as_str()), "{why}: {}", reply.text());
         offered(&reply);
@@ -116,7 +118,9 @@ async fn only_the_signers_own_voucher_for_this_channel_here_is_taken() {
         let credential = bent.voucher_credential(&offer, amount);
         refused_both_ways(&bed, &credential, status, codes, why).await;
     }
-    for source in ["did:pkh:eip155:4217:{}", "did:pkh:eip155:42431:0x0000000000000000000000000000000000000001", "me", ""] {
+    for source in
+        ["did:pkh:eip155:4217:{}", "did:pkh:eip155:42431:0x0000000000000000000000000000000000000001", "me", ""]
+    {
         let source = source.replace("{}", &channel.payer.address.to_string());
         let credential = payer::bend(&channel.voucher_credential(&offer, amount), |c| c["source"] = json!(source));
         refused_both_ways(&bed, &credential, 402, signer, &source).await;
@@ -296,7 +300,9 @@ async fn a_captured_credential_buys_nothing_its_signer_did_not_ask_for() {
     let spent = bed.charged(&channel.id);
     assert!(spent > 0 && spent < 10_000, "the balance covers many more: {spent}");
     // The same bytes again, by whoever saw them: for the same, for something else, streamed, often.
-    for body in [chat(), streamed(), json!({"model": "openai/gpt-oss-120b", "messages": [{"role": "user", "content": "x"}]})] {
+    for body in
+        [chat(), streamed(), json!({"model": "openai/gpt-oss-120b", "messages": [{"role": "user", "content": "x"}]})]
+    {
         for _ in 0..2 {
             assert_challenged(&bed.buy(&first, &body).await, "invalid_challenge", "a used challenge");
         }
@@ -308,7 +314,11 @@ async fn a_captured_credential_buys_nothing_its_signer_did_not_ask_for() {
     assert_eq!(bed.manage(&next).await.status, 204, "and to manage it is worth what it was");
     // With a challenge of his own, a thief has no signature; with the payer's lower voucher, nothing.
     let fresh = bed.fresh().await;
-    assert_challenged(&bed.buy(&channel.voucher_credential(&fresh, 20_000), &chat()).await, "voucher_lower", "an old one");
+    assert_challenged(
+        &bed.buy(&channel.voucher_credential(&fresh, 20_000), &chat()).await,
+        "voucher_lower",
+        "an old one",
+    );
     // The opening, too, was spent on its channel: shown again it pays nothing that is not accepted.
     let again = bed.buy(&channel.open_credential(&offer, 0), &chat()).await;
     assert_eq!(again.status, 402, "{}", again.text());
@@ -380,7 +390,12 @@ async fn management_in_every_form_is_answered_here_and_never_forwarded() {
     }
     // An empty body in chunks is content (a gate cannot know that before it has read it), so it asks for nothing and gets 400.
     total += 100;
-    let chunked = head("POST", CHAT, &channel.voucher_credential(&offer, total), "content-type: application/json\r\ntransfer-encoding: chunked\r\n");
+    let chunked = head(
+        "POST",
+        CHAT,
+        &channel.voucher_credential(&offer, total),
+        "content-type: application/json\r\ntransfer-encoding: chunked\r\n",
+    );
     let reply = bed.send(&[&chunked[..], b"0\r\n\r\n"].concat()).await;
     assert_eq!((reply.status, code(&reply).as_str()), (400, "nothing_asked"), "{}", reply.text());
     // Top-up and close are management whatever comes with them.
@@ -412,10 +427,7 @@ async fn two_credentials_on_one_request_are_refused_before_anything_is_done() {
     ] {
         let headers: Vec<(&str, &str)> = headers.into_iter().map(|(n, v)| (n, v.as_str())).collect();
         let reply = bed.post(CHAT, &headers, body.as_bytes()).await;
-        assert!([400, 402].contains(&reply.status), "{why}: {} {}", reply.status, reply.text());
-        if reply.status == 400 {
-            assert_eq!(code(&reply), "two_credentials", "{why}");
-        }
+        assert_eq!((reply.status, code(&reply).as_str()), (400, "two_credentials"), "{why}: {}", reply.text());
     }
     assert_eq!((bed.served(), atoms(&bed.snapshot(&channel).await["acceptedCumulative"])), (0, 0));
     bed.close(&[&channel]).await;
@@ -437,7 +449,8 @@ async fn junk_never_makes_the_gate_ask_the_chain() {
     let raw = unsigned["transaction"].as_str().unwrap().to_owned();
     unsigned["transaction"] = json!(format!("{}00", &raw[..raw.len() - 2]));
     let mut other_tx = channel.open_payload(5_000);
-    other_tx["transaction"] = stranger.open(&offer, |open| open.deposit = 99_999).open_payload(0)["transaction"].clone();
+    other_tx["transaction"] =
+        stranger.open(&offer, |open| open.deposit = 99_999).open_payload(0)["transaction"].clone();
     let mut topped = channel.top_up_payload(1_000);
     topped["additionalDeposit"] = json!("2000");
     let credentials = [
@@ -464,4 +477,255 @@ async fn junk_never_makes_the_gate_ask_the_chain() {
     }
     assert_eq!((bed.asked(), bed.served()), (0, 0), "{:?}", bed.rpc.calls());
     bed.close(&[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_that_is_gone_is_answered_410_with_fresh_offers_whatever_is_asked_of_it() {
+    let bed = SessionBed::open().await;
+    let (channel, offer) = bed.channel(50_000, 20_000).await;
+    assert_eq!(bed.buy(&channel.voucher_credential(&bed.fresh().await, 20_000), &chat()).await.status, 200);
+    let total = bed.charged(&channel.id);
+    let lower = bed.manage(&channel.close_credential(&offer, total - 1)).await;
+    assert_challenged(&lower, "voucher_lower", "a close for less than was used");
+    let closed = bed.manage(&channel.close_credential(&offer, total)).await;
+    assert_eq!(closed.status, 204, "{}", closed.text());
+    let tx = payer::unpack(closed.header("payment-receipt").unwrap())["txHash"].clone();
+    assert!(tx.is_string());
+    let served = bed.served();
+    let gone = &["channel_finalized", "channel_not_found"];
+    refused_both_ways(&bed, &channel.voucher_credential(&offer, 30_000), 410, gone, "a voucher").await;
+    refused_both_ways(&bed, &channel.open_credential(&offer, 30_000), 410, gone, "its opening").await;
+    let top_up = bed.manage(&channel.top_up_credential(&offer, 1_000)).await;
+    assert_eq!((top_up.status, code(&top_up).as_str()), (410, "channel_finalized"));
+    offered(&top_up);
+    // Asked to close again, it says what it said.
+    let again = bed.manage(&channel.close_credential(&offer, total)).await;
+    assert_eq!(again.status, 204);
+    assert_eq!(payer::unpack(again.header("payment-receipt").unwrap())["txHash"], tx);
+    assert_eq!(bed.served(), served);
+    bed.close(&[&channel]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_that_is_closing_sells_nothing_new_and_ends_what_it_began() {
+    let bed = SessionBed::open().await;
+    bed.backend.tune(|script| script.per_token = Duration::from_millis(60));
+    let (channel, offer) = bed.channel(50_000, 20_000).await;
+    let body = streamed().to_string();
+    let mut stream = Raw::connect(bed.gate.listen).await;
+    let credential = channel.voucher_credential(&offer, 20_000);
+    stream.send(&common::raw::post(CHAT, &[("authorization", &credential)], body.as_bytes())).await;
+    assert!(stream.until(b"tok1", SHORT).await);
+    let closing = channel.close_credential(&offer, 20_000);
+    let (closed, rest) = tokio::join!(bed.manage(&closing), async {
+        let closing = common::eventually(SHORT, || async {
+            let reply = bed.buy(&channel.voucher_credential(&offer, 30_000), &chat()).await;
+            reply.status == 410 && code(&reply) == "channel_finalized"
+        });
+        assert!(closing.await, "a closing channel sells");
+        stream.reply(SHORT).await
+    });
+    assert_eq!(closed.status, 204, "{}", closed.text());
+    assert!(rest.complete && rest.text().contains("data: [DONE]"), "{}", rest.text());
+    bed.keep(&rest);
+    assert!(bed.charged(&channel.id) > 0);
+    bed.close(&[&channel]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_opening_shown_sixteen_times_at_once_is_one_channel_one_transaction_one_answer() {
+    let bed = SessionBed::open().await;
+    let wallet = bed.wallet().await;
+    let (offer, _) = bed.offer(CHAT, &chat()).await;
+    let channel = wallet.open(&offer, |open| open.deposit = 100_000);
+    let credential = channel.open_credential(&offer, 60_000);
+    let body = chat().to_string();
+    let (asks, nothing) = (body.as_bytes(), &b""[..]);
+    let authorization = [("authorization", credential.as_str())];
+    let copies = (0..16).map(|n| bed.post(CHAT, &authorization, if n % 2 == 0 { asks } else { nothing }));
+    let replies = futures::future::join_all(copies).await;
+    let said: Vec<_> = replies.iter().map(|r| r.status).collect();
+    assert_eq!(said.iter().step_by(2).filter(|s| **s == 200).count(), 1, "{said:?}");
+    assert!(said.iter().skip(1).step_by(2).all(|s| *s == 204), "{said:?}");
+    assert!(said.iter().step_by(2).all(|s| [200, 402].contains(s)), "{said:?}");
+    assert_eq!((bed.rpc.broadcasts(), bed.served()), (1, 1));
+    bed.close(&[&channel]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_payer_cannot_fill_the_books_with_channels_nor_with_dust() {
+    let bed = SessionBed::open().await;
+    let wallet = bed.wallet().await;
+    let (offer, _) = bed.offer(CHAT, &chat()).await;
+    let dust = wallet.open(&offer, |open| open.deposit = 99);
+    assert_challenged(&bed.manage(&dust.open_credential(&offer, 0)).await, "payment_invalid", "dust");
+    let over = wallet.open(&offer, |open| open.deposit = 20_000);
+    assert_challenged(
+        &bed.manage(&over.open_credential(&offer, 20_001)).await,
+        "voucher_over_deposit",
+        "first voucher",
+    );
+    assert_eq!(bed.rpc.broadcasts(), 0);
+    let channels: Vec<_> = (0..8).map(|_| wallet.open(&offer, |open| open.deposit = 20_000)).collect();
+    let credentials: Vec<_> = channels.iter().map(|c| c.open_credential(&offer, 0)).collect();
+    let replies = futures::future::join_all(credentials.iter().map(|c| bed.manage(c))).await;
+    let open: Vec<_> = channels.iter().zip(&replies).filter(|(_, r)| r.status == 204).map(|(c, _)| c).collect();
+    let codes: Vec<_> = replies.iter().filter(|r| r.status != 204).map(code).collect();
+    assert_eq!((open.len(), codes.len(), bed.rpc.broadcasts()), (4, 4, 4), "max_channels_per_payer = 4: {codes:?}");
+    assert!(codes.iter().all(|code| code == "payment_invalid"), "{codes:?}");
+    // One that is open is no new one, at the limit as well.
+    let last = channels.iter().zip(&replies).position(|(_, r)| r.status == 204).unwrap();
+    assert_eq!(bed.manage(&credentials[last]).await.status, 204);
+    bed.close(&open).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_opening_on_other_terms_is_never_sent() {
+    let bed = SessionBed::open().await;
+    let wallet = bed.wallet().await;
+    let stranger = Wallet::empty();
+    let (offer, _) = bed.offer(CHAT, &chat()).await;
+    let beta: alloy::primitives::Address = common::chain::BETA_USD.parse().unwrap();
+    type Bend<'a> = &'a dyn Fn(&mut wallet::Open);
+    let bends: [(Bend<'_>, &str); 9] = [
+        (&|o| o.payee = nobody(), "to another payee"),
+        (&|o| o.operator = nobody(), "with a foreign operator"),
+        (&|o| o.token = beta, "of another token"),
+        (&|o| o.escrow = nobody(), "in another escrow"),
+        (&|o| o.chain_id = 4217, "on another chain"),
+        (&|o| o.valid_before = 1, "of a time gone by"),
+        (&|o| o.valid_before += 3_600, "good for an hour"),
+        (&|o| o.sponsored = true, "that we should pay for"),
+        (&|o| o.authorized_signer = stranger.address, "whose voucher its payer signed, not its signer"),
+    ];
+    for (bend, why) in bends {
+        let channel = wallet.open(&offer, |open| {
+            open.deposit = 100_000;
+            bend(open);
+        });
+        refused_both_ways(
+            &bed,
+            &channel.open_credential(&offer, 60_000),
+            402,
+            &["payment_invalid", "signer_mismatch"],
+            why,
+        )
+        .await;
+    }
+    // With the authorised signer's key it is a channel as good as any; only that key signs for it.
+    let mut channel = wallet.open(&offer, |open| {
+        open.deposit = 100_000;
+        open.authorized_signer = stranger.address;
+    });
+    channel.key = stranger.signer.clone();
+    let reply = bed.buy(&channel.open_credential(&offer, 60_000), &chat()).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let payers = channel.sign(|v| {
+        v.amount = 70_000;
+        v.key = wallet.signer.clone();
+    });
+    let reply = bed.manage(&channel.credential(&offer, channel.signed_payload(70_000, &payers))).await;
+    assert_challenged(&reply, "signer_mismatch", "the payer is not the signer");
+    bed.close(&[&channel]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_vouchers_is_bounded_by_channel_and_harms_nobody_else() {
+    let bed = SessionBed::open().await;
+    let (flooder, offer) = bed.channel(1_000_000, 0).await;
+    let (honest, honest_offer) = bed.channel(100_000, 0).await;
+    let began = std::time::Instant::now();
+    let flood = async {
+        let (mut taken, mut refused) = (0u128, 0u128);
+        for amount in 1..=200u128 {
+            let credential = flooder.voucher_credential(&offer, amount);
+            let reply = bed.post(CHAT, &[("authorization", &credential)], b"").await;
+            match reply.status {
+                204 => taken += 1,
+                429 => refused += 1,
+                _ => panic!("{}", reply.text()),
+            }
+            if reply.status == 429 {
+                assert!(reply.header("retry-after").is_some() && reply.header("www-authenticate").is_none());
+                assert_eq!(reply.header("x-should-retry"), Some("false"));
+            }
+        }
+        (taken, refused)
+    };
+    let calm = async {
+        for round in 1..=4u128 {
+            // Below the honest payer's own bound.
+            let credential = honest.voucher_credential(&honest_offer, 10_000 * round);
+            let reply = bed.post(CHAT, &[("authorization", &credential)], chat().to_string().as_bytes()).await;
+            assert_eq!(reply.status, 200, "{}", reply.text());
+        }
+    };
+    let ((taken, refused), ()) = tokio::join!(flood, calm);
+    let seconds = u128::from(began.elapsed().as_secs()) + 2;
+    assert!(refused > 0 && taken <= 10 * seconds, "{taken} of 200 vouchers were taken in {seconds} s");
+    bed.close(&[&flooder, &honest]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_makes_the_gate_ask_the_chain_once_in_five_seconds_at_most() {
+    let bed = SessionBed::open().await;
+    let (channel, offer) = bed.channel(20_000, 0).await;
+    // The watcher reads all channels every fifteen seconds; what is counted here is what requests add to that.
+    let began = std::time::Instant::now();
+    bed.rpc.forget();
+    for n in 1..=15u128 {
+        // Over the deposit: it might have been topped up past us, so the chain is worth a question, now and then.
+        let credential = channel.voucher_credential(&offer, 20_000 + n);
+        let reply = bed.manage(&credential).await;
+        assert_challenged(&reply, "voucher_over_deposit", "more than is locked");
+    }
+    let most = 1 + began.elapsed().as_secs() / 5 + 1 + began.elapsed().as_secs() / 15 + 1;
+    let asked = bed.rpc.count("eth_call");
+    // A read is one question for the head's height and one for the channel.
+    assert!(asked as u64 <= 2 * most, "{asked} questions in {:?}", began.elapsed());
+    // Topped up past the gate, it is found out.
+    let topped = channel.payer.call(&bed.reserve.url(), channel.top_up_call(10_000)).await;
+    topped.unwrap();
+    let credential = channel.voucher_credential(&offer, 25_000);
+    let found = common::eventually(SHORT, || async { bed.manage(&credential).await.status == 204 });
+    assert!(found.await, "a top-up past the gate is never seen");
+    bed.close(&[&channel]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn top_ups_race_each_other_a_close_and_a_forced_close_and_no_atom_is_lost() {
+    let bed = SessionBed::open().await;
+    // Two at once: each is sent at most once, and the record says what the chain says.
+    let (channel, offer) = bed.channel(20_000, 0).await;
+    let (one, two) = (channel.top_up_credential(&offer, 1_000), channel.top_up_credential(&offer, 2_000));
+    let (a, b) = tokio::join!(bed.manage(&one), bed.manage(&two));
+    let mut locked = 20_000;
+    for (reply, credential, more) in [(a, &one, 1_000), (b, &two, 2_000)] {
+        assert!([204, 409].contains(&reply.status), "{}", reply.text());
+        if reply.status == 409 {
+            // The same credential, a moment later.
+            let landed = common::eventually(SHORT, || async { bed.manage(credential).await.status == 204 });
+            assert!(landed.await, "a top-up that had to wait is lost");
+        }
+        locked += more;
+        assert!(bed.reserve.state(&channel.id).await.deposit <= 23_000);
+    }
+    assert_eq!(bed.reserve.state(&channel.id).await.deposit, locked);
+    assert_eq!(atoms(&bed.snapshot(&channel).await["deposit"]), locked);
+    // Shown again, a top-up that landed tops up nothing.
+    let again = bed.manage(&one).await;
+    assert_ne!(again.status, 500, "{}", again.text());
+    assert_eq!(bed.reserve.state(&channel.id).await.deposit, locked, "{}", again.text());
+
+    // While it closes: either the top-up was first and comes back with the rest, or the channel is gone.
+    let (racing, offer) = bed.channel(20_000, 5_000).await;
+    let (close, top_up) = (racing.close_credential(&offer, 5_000), racing.top_up_credential(&offer, 4_000));
+    let (closed, topped) = tokio::join!(bed.manage(&close), bed.manage(&top_up));
+    assert!([204, 409].contains(&closed.status), "{}", closed.text());
+    assert!([204, 402, 409, 410, 503].contains(&topped.status), "{}", topped.text());
+    let over = common::eventually(SHORT, || async { bed.manage(&close).await.status == 204 });
+    assert!(over.await, "a close that met a top-up never ends");
+    assert_eq!(bed.reserve.state(&racing.id).await.deposit, 0);
+    assert_eq!(bed.chain.balance(common::PATH_USD, &racing.payer.address.to_string()).await, 10_000_000);
+    bed.close(&[&channel, &racing]).await;
 }

@@ -170,7 +170,10 @@ pub(super) async fn open(
     let Action::Open { voucher, deposit, tx } = &presented.action else {
         return Err(Refusal::Internal { place: "session: not an opening" }.into());
     };
+    // One opening of a payer after the other until it is in the records: how many channels he has is counted there.
+    let mine = toll.channels.alone.turn(format!("opening {}", presented.descriptor.payer)).await;
     if let Some(channel) = toll.channels.read(&presented.channel).await.map_err(|e| store_down(&e))? {
+        drop(mine);
         return opened(toll, &channel, voucher).await;
     }
     acceptable(toll, till, presented, voucher, *deposit, tx, now).await?;
@@ -193,10 +196,15 @@ pub(super) async fn open(
             intent.clone(),
             now,
         );
-        let channel = match toll.channels.create(channel, now).await.map_err(|t| unsure(&t))? {
+        let created = toll.channels.create(channel, now).await.map_err(|t| unsure(&t))?;
+        let channel = match created {
             Ok(channel) => channel,
-            Err(other) => return opened(&toll, &other, &voucher).await,
+            Err(other) => {
+                drop(mine);
+                return opened(&toll, &other, &voucher).await;
+            }
         };
+        drop(mine);
         match transact::carry(&toll, &till, &channel, &intent).await {
             Ok(Outcome::Landed { .. }) => {
                 toll.metrics.payments.with_label_values(&[till.rail.id().as_str(), "opened"]).inc();

@@ -35,8 +35,7 @@ const ASKED: [&str; 8] = [
 ];
 
 /// Terms of the channels: 0.10 USD are advised.
-pub const TERMS: &str =
-    "[rail.tempo.session]\ndeposit = \"0.1\"\nmin_deposit = \"0.0001\"\nmax_channels_per_payer = 4\npause_seconds = 2\n";
+pub const TERMS: &str = "[rail.tempo.session]\ndeposit = \"0.1\"\nmin_deposit = \"0.0001\"\nmax_channels_per_payer = 4\npause_seconds = 2\n";
 
 pub struct SessionBed {
     pub chain: Chain,
@@ -203,7 +202,8 @@ impl SessionBed {
         for channel in channels {
             let known = self.charged(&channel.id);
             let mut events = self.reserve.events(&channel.id).await;
-            if !events.iter().any(|e| matches!(e, Event::Closed { .. })) && self.reserve.state(&channel.id).await.deposit > 0
+            if !events.iter().any(|e| matches!(e, Event::Closed { .. }))
+                && self.reserve.state(&channel.id).await.deposit > 0
             {
                 let offer = self.fresh().await;
                 // Channels of a test are seldom idle to the millisecond.
