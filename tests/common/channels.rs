@@ -126,19 +126,27 @@ impl SessionBed {
     async fn patiently(&self, credential: &str, body: &[u8]) -> RawReply {
         loop {
             let reply = self.post(CHAT, &[("authorization", credential)], body).await;
-            if reply.status != 429 {
-                return reply;
-            }
-            let wait: u64 = reply.header("retry-after").and_then(|v| v.parse().ok()).expect("how long");
+            let wait: Option<u64> = reply.header("retry-after").and_then(|v| v.parse().ok());
+            let Some(wait) = wait.filter(|_| reply.status == 429) else { return reply };
             tokio::time::sleep(std::time::Duration::from_secs(wait)).await;
         }
     }
 
-    /// What a 402 offers for this body, and how much it must hold to start.
+    /// What a 402 offers for this body, and how much it must hold to start. A pool that is just coming back is waited for.
     pub async fn offer(&self, path: &str, body: &Value) -> (PaymentChallenge, u128) {
-        let reply = self.post(path, &[], body.to_string().as_bytes()).await;
-        assert_eq!(reply.status, 402, "{}", reply.text());
-        offered(&reply)
+        offered(&self.challenge(path, &[], body).await)
+    }
+
+    async fn challenge(&self, path: &str, headers: &[(&str, &str)], body: &Value) -> RawReply {
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        loop {
+            let reply = self.post(path, headers, body.to_string().as_bytes()).await;
+            if reply.status != 503 || std::time::Instant::now() > end {
+                assert_eq!(reply.status, 402, "{}", reply.text());
+                return reply;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
     }
 
     /// A channel of a fresh payer, open, with this much locked and signed for; and the offer it was opened by.
@@ -180,8 +188,7 @@ impl SessionBed {
     /// What the gate says of a channel in a 402.
     pub async fn snapshot(&self, channel: &Channel) -> Value {
         let id = format!("{:#x}", channel.id);
-        let reply = self.post(CHAT, &[("payment-session", &id)], chat().to_string().as_bytes()).await;
-        let (offer, _) = offered(&reply);
+        let (offer, _) = offered(&self.challenge(CHAT, &[("payment-session", &id)], &chat()).await);
         payer::terms(&offer)["methodDetails"]["sessionSnapshot"].clone()
     }
 
