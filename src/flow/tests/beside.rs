@@ -177,7 +177,9 @@ async fn a_channel_is_settled_once_by_the_greatest_voucher_that_is_spent() {
     let reads = bed.purse.reads.load(Ordering::SeqCst);
     until(|| async { bed.purse.reads.load(Ordering::SeqCst) > reads + 3 }).await;
     assert_eq!(mined(&bed), [Act::Settle { amount: Atoms(1_500_000) }], "the rest waits for the next voucher");
-    assert!(bed.toll.metrics.text().contains("pontage_settlements_total{outcome=\"settled\",rail=\"tempo/session\"} 1"));
+    assert!(
+        bed.toll.metrics.text().contains("pontage_settlements_total{outcome=\"settled\",rail=\"tempo/session\"} 1")
+    );
     audited(bed).await;
 }
 
@@ -196,6 +198,22 @@ async fn a_settlement_that_is_dropped_or_in_doubt_is_made_once_all_the_same() {
         assert_eq!(mined(&bed), [Act::Settle { amount: Atoms(1_500_000) }], "{why}");
         audited(bed).await;
     }
+}
+
+#[tokio::test]
+async fn sending_that_never_ends_holds_up_neither_the_watch_nor_a_restart() {
+    let mut bed = Bed::new();
+    open(&bed, &[1_500_000], 1_500_000).await;
+    bed.purse.hangs.store(true, Ordering::SeqCst);
+    settler::start(&bed.toll, FAST);
+    until(|| async { channel(&bed, "0xaa").await.our_tx.is_some() }).await;
+    let reads = bed.purse.reads.load(Ordering::SeqCst);
+    until(|| async { bed.purse.reads.load(Ordering::SeqCst) > reads + 3 }).await;
+    bed.restart();
+    reclaim::reclaim(&bed.toll).await.unwrap();
+    settled(&bed, 1_500_000).await;
+    assert_eq!(mined(&bed).len(), 1);
+    audited(bed).await;
 }
 
 #[tokio::test]
