@@ -14,13 +14,15 @@ use crate::edge::flood::{Flood, UnpaidLimits};
 use crate::edge::forward::Connector;
 use crate::edge::gate::{Gate, KEEP_ALIVE_SECONDS};
 use crate::edge::reply::Cors;
-use crate::flow::Toll;
 use crate::flow::channels::Channels;
 use crate::flow::loss::Losses;
 use crate::flow::receipt::Signet;
+use crate::flow::{Till, Toll};
 use crate::metrics::Metrics;
 use crate::rail::mpp::bind::KeyRing;
-use crate::rail::mpp::charge::{Charge, Settings};
+use crate::rail::mpp::charge::{Charge, DECIMALS, Settings};
+use crate::rail::mpp::escrow::SettleKey;
+use crate::rail::mpp::session::{self, TempoSession};
 use crate::rail::mpp::sponsor::{self, Sponsor};
 use crate::rail::{Rail, Way};
 use crate::rules::watch::{Rules, Standing};
@@ -96,15 +98,16 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
         Signet::new(&secrets.receipt_key).ok_or_else(|| one("secrets.receipt_key: not a 32-byte seed".into()))?,
     );
     let metrics = Arc::new(Metrics::new());
-    let rails = rails(&conf, &ring, &store, &metrics)?;
-    same_payee(store.as_ref(), &rails, &conf.listen.realm, accept_payee_change).await?;
+    let (rails, tills) = rails(&conf, &ring, &store, &metrics)?;
+    let facts = rails.iter().map(|r| r.facts()).chain(tills.iter().map(|t| t.rail.facts())).collect();
+    same_payee(store.as_ref(), facts, &conf.listen.realm, accept_payee_change).await?;
 
     let pools: Arc<ArcSwap<Pools>> = Arc::new(ArcSwap::from_pointee(Pools::default()));
     let rules = watched_rules(&rules_dir, &conf, &pools, &metrics)?;
     let toll = Arc::new(Toll {
         rules: Arc::clone(&rules),
         rails: rails.iter().map(|r| Arc::clone(r) as Arc<dyn Rail>).collect(),
-        tills: Vec::new(),
+        tills,
         channels: Arc::new(Channels::new(Arc::clone(&store))),
         store,
         pools: Arc::clone(&pools),
@@ -130,6 +133,7 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     }
     crate::flow::settler::start(&toll, crate::flow::settler::Pace::default());
     tokio::spawn(crate::flow::recover::sweep(Arc::clone(&toll)));
+    tokio::spawn(Arc::clone(&toll.channels).listen());
 
     let stopping = Arc::new(AtomicBool::new(false));
     let (stop, stopped) = watch::channel(false);
@@ -180,9 +184,13 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
 
 /// Payments must not silently go elsewhere than in the last run, and one whose outcome is open can be judged only by the payee,
 /// asset, chain and realm it was made for.
-async fn same_payee(store: &dyn Store, rails: &[Arc<Charge>], realm: &str, accept: bool) -> Result<(), Vec<String>> {
+async fn same_payee(
+    store: &dyn Store,
+    mut facts: Vec<(String, String)>,
+    realm: &str,
+    accept: bool,
+) -> Result<(), Vec<String>> {
     let broken = |e: crate::store::StoreError| vec![format!("store: {e}")];
-    let mut facts: Vec<_> = rails.iter().map(|r| r.facts()).collect();
     facts.push((REALM.to_owned(), realm.to_owned()));
     let mut changed = store.facts(&facts, false).await.map_err(broken)?;
     if changed.is_empty() {
@@ -194,6 +202,16 @@ async fn same_payee(store: &dyn Store, rails: &[Arc<Charge>], realm: &str, accep
         changed.push(format!(
             "the outcome of {open} payments made before the change is not known yet: start once more with the old settings until \
              the log says their outcome"
+        ));
+        return Err(changed);
+    }
+    let channels = store.channels().await.map_err(broken)?;
+    let stranded = |said: &String| channels.iter().any(|c| said.starts_with(&format!("{} was ", c.rail)));
+    if changed.iter().any(stranded) {
+        changed.push(format!(
+            "{} channels are open under the old settings and can be settled only with them: start once more with those, and close \
+             them (pontage channels close)",
+            channels.len()
         ));
         return Err(changed);
     }
@@ -222,16 +240,20 @@ fn rails(
     ring: &Arc<KeyRing>,
     store: &Arc<dyn Store>,
     metrics: &Arc<Metrics>,
-) -> Result<Vec<Arc<Charge>>, Vec<String>> {
+) -> Result<(Vec<Arc<Charge>>, Vec<Arc<Till>>), Vec<String>> {
     let mut rails = Vec::new();
+    let mut tills = Vec::new();
     let mut mistakes = Vec::new();
     for section in &conf.rails {
         match rail(section, &conf.listen.realm, ring, store, metrics) {
-            Ok(rail) => rails.push(Arc::new(rail)),
+            Ok((rail, till)) => {
+                rails.push(rail);
+                tills.extend(till);
+            }
             Err(e) => mistakes.push(format!("rail.{}: {e}", section.name)),
         }
     }
-    if mistakes.is_empty() { Ok(rails) } else { Err(mistakes) }
+    if mistakes.is_empty() { Ok((rails, tills)) } else { Err(mistakes) }
 }
 
 fn rail(
@@ -240,7 +262,7 @@ fn rail(
     ring: &Arc<KeyRing>,
     store: &Arc<dyn Store>,
     metrics: &Arc<Metrics>,
-) -> Result<Charge, String> {
+) -> Result<(Arc<Charge>, Option<Arc<Till>>), String> {
     let RailKind::MppTempo(tempo) = &section.kind;
     let chain = Arc::new(Tempo::new(&tempo.rpc.read()?)?);
     let settings = Settings {
@@ -253,11 +275,28 @@ fn rail(
         pace: crate::rail::mpp::collect::Pace::default(),
     };
     let sponsor = sponsor(&section.name, tempo, &chain, store, metrics).map_err(|e| format!("sponsor: {e}"))?;
-    let charge = Charge::new(settings, Arc::clone(ring), chain)?;
-    Ok(match sponsor {
-        Some(sponsor) => charge.sponsored_by(sponsor),
+    let charge = Charge::new(settings, Arc::clone(ring), Arc::<Tempo>::clone(&chain))?;
+    let charge = Arc::new(match &sponsor {
+        Some(sponsor) => charge.sponsored_by(Arc::clone(sponsor)),
         None => charge,
-    })
+    });
+    let till = match &tempo.session {
+        None => None,
+        Some(terms) => {
+            let settle = SettleKey::new(&tempo.read_settle_key()?).ok_or("settle_key: not a key")?;
+            let settings = session::Settings {
+                id: format!("{}/session", section.name).into(),
+                realm: realm.to_owned(),
+                chain_id: tempo.chain_id,
+                currency: Address::from(tempo.currency),
+                recipient: Address::from(tempo.recipient),
+                min_voucher_delta: terms.min_voucher_delta.to_atoms(DECIMALS).ok_or("session.min_voucher_delta")?,
+            };
+            let rail = TempoSession::new(settings, Arc::clone(ring), Arc::clone(&charge), chain, settle, sponsor);
+            Some(Arc::new(Till { rail: Arc::new(rail), terms: *terms }))
+        }
+    };
+    Ok((charge, till))
 }
 
 /// Who carries the fees of a rail's payers. Never the key that settles, whatever name it is kept under.

@@ -1,5 +1,5 @@
 // Are the test bed's own scripts right? Every client script is run against mppx's server and a local chain: when this
-// passes and a black-box test fails, look at the gate first.
+// passes and a black-box test fails, look at the gate first. The scripts of sessions are run by tests/session_clients.rs.
 import assert from 'node:assert/strict'
 import { execFile } from 'node:child_process'
 import { fileURLToPath } from 'node:url'

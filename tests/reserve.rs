@@ -7,9 +7,10 @@ mod common;
 
 use alloy::primitives::{Address, B256, U256, address, b256};
 use alloy::sol_types::SolCall;
+use common::chain::BETA_USD;
 use common::reserve::{Event, OnChain, RESERVE};
 use common::wallet::{self, Channel, Signing, Wallet};
-use common::{Chain, PATH_USD, Reserve};
+use common::{Chain, Fault, PATH_USD, Reserve, RpcProxy};
 use serde_json::json;
 use tempo_alloy::contracts::precompiles::ITIP20ChannelReserve as Abi;
 
@@ -103,7 +104,7 @@ async fn a_channel_pays_what_was_signed_and_gives_the_rest_back() {
         payer: s.channel.payer.address,
         nonce_hash: s.channel.descriptor.expiringNonceHash,
     };
-    assert_eq!(s.reserve.events(&id).await, [opened.clone()], "the wallet's id is not the chain's");
+    assert_eq!(s.reserve.events(&id).await, std::slice::from_ref(&opened), "the wallet's id is not the chain's");
     assert_eq!(s.reserve.state(&id).await, OnChain { settled: 0, deposit: DEPOSIT, close_requested_at: 0 });
     assert_eq!((s.reserve.locked().await, s.holds(s.channel.payer.address).await), (DEPOSIT, 900_000));
 
@@ -219,6 +220,31 @@ async fn channels_opened_at_once_are_all_known_by_their_wallets_ids() {
     for channel in &channels {
         assert_eq!(s.reserve.state(&channel.id).await.deposit, 1_000);
     }
+}
+
+#[tokio::test]
+async fn an_opening_that_a_sponsor_pays_gas_for_has_the_wallets_id_too() {
+    let s = scene().await;
+    let (sponsor, payer) = (Wallet::fresh(&s.chain, 0).await, Wallet::fresh(&s.chain, 1_000).await);
+    let mut terms = payer.terms(s.payee.address, 1_000);
+    terms.sponsored = true;
+    let channel = payer.open_on(terms);
+    assert_eq!(channel.transaction[0], 0x78);
+    let gas = s.chain.balance(BETA_USD, &payer.address.to_string()).await;
+    wallet::send(&s.reserve.url(), &sponsor.cosign(&channel.transaction)).await.unwrap();
+    assert_eq!(s.reserve.state(&channel.id).await.deposit, 1_000);
+    assert_eq!(s.holds(payer.address).await, 0);
+    assert_eq!(s.chain.balance(BETA_USD, &payer.address.to_string()).await, gas, "the payer paid gas");
+}
+
+#[tokio::test]
+async fn an_opening_whose_answer_was_lost_is_on_the_chain() {
+    let s = scene().await;
+    let road = RpcProxy::start(&s.reserve.url()).await;
+    let channel = s.channel.payer.open_on(s.channel.payer.terms(s.payee.address, 1_000));
+    road.once("eth_sendRawTransactionSync", Fault::DropReply);
+    assert!(channel.open_on_chain(&road.url()).await.is_err());
+    assert_eq!(s.reserve.state(&channel.id).await.deposit, 1_000);
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use pontage::openai::request::{Ask, Rewrite};
 use pontage::openai::usage::Bounds;
 use pontage::rail::mpp::bind::KeyRing;
 use pontage::rail::mpp::charge::{Charge, Settings};
-use pontage::rail::{Ask as PaymentAsk, Rail};
+use pontage::rail::{Ask as PaymentAsk, Rail, Way};
 use pontage::refusal::{Moved, Refusal};
 use pontage::rules::{self, Plan};
 use pontage::secret::Secret;

@@ -1,6 +1,6 @@
 //! The published clients as child processes, and a plain HTTP client.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -41,20 +41,23 @@ pub async fn together(runs: Vec<impl Future<Output = Value>>) -> Vec<Value> {
 /// The mppx command line as an agent's shell would call it: `mppx URL -J '{…}' -i -f`. Its exit code is 0 even when the
 /// paid call ended in an HTTP error, unless `-f` is given.
 pub async fn mppx_cli(args: &[&str], key: &str, rpc: &str) -> Output {
-    super::require_testbed();
     let home = tempfile::tempdir().unwrap();
+    mppx_cli_at(home.path(), args, key, rpc).await
+}
+
+/// The same with what it keeps between calls (accounts, channels) under `home`: `sessions list`, `sessions close 0x… -r RPC`.
+pub async fn mppx_cli_at(home: &Path, args: &[&str], key: &str, rpc: &str) -> Output {
+    super::require_testbed();
     let mut command = Command::new("node");
     command
         .arg(super::testbed().join("node_modules/mppx/dist/bin.js"))
         .args(args)
         .env("MPPX_PRIVATE_KEY", key)
         .env("MPPX_RPC_URL", rpc)
-        .env("XDG_STATE_HOME", home.path().join("state"))
-        .env("XDG_CONFIG_HOME", home.path().join("config"))
+        .env("XDG_STATE_HOME", home.join("state"))
+        .env("XDG_CONFIG_HOME", home.join("config"))
         .env("NO_COLOR", "1");
-    let out = run(command).await;
-    drop(home);
-    out
+    run(command).await
 }
 
 async fn one_line(mut command: Command, flags: &[(&str, &str)]) -> Value {

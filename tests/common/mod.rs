@@ -34,6 +34,7 @@ pub mod ledger;
 pub mod payer;
 pub mod raw;
 pub mod reserve;
+pub mod session;
 pub mod wallet;
 
 pub use aimock::Aimock;

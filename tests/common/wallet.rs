@@ -10,12 +10,14 @@
 //!
 //! Nothing here asks the chain anything except where a function takes an RPC URL.
 
+use alloy::eips::Encodable2718;
 use alloy::primitives::{Address, B256, Bytes, Signature, TxKind, U256};
 use alloy::signers::SignerSync;
 use alloy::sol_types::{Eip712Domain, SolCall, SolStruct};
 use mpp::client::channel_ops;
 use mpp::client::tempo::charge::tx_builder::{TempoTxOptions, build_tempo_tx};
 use mpp::client::tempo::signing::{TempoSigningMode, sign_and_encode, sign_and_encode_fee_payer_envelope};
+use mpp::protocol::methods::tempo::FeePayerEnvelope78;
 use mpp::protocol::methods::tempo::precompile_voucher::compute_precompile_channel_id_with_escrow;
 use mpp::{PaymentChallenge, PaymentCredential, PrivateKeySigner};
 use serde_json::{Value, json};
@@ -204,6 +206,18 @@ impl Wallet {
             std::num::NonZeroU64::new(1 + u64::from(B256::random()[0]) * 1_000 + u64::from(B256::random()[0]));
         let sign = if sponsored { sign_and_encode_fee_payer_envelope } else { sign_and_encode };
         sign(tx, &self.signer, &TempoSigningMode::Direct).expect("signed")
+    }
+
+    /// Pays, in BetaUSD, the gas of a transaction that its sender left to somebody else (0x78): what the chain takes.
+    pub fn cosign(&self, envelope: &[u8]) -> Vec<u8> {
+        let envelope = FeePayerEnvelope78::decode_envelope(envelope).expect("an envelope");
+        let sender = envelope.sender;
+        let signature = envelope.signature.clone();
+        let mut tx = envelope.to_recoverable_signed().strip_signature();
+        tx.fee_token = Some(BETA_USD.parse().unwrap());
+        let hash = tx.fee_payer_signature_hash(sender);
+        tx.fee_payer_signature = Some(self.signer.sign_hash_sync(&hash).expect("signed"));
+        tx.into_signed(signature).encoded_2718()
     }
 
     /// Calls the reserve on the chain as this account. The error is the chain's message, or `reverted`.
