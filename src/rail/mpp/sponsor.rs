@@ -21,7 +21,7 @@ use super::budget::{Budget, Reserved, Short};
 use crate::chain::fees::{Fees, Trial, Tried, whole_atoms};
 use crate::chain::{Address, B256};
 use crate::clock::UnixSeconds;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, shown};
 use crate::money::{Atoms, Usd};
 use crate::refusal::Refusal;
 use crate::secret::Secret;
@@ -465,9 +465,7 @@ impl Sponsor {
             }
         };
         if cost > Usd::ZERO {
-            #[allow(clippy::cast_precision_loss)]
-            let shown = cost.0 as f64 / 1e18;
-            self.metrics.sponsored_usd.with_label_values(&[&self.rail(purpose)]).inc_by(shown);
+            self.metrics.sponsored_usd.with_label_values(&[&self.rail(purpose)]).inc_by(shown(cost));
         }
         if let Err(e) = self.budget.give_back(&reserved, reserved.amount.less(cost)).await {
             tracing::error!(error = %e, "what a sponsored transaction did not cost was not given back");
