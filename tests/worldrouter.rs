@@ -297,7 +297,7 @@ async fn a_stream_costs_what_the_backend_reports_whatever_the_body_says_of_strea
     let street = Street::open().await;
     let wallet = Wallet::fresh(&street.chain, 50_000_000).await;
     let mut channel: Option<Channel> = None;
-    let (mut spent, mut made) = (0, 0);
+    let (mut spent, mut accepted, mut made) = (0, 0, 0);
     for (at, model) in MODELS.iter().enumerate() {
         let mut body = client::chat(model, &"what is this? ".repeat(at + 1));
         body["max_tokens"] = json!(200);
@@ -313,6 +313,7 @@ async fn a_stream_costs_what_the_backend_reports_whatever_the_body_says_of_strea
                 assert!(atoms(&terms["suggestedDeposit"]) >= 1_000_000, "{terms}");
                 let opened = wallet.open(&offer, |open| open.deposit = 5_000_000);
                 let first = opened.open_credential(&offer, amount);
+                accepted = amount;
                 let streamed = street.stream(&opened, &offer, &first, &body).await;
                 channel = Some(opened);
                 streamed
@@ -321,7 +322,9 @@ async fn a_stream_costs_what_the_backend_reports_whatever_the_body_says_of_strea
                 let snapshot = &terms["methodDetails"]["sessionSnapshot"];
                 assert_eq!(atoms(&snapshot["spent"]), spent, "{snapshot}");
                 assert_eq!(atoms(&snapshot["requiredCumulative"]), spent + amount, "{snapshot}");
-                let next = channel.voucher_credential(&offer, spent + amount);
+                // What was signed and not used is good for this one, too.
+                accepted = accepted.max(spent + amount);
+                let next = channel.voucher_credential(&offer, accepted);
                 street.stream(channel, &offer, &next, &body).await
             }
         };
@@ -405,13 +408,15 @@ async fn the_session_client_of_mppx_streams_with_vouchers_by_head_and_gets_its_r
     let (url, rpc, key) = (format!("{}{STREAM}", street.gate.url()), street.reserve.url(), wallet.secret());
     let flags = [("url", url.as_str()), ("rpc", &rpc), ("key", &key), ("steps", "sse,sse,close"), ("head", "true")];
     let got = node("session.mjs", &flags).await;
-    assert_eq!(got["ok"], true, "{got}");
+    // What it says whole is half a megabyte.
+    let errors: Vec<&Value> = got["steps"].as_array().unwrap().iter().map(|step| &step["error"]).collect();
+    assert_eq!(got["ok"], true, "{errors:?} {}", got["management"]);
     let management: Vec<&str> = got["management"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
-    assert!(management.contains(&"HEAD voucher 204") && management.contains(&"HEAD close 204"), "{got}");
+    assert!(management.contains(&"HEAD voucher 204") && management.contains(&"HEAD close 204"), "{management:?}");
     let (_, input, output) = prices(&street.gate).await.into_iter().find(|(id, ..)| id == MODELS[0]).unwrap();
     let (prompt, _) = street.backend.usage_reported();
     let cost = 2 * (u128::from(prompt / 2) * input + 300 * output).div_ceil(1_000_000);
-    assert_eq!(atoms(&got["steps"][1]["receipt"]["spent"]), cost, "{got}");
+    assert_eq!(atoms(&got["steps"][1]["receipt"]["spent"]), cost);
     let id = got["channel"].as_str().unwrap().parse().unwrap();
     let events = street.reserve.events(&id).await;
     assert!(matches!(events.last(), Some(Event::Closed { settled, .. }) if *settled == cost), "{events:?}");
