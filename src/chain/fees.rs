@@ -60,7 +60,10 @@ const NONSENSE: Unreachable = Unreachable { why: "the chain's node answered with
 /// nothing about it.
 pub(super) fn is_about_the_call(code: i64, message: &str) -> bool {
     let text = message.to_ascii_lowercase();
-    code == 3 || ["revert", "out of gas", "intrinsic gas", "insufficient"].iter().any(|said| text.contains(said))
+    code == 3
+        || ["revert", "out of gas", "outofgas", "oog", "intrinsic gas", "insufficient"]
+            .iter()
+            .any(|said| text.contains(said))
 }
 
 #[async_trait]
@@ -113,6 +116,8 @@ mod tests {
             (-32000, "execution reverted", true),
             (-32003, "Out of gas: gas required exceeds allowance", true),
             (-32003, "Insufficient funds for gas * price + value", true),
+            (-32603, "EVM error PrecompileOOG", true),
+            (-32000, "intrinsic gas too high -- CallGasCostMoreThanGasLimit", true),
             (-32005, "rate limit exceeded", false),
             (-32601, "the method eth_call does not exist", false),
             (-32603, "internal error", false),

@@ -245,7 +245,10 @@ impl Gate {
     pub fn prepare(options: GateOptions) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let address = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
-        let (listen, admin) = (address(super::free_port()), address(super::free_port()));
+        let listen = address(super::free_port());
+        // Free means free when asked: the same port may be free twice.
+        let others = std::iter::repeat_with(|| address(super::free_port()));
+        let admin = others.into_iter().find(|admin| *admin != listen).unwrap();
         fs::create_dir_all(dir.path().join("conf")).unwrap();
         fs::create_dir_all(dir.path().join("lua-free-rules")).unwrap();
         fs::create_dir_all(dir.path().join("var")).unwrap();

@@ -196,8 +196,8 @@ impl Sponsor {
         store: Arc<dyn Store>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, String> {
-        let signer =
-            PrivateKeySigner::from_slice(key.expose()).map_err(|_| "the sponsor's key is not a private key")?;
+        let signer = B256::try_from(key.expose()).ok().and_then(|key| PrivateKeySigner::from_bytes(&key).ok());
+        let signer = signer.ok_or("the sponsor's key is not a private key")?;
         if signer.address() == terms.recipient {
             return Err("the sponsor's key is the recipient's: fees would be taken from what was earned".to_owned());
         }
