@@ -153,7 +153,7 @@ async fn a_call_costs_one_and_a_half_times_its_prompt_and_says_what_was_used() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_short_prompt_does_not_pay_for_is_the_operators_loss_up_to_two_cents() {
+async fn what_a_short_prompt_does_not_pay_for_is_the_operators_loss_up_to_a_cent() {
     let bed = Bed::with(worldrouter).await;
     bed.backend.tune(|script| script.tokens = 100_000);
     let payer = bed.payer().await;
@@ -162,10 +162,11 @@ async fn what_a_short_prompt_does_not_pay_for_is_the_operators_loss_up_to_two_ce
     assert_eq!(reply.status, 200, "{}", reply.text());
     let (charged, used) = (pico(&block(&reply)["charged"]["usd"]), pico(&block(&reply)["actual"]["usd"]));
     let lost = used - charged;
-    assert!((15_000_000_000..=20_000_000_000).contains(&lost), "{lost} of 1e-12 USD");
+    assert!((9_900_000_000..=10_000_000_000).contains(&lost), "{lost} of 1e-12 USD");
     let metrics = bed.gate.metrics().await;
     let line = metrics.lines().find(|l| l.starts_with("pontage_absorbed_usd_total{tier=\"call\"}"));
-    assert!(line.is_some_and(|l| l.split(' ').nth(1).unwrap().starts_with("0.01")), "{line:?}");
+    let counted = line.and_then(|l| l.split(' ').nth(1)).unwrap_or_else(|| panic!("{metrics}"));
+    assert_eq!(pico(&json!(counted)), lost);
     bed.close(Unseen::default()).await;
 }
 
@@ -428,7 +429,10 @@ async fn a_client_that_forgot_its_channel_finds_it_by_head_and_opens_no_second_o
     let street = Street::open().await;
     let bare = street.exchange("HEAD", STREAM, &[], b"").await;
     assert_eq!((bare.status, bare.body.len()), (402, 0), "{bare:?}");
-    assert_eq!(payer::terms(&payer::offer(&bare.headers("www-authenticate"), "tempo", "session"))["unitType"], "request");
+    assert_eq!(
+        payer::terms(&payer::offer(&bare.headers("www-authenticate"), "tempo", "session"))["unitType"],
+        "request"
+    );
 
     let wallet = Wallet::fresh(&street.chain, 50_000_000).await;
     let (url, rpc, key) = (format!("{}{STREAM}", street.gate.url()), street.reserve.url(), wallet.secret());
