@@ -128,6 +128,11 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     if left > 0 {
         tracing::warn!(claims = left, "claims of the last run were not over");
     }
+    let cut_off = crate::flow::reclaim::reclaim(&toll).await.map_err(|e| one(format!("store: {e}")))?;
+    if cut_off > 0 {
+        tracing::warn!(requests = cut_off, "requests that the last run did not finish were charged as far as is known");
+    }
+    crate::flow::settler::start(&toll, crate::flow::settler::Pace::default());
     tokio::spawn(crate::flow::recover::sweep(Arc::clone(&toll)));
     tokio::spawn(Arc::clone(&toll.channels).listen());
 

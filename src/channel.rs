@@ -141,6 +141,21 @@ pub struct Purchase {
     pub generation: Generation,
 }
 
+impl Phase {
+    /// One word of a closed set.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Opening => "opening",
+            Self::Open => "open",
+            Self::Closing => "closing",
+            Self::ForcedClosing { .. } => "forced_closing",
+            Self::Closed { .. } => "closed",
+            Self::Failed => "failed",
+            Self::Quarantined { .. } => "quarantined",
+        }
+    }
+}
+
 /// A part of the channel that one request may use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
@@ -520,6 +535,11 @@ impl Channel {
         self.spent().min(self.accepted()).max(self.view.settled)
     }
 
+    /// What was spent and is not paid out yet.
+    pub fn unsettled(&self) -> Atoms {
+        Atoms(self.capture().0.saturating_sub(self.view.settled.0))
+    }
+
     /// Whether nothing can change any more.
     pub fn is_over(&self) -> bool {
         matches!(self.phase, Phase::Closed { .. } | Phase::Failed) && self.leases.is_empty()
@@ -784,7 +804,9 @@ impl Channel {
                 self.look(view, now);
                 self.touched_at = now;
             }
-            Act::Settle { .. } => {
+            Act::Settle { amount } => {
+                // It is paid out, even if the channel is gone since.
+                self.view.settled = self.view.settled.max(amount);
                 self.look(view, now);
                 self.settled_at = now;
             }

@@ -1,7 +1,7 @@
 //! What operators watch. Names are fixed; labels come only from closed sets: the plan's own names and enums, never a
 //! client's text.
 
-use prometheus::{CounterVec, IntCounter};
+use prometheus::{CounterVec, GaugeVec, IntCounter};
 use prometheus::{Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 
 /// Every series of the gate, in a registry of its own so that two gates in one process do not collide.
@@ -27,6 +27,15 @@ pub struct Metrics {
     pub sponsored: IntCounterVec,
     /// `pontage_sponsored_usd_total{rail}`: fees carried for payers, as the chain took them.
     pub sponsored_usd: CounterVec,
+    /// `pontage_channels{phase}`: channels that are not over.
+    pub channels: IntGaugeVec,
+    /// `pontage_unsettled_usd{rail}`: spent and not paid out yet (a float here only; books are integers).
+    pub unsettled_usd: GaugeVec,
+    /// `pontage_settlements_total{rail,outcome}`: our transactions on channels: `settled`, `closed`, `dropped`, `unknown`, `unsigned`.
+    pub settlements: IntCounterVec,
+    /// `pontage_forced_closes_total{rail,outcome}`: closes that payers asked the chain for: `seen`, `late` (a third of the grace is
+    /// over and it is not done), then `claimed`, `cancelled` or `lost`.
+    pub forced_closes: IntCounterVec,
     /// `pontage_inflight{kind}`: `requests`, `streams`, `upstream`.
     pub inflight: IntGaugeVec,
     /// `pontage_upstream_seconds{pool}`: whole exchange with the backend.
@@ -85,6 +94,21 @@ impl Metrics {
                 &["rail", "outcome"],
             ),
             sponsored_usd: money("pontage_sponsored_usd_total", "Fees carried for payers, US dollars", &["rail"]),
+            channels: gauge("pontage_channels", "Channels that are not over", &["phase"]),
+            unsettled_usd: put(
+                &registry,
+                GaugeVec::new(Opts::new("pontage_unsettled_usd", "Spent and not paid out yet, US dollars"), &["rail"]),
+            ),
+            settlements: counter(
+                "pontage_settlements_total",
+                "Our transactions on channels, by what became of them",
+                &["rail", "outcome"],
+            ),
+            forced_closes: counter(
+                "pontage_forced_closes_total",
+                "Closes that payers asked the chain for",
+                &["rail", "outcome"],
+            ),
             inflight: gauge("pontage_inflight", "Work in progress", &["kind"]),
             upstream_seconds: seconds("pontage_upstream_seconds", "Whole exchange with the backend", &["pool"]),
             first_token_seconds: seconds(

@@ -4,6 +4,7 @@
 //! swap of the record, so that many streams of one channel never race each other; another gate's change is noticed by the revision,
 //! and the change is applied anew to what is there now. The rules themselves are in [`crate::channel`].
 
+use super::alone::Alone;
 use crate::channel::{Channel, ChannelId, Denied, Effect, Lease, Op};
 use crate::clock::UnixSeconds;
 use crate::ids;
@@ -65,6 +66,9 @@ pub enum Trouble {
     /// Other gates were faster, again and again.
     Contended,
 }
+
+/// Age from which the chain's word on a channel is no longer remembered for channels that nobody uses.
+const MEMORY_SECONDS: u64 = 600;
 
 /// What this process knows of a channel beside its record.
 pub struct Live {
@@ -171,12 +175,15 @@ struct Desk {
 pub struct Channels {
     store: Arc<dyn Store>,
     desks: Arc<Mutex<HashMap<ChannelId, Desk>>>,
+    /// When the chain was read for channels, used here or not.
+    read: Mutex<HashMap<ChannelId, UnixSeconds>>,
+    pub(super) alone: Arc<Alone>,
 }
 
 impl Channels {
     /// Over one store. Where other gates share it, their changes are listened to from here on.
     pub fn new(store: Arc<dyn Store>) -> Self {
-        Self { store, desks: Arc::default() }
+        Self { store, desks: Arc::default(), read: Mutex::default(), alone: Arc::default() }
     }
 
     /// Listens to other gates, where there can be any. Run it in the background.
@@ -242,6 +249,17 @@ impl Channels {
     /// What is known here beside the record. While the answer is held, the channel stays known.
     pub fn live(&self, id: &ChannelId) -> Arc<Live> {
         Arc::clone(&self.desk(id).1)
+    }
+
+    /// The chain was read for these channels.
+    pub fn were_read(&self, ids: &[ChannelId], now: UnixSeconds) {
+        {
+            let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+            read.retain(|_, at| at.plus(MEMORY_SECONDS) > now);
+            read.extend(ids.iter().map(|id| (id.clone(), now)));
+        }
+        let desks = self.desks.lock().unwrap_or_else(PoisonError::into_inner);
+        ids.iter().filter_map(|id| desks.get(id)).for_each(|desk| desk.live.was_read(now));
     }
 
     /// Makes some changes in one swap. Those that are denied leave the others standing.
@@ -315,6 +333,9 @@ impl Channels {
         }
         let (queue, jobs) = mpsc::channel(QUEUE);
         let live = Arc::new(Live::default());
+        if let Some(at) = self.read.lock().unwrap_or_else(PoisonError::into_inner).get(id) {
+            live.was_read(*at);
+        }
         let clerk = Clerk { store: Arc::clone(&self.store), id: id.clone(), live: Arc::clone(&live), record: None };
         tokio::spawn(clerk.work(jobs, Arc::clone(&self.desks)));
         desks.insert(id.clone(), Desk { queue: queue.clone(), live: Arc::clone(&live) });

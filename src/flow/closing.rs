@@ -2,7 +2,7 @@
 
 use super::lease::{denied_refusal, trouble_stop};
 use super::{Stop, Till, Toll, transact};
-use crate::channel::{Act, Channel, ChannelId, Op, Phase};
+use crate::channel::{Channel, ChannelId, GRACE_SECONDS, Op, Phase};
 use crate::clock::UnixSeconds;
 use crate::rail::session::Outcome;
 use crate::refusal::{Moved, Refusal};
@@ -12,6 +12,10 @@ use tokio::time::Instant;
 
 /// How long a close waits for requests that still use the channel.
 const DRAIN: Duration = Duration::from_secs(10);
+/// Longest wait for our own signature on a transaction.
+const SIGN: Duration = Duration::from_secs(10);
+/// How long a close that the payer forces waits for requests that still use the channel.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A channel that is over.
 #[derive(Clone, Debug)]
@@ -31,35 +35,152 @@ pub async fn close(toll: &Arc<Toll>, till: &Arc<Till>, id: &ChannelId) -> Result
 
 async fn run(toll: &Arc<Toll>, till: &Arc<Till>, id: &ChannelId) -> Result<Closed, Stop> {
     let live = toll.channels.live(id);
+    let deadline = Instant::now() + DRAIN;
     let (channel, effect) = toll.channels.one(id, Op::Close).await.map_err(|t| trouble_stop(&t))?;
-    if let Phase::Closed { tx } = &channel.phase {
-        let tx = tx.clone();
-        return Ok(Closed { channel, tx });
+    if let Some(closed) = over(&channel) {
+        return Ok(closed);
     }
     if let Err(denied) = effect {
         return Err(denied_refusal(&channel, &denied).into());
     }
-    let busy = || Stop::from(Refusal::ChannelBusy { retry_after_seconds: 2 });
-    let idle = |c: &Channel| (c.leases.is_empty() && c.our_tx.is_none()) || matches!(c.phase, Phase::Closed { .. });
-    let channel = toll.channels.wait(&live, id, Instant::now() + DRAIN, idle).await.map_err(|_| busy())?;
-    if let Phase::Closed { tx } = &channel.phase {
-        let tx = tx.clone();
-        return Ok(Closed { channel, tx });
+    let idle = |c: &Channel| (c.leases.is_empty() && c.our_tx.is_none()) || is_closed(c);
+    let channel = toll.channels.wait(&live, id, deadline, idle).await.map_err(|_| busy())?;
+    if let Some(closed) = over(&channel) {
+        return Ok(closed);
     }
-    let voucher = channel.highest().cloned().ok_or(Refusal::Internal { place: "closing: no voucher" })?;
-    let capture = channel.capture();
-    let unread = |_| Stop::from(Refusal::ChainUnread { retry_after_seconds: 5 });
-    let intent = till.rail.close(&channel, &voucher, capture, UnixSeconds::now()).await.map_err(unread)?;
-    let unsure = |t| Stop { moved: Moved::Unknown, claimed: true, ..trouble_stop(&t) };
-    let (channel, effect) = toll.channels.one(id, Op::Intend { intent: intent.clone() }).await.map_err(unsure)?;
-    effect.map_err(|_| busy())?;
-    debug_assert!(matches!(intent.act, Act::Close { .. }));
-    match transact::carry(toll, till, &channel, &intent).await.map_err(unsure)? {
-        Outcome::Landed { mined, .. } => {
+    let mine = toll.channels.alone.take(format!("close {id}"));
+    let tried = match &mine {
+        Some(_) => pay_out(toll, till, &channel).await?,
+        None => Tried::Joined,
+    };
+    match tried {
+        Tried::Sent(Outcome::Landed { mined, .. }) => {
             let channel = toll.channels.read(id).await.map_err(|e| super::pay::store_down(&e))?;
             Ok(Closed { channel: channel.ok_or(Refusal::ChannelUnknown)?, tx: Some(mined) })
         }
-        Outcome::Dropped { .. } => Err(busy()),
-        Outcome::Unknown => Err(super::session::unknown()),
+        Tried::Sent(Outcome::Dropped { .. }) => Err(busy()),
+        Tried::Sent(Outcome::Unknown) => Err(super::session::unknown()),
+        // Somebody else closes it: his transaction is the answer to both.
+        Tried::Joined => {
+            let channel = toll.channels.wait(&live, id, deadline, is_closed).await.map_err(|_| busy())?;
+            over(&channel).ok_or_else(busy)
+        }
     }
+}
+
+fn busy() -> Stop {
+    Refusal::ChannelBusy { retry_after_seconds: 2 }.into()
+}
+
+fn is_closed(channel: &Channel) -> bool {
+    matches!(channel.phase, Phase::Closed { .. })
+}
+
+fn over(channel: &Arc<Channel>) -> Option<Closed> {
+    let Phase::Closed { tx } = &channel.phase else { return None };
+    Some(Closed { channel: Arc::clone(channel), tx: tx.clone() })
+}
+
+/// What came of one try to close.
+enum Tried {
+    /// Sent, with this outcome.
+    Sent(Outcome),
+    /// The channel is not as it was read: another gate has a transaction on it, or there is more to wait for.
+    Joined,
+}
+
+/// Signs what closes the channel as it is now, makes it durable, sends it.
+async fn pay_out(toll: &Arc<Toll>, till: &Arc<Till>, channel: &Channel) -> Result<Tried, Stop> {
+    let id = &channel.id;
+    let voucher = channel.highest().cloned().ok_or(Refusal::Internal { place: "closing: no voucher" })?;
+    let unread = || Stop::from(Refusal::ChainUnread { retry_after_seconds: 5 });
+    let signed = till.rail.close(channel, &voucher, channel.capture(), UnixSeconds::now());
+    let intent = match tokio::time::timeout(SIGN, signed).await {
+        Ok(Ok(intent)) => intent,
+        _ => {
+            transact::unsigned(toll, till, id);
+            return Err(unread());
+        }
+    };
+    let unsure = |t| Stop { moved: Moved::Unknown, claimed: true, ..trouble_stop(&t) };
+    let (channel, effect) = toll.channels.one(id, Op::Intend { intent: intent.clone() }).await.map_err(unsure)?;
+    if effect.is_err() {
+        return Ok(Tried::Joined);
+    }
+    transact::carry(toll, till, &channel, &intent).await.map(Tried::Sent).map_err(unsure)
+}
+
+/// Brings a channel that its payer closes by force to its end: waits a little for requests that still use it, then closes it at what
+/// was spent, again and again until the chain has paid out or there is nothing left to claim from. Runs in the background, once for
+/// each channel.
+pub(super) fn forced(toll: &Arc<Toll>, till: &Arc<Till>, id: &ChannelId) {
+    let Some(mine) = toll.channels.alone.take(format!("forced {id}")) else { return };
+    let (toll, till, id) = (Arc::clone(toll), Arc::clone(till), id.clone());
+    tokio::spawn(async move {
+        let _mine = mine;
+        let count = |outcome| {
+            toll.metrics.forced_closes.with_label_values(&[till.rail.id().as_str(), outcome]).inc();
+        };
+        count("seen");
+        let live = toll.channels.live(&id);
+        let mut wait = Duration::from_millis(500);
+        let mut late = false;
+        let mut patience = None;
+        loop {
+            let channel = match toll.channels.read(&id).await {
+                Ok(Some(channel)) => channel,
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::error!(channel = %id, %error, "a forced close waits for the store");
+                    tokio::time::sleep(wait).await;
+                    continue;
+                }
+            };
+            let deadline = match &channel.phase {
+                Phase::ForcedClosing { deadline } => *deadline,
+                Phase::Closed { tx: Some(_) } => return count("claimed"),
+                Phase::Open => return count("cancelled"),
+                _ => return,
+            };
+            let now = UnixSeconds::now();
+            if !late && now.plus(GRACE_SECONDS - GRACE_SECONDS / 3) >= deadline {
+                late = true;
+                count("late");
+                let at_stake = channel.unsettled();
+                tracing::error!(channel = %id, deadline = %deadline.rfc3339(), %at_stake, "a forced close is late");
+            }
+            let until = *patience.get_or_insert_with(|| Instant::now() + patience_until(now, deadline));
+            toll.channels.refresh(&id).await;
+            let free = |c: &Channel| !is_forced(c) || (c.our_tx.is_none() && c.leases.is_empty());
+            let (channel, in_time) = match toll.channels.wait(&live, &id, until, free).await {
+                Ok(channel) => (channel, true),
+                Err(_) => (channel, false),
+            };
+            if !is_forced(&channel) {
+                continue;
+            }
+            // Out of patience with requests, never with a transaction of our own: two would be one too many.
+            if !in_time && channel.our_tx.is_some() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
+            }
+            match pay_out(&toll, &till, &channel).await {
+                Ok(Tried::Sent(Outcome::Landed { .. })) => continue,
+                Ok(Tried::Joined) => toll.channels.refresh(&id).await,
+                Ok(Tried::Sent(outcome)) => tracing::warn!(channel = %id, ?outcome, "a forced close goes on"),
+                Err(stop) => tracing::warn!(channel = %id, why = stop.refusal.code(), "a forced close goes on"),
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(Duration::from_secs(15));
+        }
+    });
+}
+
+/// How long a forced close waits for requests in progress: 90 seconds, and never more than a third of what is left.
+fn patience_until(now: UnixSeconds, deadline: UnixSeconds) -> Duration {
+    PATIENCE.min(Duration::from_secs(deadline.0.saturating_sub(now.0) / 3))
+}
+
+fn is_forced(channel: &Channel) -> bool {
+    matches!(channel.phase, Phase::ForcedClosing { .. })
 }

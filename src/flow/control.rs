@@ -59,6 +59,10 @@ pub async fn manage(toll: &Arc<Toll>, route: &Route, shown: &Shown) -> Result<Do
     let said = SessionReceipt {
         challenge_id: &presented.challenge_id,
         channel: &channel,
+        accepted: match &presented.action {
+            Action::Close(voucher) => voucher.amount,
+            _ => channel.accepted(),
+        },
         receipt: None,
         tx: tx.as_deref(),
         at: now,

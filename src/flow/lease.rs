@@ -287,6 +287,7 @@ impl Lease {
         SessionReceipt {
             challenge_id: &self.challenge_id,
             channel: &self.channel,
+            accepted: self.channel.accepted(),
             receipt: Some(receipt),
             tx: None,
             at: receipt.at,

@@ -4,6 +4,7 @@
 //! ([`parse::Parsed`] → [`policy::Allowed`] → [`price::Quoted`] → [`pay::Paid`]), so the compiler keeps the order: an unlisted
 //! model can never be priced or challenged, an unpaid request can never be forwarded.
 
+mod alone;
 pub mod channels;
 pub mod closing;
 pub mod control;
@@ -16,10 +17,13 @@ pub mod pay;
 pub mod policy;
 pub mod price;
 pub mod receipt;
+pub mod reclaim;
 pub mod recover;
 pub mod session;
 pub mod settle;
+pub mod settler;
 mod transact;
+pub mod watcher;
 
 #[cfg(test)]
 mod tests;

@@ -107,6 +107,9 @@ impl Delivery {
         let mut meter = Meter::new(allowed.ask.wants_usage, bounds);
         if let Money::Lease(_) = money {
             meter = meter.with_cover(cover_count(allowed.model.vocabulary.as_deref()));
+            if !allowed.model.hidden_output {
+                meter = meter.all_is_shown();
+            }
         }
         Self {
             toll,

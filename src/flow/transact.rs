@@ -3,8 +3,9 @@
 
 use super::channels::{Live, Trouble};
 use super::{Stop, Till, Toll};
-use crate::channel::{Channel, ChannelId, Intent, Op};
+use crate::channel::{Act, Channel, ChannelId, Effect, Intent, Op, Phase, View};
 use crate::clock::UnixSeconds;
+use crate::money::{Atoms, Usd};
 use crate::rail::session::Outcome;
 use crate::refusal::Refusal;
 use std::sync::Arc;
@@ -17,6 +18,9 @@ const STALE_SECONDS: u64 = 300;
 /// Longest wait for a look at the chain before something is served.
 const LOOK: Duration = Duration::from_secs(3);
 
+/// Longest wait for a rail that is to send something. What it does by then is found out by following.
+const SEND: Duration = Duration::from_secs(30);
+
 /// Sends a transaction whose intent is in the record and writes down what became of it. While nobody knows, it is followed in the
 /// background.
 pub(super) async fn carry(
@@ -25,17 +29,28 @@ pub(super) async fn carry(
     channel: &Channel,
     intent: &Intent,
 ) -> Result<Outcome, Trouble> {
-    let outcome = till.rail.submit(channel, intent).await;
+    let outcome = tokio::time::timeout(SEND, till.rail.submit(channel, intent)).await.unwrap_or(Outcome::Unknown);
     match outcome {
         Outcome::Unknown => follow(Arc::clone(toll), Arc::clone(till), channel.id.clone(), intent.clone()),
-        _ => note(toll, &channel.id, intent, &outcome).await?,
+        _ => {
+            // Known, and not written: whoever follows it finds out again and writes it down.
+            if let Err(trouble) = note(toll, till, &channel.id, intent, &outcome).await {
+                follow(Arc::clone(toll), Arc::clone(till), channel.id.clone(), intent.clone());
+                return Err(trouble);
+            }
+        }
+    }
+    if outcome == Outcome::Unknown {
+        count(toll, till, intent, &outcome);
     }
     Ok(outcome)
 }
 
-/// Looks for a transaction until the chain has spoken. Runs in the background.
+/// Looks for a transaction until the chain has spoken. Runs in the background, once for each transaction.
 pub(super) fn follow(toll: Arc<Toll>, till: Arc<Till>, id: ChannelId, intent: Intent) {
+    let Some(mine) = toll.channels.alone.take(format!("follow {}", intent.tx)) else { return };
     tokio::spawn(async move {
+        let _mine = mine;
         let mut wait = Duration::from_millis(500);
         loop {
             tokio::time::sleep(wait).await;
@@ -49,15 +64,71 @@ pub(super) fn follow(toll: Arc<Toll>, till: Arc<Till>, id: ChannelId, intent: In
             if !open.iter().any(|known| known.as_ref().is_some_and(|known| known.tx == intent.tx)) {
                 return;
             }
-            let outcome = till.rail.look(&channel, &intent).await;
-            if outcome != Outcome::Unknown && note(&toll, &id, &intent, &outcome).await.is_ok() {
+            let asked = tokio::time::timeout(SEND, till.rail.look(&channel, &intent)).await;
+            let outcome = asked.unwrap_or(Outcome::Unknown);
+            if outcome != Outcome::Unknown && note(&toll, &till, &id, &intent, &outcome).await.is_ok() {
                 return;
             }
         }
     });
 }
 
-async fn note(toll: &Toll, id: &ChannelId, intent: &Intent, outcome: &Outcome) -> Result<(), Trouble> {
+/// Counts a transaction of ours that could not be signed.
+pub(super) fn unsigned(toll: &Toll, till: &Till, id: &ChannelId) {
+    let rail = till.rail.id();
+    tracing::warn!(channel = %id, rail = %rail, "a transaction of ours could not be signed: the chain does not answer");
+    toll.metrics.settlements.with_label_values(&[rail.as_str(), "unsigned"]).inc();
+}
+
+/// Counts what became of a transaction of ours.
+fn count(toll: &Toll, till: &Till, intent: &Intent, outcome: &Outcome) {
+    let outcome = match (&intent.act, outcome) {
+        (Act::Open | Act::TopUp { .. }, _) => return,
+        (Act::Settle { .. }, Outcome::Landed { .. }) => "settled",
+        (Act::Close { .. }, Outcome::Landed { .. }) => "closed",
+        (_, Outcome::Dropped { .. }) => "dropped",
+        (_, Outcome::Unknown) => "unknown",
+    };
+    toll.metrics.settlements.with_label_values(&[till.rail.id().as_str(), outcome]).inc();
+}
+
+/// Takes the chain's word on a channel. A channel that is gone while our own transaction is open is left as it is: what became of that
+/// says why it is gone, and whoever follows it will know. What was spent and is out of reach is counted as lost.
+pub(super) async fn heard(
+    toll: &Toll,
+    till: &Till,
+    id: &ChannelId,
+    view: View,
+    now: UnixSeconds,
+) -> Result<Arc<Channel>, Trouble> {
+    let known = toll.channels.read(id).await.map_err(Trouble::Store)?.ok_or(Trouble::Unknown)?;
+    toll.channels.were_read(std::slice::from_ref(id), now);
+    if view.is_gone() && known.our_tx.is_some() {
+        return Ok(known);
+    }
+    let same = (view.deposit, view.settled, view.close_requested_at)
+        == (known.view.deposit, known.view.settled, known.view.close_requested_at);
+    if same && !view.is_gone() {
+        return Ok(known);
+    }
+    let (channel, effect) = toll.channels.one(id, Op::Look { view }).await?;
+    let was_over = matches!(known.phase, Phase::Closed { .. });
+    if effect == Ok(Effect::Done) && matches!(channel.phase, Phase::Closed { tx: None }) && !was_over {
+        let rail = till.rail.id();
+        let lost = channel.unsettled();
+        if lost > Atoms(0) {
+            tracing::error!(channel = %id, rail = %rail, atoms = %lost, "the payer withdrew before it was settled: lost");
+            let usd = lost.to_usd(channel.decimals).unwrap_or(Usd::ZERO);
+            toll.metrics.session_loss_usd.with_label_values(&[rail.as_str()]).inc_by(super::pay::show_usd(usd));
+            toll.metrics.forced_closes.with_label_values(&[rail.as_str(), "lost"]).inc();
+        } else {
+            tracing::info!(channel = %id, "closed on chain by somebody else");
+        }
+    }
+    Ok(channel)
+}
+
+async fn note(toll: &Toll, till: &Till, id: &ChannelId, intent: &Intent, outcome: &Outcome) -> Result<(), Trouble> {
     let op = match outcome {
         Outcome::Landed { mined, view } => {
             Op::Landed { tx: intent.tx.clone(), mined: Some(mined.clone()), view: *view }
@@ -69,8 +140,11 @@ async fn note(toll: &Toll, id: &ChannelId, intent: &Intent, outcome: &Outcome) -
         Outcome::Unknown => return Ok(()),
     };
     let (_, effect) = toll.channels.one(id, op).await?;
-    if effect.is_ok() && matches!(outcome, Outcome::Landed { .. }) {
-        toll.channels.live(id).was_read(UnixSeconds::now());
+    if effect.is_ok() {
+        count(toll, till, intent, outcome);
+        if let Outcome::Landed { .. } = outcome {
+            toll.channels.were_read(std::slice::from_ref(id), UnixSeconds::now());
+        }
     }
     Ok(())
 }
@@ -86,9 +160,11 @@ pub(super) async fn fresh(toll: &Toll, till: &Till, live: &Live, id: &ChannelId,
         if let Ok(Ok(views)) = asked
             && let Some(view) = views.first()
         {
-            let (channel, _) =
-                toll.channels.one(id, Op::Look { view: *view }).await.map_err(|t| super::lease::trouble_stop(&t))?;
-            live.was_read(now);
+            let heard = heard(toll, till, id, *view, now).await;
+            let channel = heard.map_err(|t| super::lease::trouble_stop(&t))?;
+            if view.is_gone() {
+                return Err(Refusal::ChannelOver.into());
+            }
             return match channel.serves() {
                 Ok(()) => Ok(()),
                 Err(denied) => Err(super::lease::denied_refusal(&channel, &denied).into()),

@@ -133,6 +133,8 @@ pub struct SessionReceipt<'a> {
     pub challenge_id: &'a str,
     /// The channel after it.
     pub channel: &'a Channel,
+    /// The voucher it speaks of: the highest, or the one a channel was closed with, which wallets compare with theirs.
+    pub accepted: Atoms,
     /// What was delivered; `None` for management.
     pub receipt: Option<&'a Receipt>,
     /// The transaction of an opening, a top-up or a close.

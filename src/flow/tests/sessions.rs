@@ -175,7 +175,7 @@ impl Session for Purse {
         Ok(Intent { act, tx: crate::ids::fresh("0xclose"), raw: "0x".into(), valid_until: now.plus(25) })
     }
     fn receipt(&self, said: &SessionReceipt<'_>) -> Option<(http::HeaderName, http::HeaderValue)> {
-        let line = format!("spent={} accepted={}", said.channel.spent(), said.channel.accepted());
+        let line = format!("spent={} accepted={}", said.channel.spent(), said.accepted);
         Some((http::HeaderName::from_static("payment-receipt"), line.parse().unwrap()))
     }
     fn receipt_event(&self, said: &SessionReceipt<'_>) -> Bytes {

@@ -390,7 +390,7 @@ fn receipt_json(said: &SessionReceipt<'_>) -> Value {
         "reference": channel.id,
         "challengeId": said.challenge_id,
         "channelId": channel.id,
-        "acceptedCumulative": channel.accepted(),
+        "acceptedCumulative": said.accepted,
         "spent": channel.spent(),
     });
     if let Value::Object(map) = &mut shown {
