@@ -171,8 +171,8 @@ pub struct Sponsor {
 
 enum Carrier {
     Own {
-        signer: PrivateKeySigner,
-        budget: Budget,
+        signer: Box<PrivateKeySigner>,
+        budget: Box<Budget>,
     },
     Relay {
         relay: Arc<dyn Relay>,
@@ -209,7 +209,8 @@ impl Sponsor {
                         "the sponsor's key is the recipient's: fees would be taken from what was earned".to_owned()
                     );
                 }
-                Carrier::Own { signer, budget: Budget::new(&terms.section, usd_per_day, store) }
+                let budget = Box::new(Budget::new(&terms.section, usd_per_day, store));
+                Carrier::Own { signer: Box::new(signer), budget }
             }
         };
         let allowed = Allowed {

@@ -419,10 +419,8 @@ async fn one_signature_is_tried_once_and_set_aside_once_however_often_it_is_show
     });
     let (first, ()) = futures::join!(running, turned_away);
     let first = first.unwrap();
-    for again in join_all((0..8).map(|_| bench.cosign(&bytes))).await {
-        if let Ok(again) = again {
-            assert_eq!(again, first, "the same bytes");
-        }
+    for again in join_all((0..8).map(|_| bench.cosign(&bytes))).await.into_iter().flatten() {
+        assert_eq!(again, first, "the same bytes");
     }
     assert_eq!(bench.cosign(&bytes).await.as_ref(), Ok(&first));
     assert_eq!(bench.trials(), 1);
