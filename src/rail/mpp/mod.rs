@@ -8,6 +8,7 @@ pub mod bind;
 pub mod budget;
 pub mod charge;
 pub mod collect;
+pub mod envelope;
 pub mod escrow;
 mod proof;
 pub mod session;

@@ -472,15 +472,15 @@ impl Session for TempoSession {
                 return Err(Refusal::Internal { place: "session: no transaction" });
             }
         };
-        let raw = match &self.sponsor {
+        let (raw, hash) = match &self.sponsor {
             Some(sponsor) if tx.sponsored => {
                 let cosigned = sponsor.cosign(sponsor.review(&tx.raw, purpose, now)?).await?;
-                cosigned.raw
+                (cosigned.raw, format!("{:#x}", cosigned.hash))
             }
-            _ => tx.raw.clone(),
+            _ => (tx.raw.clone(), tx.hash.clone()),
         };
         let raw = format!("0x{}", hex::encode(raw));
-        Ok(Intent { act, tx: tx.hash.clone(), raw, valid_until: tx.valid_until })
+        Ok(Intent { act, tx: hash, raw, valid_until: tx.valid_until })
     }
 
     async fn submit(&self, channel: &Channel, intent: &Intent) -> Outcome {
