@@ -12,9 +12,8 @@ mod faults;
 #[cfg(test)]
 mod tests;
 
-use self::tables::{
-    CHANNELS, CLAIMS, Fault, JOURNAL, OPEN, OPEN_CHANNELS, PAYERS, RECEIPTS, TALLIES, read_channel, read_claim,
-};
+use self::tables::{CHANNELS, CLAIMS, Fault, JOURNAL, OPEN, OPEN_CHANNELS, PAYERS, RECEIPTS, TALLIES};
+pub(super) use self::tables::{read_channel, read_claim};
 use self::writer::{Health, Writer};
 use super::{Store, StoreError, Swap, Write};
 use crate::channel::{Channel, ChannelId};
