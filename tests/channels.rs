@@ -104,8 +104,7 @@ async fn an_operator_lists_settles_and_closes_channels_of_the_running_gate() {
 async fn a_payer_who_closes_by_force_pays_what_he_spent() {
     let s = scene().await;
     s.channel.request_close(&s.reserve.url()).await.unwrap();
-    let closed =
-        common::eventually(Duration::from_secs(40), || async { s.closed_at().await == Some(s.spent) }).await;
+    let closed = common::eventually(Duration::from_secs(40), || async { s.closed_at().await == Some(s.spent) }).await;
     assert!(closed, "{:?}", s.reserve.events(&s.channel.id).await);
     let claimed = || async {
         let labels = [("outcome", "claimed"), ("rail", "tempo/session")];
