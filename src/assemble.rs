@@ -3,10 +3,11 @@
 use crate::catalogue::Catalogue;
 use crate::chain::Address;
 use crate::chain::fees::Fees;
+use crate::chain::relay::HttpRelay;
 use crate::chain::tempo::Tempo;
 use crate::claim::Standing as ClaimStanding;
 use crate::clock::UnixSeconds;
-use crate::conf::{Conf, RailConf, RailKind, Rails, Secrets, TempoConf};
+use crate::conf::{Conf, RailConf, RailKind, Rails, Secrets, SponsorConf, TempoConf};
 use crate::edge::admin::Admin;
 use crate::edge::body::Budget;
 use crate::edge::door::{Door, DoorLimits, Guests, tls};
@@ -23,7 +24,7 @@ use crate::rail::mpp::bind::KeyRing;
 use crate::rail::mpp::charge::{Charge, DECIMALS, Settings};
 use crate::rail::mpp::escrow::SettleKey;
 use crate::rail::mpp::session::{self, TempoSession};
-use crate::rail::mpp::sponsor::{self, Sponsor};
+use crate::rail::mpp::sponsor::{self, Hand, Sponsor};
 use crate::rail::{Rail, Way};
 use crate::rules::watch::{Rules, Standing};
 use crate::store::Store;
@@ -73,7 +74,7 @@ pub fn mistakes(conf: &Conf, rules: &Path) -> Vec<String> {
         let settle_key = tempo.session.and_then(|_| tempo.read_settle_key().err()).map(|e| said("settle_key", e));
         let why = "is the sample's placeholder: what is paid to it is gone, put your own address there";
         let payee = tempo.pays_nobody().then(|| said("recipient", why.into()));
-        let sponsor = tempo.sponsor.as_ref().and_then(|s| s.read_key().err()).map(|e| said("sponsor.key", e));
+        let sponsor = tempo.sponsor.as_ref().and_then(|s| s.read().err()).map(|e| said("sponsor", e));
         payee.into_iter().chain(rpc).chain(settle_key).chain(sponsor)
     };
     let mut found: Vec<_> = conf.rails.iter().flat_map(unread).collect();
@@ -308,22 +309,27 @@ fn sponsor(
     metrics: &Arc<Metrics>,
 ) -> Result<Option<Arc<Sponsor>>, String> {
     let Some(conf) = &tempo.sponsor else { return Ok(None) };
-    let key = conf.read_key()?;
-    if tempo.settle_key.is_some() && tempo.read_settle_key().is_ok_and(|settle| settle == key) {
-        return Err(
-            "its key is the settle key: what was earned and what may be spent on fees are kept by two keys".into()
-        );
-    }
+    let secret = conf.read()?;
+    let hand = match conf {
+        SponsorConf::Relay { .. } => Hand::Relay(Arc::new(HttpRelay::new(&secret).map_err(|e| format!("relay: {e}"))?)),
+        SponsorConf::Key { .. } if tempo.read_settle_key().is_ok_and(|settle| settle == secret) => {
+            return Err(
+                "its key is the settle key: what was earned and what may be spent on fees are kept by two keys".into(),
+            );
+        }
+        SponsorConf::Key { usd_per_day, .. } => {
+            Hand::Own { key: secret, usd_per_day: *usd_per_day, store: Arc::clone(store) }
+        }
+    };
     let terms = sponsor::Terms {
         section: section.to_owned(),
         chain_id: tempo.chain_id,
         currency: Address::from(tempo.currency),
         recipient: Address::from(tempo.recipient),
-        usd_per_day: conf.usd_per_day,
         look_every: sponsor::LOOK_EVERY,
     };
     let chain: Arc<dyn Fees> = Arc::<Tempo>::clone(chain);
-    Sponsor::new(terms, &key, chain, Arc::clone(store), Arc::clone(metrics)).map(|s| Some(Arc::new(s)))
+    Sponsor::new(terms, hand, chain, Arc::clone(metrics)).map(|s| Some(Arc::new(s)))
 }
 
 /// The rules, watched: pools are rebuilt before a new plan becomes visible, and may veto it.

@@ -149,17 +149,28 @@ pub struct TempoConf {
 
 /// `sponsor` of an `mpp-tempo` rail.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SponsorConf {
-    /// Key of the account fees are taken from.
-    pub key: SecretRef,
-    /// The most that is spent on fees in a day (UTC).
-    pub usd_per_day: Usd,
+pub enum SponsorConf {
+    /// An account of ours.
+    Key {
+        /// Its key.
+        key: SecretRef,
+        /// The most that is spent on fees in a day (UTC).
+        usd_per_day: Usd,
+    },
+    /// A service that carries fees.
+    Relay {
+        /// Its JSON-RPC address. A reference, because such addresses often carry a key.
+        url: SecretRef,
+    },
 }
 
 impl SponsorConf {
-    /// Fetches the key: exactly 32 bytes, decoded. The error names the place, never what was found there.
-    pub fn read_key(&self) -> Result<Secret, String> {
-        self.key.read().and_then(seed)
+    /// Fetches the key (exactly 32 bytes, decoded) or the address. The error names the place, never what was found there.
+    pub fn read(&self) -> Result<Secret, String> {
+        match self {
+            Self::Key { key, .. } => key.read().and_then(seed),
+            Self::Relay { url } => url.read(),
+        }
     }
 }
 
@@ -466,7 +477,7 @@ fn tempo(s: &Section<'_>) -> Option<TempoConf> {
         }
         v.section().and_then(|terms| session::read(&terms))
     });
-    let sponsor = s.take("sponsor").map(|v| sponsor(&v, settle_key.as_ref().and_then(Option::as_ref)));
+    let sponsor = s.take("sponsor").map(|v| sponsor(&v, settle_key.as_ref().and_then(Option::as_ref), accept_push));
     Some(TempoConf {
         chain_id: chain_id?,
         rpc: rpc?,
@@ -479,9 +490,14 @@ fn tempo(s: &Section<'_>) -> Option<TempoConf> {
     })
 }
 
-fn sponsor(value: &Value<'_>, settle_key: Option<&SecretRef>) -> Option<SponsorConf> {
+fn sponsor(value: &Value<'_>, settle_key: Option<&SecretRef>, accept_push: Option<bool>) -> Option<SponsorConf> {
     let s = value.section()?;
-    s.later("relay", "fees are carried by a key of your own, see `key`");
+    if let Some(relay) = s.take("relay") {
+        if accept_push == Some(true) {
+            relay.wrong("does not go with `accept_push`: one payment could be shown in two ways and bought with twice");
+        }
+        return relay.secret().map(|url| SponsorConf::Relay { url });
+    }
     let key = s.need("key").and_then(|v| {
         let key = v.secret()?;
         if Some(&key) == settle_key {
@@ -495,7 +511,7 @@ fn sponsor(value: &Value<'_>, settle_key: Option<&SecretRef>) -> Option<SponsorC
             other => other.map_err(|e| e.to_string()),
         })
     });
-    Some(SponsorConf { key: key?, usd_per_day: usd_per_day? })
+    Some(SponsorConf::Key { key: key?, usd_per_day: usd_per_day? })
 }
 
 /// `0x` and 40 hex digits, any case. Zero is refused: money sent there is gone.

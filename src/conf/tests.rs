@@ -121,8 +121,18 @@ fn every_single_mistake_is_named_with_its_line_and_key() {
         ),
         (
             "chain_id",
-            "sponsor = { key = \"env:F\", usd_per_day = \"1\", relay = \"https://r\" }\nchain_id",
-            "13: rail.tempo.sponsor.relay: is not in this build: fees are carried by a key of your own, see `key`",
+            "sponsor = { key = \"env:F\", relay = \"env:R\" }\nchain_id",
+            "13: rail.tempo.sponsor.key: unknown key; known here: relay",
+        ),
+        (
+            "chain_id",
+            "sponsor = { relay = \"https://canary\" }\nchain_id",
+            "13: rail.tempo.sponsor.relay: a secret is written as \"env:NAME\" or \"file:PATH\", never inline",
+        ),
+        (
+            "chain_id",
+            "accept_push = true\nsponsor = { relay = \"env:R\" }\nchain_id",
+            "14: rail.tempo.sponsor.relay: does not go with `accept_push`: one payment could be shown in two ways and bought with twice",
         ),
         (
             "chain_id",
