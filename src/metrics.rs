@@ -137,6 +137,12 @@ impl Metrics {
         String::from_utf8(out).unwrap_or_default()
     }
 
+    /// Adds a fee carried for a payer: dollars as a count of 1e-18. It becomes a float here and nowhere before.
+    #[allow(clippy::cast_precision_loss)]
+    pub fn sponsored_fee(&self, rail: &str, usd_e18: u128) {
+        self.sponsored_usd.with_label_values(&[rail]).inc_by(usd_e18 as f64 / 1e18);
+    }
+
     /// The one plan in force.
     pub fn set_plan(&self, generation: &str) {
         self.plan_info.reset();

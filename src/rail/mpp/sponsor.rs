@@ -455,9 +455,7 @@ impl Sponsor {
             }
         };
         if cost > Usd::ZERO {
-            #[allow(clippy::cast_precision_loss)]
-            let shown = cost.0 as f64 / 1e18;
-            self.metrics.sponsored_usd.with_label_values(&[&self.rail(purpose)]).inc_by(shown);
+            self.metrics.sponsored_fee(&self.rail(purpose), cost.0);
         }
         if let Err(e) = budget.give_back(&reserved, reserved.amount.less(cost)).await {
             tracing::error!(error = %e, "what a sponsored transaction did not cost was not given back");
