@@ -1,6 +1,7 @@
 //! What operators watch. Names are fixed; labels come only from closed sets: the plan's own names and enums, never a
 //! client's text.
 
+use crate::money::Usd;
 use prometheus::{CounterVec, GaugeVec, IntCounter};
 use prometheus::{Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 
@@ -137,17 +138,17 @@ impl Metrics {
         String::from_utf8(out).unwrap_or_default()
     }
 
-    /// Adds a fee carried for a payer: dollars as a count of 1e-18. It becomes a float here and nowhere before.
-    #[allow(clippy::cast_precision_loss)]
-    pub fn sponsored_fee(&self, rail: &str, usd_e18: u128) {
-        self.sponsored_usd.with_label_values(&[rail]).inc_by(usd_e18 as f64 / 1e18);
-    }
-
     /// The one plan in force.
     pub fn set_plan(&self, generation: &str) {
         self.plan_info.reset();
         self.plan_info.with_label_values(&[generation]).set(1);
     }
+}
+
+/// Dollars as a float, for counters only: nothing is ever decided by it.
+#[allow(clippy::cast_precision_loss)]
+pub fn shown(usd: Usd) -> f64 {
+    usd.0 as f64 / 1e18
 }
 
 /// Registers a collector. Names and labels are literals above, so both errors are defects that the first test shows.

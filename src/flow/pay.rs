@@ -295,7 +295,7 @@ async fn conclude(
         Collected::Paid => {
             count("paid");
             let usd = claim.terms.amount.to_usd(claim.terms.decimals).unwrap_or(claim.terms.price);
-            toll.metrics.charged_usd.with_label_values(&[rail.id().as_str()]).inc_by(show_usd(usd));
+            toll.metrics.charged_usd.with_label_values(&[rail.id().as_str()]).inc_by(crate::metrics::shown(usd));
             let paid = advance(toll, &claim, Op::Pay { by: request.to_owned() }, now).await.map_err(|e| Stop {
                 refusal: e.refusal,
                 moved: Moved::Unknown,
@@ -445,12 +445,6 @@ pub(super) fn store_down(e: &StoreError) -> Stop {
 /// A proof was shown and nobody can say what became of it: it may have been paid by an earlier request.
 fn unread(e: &StoreError) -> Stop {
     Stop { claimed: true, moved: Moved::Unknown, ..store_down(e) }
-}
-
-/// Dollars as a float, for counters only.
-#[allow(clippy::cast_precision_loss)]
-pub(super) fn show_usd(usd: Usd) -> f64 {
-    usd.0 as f64 / 1e18
 }
 
 /// Every offer of a route that can be honoured now, in the client's order, or [`Refusal::NoOffer`]. `known`: the payer's channel,

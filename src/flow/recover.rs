@@ -77,7 +77,10 @@ pub fn follow(toll: Arc<Toll>, claim: Claim) {
                     toll.metrics.payments.with_label_values(&[rail.id().as_str(), outcome]).inc();
                     if outcome == "paid" {
                         let usd = claim.terms.amount.to_usd(claim.terms.decimals).unwrap_or(claim.terms.price);
-                        toll.metrics.charged_usd.with_label_values(&[rail.id().as_str()]).inc_by(pay::show_usd(usd));
+                        toll.metrics
+                            .charged_usd
+                            .with_label_values(&[rail.id().as_str()])
+                            .inc_by(crate::metrics::shown(usd));
                     }
                     tracing::info!(claim = %claim.key.0, outcome, "outcome known");
                 }

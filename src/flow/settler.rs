@@ -183,7 +183,7 @@ fn gauge(toll: &Toll, channels: &[Channel]) {
     let mut owed: BTreeMap<&str, f64> = toll.tills.iter().map(|till| (till.rail.id().as_str(), 0.0)).collect();
     for channel in channels {
         if let Some(sum) = owed.get_mut(channel.rail.as_str()) {
-            *sum += super::pay::show_usd(channel.unsettled().to_usd(channel.decimals).unwrap_or_default());
+            *sum += crate::metrics::shown(channel.unsettled().to_usd(channel.decimals).unwrap_or_default());
         }
     }
     for (rail, usd) in owed {

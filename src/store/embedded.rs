@@ -295,5 +295,10 @@ fn walk(txn: &ReadTransaction) -> Result<Audit, Fault> {
         let (key, bytes) = row.map_err(|e| e.to_string())?;
         read_claim(key.value(), bytes.value()).map_err(|e| e.0)
     });
-    Ok(audit(lines, head, claims))
+    let channels = txn.open_table(CHANNELS)?;
+    let channels = channels.iter()?.map(|row| {
+        let (id, bytes) = row.map_err(|e| e.to_string())?;
+        read_channel(id.value(), bytes.value()).map_err(|e| e.0)
+    });
+    Ok(audit(lines, head, claims, channels))
 }

@@ -13,5 +13,6 @@ pub mod escrow;
 mod proof;
 pub mod session;
 pub mod sponsor;
+mod told;
 pub mod voucher;
 pub mod wire;

@@ -27,7 +27,7 @@ use crate::chain::fees::{Fees, Trial, Tried};
 use crate::chain::relay::Relay;
 use crate::chain::{Address, B256, Unreachable};
 use crate::clock::UnixSeconds;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, shown};
 use crate::money::{Atoms, Usd};
 use crate::refusal::Refusal;
 use crate::secret::Secret;
@@ -455,7 +455,7 @@ impl Sponsor {
             }
         };
         if cost > Usd::ZERO {
-            self.metrics.sponsored_fee(&self.rail(purpose), cost.0);
+            self.metrics.sponsored_usd.with_label_values(&[&self.rail(purpose)]).inc_by(shown(cost));
         }
         if let Err(e) = budget.give_back(&reserved, reserved.amount.less(cost)).await {
             tracing::error!(error = %e, "what a sponsored transaction did not cost was not given back");
