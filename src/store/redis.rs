@@ -45,6 +45,8 @@ const PROBE: Duration = Duration::from_secs(60);
 const ATTEMPTS: u32 = 8;
 
 const OPEN_CLAIMS: &str = "pontage:claims:open";
+/// Every claim by the moment from which on it may be forgotten.
+const DUE_CLAIMS: &str = "pontage:claims:due";
 const OPEN_CHANNELS: &str = "pontage:channels:open";
 const FACTS: &str = "pontage:facts";
 const CHANGES: &str = "pontage:changes";
@@ -135,14 +137,9 @@ impl Redis {
                 return Ok(Swap::Lost(Box::new(top)));
             }
         }
-        match claim.standing {
-            Standing::Delivered { .. } | Standing::Dead => {
-                self.streams.remove(OPEN_CLAIMS, &claim.key.0).await?;
-                self.streams.expire(&key, claim.keep_until()).await?;
-            }
-            Standing::Owed => self.streams.expire(&key, claim.keep_until()).await?,
-            Standing::Claimed { .. } => {}
-            Standing::Serving { .. } => self.streams.persist(&key).await?,
+        self.streams.rank(DUE_CLAIMS, &claim.key.0, claim.keep_until()).await?;
+        if matches!(claim.standing, Standing::Delivered { .. } | Standing::Dead) {
+            self.streams.remove(OPEN_CLAIMS, &claim.key.0).await?;
         }
         Ok(Swap::Done)
     }
@@ -367,19 +364,17 @@ impl Store for Redis {
         self.streams.exists(&gate_key(gate)).await
     }
 
-    /// Records that are over go by themselves; what is left of them in the lists goes here.
     async fn forget(&self, now: UnixSeconds) -> Result<usize, StoreError> {
         let mut dropped = 0;
-        for name in self.streams.members(OPEN_CLAIMS).await? {
+        for name in self.streams.ranked_below(DUE_CLAIMS, now).await? {
             let over = match self.streams.top(&claim_key(&name)).await? {
                 None => true,
-                Some((_, text)) => {
-                    read_claim(&name, &text).is_ok_and(|claim| claim.is_over(now) && now > claim.keep_until())
-                }
+                Some((_, text)) => read_claim(&name, &text).is_ok_and(|claim| claim.is_over(now)),
             };
             if over {
-                self.streams.remove(OPEN_CLAIMS, &name).await?;
                 self.streams.drop(&claim_key(&name)).await?;
+                self.streams.remove(OPEN_CLAIMS, &name).await?;
+                self.streams.unrank(DUE_CLAIMS, &name).await?;
                 dropped += 1;
             }
         }
@@ -420,6 +415,7 @@ impl Store for Redis {
 
     fn standing(&self) -> Result<(), StoreError> {
         self.journal.standing()?;
+        self.streams.intact()?;
         self.standing.load().as_ref().clone()
     }
 }

@@ -7,8 +7,9 @@ use crate::store::StoreError;
 use arc_swap::ArcSwap;
 use redis::aio::ConnectionManager;
 use redis::streams::StreamRangeReply;
-use redis::{Cmd, FromRedisValue, cmd, pipe};
-use std::sync::Arc;
+use redis::{Cmd, FromRedisValue, cmd};
+use std::cmp::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Versions of a record that are kept: the newest, and the one before it for whoever looks.
@@ -32,11 +33,13 @@ pub(super) enum Put {
 pub(super) struct Streams {
     connection: ConnectionManager,
     standing: Arc<ArcSwap<Result<(), StoreError>>>,
+    /// Confirmed writes are gone. It stays so for the life of the process.
+    ruined: OnceLock<StoreError>,
 }
 
 impl Streams {
     pub fn new(connection: ConnectionManager, standing: Arc<ArcSwap<Result<(), StoreError>>>) -> Self {
-        Self { connection, standing }
+        Self { connection, standing, ruined: OnceLock::new() }
     }
 
     #[cfg(test)]
@@ -58,40 +61,29 @@ impl Streams {
             if attempt > 0 {
                 tokio::time::sleep(PAUSE).await;
             }
-            // Both in one go: the answer to the first says what the second was put on.
-            let mut both = pipe();
-            both.add_command(newest(key)).add_command(added(key, revision, text)).ignore_errors();
-            let answers: Result<(redis::RedisResult<StreamRangeReply>, redis::RedisResult<Option<String>>), _> =
-                both.query_async(&mut self.connection.clone()).await;
-            let (before, put) = match answers {
-                Ok(answers) => answers,
-                Err(error) => {
-                    last = self.lost(&error);
-                    continue;
+            let below = self.top(key).await?;
+            let at = below.as_ref().map_or(0, |(top, _)| *top);
+            match at.checked_add(1).map(|next| next.cmp(&revision)) {
+                Some(Ordering::Equal) => {}
+                // Gone, and not made again by whoever remembers it.
+                _ if below.is_none() => return Ok(Put::Top(None)),
+                // What this version follows is gone: Redis has lost what it had confirmed.
+                Some(Ordering::Less) => {
+                    let why = format!("{key} is at {at} and was at {}", revision.saturating_sub(1));
+                    return Err(self.ruin(&why));
                 }
-            };
-            let before = read(&before.map_err(|e| StoreError(format!("Redis refuses to read: {}", said(&e))))?);
-            match put {
-                Ok(Some(_)) => {
-                    let below = before.map_or(0, |(top, _)| top);
-                    if below.checked_add(1) == Some(revision) {
-                        return Ok(Put::Done);
-                    }
-                    // What this version follows is gone: Redis has lost what it had confirmed.
-                    let why = format!("{key} was at {below} and should have been at {}", revision.saturating_sub(1));
-                    return Err(self.fail(&format!(
-                        "Redis lost writes it had confirmed ({why}): look at it, then start the gates again"
-                    )));
+                Some(Ordering::Greater) | None => {
+                    // An earlier try may have been taken although its answer was lost.
+                    let ours = attempt > 0 && at == revision && below.as_ref().is_some_and(|(_, kept)| kept == text);
+                    return Ok(if ours { Put::Done } else { Put::Top(below.map(|(_, kept)| kept)) });
                 }
+            }
+            match added(key, revision, text).query_async(&mut self.connection.clone()).await {
+                Ok(Some::<String>(_)) => return Ok(Put::Done),
                 // The key is gone, and is not made again by whoever remembers it.
                 Ok(None) => return Ok(Put::Top(None)),
-                // The id is at or below the top.
-                Err(error) if error.code() == Some("ERR") => {
-                    let top = self.top(key).await?;
-                    // An earlier try may have been taken although its answer was lost.
-                    let ours = attempt > 0 && top.as_ref().is_some_and(|(top, kept)| *top == revision && kept == text);
-                    return Ok(if ours { Put::Done } else { Put::Top(top.map(|(_, kept)| kept)) });
-                }
+                // Somebody else was faster: the next look says who.
+                Err(error) if error.code() == Some("ERR") => {}
                 Err(error) => {
                     last = self.lost(&error);
                 }
@@ -112,12 +104,17 @@ impl Streams {
         self.ask(cmd("SMEMBERS").arg(set).take()).await
     }
 
-    pub async fn expire(&self, key: &str, at: UnixSeconds) -> Result<(), StoreError> {
-        self.ask(cmd("EXPIREAT").arg(key).arg(at.0).take()).await
+    pub async fn rank(&self, set: &str, member: &str, at: UnixSeconds) -> Result<(), StoreError> {
+        self.ask(cmd("ZADD").arg(set).arg(at.0).arg(member).take()).await
     }
 
-    pub async fn persist(&self, key: &str) -> Result<(), StoreError> {
-        self.ask(cmd("PERSIST").arg(key).take()).await
+    pub async fn unrank(&self, set: &str, member: &str) -> Result<(), StoreError> {
+        self.ask(cmd("ZREM").arg(set).arg(member).take()).await
+    }
+
+    /// Those ranked before `at`.
+    pub async fn ranked_below(&self, set: &str, at: UnixSeconds) -> Result<Vec<String>, StoreError> {
+        self.ask(cmd("ZRANGEBYSCORE").arg(set).arg("-inf").arg(format!("({}", at.0)).take()).await
     }
 
     pub async fn drop(&self, key: &str) -> Result<(), StoreError> {
@@ -161,6 +158,20 @@ impl Streams {
             }
         }
         Err(last)
+    }
+
+    /// Whether confirmed writes are gone: then nothing here can be believed, and a person has to look.
+    pub fn intact(&self) -> Result<(), StoreError> {
+        self.ruined.get().map_or(Ok(()), |error| Err(error.clone()))
+    }
+
+    fn ruin(&self, why: &str) -> StoreError {
+        let error =
+            StoreError(format!("Redis lost writes it had confirmed ({why}): look at it, then start the gates again"));
+        if self.ruined.set(error.clone()).is_ok() {
+            tracing::error!(%error, "paid traffic is refused");
+        }
+        error
     }
 
     /// It did not answer. Until it is heard of again nothing is offered; the watch looks every second.
