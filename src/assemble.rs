@@ -7,7 +7,7 @@ use crate::chain::relay::HttpRelay;
 use crate::chain::tempo::Tempo;
 use crate::claim::Standing as ClaimStanding;
 use crate::clock::UnixSeconds;
-use crate::conf::{Conf, RailConf, RailKind, Rails, Secrets, SponsorConf, TempoConf};
+use crate::conf::{Conf, RailConf, RailKind, Rails, Secrets, SponsorConf, StoreConf, TempoConf};
 use crate::edge::admin::Admin;
 use crate::edge::body::Budget;
 use crate::edge::door::{Door, DoorLimits, Guests, tls};
@@ -27,8 +27,9 @@ use crate::rail::mpp::session::{self, TempoSession};
 use crate::rail::mpp::sponsor::{self, Hand, Sponsor};
 use crate::rail::{Rail, Way};
 use crate::rules::watch::{Rules, Standing};
-use crate::store::Store;
 use crate::store::embedded::Embedded;
+use crate::store::redis::Redis;
+use crate::store::{self, Store};
 use crate::upstream::Pools;
 use arc_swap::ArcSwap;
 use pingora::apps::http_app::HttpServer;
@@ -92,7 +93,7 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     // First of all: a signal that nobody listens for would end a gate that is only starting.
     let signals = Signals::listen().map_err(one)?;
 
-    let store: Arc<dyn Store> = Arc::new(Embedded::open(&conf.store.path).map_err(|e| one(format!("store: {e}")))?);
+    let store = store(&conf.store).await.map_err(|e| one(format!("store: {e}")))?;
     let ring =
         Arc::new(KeyRing::new(&secrets.challenge_keys).map_err(|e| one(format!("secrets.challenge_keys: {e}")))?);
     let signet = Arc::new(
@@ -134,6 +135,7 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     }
     crate::flow::settler::start(&toll, crate::flow::settler::Pace::default());
     tokio::spawn(crate::flow::recover::sweep(Arc::clone(&toll)));
+    tokio::spawn(crate::flow::recover::watch(Arc::clone(&toll)));
     tokio::spawn(Arc::clone(&toll.channels).listen());
 
     let stopping = Arc::new(AtomicBool::new(false));
@@ -224,6 +226,16 @@ async fn same_payee(
         return Err(changed);
     }
     store.facts(&facts, true).await.map_err(broken).map(drop)
+}
+
+/// The configured store. A new kind adds one line.
+async fn store(conf: &StoreConf) -> Result<Arc<dyn Store>, String> {
+    let Some(shared) = &conf.redis else {
+        return Embedded::open(&conf.path).map(|store| Arc::new(store) as Arc<dyn Store>).map_err(|e| e.to_string());
+    };
+    let settings = store::redis::Settings { url: shared.url.value.read()?, accept_data_loss: shared.accept_data_loss };
+    let store = Redis::open(&settings, &conf.path).await.map_err(|e| e.to_string())?;
+    Ok(Arc::new(store))
 }
 
 async fn bind(key: &str, address: std::net::SocketAddr) -> Result<TcpListener, Vec<String>> {

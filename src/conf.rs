@@ -103,11 +103,22 @@ pub struct ListenLimits {
     pub h2_streams: u32,
 }
 
-/// `[store]`, kind `embedded`.
+/// `[store]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreConf {
-    /// The database file.
+    /// The database file; with Redis, this gate's own journal.
     pub path: PathBuf,
+    /// Kind `redis`; `None` is kind `embedded`.
+    pub redis: Option<RedisConf>,
+}
+
+/// What kind `redis` needs beside the journal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedisConf {
+    /// `redis://…`. A reference, because it often holds a password.
+    pub url: Said<SecretRef>,
+    /// Serve although a crash of Redis may lose what it confirmed.
+    pub accept_data_loss: bool,
 }
 
 /// `[rail.<name>]`.
@@ -433,17 +444,24 @@ fn secrets(s: &Section<'_>) -> Option<(Vec<Said<SecretRef>>, Said<SecretRef>)> {
 }
 
 fn store(s: &Section<'_>) -> Option<StoreConf> {
-    if let Some(kind) = s.take("kind") {
-        match kind.text() {
-            Some("redis") => kind.wrong("\"redis\" is not in this build: \"embedded\""),
-            Some("embedded") | None => {}
-            Some(_) => drop(kind.word(&[("embedded", ())])),
+    let shared = s.take("kind").map_or(Some(false), |v| v.word(&[("embedded", false), ("redis", true)]))?;
+    let redis = if shared {
+        let url = s.need("url").and_then(|v| Some(v.said(v.secret()?)));
+        let accept_data_loss = s.take("accept_data_loss").map_or(Some(false), |v| v.flag());
+        Some(url.zip(accept_data_loss).map(|(url, accept_data_loss)| RedisConf { url, accept_data_loss }))
+    } else {
+        for (key, why) in [
+            ("url", "belongs to kind = \"redis\": the embedded store is a file, see `path`"),
+            ("accept_data_loss", "belongs to kind = \"redis\": the embedded store loses nothing it has confirmed"),
+        ] {
+            if let Some(value) = s.take(key) {
+                value.wrong(why);
+            }
         }
-    }
-    s.later("url", "the embedded store is a file, see `path`");
-    s.later("accept_data_loss", "the embedded store loses nothing it has confirmed");
+        None
+    };
     let path = s.take("path").map_or(Some("var/pontage.redb"), |v| v.text())?;
-    Some(StoreConf { path: PathBuf::from(path) })
+    Some(StoreConf { path: PathBuf::from(path), redis: redis.map_or(Some(None), |r| r.map(Some))? })
 }
 
 fn rail(name: &str, value: &Value<'_>) -> Option<RailConf> {

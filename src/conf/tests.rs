@@ -67,10 +67,10 @@ fn every_single_mistake_is_named_with_its_line_and_key() {
         (
             "[store]",
             "[store]\nurl = \"env:R\"",
-            "10: store.url: is not in this build: the embedded store is a file, see `path`",
+            "10: store.url: belongs to kind = \"redis\": the embedded store is a file, see `path`",
         ),
-        ("[store]", "[store]\nkind = \"redis\"", "10: store.kind: \"redis\" is not in this build: \"embedded\""),
-        ("[store]", "[store]\nkind = \"sqlite\"", "10: store.kind: \"sqlite\" is not \"embedded\""),
+        ("[store]", "[store]\nkind = \"redis\"", "9: store: `url` is missing"),
+        ("[store]", "[store]\nkind = \"sqlite\"", "10: store.kind: \"sqlite\" is not \"embedded\" or \"redis\""),
         (
             "[\"env:A\"]",
             "[]",

@@ -108,7 +108,7 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
     if output == 0 {
         return Err(Refusal::CapReached { retry_after_seconds: 600 }.into());
     }
-    let hold = take(toll, rail, shown, proof, terms, visit.request, revision).await?;
+    let hold = take(toll, rail, shown, proof, terms, &toll.server(visit.request), revision).await?;
     Ok(Paid { quoted, money: Money::Hold(hold), output, room })
 }
 
@@ -359,7 +359,7 @@ async fn resume(
     } else {
         quoted.parts.price_usd.to_atoms(claim.terms.decimals).ok_or(Refusal::Internal { place: "pay: redeem" })?
     };
-    let redeem = Op::Redeem { by: visit.request.to_owned(), route: quoted.allowed.route.path.clone(), need };
+    let redeem = Op::Redeem { by: toll.server(visit.request), route: quoted.allowed.route.path.clone(), need };
     let now = UnixSeconds::now();
     let count = |outcome: &str| toll.metrics.payments.with_label_values(&[rail.as_str(), outcome]).inc();
     // Asked of the pure rules first, so that a refusal that would change nothing costs no write.
@@ -372,7 +372,7 @@ async fn resume(
         return Err(Stop { refusal: Refusal::NothingAsked, moved, claimed: true });
     }
     let key = claim.key.clone();
-    let (own, request) = (Arc::clone(toll), visit.request.to_owned());
+    let (own, request) = (Arc::clone(toll), toll.server(visit.request));
     let step = async move {
         let claim = advance(&own, &claim, redeem, now).await?;
         Ok(Hold::of(own, claim, request))

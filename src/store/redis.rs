@@ -5,8 +5,8 @@
 //! command. What it promises: a call that returned is on the primary's disk (`appendfsync always`, looked at before anything is
 //! trusted and every minute), so gates and Redis may be killed and started again. It claims nothing about fail-over to a replica.
 //!
-//! A change is swapped in Redis first and then written into the journal, both before anybody is answered: a swap that lost to another
-//! gate must leave no line. What is between the two at a crash was told to nobody.
+//! A change is swapped in Redis first, then come the totals and receipts beside it and the lines of the journal, all before anybody is
+//! answered: a swap that lost to another gate must leave no line. What a crash leaves half-way was told to nobody.
 
 mod probe;
 mod record;
@@ -301,6 +301,14 @@ impl Store for Redis {
     }
 
     async fn commit(&self, write: Write) -> Result<Swap, StoreError> {
+        // What cannot be counted is refused before anything is written.
+        for (name, day, amount) in &write.tally {
+            let more = write.tally.iter().filter(|(n, d, _)| (n, d) == (name, day));
+            let sum = more.fold(Some(self.tally(name, *day).await?), |sum, (_, _, amount)| sum?.plus(*amount));
+            if sum.is_none() {
+                return Err(StoreError(format!("the total {name} with {amount} more is larger than can be counted")));
+            }
+        }
         let swap = match (&write.claim, &write.channel) {
             (Some(_), Some(_)) => {
                 return Err(StoreError("one write has a claim or a channel, never both".to_owned()));
