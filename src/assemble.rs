@@ -247,13 +247,16 @@ fn count(limit: u32) -> usize {
     usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
+/// Rails of fixed amounts, and those by the token.
+type Configured = (Vec<Arc<Charge>>, Vec<Arc<Till>>);
+
 /// Every configured rail. A new kind adds one line.
 fn rails(
     conf: &Conf,
     ring: &Arc<KeyRing>,
     store: &Arc<dyn Store>,
     metrics: &Arc<Metrics>,
-) -> Result<(Vec<Arc<Charge>>, Vec<Arc<Till>>), Vec<String>> {
+) -> Result<Configured, Vec<String>> {
     let mut rails = Vec::new();
     let mut tills = Vec::new();
     let mut mistakes = Vec::new();

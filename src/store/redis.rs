@@ -303,8 +303,8 @@ impl Store for Redis {
     async fn commit(&self, write: Write) -> Result<Swap, StoreError> {
         // What cannot be counted is refused before anything is written.
         for (name, day, amount) in &write.tally {
-            let more = write.tally.iter().filter(|(n, d, _)| (n, d) == (name, day));
-            let sum = more.fold(Some(self.tally(name, *day).await?), |sum, (_, _, amount)| sum?.plus(*amount));
+            let mut more = write.tally.iter().filter(|(n, d, _)| (n, d) == (name, day));
+            let sum = more.try_fold(self.tally(name, *day).await?, |sum, (_, _, amount)| sum.plus(*amount));
             if sum.is_none() {
                 return Err(StoreError(format!("the total {name} with {amount} more is larger than can be counted")));
             }
