@@ -3,10 +3,11 @@
 use crate::catalogue::Catalogue;
 use crate::chain::Address;
 use crate::chain::fees::Fees;
+use crate::chain::relay::HttpRelay;
 use crate::chain::tempo::Tempo;
 use crate::claim::Standing as ClaimStanding;
 use crate::clock::UnixSeconds;
-use crate::conf::{Conf, RailConf, RailKind, Rails, Secrets, TempoConf};
+use crate::conf::{Conf, RailConf, RailKind, Rails, Secrets, SponsorConf, StoreConf, TempoConf};
 use crate::edge::admin::Admin;
 use crate::edge::body::Budget;
 use crate::edge::door::{Door, DoorLimits, Guests, tls};
@@ -23,11 +24,12 @@ use crate::rail::mpp::bind::KeyRing;
 use crate::rail::mpp::charge::{Charge, DECIMALS, Settings};
 use crate::rail::mpp::escrow::SettleKey;
 use crate::rail::mpp::session::{self, TempoSession};
-use crate::rail::mpp::sponsor::{self, Sponsor};
+use crate::rail::mpp::sponsor::{self, Hand, Sponsor};
 use crate::rail::{Rail, Way};
 use crate::rules::watch::{Rules, Standing};
-use crate::store::Store;
 use crate::store::embedded::Embedded;
+use crate::store::redis::Redis;
+use crate::store::{self, Store};
 use crate::upstream::Pools;
 use arc_swap::ArcSwap;
 use pingora::apps::http_app::HttpServer;
@@ -73,7 +75,7 @@ pub fn mistakes(conf: &Conf, rules: &Path) -> Vec<String> {
         let settle_key = tempo.session.and_then(|_| tempo.read_settle_key().err()).map(|e| said("settle_key", e));
         let why = "is the sample's placeholder: what is paid to it is gone, put your own address there";
         let payee = tempo.pays_nobody().then(|| said("recipient", why.into()));
-        let sponsor = tempo.sponsor.as_ref().and_then(|s| s.read_key().err()).map(|e| said("sponsor.key", e));
+        let sponsor = tempo.sponsor.as_ref().and_then(|s| s.read().err()).map(|e| said("sponsor", e));
         payee.into_iter().chain(rpc).chain(settle_key).chain(sponsor)
     };
     let mut found: Vec<_> = conf.rails.iter().flat_map(unread).collect();
@@ -91,7 +93,7 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     // First of all: a signal that nobody listens for would end a gate that is only starting.
     let signals = Signals::listen().map_err(one)?;
 
-    let store: Arc<dyn Store> = Arc::new(Embedded::open(&conf.store.path).map_err(|e| one(format!("store: {e}")))?);
+    let store = store(&conf.store).await.map_err(|e| one(format!("store: {e}")))?;
     let ring =
         Arc::new(KeyRing::new(&secrets.challenge_keys).map_err(|e| one(format!("secrets.challenge_keys: {e}")))?);
     let signet = Arc::new(
@@ -133,6 +135,7 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     }
     crate::flow::settler::start(&toll, crate::flow::settler::Pace::default());
     tokio::spawn(crate::flow::recover::sweep(Arc::clone(&toll)));
+    tokio::spawn(crate::flow::recover::watch(Arc::clone(&toll)));
     tokio::spawn(Arc::clone(&toll.channels).listen());
 
     let stopping = Arc::new(AtomicBool::new(false));
@@ -225,6 +228,16 @@ async fn same_payee(
     store.facts(&facts, true).await.map_err(broken).map(drop)
 }
 
+/// The configured store. A new kind adds one line.
+async fn store(conf: &StoreConf) -> Result<Arc<dyn Store>, String> {
+    let Some(shared) = &conf.redis else {
+        return Embedded::open(&conf.path).map(|store| Arc::new(store) as Arc<dyn Store>).map_err(|e| e.to_string());
+    };
+    let settings = store::redis::Settings { url: shared.url.value.read()?, accept_data_loss: shared.accept_data_loss };
+    let store = Redis::open(&settings, &conf.path).await.map_err(|e| e.to_string())?;
+    Ok(Arc::new(store))
+}
+
 async fn bind(key: &str, address: std::net::SocketAddr) -> Result<TcpListener, Vec<String>> {
     TcpListener::bind(address).await.map_err(|e| vec![format!("{key}: cannot listen on {address}: {e}")])
 }
@@ -234,13 +247,16 @@ fn count(limit: u32) -> usize {
     usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
+/// Rails of fixed amounts, and those by the token.
+type Configured = (Vec<Arc<Charge>>, Vec<Arc<Till>>);
+
 /// Every configured rail. A new kind adds one line.
 fn rails(
     conf: &Conf,
     ring: &Arc<KeyRing>,
     store: &Arc<dyn Store>,
     metrics: &Arc<Metrics>,
-) -> Result<(Vec<Arc<Charge>>, Vec<Arc<Till>>), Vec<String>> {
+) -> Result<Configured, Vec<String>> {
     let mut rails = Vec::new();
     let mut tills = Vec::new();
     let mut mistakes = Vec::new();
@@ -308,22 +324,27 @@ fn sponsor(
     metrics: &Arc<Metrics>,
 ) -> Result<Option<Arc<Sponsor>>, String> {
     let Some(conf) = &tempo.sponsor else { return Ok(None) };
-    let key = conf.read_key()?;
-    if tempo.settle_key.is_some() && tempo.read_settle_key().is_ok_and(|settle| settle == key) {
-        return Err(
-            "its key is the settle key: what was earned and what may be spent on fees are kept by two keys".into()
-        );
-    }
+    let secret = conf.read()?;
+    let hand = match conf {
+        SponsorConf::Relay { .. } => Hand::Relay(Arc::new(HttpRelay::new(&secret).map_err(|e| format!("relay: {e}"))?)),
+        SponsorConf::Key { .. } if tempo.read_settle_key().is_ok_and(|settle| settle == secret) => {
+            return Err(
+                "its key is the settle key: what was earned and what may be spent on fees are kept by two keys".into(),
+            );
+        }
+        SponsorConf::Key { usd_per_day, .. } => {
+            Hand::Own { key: secret, usd_per_day: *usd_per_day, store: Arc::clone(store) }
+        }
+    };
     let terms = sponsor::Terms {
         section: section.to_owned(),
         chain_id: tempo.chain_id,
         currency: Address::from(tempo.currency),
         recipient: Address::from(tempo.recipient),
-        usd_per_day: conf.usd_per_day,
         look_every: sponsor::LOOK_EVERY,
     };
     let chain: Arc<dyn Fees> = Arc::<Tempo>::clone(chain);
-    Sponsor::new(terms, &key, chain, Arc::clone(store), Arc::clone(metrics)).map(|s| Some(Arc::new(s)))
+    Sponsor::new(terms, hand, chain, Arc::clone(metrics)).map(|s| Some(Arc::new(s)))
 }
 
 /// The rules, watched: pools are rebuilt before a new plan becomes visible, and may veto it.

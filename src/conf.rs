@@ -103,11 +103,22 @@ pub struct ListenLimits {
     pub h2_streams: u32,
 }
 
-/// `[store]`, kind `embedded`.
+/// `[store]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreConf {
-    /// The database file.
+    /// The database file; with Redis, this gate's own journal.
     pub path: PathBuf,
+    /// Kind `redis`; `None` is kind `embedded`.
+    pub redis: Option<RedisConf>,
+}
+
+/// What kind `redis` needs beside the journal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedisConf {
+    /// `redis://…`. A reference, because it often holds a password.
+    pub url: Said<SecretRef>,
+    /// Serve although a crash of Redis may lose what it confirmed.
+    pub accept_data_loss: bool,
 }
 
 /// `[rail.<name>]`.
@@ -149,17 +160,28 @@ pub struct TempoConf {
 
 /// `sponsor` of an `mpp-tempo` rail.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SponsorConf {
-    /// Key of the account fees are taken from.
-    pub key: SecretRef,
-    /// The most that is spent on fees in a day (UTC).
-    pub usd_per_day: Usd,
+pub enum SponsorConf {
+    /// An account of ours.
+    Key {
+        /// Its key.
+        key: SecretRef,
+        /// The most that is spent on fees in a day (UTC).
+        usd_per_day: Usd,
+    },
+    /// A service that carries fees.
+    Relay {
+        /// Its JSON-RPC address. A reference, because such addresses often carry a key.
+        url: SecretRef,
+    },
 }
 
 impl SponsorConf {
-    /// Fetches the key: exactly 32 bytes, decoded. The error names the place, never what was found there.
-    pub fn read_key(&self) -> Result<Secret, String> {
-        self.key.read().and_then(seed)
+    /// Fetches the key (exactly 32 bytes, decoded) or the address. The error names the place, never what was found there.
+    pub fn read(&self) -> Result<Secret, String> {
+        match self {
+            Self::Key { key, .. } => key.read().and_then(seed),
+            Self::Relay { url } => url.read(),
+        }
     }
 }
 
@@ -422,17 +444,24 @@ fn secrets(s: &Section<'_>) -> Option<(Vec<Said<SecretRef>>, Said<SecretRef>)> {
 }
 
 fn store(s: &Section<'_>) -> Option<StoreConf> {
-    if let Some(kind) = s.take("kind") {
-        match kind.text() {
-            Some("redis") => kind.wrong("\"redis\" is not in this build: \"embedded\""),
-            Some("embedded") | None => {}
-            Some(_) => drop(kind.word(&[("embedded", ())])),
+    let shared = s.take("kind").map_or(Some(false), |v| v.word(&[("embedded", false), ("redis", true)]))?;
+    let redis = if shared {
+        let url = s.need("url").and_then(|v| Some(v.said(v.secret()?)));
+        let accept_data_loss = s.take("accept_data_loss").map_or(Some(false), |v| v.flag());
+        Some(url.zip(accept_data_loss).map(|(url, accept_data_loss)| RedisConf { url, accept_data_loss }))
+    } else {
+        for (key, why) in [
+            ("url", "belongs to kind = \"redis\": the embedded store is a file, see `path`"),
+            ("accept_data_loss", "belongs to kind = \"redis\": the embedded store loses nothing it has confirmed"),
+        ] {
+            if let Some(value) = s.take(key) {
+                value.wrong(why);
+            }
         }
-    }
-    s.later("url", "the embedded store is a file, see `path`");
-    s.later("accept_data_loss", "the embedded store loses nothing it has confirmed");
+        None
+    };
     let path = s.take("path").map_or(Some("var/pontage.redb"), |v| v.text())?;
-    Some(StoreConf { path: PathBuf::from(path) })
+    Some(StoreConf { path: PathBuf::from(path), redis: redis.map_or(Some(None), |r| r.map(Some))? })
 }
 
 fn rail(name: &str, value: &Value<'_>) -> Option<RailConf> {
@@ -466,7 +495,7 @@ fn tempo(s: &Section<'_>) -> Option<TempoConf> {
         }
         v.section().and_then(|terms| session::read(&terms))
     });
-    let sponsor = s.take("sponsor").map(|v| sponsor(&v, settle_key.as_ref().and_then(Option::as_ref)));
+    let sponsor = s.take("sponsor").map(|v| sponsor(&v, settle_key.as_ref().and_then(Option::as_ref), accept_push));
     Some(TempoConf {
         chain_id: chain_id?,
         rpc: rpc?,
@@ -479,9 +508,14 @@ fn tempo(s: &Section<'_>) -> Option<TempoConf> {
     })
 }
 
-fn sponsor(value: &Value<'_>, settle_key: Option<&SecretRef>) -> Option<SponsorConf> {
+fn sponsor(value: &Value<'_>, settle_key: Option<&SecretRef>, accept_push: Option<bool>) -> Option<SponsorConf> {
     let s = value.section()?;
-    s.later("relay", "fees are carried by a key of your own, see `key`");
+    if let Some(relay) = s.take("relay") {
+        if accept_push == Some(true) {
+            relay.wrong("does not go with `accept_push`: one payment could be shown in two ways and bought with twice");
+        }
+        return relay.secret().map(|url| SponsorConf::Relay { url });
+    }
     let key = s.need("key").and_then(|v| {
         let key = v.secret()?;
         if Some(&key) == settle_key {
@@ -495,7 +529,7 @@ fn sponsor(value: &Value<'_>, settle_key: Option<&SecretRef>) -> Option<SponsorC
             other => other.map_err(|e| e.to_string()),
         })
     });
-    Some(SponsorConf { key: key?, usd_per_day: usd_per_day? })
+    Some(SponsorConf::Key { key: key?, usd_per_day: usd_per_day? })
 }
 
 /// `0x` and 40 hex digits, any case. Zero is refused: money sent there is gone.

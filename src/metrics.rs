@@ -1,6 +1,7 @@
 //! What operators watch. Names are fixed; labels come only from closed sets: the plan's own names and enums, never a
 //! client's text.
 
+use crate::money::Usd;
 use prometheus::{CounterVec, GaugeVec, IntCounter};
 use prometheus::{Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 
@@ -142,6 +143,12 @@ impl Metrics {
         self.plan_info.reset();
         self.plan_info.with_label_values(&[generation]).set(1);
     }
+}
+
+/// Dollars as a float, for counters only: nothing is ever decided by it.
+#[allow(clippy::cast_precision_loss)]
+pub fn shown(usd: Usd) -> f64 {
+    usd.0 as f64 / 1e18
 }
 
 /// Registers a collector. Names and labels are literals above, so both errors are defects that the first test shows.

@@ -11,6 +11,7 @@ use common::bed::{CHAT, PRICE, assert_challenge, chat};
 use common::client::{node, python};
 use common::{Bed, Chain, DEV, Fault, Gate, GateOptions, PATH_USD, Payer, Unseen, eventually, payer, raw};
 use mpp::Base64UrlJson;
+use mpp::protocol::methods::tempo::FeePayerEnvelope78;
 use serde_json::{Value, json};
 
 const SPONSOR: &str = DEV[8].address;
@@ -149,12 +150,7 @@ async fn a_gate_killed_after_it_signed_sends_the_same_transaction_when_it_is_bac
     bed.gate.restart().await;
     let paid = eventually(SHORT, || async { bed.chain.balance(PATH_USD, &address).await == 0 }).await;
     assert!(paid, "sent from the record alone");
-    let mut reply = bed.show(&proof, CHAT, &chat()).await;
-    let end = std::time::Instant::now() + SHORT;
-    while matches!(reply.status, 409 | 503) && std::time::Instant::now() < end {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        reply = bed.show(&proof, CHAT, &chat()).await;
-    }
+    let reply = served(&bed, &proof).await;
     assert_eq!(reply.status, 200, "{}", reply.text());
     assert_eq!(bed.show(&proof, CHAT, &chat()).await.status, 403, "once");
     bed.close(Unseen::default()).await;
@@ -208,6 +204,90 @@ async fn who_is_offered_a_carried_fee_may_carry_it_himself_but_not_push() {
     assert_eq!(reply.status, 200, "{}", reply.text());
     assert_eq!(bed.chain.balance(PATH_USD, SPONSOR).await, before);
     bed.close(Unseen::default()).await;
+}
+
+/// A fee service on loopback: adds its token and its signature to whatever it is handed (`eth_signRawTransaction`).
+async fn relay() -> String {
+    use alloy::eips::Encodable2718 as _;
+    use alloy::signers::SignerSync as _;
+    let signer: alloy::signers::local::PrivateKeySigner = DEV[7].key.parse().unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/a-key-in-the-path", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let signer = signer.clone();
+            tokio::spawn(async move {
+                let mut rest = Vec::new();
+                while let Some(body) = common::chain::read_post(&mut stream, &mut rest).await {
+                    let call: Value = serde_json::from_slice(&body).unwrap();
+                    assert_eq!(call["method"], "eth_signRawTransaction");
+                    let bytes = alloy::hex::decode(call["params"][0].as_str().unwrap()).unwrap();
+                    let envelope = FeePayerEnvelope78::decode_envelope(&bytes).unwrap();
+                    let (mut tx, signature, _) = envelope.to_recoverable_signed().into_parts();
+                    (tx.fee_token, tx.fee_payer_signature) = (Some(PATH_USD.parse().unwrap()), None);
+                    let carried = signer.sign_hash_sync(&tx.fee_payer_signature_hash(envelope.sender)).unwrap();
+                    tx.fee_payer_signature = Some(carried);
+                    let raw = alloy::hex::encode_prefixed(tx.into_signed(signature).encoded_2718());
+                    let answer = json!({"jsonrpc": "2.0", "id": call["id"], "result": raw}).to_string();
+                    if !common::chain::answer_json(&mut stream, answer.as_bytes()).await {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    url
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_carries_fees_and_its_payments_are_bought_with_once() {
+    let relay = relay().await;
+    let mut bed = Bed::with(|options| {
+        options
+            .conf_edit("accept_push = false", "accept_push = false\nsponsor = { relay = \"env:FEE_RELAY\" }")
+            .env("FEE_RELAY", &relay)
+    })
+    .await;
+    let before = bed.chain.balance(PATH_USD, DEV[7].address).await;
+    let (address, key) = poor(&bed.chain, PRICE).await;
+    let (url, rpc) = (bed.gate.chat_url(), bed.chain.url());
+    let flags = [("url", url.as_str()), ("rpc", &rpc), ("key", &key), ("max_tokens", "5")];
+    let paid = node("mppx.mjs", &flags).await;
+    assert_eq!(paid["status"], 200, "{paid}");
+    bed.ledger.sold(&paid["receipt"], 5);
+    assert_eq!(bed.chain.balance(PATH_USD, &address).await, 0, "it paid the price and no fee");
+    assert!(bed.chain.balance(PATH_USD, DEV[7].address).await < before, "the relay's account paid it");
+
+    // A kill between the relay's signature and the chain: the same bytes are sent again, and bought with once.
+    let (address, key) = poor(&bed.chain, PRICE).await;
+    let proof = bed.proof(&Payer::new(&key, &rpc), CHAT, &chat()).await;
+    bed.rpc.forget();
+    bed.rpc.always("eth_sendRawTransactionSync", Fault::Hang);
+    let bytes = raw::post(CHAT, &[("authorization", &proof)], chat().to_string().as_bytes());
+    let listen = bed.gate.listen;
+    let asking = tokio::spawn(async move { raw::try_exchange(listen, &bytes).await });
+    assert!(eventually(SHORT, || async { bed.rpc.broadcasts() > 0 }).await, "signed, and on its way");
+    bed.gate.kill();
+    let _ = asking.await;
+    bed.rpc.clear();
+    bed.gate.restart().await;
+    assert!(eventually(SHORT, || async { bed.chain.balance(PATH_USD, &address).await == 0 }).await, "sent again");
+    assert_eq!(served(&bed, &proof).await.status, 200);
+    assert_eq!(bed.show(&proof, CHAT, &chat()).await.status, 403, "once");
+    assert!(!bed.gate.log().contains("a-key-in-the-path"), "its address is not repeated");
+    bed.close(Unseen::default()).await;
+}
+
+/// Shows a proof until its outcome is known.
+async fn served(bed: &Bed, proof: &str) -> common::RawReply {
+    let end = std::time::Instant::now() + SHORT;
+    loop {
+        let reply = bed.show(proof, CHAT, &chat()).await;
+        if !matches!(reply.status, 409 | 503) || std::time::Instant::now() > end {
+            return reply;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

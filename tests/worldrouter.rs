@@ -153,7 +153,7 @@ async fn a_call_costs_one_and_a_half_times_its_prompt_and_says_what_was_used() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_short_prompt_does_not_pay_for_is_the_operators_loss_up_to_two_cents() {
+async fn what_a_short_prompt_does_not_pay_for_is_the_operators_loss_up_to_a_cent() {
     let bed = Bed::with(worldrouter).await;
     bed.backend.tune(|script| script.tokens = 100_000);
     let payer = bed.payer().await;
@@ -162,10 +162,11 @@ async fn what_a_short_prompt_does_not_pay_for_is_the_operators_loss_up_to_two_ce
     assert_eq!(reply.status, 200, "{}", reply.text());
     let (charged, used) = (pico(&block(&reply)["charged"]["usd"]), pico(&block(&reply)["actual"]["usd"]));
     let lost = used - charged;
-    assert!((15_000_000_000..=20_000_000_000).contains(&lost), "{lost} of 1e-12 USD");
+    assert!((9_900_000_000..=10_000_000_000).contains(&lost), "{lost} of 1e-12 USD");
     let metrics = bed.gate.metrics().await;
     let line = metrics.lines().find(|l| l.starts_with("pontage_absorbed_usd_total{tier=\"call\"}"));
-    assert!(line.is_some_and(|l| l.split(' ').nth(1).unwrap().starts_with("0.01")), "{line:?}");
+    let counted = line.and_then(|l| l.split(' ').nth(1)).unwrap_or_else(|| panic!("{metrics}"));
+    assert_eq!(pico(&json!(counted)), lost);
     bed.close(Unseen::default()).await;
 }
 
@@ -297,7 +298,7 @@ async fn a_stream_costs_what_the_backend_reports_whatever_the_body_says_of_strea
     let street = Street::open().await;
     let wallet = Wallet::fresh(&street.chain, 50_000_000).await;
     let mut channel: Option<Channel> = None;
-    let (mut spent, mut made) = (0, 0);
+    let (mut spent, mut accepted, mut made) = (0, 0, 0);
     for (at, model) in MODELS.iter().enumerate() {
         let mut body = client::chat(model, &"what is this? ".repeat(at + 1));
         body["max_tokens"] = json!(200);
@@ -321,7 +322,8 @@ async fn a_stream_costs_what_the_backend_reports_whatever_the_body_says_of_strea
                 let snapshot = &terms["methodDetails"]["sessionSnapshot"];
                 assert_eq!(atoms(&snapshot["spent"]), spent, "{snapshot}");
                 assert_eq!(atoms(&snapshot["requiredCumulative"]), spent + amount, "{snapshot}");
-                let next = channel.voucher_credential(&offer, spent + amount);
+                // What was signed and not used is good for this one, too.
+                let next = channel.voucher_credential(&offer, accepted.max(spent + amount));
                 street.stream(channel, &offer, &next, &body).await
             }
         };
@@ -332,7 +334,9 @@ async fn a_stream_costs_what_the_backend_reports_whatever_the_body_says_of_strea
         assert_eq!(atoms(&streamed.block["charged"]["atoms"]), cost, "{model}: {}", streamed.block);
         spent += cost;
         made += tokens;
-        assert_eq!((atoms(&streamed.receipt["spent"]), streamed.asked), (spent, 0), "{model}: {}", streamed.receipt);
+        assert_eq!(atoms(&streamed.receipt["spent"]), spent, "{model}: {}", streamed.receipt);
+        // Where a vocabulary is not known, bytes are counted for cover: more is asked for, and not charged.
+        accepted = atoms(&streamed.receipt["acceptedCumulative"]);
     }
     assert_eq!(street.backend.tokens_produced(), made);
     assert!(street.backend.requests().iter().all(|r| r.json()["stream"] == json!(true)), "always streamed");
@@ -405,16 +409,41 @@ async fn the_session_client_of_mppx_streams_with_vouchers_by_head_and_gets_its_r
     let (url, rpc, key) = (format!("{}{STREAM}", street.gate.url()), street.reserve.url(), wallet.secret());
     let flags = [("url", url.as_str()), ("rpc", &rpc), ("key", &key), ("steps", "sse,sse,close"), ("head", "true")];
     let got = node("session.mjs", &flags).await;
-    assert_eq!(got["ok"], true, "{got}");
+    // What it says whole is half a megabyte.
+    let errors: Vec<&Value> = got["steps"].as_array().unwrap().iter().map(|step| &step["error"]).collect();
+    assert_eq!(got["ok"], true, "{errors:?} {}", got["management"]);
     let management: Vec<&str> = got["management"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
-    assert!(management.contains(&"HEAD voucher 204") && management.contains(&"HEAD close 204"), "{got}");
+    assert!(management.contains(&"HEAD voucher 204") && management.contains(&"HEAD close 204"), "{management:?}");
     let (_, input, output) = prices(&street.gate).await.into_iter().find(|(id, ..)| id == MODELS[0]).unwrap();
     let (prompt, _) = street.backend.usage_reported();
     let cost = 2 * (u128::from(prompt / 2) * input + 300 * output).div_ceil(1_000_000);
-    assert_eq!(atoms(&got["steps"][1]["receipt"]["spent"]), cost, "{got}");
+    assert_eq!(atoms(&got["steps"][1]["receipt"]["spent"]), cost);
     let id = got["channel"].as_str().unwrap().parse().unwrap();
     let events = street.reserve.events(&id).await;
     assert!(matches!(events.last(), Some(Event::Closed { settled, .. }) if *settled == cost), "{events:?}");
+    street.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_forgot_its_channel_finds_it_by_head_and_opens_no_second_one() {
+    let street = Street::open().await;
+    let bare = street.exchange("HEAD", STREAM, &[], b"").await;
+    assert_eq!((bare.status, bare.body.len()), (402, 0), "{bare:?}");
+    assert_eq!(
+        payer::terms(&payer::offer(&bare.headers("www-authenticate"), "tempo", "session"))["unitType"],
+        "request"
+    );
+
+    let wallet = Wallet::fresh(&street.chain, 50_000_000).await;
+    let (url, rpc, key) = (format!("{}{STREAM}", street.gate.url()), street.reserve.url(), wallet.secret());
+    let flags = [("url", url.as_str()), ("rpc", &rpc), ("key", &key)];
+    let first = node("session.mjs", &[&flags[..], &[("steps", "sse")]].concat()).await;
+    assert_eq!(first["ok"], true, "{}", first["steps"][0]["error"]);
+    let again = node("session.mjs", &[&flags[..], &[("steps", "sse,close"), ("bootstrap", "true")]].concat()).await;
+    assert_eq!((&again["ok"], &again["channel"]), (&json!(true), &first["channel"]), "{}", again["management"]);
+    let id = first["channel"].as_str().unwrap().parse().unwrap();
+    let events = street.reserve.events(&id).await;
+    assert!(matches!(events[..], [Event::Opened { .. }, Event::Closed { .. }]), "{events:?}");
     street.close().await;
 }
 
@@ -475,6 +504,7 @@ async fn directories_find_both_ways_to_buy_and_nothing_wrong() {
     let offers = |path: &str| document["paths"][path]["post"]["x-payment-info"]["offers"].clone();
     assert_eq!(offers(CHAT)[0]["intent"], "charge");
     assert_eq!(offers(CHAT)[0]["amount"], Value::Null, "it depends on the prompt");
+    assert_eq!((&offers(STREAM)[0]["intent"], &offers(STREAM)[0]["amount"]), (&json!("session"), &Value::Null));
     assert_eq!(document["paths"][STREAM]["post"]["summary"], "Chat completions, always streamed, tier metered");
     bed.close(Unseen::default()).await;
 }

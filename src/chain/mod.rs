@@ -4,6 +4,7 @@
 //! library says may repeat the RPC URL, and that can hold a key.
 
 pub mod fees;
+pub mod relay;
 pub mod reserve;
 mod rpc;
 pub mod tempo;

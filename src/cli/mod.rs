@@ -1,6 +1,7 @@
 //! Arguments, one file per verb.
 
 pub mod audit;
+pub mod channels;
 pub mod check;
 pub mod quote;
 pub mod receipt;
@@ -60,10 +61,34 @@ enum Verb {
         #[arg(long, default_value = "var/pontage.redb")]
         store: PathBuf,
     },
+    /// Work with the channels of the running gate.
+    Channels {
+        #[command(subcommand)]
+        verb: ChannelsVerb,
+        /// Its configuration: it says where to ask.
+        #[arg(long, default_value = "conf/pontage.toml", global = true)]
+        conf: PathBuf,
+    },
     /// Work with receipts.
     Receipt {
         #[command(subcommand)]
         verb: ReceiptVerb,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ChannelsVerb {
+    /// Print those that are not over.
+    List,
+    /// Have paid out what is spent of one, as far as a voucher says exactly so.
+    Settle {
+        /// Its id.
+        id: String,
+    },
+    /// Close one: what is spent is paid out, the rest goes back to its owner.
+    Close {
+        /// Its id.
+        id: String,
     },
 }
 
@@ -86,6 +111,9 @@ pub fn main() -> ExitCode {
         Verb::Check { places } => check::run(&places.conf, &places.rules),
         Verb::Quote { places, path, request } => quote::run(&places, &path, &request),
         Verb::Audit { store } => audit::run(&store),
+        Verb::Channels { verb: ChannelsVerb::List, conf } => channels::list(&conf),
+        Verb::Channels { verb: ChannelsVerb::Settle { id }, conf } => channels::act(&conf, &id, "settle"),
+        Verb::Channels { verb: ChannelsVerb::Close { id }, conf } => channels::act(&conf, &id, "close"),
         Verb::Receipt { verb: ReceiptVerb::Verify { key, sealed } } => receipt::verify(&key, &sealed),
     }
 }

@@ -67,10 +67,10 @@ fn every_single_mistake_is_named_with_its_line_and_key() {
         (
             "[store]",
             "[store]\nurl = \"env:R\"",
-            "10: store.url: is not in this build: the embedded store is a file, see `path`",
+            "10: store.url: belongs to kind = \"redis\": the embedded store is a file, see `path`",
         ),
-        ("[store]", "[store]\nkind = \"redis\"", "10: store.kind: \"redis\" is not in this build: \"embedded\""),
-        ("[store]", "[store]\nkind = \"sqlite\"", "10: store.kind: \"sqlite\" is not \"embedded\""),
+        ("[store]", "[store]\nkind = \"redis\"", "9: store: `url` is missing"),
+        ("[store]", "[store]\nkind = \"sqlite\"", "10: store.kind: \"sqlite\" is not \"embedded\" or \"redis\""),
         (
             "[\"env:A\"]",
             "[]",
@@ -121,8 +121,18 @@ fn every_single_mistake_is_named_with_its_line_and_key() {
         ),
         (
             "chain_id",
-            "sponsor = { key = \"env:F\", usd_per_day = \"1\", relay = \"https://r\" }\nchain_id",
-            "13: rail.tempo.sponsor.relay: is not in this build: fees are carried by a key of your own, see `key`",
+            "sponsor = { key = \"env:F\", relay = \"env:R\" }\nchain_id",
+            "13: rail.tempo.sponsor.key: unknown key; known here: relay",
+        ),
+        (
+            "chain_id",
+            "sponsor = { relay = \"https://canary\" }\nchain_id",
+            "13: rail.tempo.sponsor.relay: a secret is written as \"env:NAME\" or \"file:PATH\", never inline",
+        ),
+        (
+            "chain_id",
+            "accept_push = true\nsponsor = { relay = \"env:R\" }\nchain_id",
+            "14: rail.tempo.sponsor.relay: does not go with `accept_push`: one payment could be shown in two ways and bought with twice",
         ),
         (
             "chain_id",

@@ -1,4 +1,8 @@
-//! `/metrics`, `/healthz`, `/readyz`, `/status` on an address of their own.
+//! `/metrics`, `/healthz`, `/readyz`, `/status`, `/channels` on an address of their own.
+
+mod channels;
+
+pub use channels::OPERATOR;
 
 use crate::flow::Toll;
 use async_trait::async_trait;
@@ -74,7 +78,8 @@ impl Admin {
 #[async_trait]
 impl ServeHttp for Admin {
     async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
-        let path = session.req_header().uri.path().to_owned();
+        let head = session.req_header();
+        let (path, method, sent) = (head.uri.path().to_owned(), head.method.clone(), head.headers.clone());
         let (status, kind, body) = match path.as_str() {
             "/healthz" => (StatusCode::OK, "text/plain", "ok\n".to_owned()),
             "/readyz" => match self.unready() {
@@ -89,7 +94,10 @@ impl ServeHttp for Admin {
                 }
                 (StatusCode::OK, "text/plain; version=0.0.4", self.toll.metrics.text())
             }
-            _ => (StatusCode::NOT_FOUND, "text/plain", "no such path\n".to_owned()),
+            path => match channels::answer(&self.toll, &method, path, &sent).await {
+                Some((status, body)) => (status, "application/json", body),
+                None => (StatusCode::NOT_FOUND, "text/plain", "no such path\n".to_owned()),
+            },
         };
         let mut response = Response::new(body.into_bytes());
         *response.status_mut() = status;

@@ -58,7 +58,7 @@ async fn run(toll: &Arc<Toll>, till: &Arc<Till>, id: &ChannelId) -> Result<Close
             let channel = toll.channels.read(id).await.map_err(|e| super::pay::store_down(&e))?;
             Ok(Closed { channel: channel.ok_or(Refusal::ChannelUnknown)?, tx: Some(mined) })
         }
-        Tried::Sent(Outcome::Dropped { .. }) => Err(busy()),
+        Tried::Sent(Outcome::Dropped { .. }) => Err(dropped()),
         Tried::Sent(Outcome::Unknown) => Err(super::session::unknown()),
         // Somebody else closes it: his transaction is the answer to both.
         Tried::Joined => {
@@ -70,6 +70,11 @@ async fn run(toll: &Arc<Toll>, till: &Arc<Till>, id: &ChannelId) -> Result<Close
 
 fn busy() -> Stop {
     Refusal::ChannelBusy { retry_after_seconds: 2 }.into()
+}
+
+/// Our transaction came to nothing. It may have cost a fee: the next one can wait a little.
+pub(super) fn dropped() -> Stop {
+    Refusal::ChannelBusy { retry_after_seconds: 30 }.into()
 }
 
 fn is_closed(channel: &Channel) -> bool {

@@ -88,12 +88,8 @@ async fn accept(
         && let Ok(views) = till.rail.views(std::slice::from_ref(id)).await
         && let Some(view) = views.first()
     {
-        live.was_read(now);
-        let applied = toll.channels.apply(id, vec![Op::Look { view: *view }.into(), op().into()]).await;
-        let mut applied = applied.map_err(|t| trouble_stop(&t))?;
-        if let Some(effect) = applied.effects.pop() {
-            tried = (applied.channel, effect);
-        }
+        transact::heard(toll, till, id, *view, now).await.map_err(|t| trouble_stop(&t))?;
+        tried = toll.channels.one(id, op()).await.map_err(|t| trouble_stop(&t))?;
     }
     match tried {
         (channel, Ok(_)) => Ok(channel),

@@ -77,6 +77,11 @@ impl Toll {
         self.tills.iter().find(|t| t.rail.id() == id)
     }
 
+    /// Who serves a request, as claims have it: this gate, and the request.
+    pub fn server(&self, request: &str) -> String {
+        format!("{}/{request}", self.store.gate())
+    }
+
     /// What the rail with this name says about itself, whichever kind it is.
     pub fn way(&self, id: &RailId) -> Option<&dyn Way> {
         let fixed = self.rail(id).map(|rail| -> &dyn Way { rail.as_ref() });

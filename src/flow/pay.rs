@@ -108,7 +108,7 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
     if output == 0 {
         return Err(Refusal::CapReached { retry_after_seconds: 600 }.into());
     }
-    let hold = take(toll, rail, shown, proof, terms, visit.request, revision).await?;
+    let hold = take(toll, rail, shown, proof, terms, &toll.server(visit.request), revision).await?;
     Ok(Paid { quoted, money: Money::Hold(hold), output, room })
 }
 
@@ -295,7 +295,7 @@ async fn conclude(
         Collected::Paid => {
             count("paid");
             let usd = claim.terms.amount.to_usd(claim.terms.decimals).unwrap_or(claim.terms.price);
-            toll.metrics.charged_usd.with_label_values(&[rail.id().as_str()]).inc_by(show_usd(usd));
+            toll.metrics.charged_usd.with_label_values(&[rail.id().as_str()]).inc_by(crate::metrics::shown(usd));
             let paid = advance(toll, &claim, Op::Pay { by: request.to_owned() }, now).await.map_err(|e| Stop {
                 refusal: e.refusal,
                 moved: Moved::Unknown,
@@ -359,7 +359,7 @@ async fn resume(
     } else {
         quoted.parts.price_usd.to_atoms(claim.terms.decimals).ok_or(Refusal::Internal { place: "pay: redeem" })?
     };
-    let redeem = Op::Redeem { by: visit.request.to_owned(), route: quoted.allowed.route.path.clone(), need };
+    let redeem = Op::Redeem { by: toll.server(visit.request), route: quoted.allowed.route.path.clone(), need };
     let now = UnixSeconds::now();
     let count = |outcome: &str| toll.metrics.payments.with_label_values(&[rail.as_str(), outcome]).inc();
     // Asked of the pure rules first, so that a refusal that would change nothing costs no write.
@@ -372,7 +372,7 @@ async fn resume(
         return Err(Stop { refusal: Refusal::NothingAsked, moved, claimed: true });
     }
     let key = claim.key.clone();
-    let (own, request) = (Arc::clone(toll), visit.request.to_owned());
+    let (own, request) = (Arc::clone(toll), toll.server(visit.request));
     let step = async move {
         let claim = advance(&own, &claim, redeem, now).await?;
         Ok(Hold::of(own, claim, request))
@@ -445,12 +445,6 @@ pub(super) fn store_down(e: &StoreError) -> Stop {
 /// A proof was shown and nobody can say what became of it: it may have been paid by an earlier request.
 fn unread(e: &StoreError) -> Stop {
     Stop { claimed: true, moved: Moved::Unknown, ..store_down(e) }
-}
-
-/// Dollars as a float, for counters only.
-#[allow(clippy::cast_precision_loss)]
-pub(super) fn show_usd(usd: Usd) -> f64 {
-    usd.0 as f64 / 1e18
 }
 
 /// Every offer of a route that can be honoured now, in the client's order, or [`Refusal::NoOffer`]. `known`: the payer's channel,

@@ -8,23 +8,42 @@ use super::{Toll, pay};
 use crate::claim::{Claim, Op, Standing};
 use crate::clock::UnixSeconds;
 use crate::rail::Collected;
+use crate::store::StoreError;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Owner of claims that the gate itself follows up.
+/// Owner of claims that a gate itself follows up, behind the gate's name.
 const FOLLOWER: &str = "recovery";
 
-/// Whether a claim's owner is this module: whoever shows its proof may wait for the outcome.
+/// Whether a claim's owner is this module, here or in another gate: whoever shows its proof may wait for the outcome.
 pub fn is_following(by: &str) -> bool {
-    by == FOLLOWER
+    by.rsplit('/').next() == Some(FOLLOWER)
+}
+
+/// Whether nobody works on a claim any more: its gate is this one, in a former life, or is gone.
+async fn is_left(toll: &Toll, by: &str, own: bool) -> Result<bool, StoreError> {
+    match by.split_once('/') {
+        Some((gate, _)) if gate == toll.store.gate() => Ok(own),
+        Some((gate, _)) => Ok(!toll.store.alive(gate).await?),
+        // Written by a version that knew of one gate only.
+        None => Ok(own),
+    }
 }
 
 /// Looks at everything a former process left. Returns how many claims there were. Call before listening.
-pub async fn recover(toll: &Arc<Toll>) -> Result<usize, crate::store::StoreError> {
+pub async fn recover(toll: &Arc<Toll>) -> Result<usize, StoreError> {
+    take_up(toll, true).await
+}
+
+/// Takes up claims that nobody works on. `own`: those of this gate too, because it is only starting.
+async fn take_up(toll: &Arc<Toll>, own: bool) -> Result<usize, StoreError> {
     let now = UnixSeconds::now();
-    let left = toll.store.open_claims(now).await?;
-    let count = left.len();
-    for claim in left {
+    let mut count = 0;
+    for claim in toll.store.open_claims(now).await? {
+        match &claim.standing {
+            Standing::Serving { by } | Standing::Claimed { by } if !is_left(toll, by, own).await? => continue,
+            _ => count += 1,
+        }
         match &claim.standing {
             Standing::Serving { by } => {
                 let op = Op::GiveBack { by: by.clone() };
@@ -46,10 +65,11 @@ pub async fn recover(toll: &Arc<Toll>) -> Result<usize, crate::store::StoreError
 pub fn follow(toll: Arc<Toll>, claim: Claim) {
     tokio::spawn(async move {
         let Standing::Claimed { by } = claim.standing.clone() else { return };
-        let claim = if is_following(&by) {
+        let follower = toll.server(FOLLOWER);
+        let claim = if by == follower {
             claim
         } else {
-            let op = Op::TakeOver { from: by, by: FOLLOWER.to_owned() };
+            let op = Op::TakeOver { from: by, by: follower };
             match pay::advance(&toll, &claim, op, UnixSeconds::now()).await {
                 Ok(claim) => claim,
                 Err(_) => return,
@@ -77,7 +97,10 @@ pub fn follow(toll: Arc<Toll>, claim: Claim) {
                     toll.metrics.payments.with_label_values(&[rail.id().as_str(), outcome]).inc();
                     if outcome == "paid" {
                         let usd = claim.terms.amount.to_usd(claim.terms.decimals).unwrap_or(claim.terms.price);
-                        toll.metrics.charged_usd.with_label_values(&[rail.id().as_str()]).inc_by(pay::show_usd(usd));
+                        toll.metrics
+                            .charged_usd
+                            .with_label_values(&[rail.id().as_str()])
+                            .inc_by(crate::metrics::shown(usd));
                     }
                     tracing::info!(claim = %claim.key.0, outcome, "outcome known");
                 }
@@ -88,6 +111,16 @@ pub fn follow(toll: Arc<Toll>, claim: Claim) {
             return;
         }
     });
+}
+
+/// Takes up claims of gates that are gone, every half minute where there can be other gates.
+pub async fn watch(toll: Arc<Toll>) {
+    while toll.store.changes().is_some() {
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        if let Err(error) = take_up(&toll, false).await {
+            tracing::error!(%error, "claims of other gates were not looked at");
+        }
+    }
 }
 
 /// Forgets claims that are over and old, once an hour.

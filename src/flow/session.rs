@@ -305,7 +305,8 @@ pub fn offer(
     let deposit = till.atoms(till.terms.deposit).max(Atoms(amount.0.saturating_mul(ADVISED)));
     let snapshot = known.filter(|channel| channel.rail == *till.rail.id()).map(|channel| Snapshot {
         channel,
-        required: channel.required(amount),
+        // A wallet that signs just this must not sign less than it has signed before.
+        required: channel.required(amount).max(channel.accepted()),
         with_voucher: false,
     });
     let ask = SessionAsk {

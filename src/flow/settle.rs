@@ -4,7 +4,7 @@
 
 use super::lease::Wait;
 use super::loss::{Losses, Room};
-use super::pay::{Money, Paid, show_usd};
+use super::pay::{Money, Paid};
 use super::price::Quoted;
 use super::receipt::{self, Signet};
 use super::{Stop, Toll};
@@ -107,6 +107,9 @@ impl Delivery {
         let mut meter = Meter::new(allowed.ask.wants_usage, bounds);
         if let Money::Lease(_) = money {
             meter = meter.with_cover(cover_count(allowed.model.vocabulary.as_deref()));
+            if !allowed.model.hidden_output {
+                meter = meter.all_is_shown();
+            }
         }
         Self {
             toll,
@@ -413,8 +416,12 @@ impl Delivery {
         self.receipt.charged_usd = self.receipt.charged.to_usd(decimals).unwrap_or(Usd::ZERO);
         let rail = self.receipt.rail.as_str();
         let lost = Atoms(cost.0.saturating_sub(cap.0)).to_usd(decimals).unwrap_or(Usd::ZERO);
-        self.toll.metrics.charged_usd.with_label_values(&[rail]).inc_by(show_usd(self.receipt.charged_usd));
-        self.toll.metrics.session_loss_usd.with_label_values(&[rail]).inc_by(show_usd(lost));
+        self.toll
+            .metrics
+            .charged_usd
+            .with_label_values(&[rail])
+            .inc_by(crate::metrics::shown(self.receipt.charged_usd));
+        self.toll.metrics.session_loss_usd.with_label_values(&[rail]).inc_by(crate::metrics::shown(lost));
     }
 
     fn count_exchange(&self) {
@@ -431,7 +438,7 @@ impl Delivery {
             return Vec::new();
         }
         let tier = &self.receipt.tier;
-        self.toll.metrics.absorbed_usd.with_label_values(&[tier.as_str()]).inc_by(show_usd(lost));
+        self.toll.metrics.absorbed_usd.with_label_values(&[tier.as_str()]).inc_by(crate::metrics::shown(lost));
         vec![(Losses::tally_name(tier), day, lost)]
     }
 

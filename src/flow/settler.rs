@@ -85,15 +85,21 @@ async fn round(toll: &Arc<Toll>, pace: Pace, room: &Arc<Semaphore>) {
         let (toll, till, room) = (Arc::clone(toll), Arc::clone(till), Arc::clone(room));
         tokio::spawn(async move {
             let _mine = mine;
-            let done = {
+            let came = {
                 let Ok(_room) = room.acquire().await else { return };
                 match due {
                     Due::Settle(voucher) => settle(&toll, &till, &channel, &voucher).await,
-                    _ => closing::close(&toll, &till, &channel.id).await.is_ok(),
+                    _ => match closing::close(&toll, &till, &channel.id).await {
+                        Ok(_) => Settled::Sent,
+                        Err(stop) if stop == closing::dropped() => Settled::Dropped,
+                        Err(_) => Settled::NotSent,
+                    },
                 }
             };
-            if !done {
-                tokio::time::sleep(pace.rest).await;
+            match came {
+                Settled::Sent => {}
+                Settled::NotSent => tokio::time::sleep(pace.views).await,
+                Settled::Dropped => tokio::time::sleep(pace.rest).await,
             }
         });
     }
@@ -138,26 +144,38 @@ fn settleable(channel: &Channel) -> Option<&Voucher> {
     channel.settleable().filter(|voucher| voucher.amount > channel.view.settled)
 }
 
-/// Pays a voucher out. Returns whether it came to something, or somebody else was faster.
-async fn settle(toll: &Arc<Toll>, till: &Arc<Till>, channel: &Channel, voucher: &Voucher) -> bool {
+/// What came of a try to pay out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Settled {
+    /// It is sent, or somebody else was faster.
+    Sent,
+    /// The chain or the store did not answer, or the channel is in use.
+    NotSent,
+    /// It was sent and came to nothing.
+    Dropped,
+}
+
+/// Pays a voucher out.
+async fn settle(toll: &Arc<Toll>, till: &Arc<Till>, channel: &Channel, voucher: &Voucher) -> Settled {
     let signed = till.rail.settle(channel, voucher, UnixSeconds::now());
     let Ok(Ok(intent)) = tokio::time::timeout(SIGN, signed).await else {
         transact::unsigned(toll, till, &channel.id);
-        return false;
+        return Settled::NotSent;
     };
     let (channel, effect) = match toll.channels.one(&channel.id, Op::Intend { intent: intent.clone() }).await {
         Ok(answer) => answer,
         Err(trouble) => {
             tracing::error!(channel = %channel.id, ?trouble, "not settled: its intent could not be written");
-            return false;
+            return Settled::NotSent;
         }
     };
     if effect.is_err() {
-        return true;
+        return Settled::Sent;
     }
     match transact::carry(toll, till, &channel, &intent).await {
-        Ok(Outcome::Dropped { .. }) | Err(_) => false,
-        Ok(Outcome::Landed { .. } | Outcome::Unknown) => true,
+        Ok(Outcome::Dropped { .. }) => Settled::Dropped,
+        Err(_) => Settled::NotSent,
+        Ok(Outcome::Landed { .. } | Outcome::Unknown) => Settled::Sent,
     }
 }
 
@@ -167,7 +185,7 @@ pub async fn settle_now(toll: &Arc<Toll>, till: &Arc<Till>, channel: &Channel) -
     let (own, till, channel) = (Arc::clone(toll), Arc::clone(till), channel.clone());
     let work = async move {
         match settleable(&channel) {
-            Some(voucher) if channel.our_tx.is_none() => settle(&own, &till, &channel, voucher).await,
+            Some(voucher) if channel.our_tx.is_none() => settle(&own, &till, &channel, voucher).await == Settled::Sent,
             _ => false,
         }
     };
@@ -183,7 +201,7 @@ fn gauge(toll: &Toll, channels: &[Channel]) {
     let mut owed: BTreeMap<&str, f64> = toll.tills.iter().map(|till| (till.rail.id().as_str(), 0.0)).collect();
     for channel in channels {
         if let Some(sum) = owed.get_mut(channel.rail.as_str()) {
-            *sum += super::pay::show_usd(channel.unsettled().to_usd(channel.decimals).unwrap_or_default());
+            *sum += crate::metrics::shown(channel.unsettled().to_usd(channel.decimals).unwrap_or_default());
         }
     }
     for (rail, usd) in owed {

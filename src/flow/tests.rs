@@ -2,6 +2,7 @@
 //! `Delivery` that a chain and a disk can force, without either.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod beside;
 mod dropped;
 mod faults;
 mod offers;
@@ -365,7 +366,10 @@ fn toll(
     let toll = Toll {
         rules: Rules::start(rules, catalogue(), prepare, |_| ()).unwrap(),
         rails: vec![Arc::clone(rail) as Arc<dyn Rail>, Arc::clone(spare) as Arc<dyn Rail>],
-        tills: vec![Arc::new(Till { rail: Arc::clone(purse) as Arc<dyn Session>, terms: sessions::terms() })],
+        tills: vec![Arc::new(Till {
+            rail: Arc::clone(purse) as Arc<dyn Session>,
+            terms: *purse.terms.lock().unwrap(),
+        })],
         channels: Arc::new(Channels::new(Arc::<Frail>::clone(&store) as Arc<dyn Store>)),
         store: Arc::clone(&store) as Arc<dyn Store>,
         pools,

@@ -119,7 +119,7 @@ pub(super) async fn heard(
         if lost > Atoms(0) {
             tracing::error!(channel = %id, rail = %rail, atoms = %lost, "the payer withdrew before it was settled: lost");
             let usd = lost.to_usd(channel.decimals).unwrap_or(Usd::ZERO);
-            toll.metrics.session_loss_usd.with_label_values(&[rail.as_str()]).inc_by(super::pay::show_usd(usd));
+            toll.metrics.session_loss_usd.with_label_values(&[rail.as_str()]).inc_by(crate::metrics::shown(usd));
             toll.metrics.forced_closes.with_label_values(&[rail.as_str(), "lost"]).inc();
         } else {
             tracing::info!(channel = %id, "closed on chain by somebody else");

@@ -1,7 +1,9 @@
 //! The audit walk: does the journal hold together, does it agree with the claims, and what does it add up to?
 
 use super::chain::{Broken, Head};
+use super::channels::Ledger;
 use super::{Entry, Receipt};
+use crate::channel::Channel;
 use crate::claim::{Claim, Standing};
 use crate::clock::UnixSeconds;
 use crate::ids::RailId;
@@ -35,6 +37,21 @@ pub struct Owed {
     pub paid_at: UnixSeconds,
 }
 
+/// Channels, added up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Locked {
+    /// Those that are not over.
+    pub open: u64,
+    /// Those that are.
+    pub over: u64,
+    /// What payers signed for, in open ones, as atoms of whatever asset.
+    pub accepted: Atoms,
+    /// What was spent of it.
+    pub spent: Atoms,
+    /// What is paid out of that.
+    pub settled: Atoms,
+}
+
 /// What an audit found. Memory grows with the number of receipts: about half a kilobyte each.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Audit {
@@ -52,6 +69,8 @@ pub struct Audit {
     pub unknown_lines: u64,
     /// Claims that were compared with the journal.
     pub claims: u64,
+    /// What the channels' records say.
+    pub channels: Locked,
 }
 
 impl Audit {
@@ -61,12 +80,13 @@ impl Audit {
     }
 }
 
-/// Walks `lines` from the first, compares the end with the `head` that is kept beside them, and every claim with what the
-/// journal says about it. Errors of either iterator are faults of the books, not of the audit.
+/// Walks `lines` from the first, compares the end with the `head` that is kept beside them, and every claim and channel with
+/// what the journal says about it. Errors of any iterator are faults of the books, not of the audit.
 pub fn audit(
     lines: impl IntoIterator<Item = Result<String, String>>,
     head: Head,
     claims: impl IntoIterator<Item = Result<Claim, String>>,
+    channels: impl IntoIterator<Item = Result<Channel, String>>,
 ) -> Audit {
     let mut books = Books::default();
     let mut found = Audit::default();
@@ -101,8 +121,31 @@ pub fn audit(
                 Err(why) => found.faults.push(why),
             }
         }
+        let mut records = Vec::new();
+        for channel in channels {
+            match channel {
+                Ok(channel) => records.push(channel),
+                Err(why) => found.faults.push(why),
+            }
+        }
+        books.channels.compare(&records, &mut found.faults);
+        records.iter().for_each(|channel| found.channels.add(channel));
     }
     found
+}
+
+impl Locked {
+    fn add(&mut self, channel: &Channel) {
+        if channel.is_over() {
+            self.over += 1;
+            return;
+        }
+        self.open += 1;
+        let add = |sum: &mut Atoms, more: Atoms| *sum = Atoms(sum.0.saturating_add(more.0));
+        add(&mut self.accepted, channel.accepted());
+        add(&mut self.spent, channel.spent());
+        add(&mut self.settled, channel.view.settled);
+    }
 }
 
 /// What the journal says happened to one claim.
@@ -119,10 +162,12 @@ struct Books {
     receipts: HashMap<String, Receipt>,
     /// Receipt ids by reference on chain.
     delivered: HashMap<String, String>,
+    channels: Ledger,
 }
 
 impl Books {
     fn enter(&mut self, entry: Entry, faults: &mut Vec<String>) {
+        self.channels.enter(&entry, faults);
         match entry {
             Entry::Claimed { key, amount, reference, at: _ } => {
                 let story = Story { amount, reference, paid_at: None, dead: false };
@@ -141,7 +186,7 @@ impl Books {
                 Some(story) => story.dead = true,
                 None => faults.push(format!("{key} is dead and was never claimed")),
             },
-            // Channels are walked elsewhere.
+            // In the ledger of channels.
             Entry::Channel { .. }
             | Entry::Voucher { .. }
             | Entry::Intent { .. }
@@ -234,6 +279,11 @@ impl fmt::Display for Audit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "journal   {} lines, head {}", self.head.lines, self.head)?;
         writeln!(f, "claims    {} compared", self.claims)?;
+        let Locked { open, over, accepted, spent, settled } = self.channels;
+        writeln!(
+            f,
+            "channels  {open} open, {over} over; open ones: {accepted} atoms signed, {spent} spent, {settled} settled"
+        )?;
         if self.unknown_lines > 0 {
             writeln!(f, "unknown   {} lines of a later version", self.unknown_lines)?;
         }
@@ -310,7 +360,7 @@ mod tests {
             claimed("c", "0xc"),
             paid("c"),
         ]);
-        let found = audit(lines, head, [claim("a", delivered("r1"))]);
+        let found = audit(lines, head, [claim("a", delivered("r1"))], []);
         assert!(found.is_sound(), "{found}");
         let sums: Vec<_> = found.sums.values().collect();
         let want = Sum { receipts: 2, incomplete: 1, charged: Atoms(20_005), charged_usd: Usd(20_005_000_000_000_000) };
@@ -323,7 +373,7 @@ mod tests {
     fn a_proof_may_be_claimed_again_after_an_attempt_that_came_to_nothing() {
         let a = || claimed("a", "0xa");
         let (lines, head) = write(&[a(), dead("a"), a(), paid("a"), sold("r1", "0xa")]);
-        let found = audit(lines, head, []);
+        let found = audit(lines, head, [], []);
         assert_eq!((found.is_sound(), found.owed.len()), (true, 0), "{found}");
     }
 
@@ -349,7 +399,7 @@ mod tests {
             (vec![], vec![Err("unreadable".to_owned())], "a claim that cannot be read"),
         ] {
             let (lines, head) = write(&entries);
-            let found = audit(lines, head, claims);
+            let found = audit(lines, head, claims, []);
             assert!(!found.is_sound() && found.broken.is_none(), "{why}: {found}");
             assert_eq!(found.faults.len(), 1, "{why}: {found}");
         }
@@ -358,11 +408,11 @@ mod tests {
     #[test]
     fn a_broken_or_shortened_journal_is_not_sound() {
         let (lines, head) = write(&[claimed("a", "0xa"), paid("a"), sold("r1", "0xa")]);
-        let short = audit(lines[..2].to_vec(), head, []);
+        let short = audit(lines[..2].to_vec(), head, [], []);
         assert_eq!(short.broken.map(|b| b.at), Some(3), "the head knows of one more line");
         let mut edited = lines;
         edited[1] = edited[1].clone().map(|l| l.replace("\"at\":2", "\"at\":3"));
-        let found = audit(edited, head, []);
+        let found = audit(edited, head, [], []);
         assert_eq!(found.broken.map(|b| b.at), Some(3), "the line after the edited one does not follow");
     }
 }

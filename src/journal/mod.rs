@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod chain;
+mod channels;
 mod record;
 
 pub use record::{Entry, Receipt};

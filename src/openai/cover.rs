@@ -40,6 +40,11 @@ impl Count {
         Self { cover, most, reported: 0, since: 0, highest: 0, scratch: String::new() }
     }
 
+    /// Whether text counts as its tokens.
+    pub fn is_by_tokens(&self) -> bool {
+        matches!(self.cover, Cover::Tokens(_))
+    }
+
     /// A piece of generated text went by.
     pub fn said(&mut self, said: Said<'_>) {
         let tokens = match self.cover {

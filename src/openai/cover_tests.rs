@@ -202,3 +202,26 @@ proptest! {
         prop_assert_eq!(meter.verdict(), free.verdict());
     }
 }
+
+proptest! {
+    /// Whatever was passed over, the figure at any moment is the newest one.
+    #[test]
+    fn running_figures_that_are_passed_over_lose_nothing(counts in proptest::collection::vec(1u64..100, 1..60), end in any::<bool>()) {
+        let mut every = Meter::new(true, BOUNDS).with_cover(WORDS);
+        let mut some = Meter::new(true, BOUNDS).with_cover(WORDS).all_is_shown();
+        for count in counts {
+            for meter in [&mut every, &mut some] {
+                feed(meter, &running("a", count), u64::MAX);
+            }
+            prop_assert_eq!(every.verdict().usage, some.verdict().usage);
+            prop_assert!(some.counted() <= every.counted().max(100));
+        }
+        if end {
+            for meter in [&mut every, &mut some] {
+                feed(meter, &last(77), u64::MAX);
+            }
+            prop_assert_eq!(every.verdict().usage, some.verdict().usage);
+            prop_assert_eq!(some.verdict().usage.unwrap().completion, 77);
+        }
+    }
+}

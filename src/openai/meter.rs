@@ -10,6 +10,7 @@ use super::cover::{Count, Cover, Joined, Piece, Queue, Waiting};
 use super::delta::{Delivered, Holder, finishes, is_null, text_of};
 use super::sse::{DEFAULT_CARRY, Frame, Splitter, TooLong};
 use super::usage::{Bounds, Reply, Tally, Verdict};
+use crate::usage::Usage;
 use bytes::{Bytes, BytesMut};
 use memchr::memmem::Finder;
 use std::sync::LazyLock;
@@ -22,6 +23,9 @@ struct Needles {
     usage: Finder<'static>,
     error: Finder<'static>,
 }
+
+/// Of running figures on chunks with text, each of which replaces the one before, only every so many is read at once.
+const READ_EVERY: u32 = 16;
 
 /// Meters one stream.
 #[derive(Debug)]
@@ -41,6 +45,9 @@ impl Meter {
             wants_usage,
             tally: Tally::new(bounds),
             count: None,
+            lazy: bounds.choices == 1,
+            passed_over: 0,
+            unread: Vec::new(),
             verdict: Verdict::default(),
             first: true,
             held: BytesMut::new(),
@@ -51,7 +58,16 @@ impl Meter {
     /// Counts output as it goes by, `cover` saying how where the backend does not say it itself. The count never falls and
     /// never passes the bound on output that the meter was made with.
     pub fn with_cover(mut self, cover: Cover) -> Self {
+        self.reading.lazy = false;
         self.reading.count = Some(Count::new(cover, self.reading.tally.most_completion()));
+        self
+    }
+
+    /// The backend shows all the output it bills: a count by vocabulary needs its running figures only now and then. Bytes count for
+    /// several tokens each, so that every figure that corrects them is worth reading.
+    pub fn all_is_shown(mut self) -> Self {
+        let by_tokens = self.reading.count.as_ref().is_none_or(Count::is_by_tokens);
+        self.reading.lazy = by_tokens && self.reading.tally.is_of_one_choice();
         self
     }
 
@@ -137,7 +153,7 @@ impl Meter {
 
     /// What the stream said so far. Good at any time: a client may leave in the middle.
     pub fn verdict(&self) -> Verdict {
-        let (usage, absurd) = self.reading.tally.total();
+        let (usage, absurd) = self.reading.total();
         let said = &self.reading.verdict;
         Verdict {
             usage,
@@ -156,6 +172,11 @@ struct Reading {
     tally: Tally,
     /// Where cover is counted.
     count: Option<Count>,
+    /// Running figures may be passed over: there is one choice, and another way to count meanwhile.
+    lazy: bool,
+    passed_over: u32,
+    /// The newest chunk whose running figure was passed over.
+    unread: Vec<u8>,
     verdict: Verdict,
     /// No event was seen yet.
     first: bool,
@@ -203,6 +224,16 @@ impl Reading {
         }
     }
 
+    /// The figure so far, with what was passed over.
+    fn total(&self) -> (Option<Usage>, bool) {
+        let Some(reply) = Reply::read(&self.unread) else { return self.tally.total() };
+        let mut tally = self.tally.clone();
+        if let Some(usage) = reply.usage {
+            tally.add(usage, reply.choices.as_deref().unwrap_or_default());
+        }
+        tally.total()
+    }
+
     fn judge(&mut self, bytes: &[u8], whole: bool) -> Kind {
         let frame = Frame::read(bytes, self.first);
         if frame.payment {
@@ -225,6 +256,12 @@ impl Reading {
         self.verdict.delivered_bytes += text.bytes;
         let says_usage = NEEDLES.usage.find_iter(&data).any(|at| !is_null(&data, at + 7));
         let says_error = NEEDLES.error.find_iter(&data).any(|at| !is_null(&data, at + 7));
+        if self.lazy && says_usage && !says_error && !self.first && text.texts > 0 && self.passed_over < READ_EVERY {
+            self.passed_over += 1;
+            self.unread.clear();
+            self.unread.extend_from_slice(&data);
+            return Kind::Text(text);
+        }
         // The first chunk is parsed for the model that answers.
         if !says_usage && !says_error && !std::mem::take(&mut self.first) {
             return Kind::Text(text);
@@ -241,6 +278,9 @@ impl Reading {
             self.verdict.model = Some(model.into_owned());
         }
         let Some(usage) = reply.usage else { return Kind::Text(text) };
+        // Newer than what was passed over.
+        self.passed_over = 0;
+        self.unread.clear();
         let taken = self.tally.add(usage, reply.choices.as_deref().unwrap_or_default());
         if let (true, Some(count), (Some(total), _)) = (taken, &mut self.count, self.tally.total()) {
             count.reported(total.completion);

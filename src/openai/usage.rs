@@ -133,6 +133,11 @@ impl Tally {
         self.absurd = true;
     }
 
+    /// Whether a newer running figure always replaces the one before.
+    pub fn is_of_one_choice(&self) -> bool {
+        self.bounds.choices == 1
+    }
+
     /// Most output tokens over all choices that a figure may say.
     pub fn most_completion(&self) -> Option<u64> {
         self.bounds.completion

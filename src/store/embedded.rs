@@ -12,9 +12,8 @@ mod faults;
 #[cfg(test)]
 mod tests;
 
-use self::tables::{
-    CHANNELS, CLAIMS, Fault, JOURNAL, OPEN, OPEN_CHANNELS, PAYERS, RECEIPTS, TALLIES, read_channel, read_claim,
-};
+use self::tables::{CHANNELS, CLAIMS, Fault, JOURNAL, OPEN, OPEN_CHANNELS, PAYERS, RECEIPTS, TALLIES};
+pub(super) use self::tables::{read_channel, read_claim};
 use self::writer::{Health, Writer};
 use super::{Store, StoreError, Swap, Write};
 use crate::channel::{Channel, ChannelId};
@@ -295,5 +294,10 @@ fn walk(txn: &ReadTransaction) -> Result<Audit, Fault> {
         let (key, bytes) = row.map_err(|e| e.to_string())?;
         read_claim(key.value(), bytes.value()).map_err(|e| e.0)
     });
-    Ok(audit(lines, head, claims))
+    let channels = txn.open_table(CHANNELS)?;
+    let channels = channels.iter()?.map(|row| {
+        let (id, bytes) = row.map_err(|e| e.to_string())?;
+        read_channel(id.value(), bytes.value()).map_err(|e| e.0)
+    });
+    Ok(audit(lines, head, claims, channels))
 }

@@ -3,6 +3,7 @@
 #[cfg(test)]
 pub mod conformance;
 pub mod embedded;
+pub mod redis;
 
 use crate::channel::{Channel, ChannelId};
 use crate::claim::{Claim, ClaimKey};
@@ -87,4 +88,18 @@ pub trait Store: Send + Sync {
     async fn facts(&self, facts: &[(String, String)], accept: bool) -> Result<Vec<String>, StoreError>;
     /// Whether it takes writes. After a failed fsync it never does again: the process must be restarted.
     fn standing(&self) -> Result<(), StoreError>;
+}
+
+/// Where the facts of this run differ from those of the last, as sentences (see [`Store::facts`]).
+fn changed_facts(known: &[(String, String)], facts: &[(String, String)]) -> Vec<String> {
+    let mut changed = Vec::new();
+    for (name, text) in facts {
+        match known.iter().find(|(n, _)| n == name) {
+            Some((_, before)) if before == text => {}
+            Some((_, before)) => changed.push(format!("{name} was {before} in the last run and is {text} now")),
+            None if known.is_empty() || known.iter().any(|(_, t)| t == text) => {}
+            None => changed.push(format!("{name} is new since the last run: {text}")),
+        }
+    }
+    changed
 }

@@ -1,5 +1,6 @@
 // npm openai, unmodified, with mppx's session fetch under it: what an agent's program looks like when it pays by the token.
-//   --base URL/v1 --rpc URL [--key 0x…] [--stream] [--calls N] [--deposit USD] [--max_retries N] [--head] [--body JSON | …]
+// A seller's own path is asked by the SDK's own `client.post`.
+//   --base URL/v1 [--path /chat/completions/stream] --rpc URL [--key 0x…] [--stream] [--calls N] [--deposit USD] [--max_retries N] [--head] [--body JSON | …]
 import OpenAI from 'openai'
 import { chatBody, errorLine, interesting, once, options } from './lib.mjs'
 import { sessionFetch } from './session-pay.mjs'
@@ -17,7 +18,8 @@ once(async () => {
     result.answers.push(answer)
     try {
       const body = chatBody(o)
-      const { data, response } = await client.chat.completions.create(body).withResponse()
+      const asked = o.path ? client.post(o.path, { body, stream: body.stream }) : client.chat.completions.create(body)
+      const { data, response } = await asked.withResponse()
       Object.assign(answer, { status: response.status, headers: interesting(response.headers) })
       if (body.stream) {
         Object.assign(answer, { chunks: 0, tokens: [], extra: [], usage: null })

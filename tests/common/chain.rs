@@ -440,13 +440,13 @@ async fn relay(mut stream: TcpStream, target: String, http: reqwest::Client, fau
     }
 }
 
-pub(super) async fn answer_json(stream: &mut TcpStream, body: &[u8]) -> bool {
+pub async fn answer_json(stream: &mut TcpStream, body: &[u8]) -> bool {
     let head = format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
     stream.write_all(&[head.as_bytes(), body].concat()).await.is_ok()
 }
 
 /// Body of one HTTP/1.1 POST with a length; clients of JSON-RPC always send one.
-pub(super) async fn read_post(stream: &mut TcpStream, rest: &mut Vec<u8>) -> Option<Vec<u8>> {
+pub async fn read_post(stream: &mut TcpStream, rest: &mut Vec<u8>) -> Option<Vec<u8>> {
     let mut room = [0u8; 16 * 1024];
     loop {
         if let Some(end) = super::backend::find(rest, b"\r\n\r\n") {

@@ -38,10 +38,17 @@ pub(super) fn terms() -> SessionConf {
 pub(super) struct Purse {
     id: RailId,
     up: AtomicBool,
-    chain: Mutex<HashMap<ChannelId, View>>,
+    pub(super) chain: Mutex<HashMap<ChannelId, View>>,
     /// What becomes of the next transactions; then they land.
-    outcomes: Mutex<VecDeque<Outcome>>,
+    pub(super) outcomes: Mutex<VecDeque<Outcome>>,
     pub(super) reads: AtomicUsize,
+    /// The chain answers nothing.
+    pub(super) silent: AtomicBool,
+    /// Sending never ends.
+    pub(super) hangs: AtomicBool,
+    /// What happened on chain.
+    pub(super) mined: Mutex<Vec<Intent>>,
+    pub(super) terms: Mutex<SessionConf>,
 }
 
 impl Purse {
@@ -52,13 +59,26 @@ impl Purse {
             chain: Mutex::default(),
             outcomes: Mutex::default(),
             reads: AtomicUsize::new(0),
+            silent: AtomicBool::new(false),
+            hangs: AtomicBool::new(false),
+            mined: Mutex::default(),
+            terms: Mutex::new(terms()),
         })
     }
 
-    fn does(&self, channel: &Channel, intent: &Intent) -> Outcome {
+    pub(super) fn does(&self, channel: &Channel, intent: &Intent) -> Outcome {
+        if self.silent.load(Ordering::SeqCst) {
+            return Outcome::Unknown;
+        }
+        let seen = self.mined.lock().unwrap().contains(intent);
+        if seen {
+            let view = self.chain.lock().unwrap()[&channel.id];
+            return Outcome::Landed { mined: intent.tx.clone(), view };
+        }
         if let Some(outcome) = self.outcomes.lock().unwrap().pop_front() {
             return outcome;
         }
+        self.mined.lock().unwrap().push(intent.clone());
         let mut chain = self.chain.lock().unwrap();
         let view = chain.entry(channel.id.clone()).or_insert(View { block: 1, ..channel.view });
         view.block += 1;
@@ -69,6 +89,12 @@ impl Purse {
             Act::Close { .. } => view.deposit = Atoms(0),
         }
         Outcome::Landed { mined: intent.tx.clone(), view: *view }
+    }
+}
+
+impl Purse {
+    fn answers(&self) -> Result<(), Unreachable> {
+        if self.silent.load(Ordering::SeqCst) { Err(Unreachable { why: "silent, as the test asked" }) } else { Ok(()) }
     }
 }
 
@@ -146,6 +172,9 @@ impl Session for Purse {
         Ok(Intent { act, tx: tx.hash.clone(), raw: "0x".into(), valid_until: now.plus(25) })
     }
     async fn submit(&self, channel: &Channel, intent: &Intent) -> Outcome {
+        if self.hangs.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
         self.does(channel, intent)
     }
     async fn look(&self, channel: &Channel, intent: &Intent) -> Outcome {
@@ -153,14 +182,17 @@ impl Session for Purse {
     }
     async fn views(&self, channels: &[ChannelId]) -> Result<Vec<View>, Unreachable> {
         self.reads.fetch_add(1, Ordering::SeqCst);
+        self.answers()?;
         let chain = self.chain.lock().unwrap();
         let none = View { block: 99, deposit: Atoms(0), settled: Atoms(0), close_requested_at: None };
         Ok(channels.iter().map(|id| chain.get(id).copied().unwrap_or(none)).collect())
     }
     async fn close_requests(&self, _since: Option<u64>) -> Result<(u64, Vec<ChannelId>), Unreachable> {
+        self.answers()?;
         Ok((0, Vec::new()))
     }
     async fn settle(&self, _: &Channel, voucher: &Voucher, now: UnixSeconds) -> Result<Intent, Unreachable> {
+        self.answers()?;
         let act = Act::Settle { amount: voucher.amount };
         Ok(Intent { act, tx: crate::ids::fresh("0xsettle"), raw: "0x".into(), valid_until: now.plus(25) })
     }
@@ -171,6 +203,7 @@ impl Session for Purse {
         capture: Atoms,
         now: UnixSeconds,
     ) -> Result<Intent, Unreachable> {
+        self.answers()?;
         let act = Act::Close { amount: voucher.amount, capture };
         Ok(Intent { act, tx: crate::ids::fresh("0xclose"), raw: "0x".into(), valid_until: now.plus(25) })
     }
@@ -189,7 +222,7 @@ impl Session for Purse {
     }
 }
 
-fn descriptor() -> Descriptor {
+pub(super) fn descriptor() -> Descriptor {
     let word = |w: &str| format!("0x{w}");
     Descriptor {
         payer: word("payer"),
@@ -251,12 +284,12 @@ fn text(out: &[Bytes]) -> String {
     String::from_utf8(out.concat()).unwrap()
 }
 
-async fn channel(bed: &Bed, id: &str) -> Channel {
+pub(super) async fn channel(bed: &Bed, id: &str) -> Channel {
     bed.store.inner.channel(&ChannelId(id.into())).await.unwrap().unwrap()
 }
 
 /// The books hold together. Looked at in a copy, because the tasks of channels keep the file open for a while.
-async fn audited(bed: Bed) {
+pub(super) async fn audited(bed: Bed) {
     let copy = bed._dir.path().join("copy.redb");
     std::fs::copy(bed._dir.path().join("store.redb"), &copy).unwrap();
     let audit = Embedded::audit(&copy).unwrap();

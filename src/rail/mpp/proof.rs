@@ -73,7 +73,7 @@ impl Payload {
     pub fn key(&self, chain_id: u64, challenge: &str) -> ClaimKey {
         ClaimKey(match self {
             Self::Pull { hash, .. } | Self::Push { hash } => format!("tempo:{chain_id}:tx:{hash:#x}"),
-            Self::Sponsored(draft) => format!("tempo:{chain_id}:tx:{:#x}", draft.hash()),
+            Self::Sponsored(draft) => format!("tempo:{chain_id}:{}:{:#x}", draft.space(), draft.hash()),
             // A challenge is single-use whoever proves it. The id is case-sensitive and has one spelling.
             Self::Identity => format!("tempo:{chain_id}:proof:{challenge}"),
         })

@@ -14,52 +14,45 @@
 //! takes the signature, which stays in memory until step 2 has passed. It follows that a new key makes new identities: change the
 //! key when no sponsored payment is open or owed.
 //!
+//! A *relay* may do the carrying instead of a key of ours. Then the hash is the relay's to choose, so a proof is known by what the
+//! payer signed and by whom, in a namespace of its own (which is why a rail with a relay takes no pushed payments); the money is the
+//! relay's too, and so is the budget. What the relay hands back is sent only if it is the payer's transaction and nothing else.
+//!
 //! What remains: a payer who moves his money between the trial and the block makes us pay for a revert. That is what his part of the
 //! budget bounds.
 
 use super::budget::{Budget, Reserved, Short};
-use crate::chain::fees::{Fees, Trial, Tried, whole_atoms};
-use crate::chain::{Address, B256};
+use super::envelope::{self, Allowed, Found};
+use crate::chain::fees::{Fees, Trial, Tried};
+use crate::chain::relay::Relay;
+use crate::chain::{Address, B256, Unreachable};
 use crate::clock::UnixSeconds;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, shown};
 use crate::money::{Atoms, Usd};
 use crate::refusal::Refusal;
 use crate::secret::Secret;
 use crate::store::Store;
-use ::mpp::protocol::methods::tempo::{FeePayerEnvelope78, FeePayerPolicy, TEMPO_FEE_PAYER_ENVELOPE_TYPE_ID};
-use alloy::consensus::transaction::SignerRecoverable as _;
-use alloy::eips::Encodable2718 as _;
-use alloy::primitives::{Bytes, TxKind, U256, keccak256};
+use ::mpp::protocol::methods::tempo::{FeePayerEnvelope78, FeePayerPolicy};
+use alloy::eips::{Decodable2718 as _, Encodable2718 as _};
+use alloy::primitives::keccak256;
 use alloy::signers::SignerSync as _;
 use alloy::signers::local::PrivateKeySigner;
-use alloy::sol_types::SolCall as _;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tempo_alloy::contracts::precompiles::ITIP20;
-use tempo_alloy::primitives::transaction::{TEMPO_EXPIRING_NONCE_KEY, TempoSignature};
 use tempo_alloy::primitives::{AASigned, TempoTransaction};
 
-/// Fewest seconds a sponsored transaction must stay valid when it is signed and when it is sent, as mppx and the crate have it.
-pub const LEAST_SECONDS: u64 = 15;
-/// The most one transaction may cost: 0.05 USD, the crate's own limit. Offers are made while this fits into the budget.
-pub const DEAREST: Usd = Usd(50_000_000_000_000_000);
-/// The channel reserve (TIP-1034), at the same address on every chain.
-pub const RESERVE: Address = Address::new([0x4d, 0x50, 0x50, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+pub use super::envelope::{DEAREST, LEAST_SECONDS, Purpose, RESERVE, is_envelope};
+
 /// How often the chain is asked what a sponsored transaction cost.
 pub const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// Largest envelope that is looked at, in bytes.
-const MAX_ENVELOPE: usize = 16 * 1024;
+/// How long nothing is offered after a relay failed.
+const RELAY_RESTS_SECONDS: u64 = 10;
 /// Most signatures whose trial is remembered; each is forgotten when its transaction is over.
 const MAX_REMEMBERED: usize = 16 * 1024;
 /// How far the chain's clock must be past a transaction's validity before its absence is believed.
 const LAG_SECONDS: u64 = 30;
-/// `open(address,address,address,uint96,bytes32,address)` of the reserve, and the length of its only encoding.
-const OPEN: ([u8; 4], usize) = ([0xed, 0xc5, 0x3b, 0x00], 4 + 6 * 32);
-/// `topUp((address,address,address,address,bytes32,address,bytes32),uint96)`.
-const TOP_UP: ([u8; 4], usize) = ([0xdc, 0x48, 0x47, 0x1e], 4 + 8 * 32);
-
 /// What the operator decides.
 #[derive(Clone, Debug)]
 pub struct Terms {
@@ -71,24 +64,23 @@ pub struct Terms {
     pub currency: Address,
     /// The rail's payee.
     pub recipient: Address,
-    /// The most that may be spent in a day.
-    pub usd_per_day: Usd,
     /// How often the chain is asked what a transaction cost.
     pub look_every: Duration,
 }
 
-/// What a sponsored transaction is for: it may hold this call and nothing else.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    /// One `transfer` or `transferWithMemo` of exactly this amount of the rail's token to its payee.
-    Charge {
-        /// What is due.
-        amount: Atoms,
+/// Who carries the fees.
+pub enum Hand {
+    /// An account of ours.
+    Own {
+        /// Its key, 32 bytes.
+        key: Secret,
+        /// The most that may be spent in a day.
+        usd_per_day: Usd,
+        /// Where the budget is kept.
+        store: Arc<dyn Store>,
     },
-    /// One `open` of the channel reserve. What is opened is judged by the session rail.
-    Open,
-    /// One `topUp` of it.
-    TopUp,
+    /// Somebody else's.
+    Relay(Arc<dyn Relay>),
 }
 
 /// An envelope decoded, with what it would become. Nothing about it is believed.
@@ -97,14 +89,20 @@ pub struct Draft {
     envelope: FeePayerEnvelope78,
     /// As the payer signed it.
     signed: AASigned,
+    /// As it will be sent; empty while that is up to a relay.
     raw: Vec<u8>,
     hash: B256,
 }
 
 impl Draft {
-    /// The hash of the transaction that will be sent.
+    /// The hash of the transaction that will be sent; with a relay, of what the payer signed and his address.
     pub fn hash(&self) -> B256 {
         self.hash
+    }
+
+    /// The namespace of that hash among the proofs of a chain.
+    pub fn space(&self) -> &'static str {
+        if self.raw.is_empty() { "sponsored" } else { "tx" }
     }
 
     /// The transaction as the payer signed it.
@@ -130,7 +128,7 @@ impl Reviewed {
         self.draft.envelope.sender
     }
 
-    /// The hash it will have on chain.
+    /// [`Draft::hash`].
     pub fn hash(&self) -> B256 {
         self.draft.hash
     }
@@ -160,16 +158,27 @@ pub struct Cosigned {
 /// Who carries fees. Share it behind an `Arc` between the rails of one section.
 pub struct Sponsor {
     terms: Terms,
-    policy: FeePayerPolicy,
-    signer: PrivateKeySigner,
+    allowed: Allowed,
+    carrier: Carrier,
     fees: Arc<dyn Fees>,
-    budget: Arc<Budget>,
     metrics: Arc<Metrics>,
     /// By what the payer signed.
     trials: Mutex<HashMap<(Address, B256), Remembered>>,
     funded: AtomicBool,
     /// Whether the operator was told that the budget is used up.
     alarmed: AtomicBool,
+}
+
+enum Carrier {
+    Own {
+        signer: Box<PrivateKeySigner>,
+        budget: Box<Budget>,
+    },
+    Relay {
+        relay: Arc<dyn Relay>,
+        /// It failed: no offers until then.
+        rests_until: AtomicU64,
+    },
 }
 
 #[derive(Clone, Copy)]
@@ -188,27 +197,33 @@ enum Tested {
 }
 
 impl Sponsor {
-    /// A sponsor that signs with `key` (32 bytes). The error is a sentence that does not repeat it.
-    pub fn new(
-        terms: Terms,
-        key: &Secret,
-        fees: Arc<dyn Fees>,
-        store: Arc<dyn Store>,
-        metrics: Arc<Metrics>,
-    ) -> Result<Self, String> {
-        let signer = B256::try_from(key.expose()).ok().and_then(|key| PrivateKeySigner::from_bytes(&key).ok());
-        let signer = signer.ok_or("the sponsor's key is not a private key")?;
-        if signer.address() == terms.recipient {
-            return Err("the sponsor's key is the recipient's: fees would be taken from what was earned".to_owned());
-        }
-        let policy = FeePayerPolicy::resolve(terms.chain_id, None);
-        let budget = Arc::new(Budget::new(&terms.section, terms.usd_per_day, store));
+    /// A sponsor. The error is a sentence that does not repeat the key.
+    pub fn new(terms: Terms, hand: Hand, fees: Arc<dyn Fees>, metrics: Arc<Metrics>) -> Result<Self, String> {
+        let carrier = match hand {
+            Hand::Relay(relay) => Carrier::Relay { relay, rests_until: AtomicU64::new(0) },
+            Hand::Own { key, usd_per_day, store } => {
+                let signer = B256::try_from(key.expose()).ok().and_then(|key| PrivateKeySigner::from_bytes(&key).ok());
+                let signer = signer.ok_or("the sponsor's key is not a private key")?;
+                if signer.address() == terms.recipient {
+                    return Err(
+                        "the sponsor's key is the recipient's: fees would be taken from what was earned".to_owned()
+                    );
+                }
+                let budget = Box::new(Budget::new(&terms.section, usd_per_day, store));
+                Carrier::Own { signer: Box::new(signer), budget }
+            }
+        };
+        let allowed = Allowed {
+            chain_id: terms.chain_id,
+            currency: terms.currency,
+            recipient: terms.recipient,
+            policy: FeePayerPolicy::resolve(terms.chain_id, None),
+        };
         Ok(Self {
             terms,
-            policy,
-            signer,
+            allowed,
+            carrier,
             fees,
-            budget,
             metrics,
             trials: Mutex::default(),
             funded: AtomicBool::new(false),
@@ -216,32 +231,26 @@ impl Sponsor {
         })
     }
 
-    /// The account fees are taken from.
-    pub fn address(&self) -> Address {
-        self.signer.address()
-    }
-
-    /// For the checks of the `mpp` crate, which want to be shown that fees are carried here.
-    pub(super) fn signer(&self) -> PrivateKeySigner {
-        self.signer.clone()
-    }
-
     /// Whether offers may say that fees are carried: the dearest transaction that is allowed fits into today's budget, and our
     /// account can pay for it. No I/O.
     pub fn offers(&self, now: UnixSeconds) -> bool {
-        self.funded.load(Ordering::Relaxed) && self.budget.left(now) >= DEAREST
+        match &self.carrier {
+            Carrier::Own { budget, .. } => self.funded.load(Ordering::Relaxed) && budget.left(now) >= DEAREST,
+            Carrier::Relay { rests_until, .. } => now.0 >= rests_until.load(Ordering::Relaxed),
+        }
     }
 
     /// Looks at our account and at today's budget. The rail's watch calls it.
     pub async fn probe(&self, now: UnixSeconds) {
-        if let Err(e) = self.budget.learn(now).await {
-            tracing::error!(section = %self.terms.section, error = %e, "the sponsor's budget cannot be read");
+        let Carrier::Own { signer, budget } = &self.carrier else { return };
+        let (section, account) = (&self.terms.section, signer.address());
+        if let Err(e) = budget.learn(now).await {
+            tracing::error!(%section, error = %e, "the sponsor's budget cannot be read");
         }
-        self.tell_of_the_budget(now);
-        let Ok(held) = self.fees.balance(self.terms.currency, self.address()).await else { return };
+        self.tell_of_the_budget(budget, now);
+        let Ok(held) = self.fees.balance(self.terms.currency, account).await else { return };
         let enough = Atoms(held).to_usd(6).is_none_or(|usd| usd >= DEAREST);
         if self.funded.swap(enough, Ordering::Relaxed) != enough || !enough {
-            let (section, account) = (&self.terms.section, self.address());
             match enough {
                 true => tracing::info!(%section, %account, "the sponsor's account can pay fees"),
                 false => tracing::error!(%section, %account, "the sponsor's account is empty: fees are not carried"),
@@ -249,11 +258,11 @@ impl Sponsor {
         }
     }
 
-    fn tell_of_the_budget(&self, now: UnixSeconds) {
-        let used_up = self.budget.left(now) < DEAREST;
+    fn tell_of_the_budget(&self, budget: &Budget, now: UnixSeconds) {
+        let used_up = budget.left(now) < DEAREST;
         if self.alarmed.swap(used_up, Ordering::Relaxed) != used_up && used_up {
             tracing::error!(
-                section = %self.terms.section, usd_per_day = %self.terms.usd_per_day,
+                section = %self.terms.section,
                 "the sponsor's budget for today is used up: payers carry their own fees until midnight UTC"
             );
         }
@@ -261,20 +270,15 @@ impl Sponsor {
 
     /// Decodes an envelope and makes of it what would be sent. No I/O, nothing believed; the error is a sentence about its form.
     pub fn draft(&self, bytes: &[u8]) -> Result<Draft, &'static str> {
-        if bytes.len() > MAX_ENVELOPE {
-            return Err("the signed transaction is too large");
-        }
-        let envelope =
-            FeePayerEnvelope78::decode_envelope(bytes).map_err(|_| "the envelope (0x78) cannot be decoded")?;
-        // Covers trailing bytes, long forms, and what the crate would drop without a word (an access list).
-        if envelope.encoded_envelope() != bytes || !envelope.access_list.is_empty() {
-            return Err("the envelope is not in its canonical encoding");
-        }
-        let signed = envelope.to_recoverable_signed();
+        let (envelope, signed) = envelope::decode(bytes)?;
+        let Carrier::Own { signer, .. } = &self.carrier else {
+            let hash = keccak256([&signed.signature_hash()[..], &envelope.sender[..]].concat());
+            return Ok(Draft { envelope, signed, raw: Vec::new(), hash });
+        };
         let (mut tx, signature, _) = signed.clone().into_parts();
         tx.fee_token = Some(self.terms.currency);
         tx.fee_payer_signature = None;
-        let ours = self.signer.sign_hash_sync(&tx.fee_payer_signature_hash(envelope.sender));
+        let ours = signer.sign_hash_sync(&tx.fee_payer_signature_hash(envelope.sender));
         tx.fee_payer_signature = Some(ours.map_err(|_| "our own signature failed")?);
         let raw = tx.into_signed(signature).encoded_2718();
         let hash = keccak256(&raw);
@@ -283,89 +287,18 @@ impl Sponsor {
 
     /// Whether we would carry the fee of this envelope. Pure: cheapest checks first, the payer's signature last.
     pub fn review(&self, envelope: &[u8], purpose: Purpose, now: UnixSeconds) -> Result<Reviewed, Refusal> {
-        let reviewed = self.draft(envelope).and_then(|draft| self.examine(draft, purpose, now));
+        let reviewed = self.draft(envelope).and_then(|draft| {
+            if matches!(&self.carrier, Carrier::Own { signer, .. } if signer.address() == draft.envelope.sender) {
+                return Err("the sponsor does not pay its own way");
+            }
+            let Found { trial, worst, valid_until } =
+                self.allowed.examine(&draft.envelope, &draft.signed, purpose, now)?;
+            Ok(Reviewed { draft, purpose, trial, worst, valid_until })
+        });
         reviewed.map_err(|why| {
             self.count(purpose, "refused");
             Refusal::PaymentInvalid { why: why.to_owned() }
         })
-    }
-
-    fn examine(&self, draft: Draft, purpose: Purpose, now: UnixSeconds) -> Result<Reviewed, &'static str> {
-        let (tx, policy) = (draft.signed.tx(), &self.policy);
-        if tx.chain_id != self.terms.chain_id {
-            return Err("the transaction is for another chain");
-        }
-        if tx.fee_token.is_some() {
-            return Err("a sponsored transaction names no fee token: the sponsor does");
-        }
-        if !tx.tempo_authorization_list.is_empty() || tx.key_authorization.is_some() {
-            return Err("a sponsored transaction may authorize nothing");
-        }
-        // Whether such a key may sign for the account is known to the chain alone: anyone could use up another's part of the budget.
-        if matches!(draft.envelope.signature, TempoSignature::Keychain(_)) {
-            return Err("a sponsored transaction must be signed by the account's own key");
-        }
-        if tx.nonce_key != TEMPO_EXPIRING_NONCE_KEY || tx.nonce != 0 {
-            return Err("a sponsored transaction must have an expiring nonce");
-        }
-        if tx.gas_limit > policy.max_gas {
-            return Err("the gas limit is higher than a sponsor pays for");
-        }
-        if tx.max_fee_per_gas > policy.max_fee_per_gas {
-            return Err("maxFeePerGas is higher than a sponsor pays");
-        }
-        if tx.max_priority_fee_per_gas > policy.max_priority_fee_per_gas
-            || tx.max_priority_fee_per_gas > tx.max_fee_per_gas
-        {
-            return Err("maxPriorityFeePerGas is higher than a sponsor pays");
-        }
-        let worst = u128::from(tx.gas_limit)
-            .checked_mul(tx.max_fee_per_gas)
-            .and_then(|fee| whole_atoms(Usd(fee)))
-            .filter(|worst| *worst <= DEAREST && worst.0 <= policy.max_total_fee)
-            .ok_or("the whole fee could be higher than a sponsor pays")?;
-        let valid_until =
-            tx.valid_before.map(|t| UnixSeconds(t.get())).ok_or("a sponsored transaction must have a validBefore")?;
-        if valid_until < now.plus(LEAST_SECONDS) {
-            return Err("a sponsored transaction must be valid for 15 seconds more");
-        }
-        if valid_until > now.plus(policy.max_validity_window_seconds) {
-            return Err("a sponsored transaction may be valid for 15 minutes at most");
-        }
-        if tx.valid_after.is_some_and(|t| UnixSeconds(t.get()) > now) {
-            return Err("validAfter is not reached");
-        }
-        let trial = self.the_one_call(tx, draft.envelope.sender, purpose)?;
-        if draft.envelope.sender == self.address() {
-            return Err("the sponsor does not pay its own way");
-        }
-        if draft.signed.recover_signer().ok() != Some(draft.envelope.sender) {
-            return Err("the signature is not the sender's");
-        }
-        Ok(Reviewed { purpose, trial, worst, valid_until, draft })
-    }
-
-    /// The transaction's only call, if it is the allowed one in its only encoding.
-    fn the_one_call(&self, tx: &TempoTransaction, from: Address, purpose: Purpose) -> Result<Trial, &'static str> {
-        let other = "a sponsored transaction holds exactly the call that is due, and this one does not";
-        let [call] = tx.calls.as_slice() else { return Err(other) };
-        let TxKind::Call(to) = call.to else { return Err(other) };
-        let at_reserve = |(selector, length): ([u8; 4], usize)| {
-            to == RESERVE && call.input.len() == length && call.input.starts_with(&selector)
-        };
-        let due = match purpose {
-            Purpose::Charge { amount } => {
-                to == self.terms.currency
-                    && transfer(&call.input) == Some((self.terms.recipient, U256::from(amount.0)))
-                    && amount.0 > 0
-            }
-            Purpose::Open => at_reserve(OPEN),
-            Purpose::TopUp => at_reserve(TOP_UP),
-        };
-        if !due || !call.value.is_zero() {
-            return Err(other);
-        }
-        Ok(Trial { from, to, input: call.input.clone(), gas: tx.gas_limit })
     }
 
     /// Tries a reviewed transaction, sets its fee aside and gives out the bytes to send. Shown again, the same transaction is
@@ -378,34 +311,90 @@ impl Sponsor {
         }
         let payer = draft.envelope.sender;
         let turn = self.begin((payer, draft.signed.signature_hash()), valid_until, now)?;
-        let cosigned = Cosigned { raw: draft.raw, hash: draft.hash, valid_until };
-        if turn.found == Some(Tested::Reserved) {
-            return Ok(cosigned);
-        }
-        let short = |short| self.short(short, purpose, now);
-        self.budget.covers(payer, worst, now).await.map_err(short)?;
-        if turn.found.is_none() {
-            match self.fees.trial(&trial).await {
-                Ok(Tried::Passes) => turn.leave(Tested::Passes),
-                Ok(Tried::Fails) => {
-                    turn.leave(Tested::Fails);
-                    self.count(purpose, "fails");
-                    return Err(would_fail());
-                }
-                Err(e) => {
+        match &self.carrier {
+            Carrier::Relay { relay, rests_until } => {
+                self.try_out(&turn, &trial, purpose).await?;
+                let said = relay.sign(&draft.envelope.encoded_envelope()).await;
+                let cosigned = self.relayed(&draft, said, valid_until).inspect_err(|refusal| {
+                    if !refusal.invites_payment() {
+                        rests_until.store(now.plus(RELAY_RESTS_SECONDS).0, Ordering::Relaxed);
+                    }
                     self.count(purpose, "unknown");
-                    tracing::warn!(section = %self.terms.section, why = e.why, "a sponsored transaction could not be tried");
-                    let why = "the chain cannot be asked".to_owned();
-                    return Err(Refusal::NoOffer { retry_after_seconds: 5, why });
+                })?;
+                self.count(purpose, "cosigned");
+                Ok(cosigned)
+            }
+            Carrier::Own { budget, .. } => {
+                let cosigned = Cosigned { raw: draft.raw, hash: draft.hash, valid_until };
+                if turn.found == Some(Tested::Reserved) {
+                    return Ok(cosigned);
                 }
+                let short = |short| self.short(short, budget, purpose, now);
+                budget.covers(payer, worst, now).await.map_err(short)?;
+                self.try_out(&turn, &trial, purpose).await?;
+                let reserved = budget.reserve(payer, worst, now).await.map_err(short)?;
+                turn.leave(Tested::Reserved);
+                self.tell_of_the_budget(budget, now);
+                self.count(purpose, "cosigned");
+                tokio::spawn(Arc::clone(self).follow(cosigned.hash, reserved, valid_until, purpose));
+                Ok(cosigned)
             }
         }
-        let reserved = self.budget.reserve(payer, worst, now).await.map_err(short)?;
-        turn.leave(Tested::Reserved);
-        self.tell_of_the_budget(now);
-        self.count(purpose, "cosigned");
-        tokio::spawn(Arc::clone(self).follow(cosigned.hash, reserved, valid_until, purpose));
-        Ok(cosigned)
+    }
+
+    /// Asks the chain whether the call goes through, unless this signature's was asked before.
+    async fn try_out(&self, turn: &Turn<'_>, trial: &Trial, purpose: Purpose) -> Result<(), Refusal> {
+        if turn.found.is_some() {
+            return Ok(());
+        }
+        match self.fees.trial(trial).await {
+            Ok(Tried::Passes) => {
+                turn.leave(Tested::Passes);
+                Ok(())
+            }
+            Ok(Tried::Fails) => {
+                turn.leave(Tested::Fails);
+                self.count(purpose, "fails");
+                Err(would_fail())
+            }
+            Err(e) => {
+                self.count(purpose, "unknown");
+                tracing::warn!(section = %self.terms.section, why = e.why, "a sponsored transaction could not be tried");
+                Err(Refusal::NoOffer { retry_after_seconds: 5, why: "the chain cannot be asked".to_owned() })
+            }
+        }
+    }
+
+    /// What a relay made of a draft, if it is the payer's own transaction with a fee that somebody carries.
+    fn relayed(
+        &self,
+        draft: &Draft,
+        said: Result<Option<Vec<u8>>, Unreachable>,
+        valid_until: UnixSeconds,
+    ) -> Result<Cosigned, Refusal> {
+        let section = &self.terms.section;
+        let raw = match said {
+            Ok(Some(raw)) => raw,
+            Ok(None) => return Err(invalid("the fee of this transaction is not carried: pay it yourself")),
+            Err(e) => {
+                tracing::error!(%section, why = e.why, "the relay that carries fees does not answer");
+                return Err(Refusal::NoOffer { retry_after_seconds: 5, why: "the relay cannot be asked".to_owned() });
+            }
+        };
+        let signed = AASigned::decode_2718(&mut &*raw).ok().filter(|signed| signed.encoded_2718() == raw);
+        let own = signed.filter(|signed| {
+            let sender = draft.envelope.sender;
+            let carried = signed.tx().fee_payer_signature.is_some()
+                && signed.tx().recover_fee_payer(sender).is_ok_and(|carrier| carrier != sender);
+            let mut tx = signed.tx().clone();
+            (tx.fee_token, tx.fee_payer_signature) = (None, draft.tx().fee_payer_signature);
+            carried && tx == *draft.tx() && signed.signature() == draft.signed.signature()
+        });
+        if own.is_none() {
+            tracing::error!(%section, "the relay handed back another transaction than it was given: it is not sent");
+            return Err(Refusal::NoOffer { retry_after_seconds: 5, why: "the relay cannot be used".to_owned() });
+        }
+        Ok(Cosigned { hash: keccak256(&raw), raw, valid_until })
     }
 
     /// Takes the turn of one signature; while it is taken, copies are told that it is in use.
@@ -434,11 +423,11 @@ impl Sponsor {
         self.trials.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn short(&self, short: Short, purpose: Purpose, now: UnixSeconds) -> Refusal {
+    fn short(&self, short: Short, budget: &Budget, purpose: Purpose, now: UnixSeconds) -> Refusal {
         self.count(purpose, if short == Short::Payer { "payer_share" } else { "budget" });
         match short {
             Short::Day => {
-                tracing::warn!(section = %self.terms.section, left = %self.budget.left(now), "a fee was not carried: the budget does not cover it");
+                tracing::warn!(section = %self.terms.section, left = %budget.left(now), "a fee was not carried: the budget does not cover it");
                 invalid("fees are not carried any more today: pay this one yourself")
             }
             Short::Payer => invalid("your fees are not carried any more today: pay this one yourself"),
@@ -451,6 +440,7 @@ impl Sponsor {
 
     /// Waits until the chain says what a transaction cost, or until it can no longer be mined, and gives the rest back.
     async fn follow(self: Arc<Self>, hash: B256, reserved: Reserved, valid_until: UnixSeconds, purpose: Purpose) {
+        let Carrier::Own { budget, .. } = &self.carrier else { return };
         let over = valid_until.plus(LAG_SECONDS);
         let cost = loop {
             tokio::time::sleep(self.terms.look_every).await;
@@ -465,14 +455,12 @@ impl Sponsor {
             }
         };
         if cost > Usd::ZERO {
-            #[allow(clippy::cast_precision_loss)]
-            let shown = cost.0 as f64 / 1e18;
-            self.metrics.sponsored_usd.with_label_values(&[&self.rail(purpose)]).inc_by(shown);
+            self.metrics.sponsored_usd.with_label_values(&[&self.rail(purpose)]).inc_by(shown(cost));
         }
-        if let Err(e) = self.budget.give_back(&reserved, reserved.amount.less(cost)).await {
+        if let Err(e) = budget.give_back(&reserved, reserved.amount.less(cost)).await {
             tracing::error!(error = %e, "what a sponsored transaction did not cost was not given back");
         }
-        self.tell_of_the_budget(UnixSeconds::now());
+        self.tell_of_the_budget(budget, UnixSeconds::now());
     }
 
     fn rail(&self, purpose: Purpose) -> String {
@@ -510,20 +498,6 @@ impl Drop for Turn<'_> {
             None => drop(trials.remove(&self.key)),
         }
     }
-}
-
-/// Whether these bytes are an envelope.
-pub fn is_envelope(bytes: &[u8]) -> bool {
-    bytes.first() == Some(&TEMPO_FEE_PAYER_ENVELOPE_TYPE_ID)
-}
-
-/// Payee and amount of a `transfer` or `transferWithMemo` in its only encoding.
-fn transfer(input: &Bytes) -> Option<(Address, U256)> {
-    if let Ok(call) = ITIP20::transferCall::abi_decode(input) {
-        return (call.abi_encode() == input.as_ref()).then_some((call.to, call.amount));
-    }
-    let call = ITIP20::transferWithMemoCall::abi_decode(input).ok()?;
-    (call.abi_encode() == input.as_ref()).then_some((call.to, call.amount))
 }
 
 fn would_fail() -> Refusal {

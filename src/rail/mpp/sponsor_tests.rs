@@ -2,18 +2,23 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use super::super::envelope::{MAX_ENVELOPE, OPEN, TOP_UP};
 use super::*;
 use crate::chain::Unreachable;
 use crate::store::embedded::Embedded;
-use alloy::eips::Decodable2718 as _;
+use alloy::consensus::transaction::SignerRecoverable as _;
 use alloy::eips::eip2930::{AccessList, AccessListItem};
-use alloy::primitives::Signature;
+use alloy::primitives::{Signature, TxKind, U256};
+use alloy::sol_types::SolCall as _;
 use async_trait::async_trait;
 use futures::future::join_all;
 use std::num::NonZeroU64;
 use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
-use tempo_alloy::primitives::transaction::{Call, KeychainSignature, PrimitiveSignature};
+use tempo_alloy::contracts::precompiles::ITIP20;
+use tempo_alloy::primitives::transaction::{
+    Call, KeychainSignature, PrimitiveSignature, TEMPO_EXPIRING_NONCE_KEY, TempoSignature,
+};
 
 const CHAIN: u64 = 42431;
 const TOKEN: &str = "0x20c0000000000000000000000000000000000000";
@@ -71,14 +76,23 @@ fn bench(usd_per_day: Usd) -> Bench {
         chain_id: CHAIN,
         currency: TOKEN.parse().unwrap(),
         recipient: PAYEE.parse().unwrap(),
-        usd_per_day,
         look_every: Duration::from_millis(5),
     };
-    let sponsor = Sponsor::new(terms, &Secret::new([5; 32]), node.clone(), store, metrics.clone()).unwrap();
+    let hand = Hand::Own { key: Secret::new([5; 32]), usd_per_day, store };
+    let sponsor = Sponsor::new(terms, hand, node.clone(), metrics.clone()).unwrap();
     Bench { sponsor: Arc::new(sponsor), node, metrics, _dir: dir }
 }
 
+fn own(key: Secret, store: &Arc<dyn Store>) -> Hand {
+    Hand::Own { key, usd_per_day: Usd::ONE, store: store.clone() }
+}
+
 impl Bench {
+    fn budget(&self) -> &Budget {
+        let Carrier::Own { budget, .. } = &self.sponsor.carrier else { panic!("an account of ours") };
+        budget
+    }
+
     fn trials(&self) -> usize {
         self.node.trials.load(Ordering::SeqCst)
     }
@@ -365,7 +379,7 @@ fn a_recorded_envelope_becomes_the_very_transaction_that_was_mined() {
                 let mut token = terms.currency;
                 token.0[19] = n;
                 let terms = Terms { currency: token, ..terms.clone() };
-                let sponsor = Sponsor::new(terms, &key, node.clone(), store.clone(), metrics.clone()).unwrap();
+                let sponsor = Sponsor::new(terms, own(key.clone(), &store), node.clone(), metrics.clone()).unwrap();
                 sponsor.draft(bytes).unwrap().hash().to_string()
             }
         })
@@ -384,7 +398,8 @@ async fn what_is_sent_is_the_payers_transaction_with_our_signature_for_the_fee()
     let sent = AASigned::decode_2718(&mut &cosigned.raw[..]).unwrap();
     let sender = sent.recover_signer().unwrap();
     assert_eq!(sender, payer(7).address());
-    assert_eq!(sent.tx().recover_fee_payer(sender).unwrap(), bench.sponsor.address());
+    let ours = PrivateKeySigner::from_slice(&[5; 32]).unwrap();
+    assert_eq!(sent.tx().recover_fee_payer(sender).unwrap(), ours.address());
     assert_eq!(sent.tx().fee_token, Some(TOKEN.parse().unwrap()));
     assert_eq!((&sent.tx().calls, sent.tx().gas_limit), (&draft.tx().calls, 1_000_000));
 }
@@ -404,14 +419,12 @@ async fn one_signature_is_tried_once_and_set_aside_once_however_often_it_is_show
     });
     let (first, ()) = futures::join!(running, turned_away);
     let first = first.unwrap();
-    for again in join_all((0..8).map(|_| bench.cosign(&bytes))).await {
-        if let Ok(again) = again {
-            assert_eq!(again, first, "the same bytes");
-        }
+    for again in join_all((0..8).map(|_| bench.cosign(&bytes))).await.into_iter().flatten() {
+        assert_eq!(again, first, "the same bytes");
     }
     assert_eq!(bench.cosign(&bytes).await.as_ref(), Ok(&first));
     assert_eq!(bench.trials(), 1);
-    assert_eq!(bench.sponsor.budget.left(UnixSeconds::now()), Usd::ONE.less(WORST), "one reservation");
+    assert_eq!(bench.budget().left(UnixSeconds::now()), Usd::ONE.less(WORST), "one reservation");
     assert_eq!(bench.counted("cosigned"), 1);
 }
 
@@ -424,8 +437,8 @@ async fn a_transaction_that_would_fail_is_not_signed_and_costs_nothing() {
         assert!(why(bench.cosign(&bytes).await.unwrap_err()).contains("would fail"));
     }
     assert_eq!(bench.trials(), 1, "asked once");
-    bench.sponsor.budget.learn(UnixSeconds::now()).await.unwrap();
-    assert_eq!(bench.sponsor.budget.left(UnixSeconds::now()), Usd::ONE);
+    bench.budget().learn(UnixSeconds::now()).await.unwrap();
+    assert_eq!(bench.budget().left(UnixSeconds::now()), Usd::ONE);
     assert_eq!((bench.counted("fails"), bench.counted("cosigned")), (1, 0));
 }
 
@@ -475,8 +488,8 @@ async fn what_a_transaction_did_not_cost_is_there_again() {
     *bench.node.cost.lock().unwrap() = Ok(Some(cost));
     bench.cosign(&envelope(7, |_| ())).await.unwrap();
     let end = Instant::now() + Duration::from_secs(10);
-    while bench.sponsor.budget.left(UnixSeconds::now()) != Usd::ONE.less(cost) {
-        assert!(Instant::now() < end, "left {}", bench.sponsor.budget.left(UnixSeconds::now()));
+    while bench.budget().left(UnixSeconds::now()) != Usd::ONE.less(cost) {
+        assert!(Instant::now() < end, "left {}", bench.budget().left(UnixSeconds::now()));
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let shown = bench.metrics.sponsored_usd.with_label_values(&["tempo/charge"]).get();
@@ -487,10 +500,10 @@ async fn what_a_transaction_did_not_cost_is_there_again() {
 async fn a_transaction_that_was_never_mined_cost_nothing() {
     let bench = bench(Usd::ONE);
     let now = UnixSeconds::now();
-    let held = bench.sponsor.budget.reserve(payer(7).address(), WORST, now).await.unwrap();
-    assert_eq!(bench.sponsor.budget.left(now), Usd::ONE.less(WORST));
+    let held = bench.budget().reserve(payer(7).address(), WORST, now).await.unwrap();
+    assert_eq!(bench.budget().left(now), Usd::ONE.less(WORST));
     Arc::clone(&bench.sponsor).follow(B256::ZERO, held, UnixSeconds(now.0 - 60), CHARGE).await;
-    assert_eq!(bench.sponsor.budget.left(now), Usd::ONE);
+    assert_eq!(bench.budget().left(now), Usd::ONE);
 }
 
 #[tokio::test]
@@ -514,14 +527,93 @@ fn a_key_that_must_not_sign_is_refused_and_never_shown() {
     let payees = alloy::hex::decode("ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80").unwrap();
     for (key, want) in [(vec![0; 32], "not a private key"), (vec![1; 31], "not a private key"), (payees, "recipient's")]
     {
-        let made = Sponsor::new(
-            bench.sponsor.terms.clone(),
-            &Secret::new(key),
-            bench.node.clone(),
-            store.clone(),
-            bench.metrics.clone(),
-        );
+        let hand = Hand::Own { key: Secret::new(key), usd_per_day: Usd::ONE, store: store.clone() };
+        let made = Sponsor::new(bench.sponsor.terms.clone(), hand, bench.node.clone(), bench.metrics.clone());
         let said = made.err().unwrap();
         assert!(said.contains(want), "{said}");
     }
+}
+
+/// A relay that co-signs with a key of its own and then bends what it hands back.
+struct Bending(fn(&mut TempoTransaction, &mut TempoSignature), AtomicUsize);
+
+#[async_trait]
+impl Relay for Bending {
+    async fn sign(&self, envelope: &[u8]) -> Result<Option<Vec<u8>>, Unreachable> {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        let envelope = FeePayerEnvelope78::decode_envelope(envelope).unwrap();
+        let (mut tx, mut signature, _) = envelope.to_recoverable_signed().into_parts();
+        (tx.fee_token, tx.fee_payer_signature) = (Some(Address::repeat_byte(2)), None);
+        (self.0)(&mut tx, &mut signature);
+        let theirs = PrivateKeySigner::from_slice(&[6; 32]).unwrap();
+        let carried = theirs.sign_hash_sync(&tx.fee_payer_signature_hash(envelope.sender)).unwrap();
+        tx.fee_payer_signature = Some(carried);
+        Ok(Some(tx.into_signed(signature).encoded_2718()))
+    }
+}
+
+fn relayed_by(bench: &Bench, relay: Arc<dyn Relay>) -> Arc<Sponsor> {
+    let terms = bench.sponsor.terms.clone();
+    Arc::new(Sponsor::new(terms, Hand::Relay(relay), bench.node.clone(), bench.metrics.clone()).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_relay_hands_back_is_sent_only_if_it_is_the_payers_own_transaction() {
+    type Bend = fn(&mut TempoTransaction, &mut TempoSignature);
+    let rows: [(Bend, bool, &str); 6] = [
+        (|_, _| (), true, "with its token and signature"),
+        (|t, _| t.calls.push(pays(1)), false, "a call more"),
+        (|t, _| t.gas_limit += 1, false, "more gas"),
+        (|t, _| t.valid_before = None, false, "without an end"),
+        (|t, _| t.nonce_key = U256::ZERO, false, "another nonce"),
+        (
+            |t, s| *s = TempoSignature::from(payer(9).sign_hash_sync(&t.signature_hash()).unwrap()),
+            false,
+            "another payer",
+        ),
+    ];
+    for (bend, good, reason) in rows {
+        let bench = bench(Usd::ONE);
+        let relay = Arc::new(Bending(bend, AtomicUsize::new(0)));
+        let sponsor = relayed_by(&bench, relay.clone());
+        let now = UnixSeconds::now();
+        assert!(sponsor.offers(now), "{reason}");
+        let bytes = envelope(7, |_| ());
+        let got = sponsor.cosign(sponsor.review(&bytes, CHARGE, now).unwrap()).await;
+        match got {
+            Ok(cosigned) => assert_eq!((good, cosigned.hash), (true, keccak256(&cosigned.raw)), "{reason}"),
+            Err(refusal) => {
+                assert_eq!((good, refusal.status()), (false, 503), "{reason}: {refusal:?}");
+                assert!(!sponsor.offers(UnixSeconds::now()), "{reason}: a relay that fails is not offered");
+            }
+        }
+        assert_eq!((bench.trials(), relay.1.load(Ordering::SeqCst)), (1, 1), "{reason}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_relay_a_proof_is_known_by_what_was_signed_and_by_whom() {
+    let bench = bench(Usd::ONE);
+    let sponsor = relayed_by(&bench, Arc::new(Bending(|_, _| (), AtomicUsize::new(0))));
+    let now = UnixSeconds::now();
+    let [one, other] = [7, 8].map(|n| sealed(tx(now), &payer(n)).encoded_envelope());
+    let (mine, theirs) = (sponsor.draft(&one).unwrap(), sponsor.draft(&other).unwrap());
+    assert_eq!(mine.tx().signature_hash(), theirs.tx().signature_hash(), "the same words");
+    assert_ne!(mine.hash(), theirs.hash(), "by another payer");
+    assert_eq!((mine.space(), bench.sponsor.draft(&one).unwrap().space()), ("sponsored", "tx"));
+    assert_eq!(sponsor.draft(&one).unwrap().hash(), mine.hash());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_is_not_asked_about_what_would_fail() {
+    let bench = bench(Usd::ONE);
+    *bench.node.tried.lock().unwrap() = Ok(Tried::Fails);
+    let relay = Arc::new(Bending(|_, _| (), AtomicUsize::new(0)));
+    let sponsor = relayed_by(&bench, relay.clone());
+    let bytes = envelope(7, |_| ());
+    for _ in 0..2 {
+        let got = sponsor.cosign(sponsor.review(&bytes, CHARGE, UnixSeconds::now()).unwrap()).await;
+        assert!(why(got.unwrap_err()).contains("would fail"));
+    }
+    assert_eq!((bench.trials(), relay.1.load(Ordering::SeqCst)), (1, 0));
 }

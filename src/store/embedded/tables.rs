@@ -57,7 +57,7 @@ fn here<T>(why: String) -> Result<T, Fault> {
 
 /// The claim in `bytes`. The error blocks this key only: what a later version wrote, or what a bad disk left, is neither
 /// dropped nor overwritten.
-pub(super) fn read_claim(key: &str, bytes: &[u8]) -> Result<Claim, StoreError> {
+pub(in crate::store) fn read_claim(key: &str, bytes: &[u8]) -> Result<Claim, StoreError> {
     #[derive(serde::Deserialize)]
     struct Version {
         schema: u16,
@@ -75,7 +75,7 @@ pub(super) fn read_claim(key: &str, bytes: &[u8]) -> Result<Claim, StoreError> {
 }
 
 /// The channel in `bytes`, as [`read_claim`] does it.
-pub(super) fn read_channel(id: &str, bytes: &[u8]) -> Result<Channel, StoreError> {
+pub(in crate::store) fn read_channel(id: &str, bytes: &[u8]) -> Result<Channel, StoreError> {
     #[derive(serde::Deserialize)]
     struct Version {
         schema: u16,
@@ -350,15 +350,7 @@ impl<'t> Book<'t> {
         for entry in self.facts.iter()? {
             known.push(entry.map(|(k, v)| (k.value().to_owned(), v.value().to_owned()))?);
         }
-        let mut changed = Vec::new();
-        for (name, text) in facts {
-            match known.iter().find(|(n, _)| n == name) {
-                Some((_, before)) if before == text => {}
-                Some((_, before)) => changed.push(format!("{name} was {before} in the last run and is {text} now")),
-                None if known.is_empty() || known.iter().any(|(_, t)| t == text) => {}
-                None => changed.push(format!("{name} is new since the last run: {text}")),
-            }
-        }
+        let changed = crate::store::changed_facts(&known, facts);
         if accept || changed.is_empty() {
             for (name, text) in facts {
                 let before = self.facts.insert(name.as_str(), text.as_str())?.map(|v| v.value().to_owned());

@@ -1,0 +1,89 @@
+//! `pontage channels`: asks the running gate, because only it may change a channel.
+
+use super::complain;
+use crate::conf::Conf;
+use crate::edge::admin::OPERATOR;
+use serde_json::Value;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Longest wait for an answer: closing waits for requests and for the chain.
+const ANSWER: Duration = Duration::from_secs(60);
+/// Columns of the list.
+const COLUMNS: [&str; 9] = ["id", "rail", "phase", "deposit", "accepted", "spent", "leased", "settled", "idle_seconds"];
+
+/// Prints the channels that are not over, one a line.
+pub fn list(conf: &Path) -> ExitCode {
+    ask(conf, "GET", "/channels", |body| {
+        let mut out = COLUMNS.join("\t") + "\n";
+        for line in body.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
+            let cells: Vec<String> = COLUMNS.iter().map(|column| cell(&line[*column])).collect();
+            out += &(cells.join("\t") + "\n");
+        }
+        out
+    })
+}
+
+/// Settles or closes one channel and prints how it stands then. Exit code 1 when that was refused.
+pub fn act(conf: &Path, id: &str, verb: &str) -> ExitCode {
+    let digits = id.strip_prefix("0x").unwrap_or_default();
+    if digits.len() != 64 || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return complain(&["a channel's id is 0x and 64 hex digits"]);
+    }
+    ask(conf, "POST", &format!("/channels/{id}/{verb}"), str::to_owned)
+}
+
+fn cell(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+fn ask(conf: &Path, method: &str, path: &str, show: impl FnOnce(&str) -> String) -> ExitCode {
+    let conf = match Conf::load(conf) {
+        Ok(conf) => conf,
+        Err(mistakes) => return complain(&mistakes),
+    };
+    let admin = reachable(conf.listen.admin);
+    let (status, body) = match exchange(admin, method, path) {
+        Ok(answer) => answer,
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
+            return complain(&[format!("no gate runs here: nothing listens on its admin address {admin}")]);
+        }
+        Err(e) => return complain(&[format!("the gate's admin address {admin} does not answer: {e}")]),
+    };
+    if status != 200 {
+        return complain(&[format!("refused ({status}): {}", body.trim())]);
+    }
+    print!("{}", show(&body));
+    ExitCode::SUCCESS
+}
+
+/// Where to reach a gate that listens there.
+fn reachable(mut listens: SocketAddr) -> SocketAddr {
+    if listens.ip().is_unspecified() {
+        listens.set_ip(match listens.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    listens
+}
+
+/// One HTTP/1.1 exchange: status and body.
+fn exchange(address: SocketAddr, method: &str, path: &str) -> io::Result<(u16, String)> {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
+    stream.set_read_timeout(Some(ANSWER))?;
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-length: 0\r\n{OPERATOR}: cli\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes())?;
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply)?;
+    let answer = reply.split_once("\r\n\r\n").and_then(|(head, body)| {
+        let status = head.split(' ').nth(1)?.parse().ok()?;
+        Some((status, body.to_owned()))
+    });
+    answer.ok_or_else(|| io::Error::other("that is not an answer"))
+}

@@ -1,0 +1,432 @@
+//! The store of a fleet: one Redis primary that every gate shares, and a journal file of this gate's own.
+//!
+//! A record is a stream whose entry id is its revision: `XADD key NOMKSTREAM … <rev>-0` is taken from exactly one of several
+//! writers, because a stream takes no id at or below its top (`notes/security.md` §4.4). No scripts, no transactions, one key in a
+//! command. What it promises: a call that returned is on the primary's disk (`appendfsync always`, looked at before anything is
+//! trusted and every minute), so gates and Redis may be killed and started again. It claims nothing about fail-over to a replica.
+//!
+//! A change is swapped in Redis first, then come the totals and receipts beside it and the lines of the journal, all before anybody is
+//! answered: a swap that lost to another gate must leave no line. What a crash leaves half-way was told to nobody.
+
+mod probe;
+mod record;
+
+use self::probe::Probe;
+use self::record::{Put, Streams};
+use super::embedded::Embedded;
+use super::{Store, StoreError, Swap, Write, changed_facts};
+use crate::channel::{Channel, ChannelId};
+use crate::claim::{Claim, ClaimKey, Standing};
+use crate::clock::UnixSeconds;
+use crate::ids::RailId;
+use crate::journal::{Entry, Receipt};
+use crate::money::Usd;
+use crate::secret::Secret;
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use redis::{AsyncCommands as _, Client};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::broadcast;
+
+/// Longest wait for one answer.
+const ANSWER: Duration = Duration::from_secs(2);
+/// How long receipts can be asked for.
+const RECEIPT_SECONDS: u64 = 30 * 86_400;
+/// How long a gate counts as running after its last sign of life, and how often it gives one.
+const ALIVE_SECONDS: u64 = 30;
+const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
+/// How often Redis is asked whether it is there, and how often whether it is safe.
+const PING: Duration = Duration::from_secs(1);
+const PROBE: Duration = Duration::from_secs(60);
+/// Tries to add to a total that other gates add to as well.
+const ATTEMPTS: u32 = 8;
+
+const OPEN_CLAIMS: &str = "pontage:claims:open";
+/// Every claim by the moment from which on it may be forgotten.
+const DUE_CLAIMS: &str = "pontage:claims:due";
+const OPEN_CHANNELS: &str = "pontage:channels:open";
+const FACTS: &str = "pontage:facts";
+const CHANGES: &str = "pontage:changes";
+
+fn claim_key(key: &str) -> String {
+    format!("pontage:claim:{key}")
+}
+
+fn channel_key(id: &str) -> String {
+    format!("pontage:channel:{id}")
+}
+
+fn payer_key(rail: &RailId, payer: &str) -> String {
+    format!("pontage:payer:{rail}:{payer}")
+}
+
+fn gate_key(gate: &str) -> String {
+    format!("pontage:gate:{gate}")
+}
+
+/// What the operator decides.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `redis://…`, which often holds a password.
+    pub url: Secret,
+    /// Serve although a crash of Redis may lose what it confirmed.
+    pub accept_data_loss: bool,
+}
+
+/// The Redis store.
+pub struct Redis {
+    streams: Streams,
+    journal: Arc<Embedded>,
+    standing: Arc<ArcSwap<Result<(), StoreError>>>,
+    changes: broadcast::Sender<ChannelId>,
+    background: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        for task in &self.background {
+            task.abort();
+        }
+    }
+}
+
+impl Redis {
+    /// Connects, opens the journal file at `path`, and looks whether Redis is safe. The error is a sentence for operators: it
+    /// cannot be reached, it would lose what it confirms, the journal cannot be opened. It never repeats the URL.
+    pub async fn open(settings: &Settings, path: &Path) -> Result<Self, StoreError> {
+        let journal = Arc::new(Embedded::open(path)?);
+        let bad = || StoreError("store.url is no redis URL".to_owned());
+        let client = settings.url.expose_str().and_then(|url| Client::open(url.trim()).ok()).ok_or_else(bad)?;
+        let config = ConnectionManagerConfig::new()
+            .set_connection_timeout(Some(ANSWER))
+            .set_response_timeout(Some(ANSWER))
+            .set_number_of_retries(1);
+        let connected = ConnectionManager::new_with_config(client.clone(), config).await;
+        let connection = connected.map_err(|e| StoreError(format!("Redis cannot be reached: {}", said(&e))))?;
+        let probe = Probe::new(settings.accept_data_loss);
+        let run = probe.look(&mut connection.clone()).await?;
+        let standing = Arc::new(ArcSwap::from_pointee(Ok(())));
+        let (changes, _) = broadcast::channel(1024);
+        let streams = Streams::new(connection.clone(), Arc::clone(&standing));
+        let background = vec![
+            tokio::spawn(watch(connection.clone(), probe, run, Arc::clone(&standing))),
+            tokio::spawn(live(connection, journal.gate().to_owned())),
+            tokio::spawn(listen(client, changes.clone())),
+        ];
+        Ok(Self { streams, journal, standing, changes, background })
+    }
+
+    /// The connection, for tests that do what no gate does.
+    #[cfg(test)]
+    fn streams_connection(&self) -> ConnectionManager {
+        self.streams.connection()
+    }
+
+    async fn put_claim(&self, claim: &Claim) -> Result<Swap, StoreError> {
+        let key = claim_key(&claim.key.0);
+        if claim.revision == 1 {
+            self.streams.add(OPEN_CLAIMS, &claim.key.0).await?;
+        }
+        match self.streams.put(&key, claim.revision, &json(claim)?).await? {
+            Put::Done => {}
+            Put::Top(text) => {
+                let top = text.map(|text| read_claim(&claim.key.0, &text)).transpose()?;
+                return Ok(Swap::Lost(Box::new(top)));
+            }
+        }
+        self.streams.rank(DUE_CLAIMS, &claim.key.0, claim.keep_until()).await?;
+        if matches!(claim.standing, Standing::Delivered { .. } | Standing::Dead) {
+            self.streams.remove(OPEN_CLAIMS, &claim.key.0).await?;
+        }
+        Ok(Swap::Done)
+    }
+
+    async fn put_channel(&self, channel: &Channel) -> Result<Swap, StoreError> {
+        let id = channel.id.0.as_str();
+        let payer = payer_key(&channel.rail, &channel.descriptor.payer);
+        if channel.revision == 1 {
+            self.streams.add(OPEN_CHANNELS, id).await?;
+            self.streams.add(&payer, id).await?;
+        }
+        match self.streams.put(&channel_key(id), channel.revision, &json(channel)?).await? {
+            Put::Done => {}
+            Put::Top(text) => {
+                let top = text.map(|text| read_channel(id, &text)).transpose()?;
+                return Ok(Swap::Overtaken(Box::new(top)));
+            }
+        }
+        if channel.is_over() {
+            self.streams.remove(OPEN_CHANNELS, id).await?;
+            self.streams.remove(&payer, id).await?;
+        }
+        // Only a hint: whoever waits polls as well.
+        self.streams.publish(CHANGES, id).await;
+        Ok(Swap::Done)
+    }
+
+    async fn add_to(&self, name: &str, day: u64, amount: Usd) -> Result<(), StoreError> {
+        let key = tally_key(name, day);
+        for _ in 0..ATTEMPTS {
+            let (revision, total) = self
+                .streams
+                .top(&key)
+                .await?
+                .map_or((0, Usd::ZERO), |(revision, text)| (revision, text.parse().map_or(Usd(u128::MAX), Usd)));
+            let next = total
+                .plus(amount)
+                .ok_or_else(|| StoreError(format!("the total {name} is larger than can be counted")))?;
+            if let Put::Done = self.streams.put(&key, revision + 1, &next.0.to_string()).await? {
+                return Ok(());
+            }
+        }
+        Err(StoreError(format!("the total {name} is changed by too many at once")))
+    }
+
+    async fn records<T>(
+        &self,
+        set: &str,
+        key: fn(&str) -> String,
+        read: fn(&str, &str) -> Result<T, StoreError>,
+    ) -> Result<Vec<T>, StoreError> {
+        let mut names = self.streams.members(set).await?;
+        names.sort();
+        let mut found = Vec::with_capacity(names.len());
+        for name in names {
+            let Some((_, text)) = self.streams.top(&key(&name)).await? else { continue };
+            match read(&name, &text) {
+                Ok(record) => found.push(record),
+                // Its payer is answered with this error; everyone else is served.
+                Err(error) => tracing::error!("{error}"),
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn tally_key(name: &str, day: u64) -> String {
+    format!("pontage:tally:{name}:{day}")
+}
+
+fn json(record: &impl serde::Serialize) -> Result<String, StoreError> {
+    serde_json::to_string(record).map_err(|e| StoreError(format!("a record cannot be written: {e}")))
+}
+
+fn read_claim(key: &str, text: &str) -> Result<Claim, StoreError> {
+    super::embedded::read_claim(key, text.as_bytes())
+}
+
+fn read_channel(id: &str, text: &str) -> Result<Channel, StoreError> {
+    super::embedded::read_channel(id, text.as_bytes())
+}
+
+/// An error of the client without anything that could hold the URL.
+fn said(error: &redis::RedisError) -> String {
+    error.category().to_owned()
+}
+
+/// Keeps the standing true: is it there, is it the same as before, is it safe.
+async fn watch(
+    mut connection: ConnectionManager,
+    probe: Probe,
+    mut run: String,
+    standing: Arc<ArcSwap<Result<(), StoreError>>>,
+) {
+    let mut looked = tokio::time::Instant::now();
+    loop {
+        tokio::time::sleep(PING).await;
+        let was_well = standing.load().is_ok();
+        let there = redis::cmd("PING")
+            .query_async::<String>(&mut connection)
+            .await
+            .map_err(|e| StoreError(format!("Redis does not answer: {}", said(&e))));
+        let due = looked.elapsed() >= PROBE || !was_well;
+        let now = match there {
+            Ok(_) if due => {
+                looked = tokio::time::Instant::now();
+                probe.look(&mut connection).await.map(|seen| {
+                    if seen != run {
+                        tracing::warn!("Redis was started again");
+                        run = seen;
+                    }
+                })
+            }
+            Ok(_) => continue,
+            Err(error) => Err(error),
+        };
+        if let (Err(error), true) = (&now, was_well) {
+            tracing::error!(%error, "paid traffic is refused");
+        } else if now.is_ok() && !was_well {
+            tracing::info!("Redis is there again");
+        }
+        standing.store(Arc::new(now));
+    }
+}
+
+/// Says that this gate lives.
+async fn live(mut connection: ConnectionManager, gate: String) {
+    loop {
+        let sign: Result<(), _> = connection.set_ex(gate_key(&gate), 1, ALIVE_SECONDS).await;
+        let pause = if sign.is_ok() { SIGN_OF_LIFE } else { PING };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Hears of changes that other gates made.
+async fn listen(client: Client, changes: broadcast::Sender<ChannelId>) {
+    use futures::StreamExt as _;
+    loop {
+        if let Ok(mut heard) = client.get_async_pubsub().await
+            && heard.subscribe(CHANGES).await.is_ok()
+        {
+            let mut messages = heard.on_message();
+            while let Some(message) = messages.next().await {
+                if let Ok(id) = message.get_payload::<String>() {
+                    // Nobody has to listen.
+                    let _ = changes.send(ChannelId(id));
+                }
+            }
+        }
+        tokio::time::sleep(PING).await;
+    }
+}
+
+#[async_trait]
+impl Store for Redis {
+    async fn claim(&self, key: &ClaimKey) -> Result<Option<Claim>, StoreError> {
+        let top = self.streams.top(&claim_key(&key.0)).await?;
+        top.map(|(_, text)| read_claim(&key.0, &text)).transpose()
+    }
+
+    async fn commit(&self, write: Write) -> Result<Swap, StoreError> {
+        // What cannot be counted is refused before anything is written.
+        for (name, day, amount) in &write.tally {
+            let mut more = write.tally.iter().filter(|(n, d, _)| (n, d) == (name, day));
+            let sum = more.try_fold(self.tally(name, *day).await?, |sum, (_, _, amount)| sum.plus(*amount));
+            if sum.is_none() {
+                return Err(StoreError(format!("the total {name} with {amount} more is larger than can be counted")));
+            }
+        }
+        let swap = match (&write.claim, &write.channel) {
+            (Some(_), Some(_)) => {
+                return Err(StoreError("one write has a claim or a channel, never both".to_owned()));
+            }
+            (Some(claim), None) => self.put_claim(claim).await?,
+            (None, Some(channel)) => self.put_channel(channel).await?,
+            (None, None) => Swap::Done,
+        };
+        if swap != Swap::Done {
+            return Ok(swap);
+        }
+        for entry in &write.journal {
+            if let Entry::Receipt(receipt) = entry {
+                self.streams.keep(&format!("pontage:receipt:{}", receipt.id), &json(receipt)?, RECEIPT_SECONDS).await?;
+            }
+        }
+        for (name, day, amount) in &write.tally {
+            self.add_to(name, *day, *amount).await?;
+        }
+        if write.journal.is_empty() {
+            return Ok(Swap::Done);
+        }
+        self.journal.commit(Write { journal: write.journal, ..Write::default() }).await
+    }
+
+    async fn open_claims(&self, now: UnixSeconds) -> Result<Vec<Claim>, StoreError> {
+        let mut open = self.records(OPEN_CLAIMS, claim_key, read_claim).await?;
+        open.retain(|claim| !claim.is_over(now));
+        Ok(open)
+    }
+
+    async fn channel(&self, id: &ChannelId) -> Result<Option<Channel>, StoreError> {
+        let top = self.streams.top(&channel_key(&id.0)).await?;
+        top.map(|(_, text)| read_channel(&id.0, &text)).transpose()
+    }
+
+    async fn channels(&self) -> Result<Vec<Channel>, StoreError> {
+        let mut open = self.records(OPEN_CHANNELS, channel_key, read_channel).await?;
+        open.retain(|channel| !channel.is_over());
+        Ok(open)
+    }
+
+    async fn channels_of(&self, rail: &RailId, payer: &str) -> Result<Vec<Channel>, StoreError> {
+        let mut open = self.records(&payer_key(rail, payer), channel_key, read_channel).await?;
+        open.retain(|channel| !channel.is_over());
+        Ok(open)
+    }
+
+    fn changes(&self) -> Option<broadcast::Receiver<ChannelId>> {
+        Some(self.changes.subscribe())
+    }
+
+    fn gate(&self) -> &str {
+        self.journal.gate()
+    }
+
+    async fn alive(&self, gate: &str) -> Result<bool, StoreError> {
+        if gate == self.gate() {
+            return Ok(true);
+        }
+        self.streams.exists(&gate_key(gate)).await
+    }
+
+    async fn forget(&self, now: UnixSeconds) -> Result<usize, StoreError> {
+        let mut dropped = 0;
+        for name in self.streams.ranked_below(DUE_CLAIMS, now).await? {
+            let over = match self.streams.top(&claim_key(&name)).await? {
+                None => true,
+                Some((_, text)) => read_claim(&name, &text).is_ok_and(|claim| claim.is_over(now)),
+            };
+            if over {
+                self.streams.drop(&claim_key(&name)).await?;
+                self.streams.remove(OPEN_CLAIMS, &name).await?;
+                self.streams.unrank(DUE_CLAIMS, &name).await?;
+                dropped += 1;
+            }
+        }
+        Ok(dropped)
+    }
+
+    async fn tally(&self, name: &str, day: u64) -> Result<Usd, StoreError> {
+        let total = self.streams.top(&tally_key(name, day)).await?;
+        let unreadable = || StoreError(format!("the total {name} cannot be read"));
+        total.map_or(Ok(Usd::ZERO), |(_, text)| text.parse().map(Usd).map_err(|_| unreadable()))
+    }
+
+    async fn receipt(&self, id: &str) -> Result<Option<Receipt>, StoreError> {
+        let kept = self.streams.get(&format!("pontage:receipt:{id}")).await?;
+        let unreadable = |_| StoreError(format!("receipt {id} cannot be read"));
+        kept.map(|text| serde_json::from_str(&text).map_err(unreadable)).transpose()
+    }
+
+    async fn facts(&self, facts: &[(String, String)], accept: bool) -> Result<Vec<String>, StoreError> {
+        for _ in 0..ATTEMPTS {
+            let top = self.streams.top(FACTS).await?;
+            let revision = top.as_ref().map_or(0, |(revision, _)| *revision);
+            let unreadable = |_| StoreError("the facts of the last run cannot be read".to_owned());
+            let mut known: Vec<(String, String)> =
+                top.map_or(Ok(Vec::new()), |(_, text)| serde_json::from_str(&text).map_err(unreadable))?;
+            let changed = changed_facts(&known, facts);
+            if !accept && !changed.is_empty() {
+                return Ok(changed);
+            }
+            known.retain(|(name, _)| !facts.iter().any(|(n, _)| n == name));
+            known.extend(facts.iter().cloned());
+            if let Put::Done = self.streams.put(FACTS, revision + 1, &json(&known)?).await? {
+                return Ok(changed);
+            }
+        }
+        Err(StoreError("the facts of this run are changed by too many at once".to_owned()))
+    }
+
+    fn standing(&self) -> Result<(), StoreError> {
+        self.journal.standing()?;
+        self.streams.intact()?;
+        self.standing.load().as_ref().clone()
+    }
+}
+
+#[cfg(test)]
+mod tests;

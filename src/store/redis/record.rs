@@ -1,0 +1,210 @@
+//! A record as a stream, and the plain commands around it. Each is bounded in time; one whose answer is lost is asked again until
+//! it is known what became of it, or the caller hears that nobody knows.
+
+use super::said;
+use crate::clock::UnixSeconds;
+use crate::store::StoreError;
+use arc_swap::ArcSwap;
+use redis::aio::ConnectionManager;
+use redis::streams::StreamRangeReply;
+use redis::{Cmd, FromRedisValue, cmd};
+use std::cmp::Ordering;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+/// Versions of a record that are kept: the newest, and the one before it for whoever looks.
+const VERSIONS: u64 = 2;
+/// The field of an entry.
+const FIELD: &str = "r";
+/// How often a command whose answer was lost is sent again, and how long is waited between.
+const TRIES: u32 = 3;
+const PAUSE: Duration = Duration::from_millis(150);
+
+/// What became of a new version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Put {
+    /// It is the newest one.
+    Done,
+    /// It is not: this is (`None`: there is no such record any more).
+    Top(Option<String>),
+}
+
+/// Records and sets in Redis.
+pub(super) struct Streams {
+    connection: ConnectionManager,
+    standing: Arc<ArcSwap<Result<(), StoreError>>>,
+    /// Confirmed writes are gone. It stays so for the life of the process.
+    ruined: OnceLock<StoreError>,
+}
+
+impl Streams {
+    pub fn new(connection: ConnectionManager, standing: Arc<ArcSwap<Result<(), StoreError>>>) -> Self {
+        Self { connection, standing, ruined: OnceLock::new() }
+    }
+
+    #[cfg(test)]
+    pub fn connection(&self) -> ConnectionManager {
+        self.connection.clone()
+    }
+
+    /// The newest version: its revision and text.
+    pub async fn top(&self, key: &str) -> Result<Option<(u64, String)>, StoreError> {
+        let range: StreamRangeReply = self.ask(newest(key)).await?;
+        Ok(read(&range))
+    }
+
+    /// Puts version `revision`. The first makes the record; every later one needs the record to be there, with the version just
+    /// before it on top: it was read there. Of several writers of one version exactly one is told `Done`.
+    pub async fn put(&self, key: &str, revision: u64, text: &str) -> Result<Put, StoreError> {
+        let mut last = StoreError("Redis did not answer".to_owned());
+        for attempt in 0..TRIES {
+            if attempt > 0 {
+                tokio::time::sleep(PAUSE).await;
+            }
+            let below = self.top(key).await?;
+            let at = below.as_ref().map_or(0, |(top, _)| *top);
+            match at.checked_add(1).map(|next| next.cmp(&revision)) {
+                Some(Ordering::Equal) => {}
+                // Gone, and not made again by whoever remembers it.
+                _ if below.is_none() => return Ok(Put::Top(None)),
+                // What this version follows is gone: Redis has lost what it had confirmed.
+                Some(Ordering::Less) => {
+                    let why = format!("{key} is at {at} and was at {}", revision.saturating_sub(1));
+                    return Err(self.ruin(&why));
+                }
+                Some(Ordering::Greater) | None => {
+                    // An earlier try may have been taken although its answer was lost.
+                    let ours = attempt > 0 && at == revision && below.as_ref().is_some_and(|(_, kept)| kept == text);
+                    return Ok(if ours { Put::Done } else { Put::Top(below.map(|(_, kept)| kept)) });
+                }
+            }
+            match added(key, revision, text).query_async(&mut self.connection.clone()).await {
+                Ok(Some::<String>(_)) => return Ok(Put::Done),
+                // The key is gone, and is not made again by whoever remembers it.
+                Ok(None) => return Ok(Put::Top(None)),
+                // Somebody else was faster: the next look says who.
+                Err(error) if error.code() == Some("ERR") => {}
+                Err(error) => {
+                    last = self.lost(&error);
+                }
+            }
+        }
+        Err(last)
+    }
+
+    pub async fn add(&self, set: &str, member: &str) -> Result<(), StoreError> {
+        self.ask(cmd("SADD").arg(set).arg(member).take()).await
+    }
+
+    pub async fn remove(&self, set: &str, member: &str) -> Result<(), StoreError> {
+        self.ask(cmd("SREM").arg(set).arg(member).take()).await
+    }
+
+    pub async fn members(&self, set: &str) -> Result<Vec<String>, StoreError> {
+        self.ask(cmd("SMEMBERS").arg(set).take()).await
+    }
+
+    pub async fn rank(&self, set: &str, member: &str, at: UnixSeconds) -> Result<(), StoreError> {
+        self.ask(cmd("ZADD").arg(set).arg(at.0).arg(member).take()).await
+    }
+
+    pub async fn unrank(&self, set: &str, member: &str) -> Result<(), StoreError> {
+        self.ask(cmd("ZREM").arg(set).arg(member).take()).await
+    }
+
+    /// Those ranked before `at`.
+    pub async fn ranked_below(&self, set: &str, at: UnixSeconds) -> Result<Vec<String>, StoreError> {
+        self.ask(cmd("ZRANGEBYSCORE").arg(set).arg("-inf").arg(format!("({}", at.0)).take()).await
+    }
+
+    pub async fn drop(&self, key: &str) -> Result<(), StoreError> {
+        self.ask(cmd("DEL").arg(key).take()).await
+    }
+
+    pub async fn exists(&self, key: &str) -> Result<bool, StoreError> {
+        self.ask(cmd("EXISTS").arg(key).take()).await
+    }
+
+    pub async fn keep(&self, key: &str, text: &str, seconds: u64) -> Result<(), StoreError> {
+        self.ask(cmd("SET").arg(key).arg(text).arg("EX").arg(seconds).take()).await
+    }
+
+    pub async fn get(&self, key: &str) -> Result<Option<String>, StoreError> {
+        self.ask(cmd("GET").arg(key).take()).await
+    }
+
+    /// Tells whoever listens. Nobody is promised to hear it.
+    pub async fn publish(&self, channel: &str, text: &str) {
+        let told: Result<u64, _> =
+            cmd("PUBLISH").arg(channel).arg(text).query_async(&mut self.connection.clone()).await;
+        if let Err(error) = told {
+            tracing::debug!(error = %said(&error), "a change was not announced");
+        }
+    }
+
+    /// A command that may be sent twice.
+    async fn ask<T: FromRedisValue>(&self, command: Cmd) -> Result<T, StoreError> {
+        let mut last = StoreError("Redis did not answer".to_owned());
+        for attempt in 0..TRIES {
+            if attempt > 0 {
+                tokio::time::sleep(PAUSE).await;
+            }
+            match command.query_async(&mut self.connection.clone()).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) if error.is_io_error() || error.is_timeout() || error.is_connection_dropped() => {
+                    last = self.lost(&error);
+                }
+                Err(error) => return Err(StoreError(format!("Redis refuses: {}", said(&error)))),
+            }
+        }
+        Err(last)
+    }
+
+    /// Whether confirmed writes are gone: then nothing here can be believed, and a person has to look.
+    pub fn intact(&self) -> Result<(), StoreError> {
+        self.ruined.get().map_or(Ok(()), |error| Err(error.clone()))
+    }
+
+    fn ruin(&self, why: &str) -> StoreError {
+        let error =
+            StoreError(format!("Redis lost writes it had confirmed ({why}): look at it, then start the gates again"));
+        if self.ruined.set(error.clone()).is_ok() {
+            tracing::error!(%error, "paid traffic is refused");
+        }
+        error
+    }
+
+    /// It did not answer. Until it is heard of again nothing is offered; the watch looks every second.
+    fn lost(&self, error: &redis::RedisError) -> StoreError {
+        self.fail(&format!("Redis does not answer: {}", said(error)))
+    }
+
+    fn fail(&self, why: &str) -> StoreError {
+        let error = StoreError(why.to_owned());
+        if self.standing.load().is_ok() {
+            tracing::error!(%error, "paid traffic is refused");
+        }
+        self.standing.store(Arc::new(Err(error.clone())));
+        error
+    }
+}
+
+fn newest(key: &str) -> Cmd {
+    cmd("XREVRANGE").arg(key).arg("+").arg("-").arg("COUNT").arg(1).take()
+}
+
+fn added(key: &str, revision: u64, text: &str) -> Cmd {
+    let mut command = cmd("XADD");
+    command.arg(key);
+    if revision > 1 {
+        command.arg("NOMKSTREAM");
+    }
+    command.arg("MAXLEN").arg("=").arg(VERSIONS).arg(format!("{revision}-0")).arg(FIELD).arg(text);
+    command
+}
+
+fn read(range: &StreamRangeReply) -> Option<(u64, String)> {
+    let entry = range.ids.first()?;
+    let revision = entry.id.split_once('-')?.0.parse().ok()?;
+    Some((revision, entry.get(FIELD)?))
+}

@@ -1,0 +1,276 @@
+//! The fleet's store on a real `redis-server` of the test's own.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use super::*;
+use crate::claim::{Op, sample};
+use crate::store::conformance::{self, Bench};
+use std::net::{Ipv4Addr, TcpListener};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+const SAFE: [&str; 8] = [
+    "--appendonly",
+    "yes",
+    "--appendfsync",
+    "always",
+    "--no-appendfsync-on-rewrite",
+    "no",
+    "--maxmemory-policy",
+    "noeviction",
+];
+
+/// A `redis-server` in a directory, ended by its process id.
+struct Server {
+    dir: TempDir,
+    port: u16,
+    child: Mutex<Option<Child>>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl Server {
+    fn with(settings: &[&str]) -> Self {
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let server = Self { dir: tempfile::tempdir().unwrap(), port, child: Mutex::new(None) };
+        server.start(settings);
+        server
+    }
+
+    fn start(&self, settings: &[&str]) {
+        let child = Command::new("redis-server")
+            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", ""])
+            .args(["--dir", self.dir.path().to_str().unwrap()])
+            .args(settings)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("redis-server is missing: install Debian's redis-server (testbed/setup does where it may)");
+        *self.child.lock().unwrap() = Some(child);
+        let end = std::time::Instant::now() + Duration::from_secs(10);
+        while std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_err() {
+            assert!(std::time::Instant::now() < end, "redis-server does not start");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// SIGKILL.
+    fn kill(&self) {
+        if let Some(mut child) = self.child.lock().unwrap().take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    async fn open(&self, journal: &str) -> Result<Redis, StoreError> {
+        self.open_at(self.port, journal, false).await
+    }
+
+    async fn open_at(&self, port: u16, journal: &str, accept_data_loss: bool) -> Result<Redis, StoreError> {
+        let url = Secret::new(format!("redis://127.0.0.1:{port}/"));
+        // A server that was just started may be reading its log.
+        for _ in 0..200 {
+            match Redis::open(&Settings { url: url.clone(), accept_data_loss }, &self.dir.path().join(journal)).await {
+                Err(error) if error.0.contains("BUSY") || error.0.contains("loading") => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                other => return other,
+            }
+        }
+        panic!("redis-server goes on loading");
+    }
+}
+
+impl Bench for Server {
+    fn fresh() -> Self {
+        Self::with(&SAFE)
+    }
+    fn open(&self) -> Arc<dyn Store> {
+        let opening = self.open("journal.redb");
+        Arc::new(tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(opening)).unwrap())
+    }
+}
+
+fn put(claim: &Claim) -> Write {
+    Write { claim: Some(claim.clone()), ..Write::default() }
+}
+
+async fn until<F: Future<Output = bool>>(mut probe: impl FnMut() -> F) {
+    let end = std::time::Instant::now() + Duration::from_secs(15);
+    while !probe().await {
+        assert!(std::time::Instant::now() < end, "it did not come true in 15 s");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_keeps_what_every_store_promises() {
+    conformance::all::<Server>().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_eight_gates_one_wins_each_revision_and_hears_so() {
+    let server = Server::with(&SAFE);
+    let mut gates = Vec::new();
+    for n in 0..8 {
+        gates.push(Arc::new(server.open(&format!("gate{n}.redb")).await.unwrap()));
+    }
+    let mut claim = sample::claim("k", 100);
+    gates[0].commit(put(&claim)).await.unwrap();
+    for round in 0..12 {
+        let tries = gates.iter().enumerate().map(|(n, gate)| {
+            let (gate, from) = (Arc::clone(gate), claim.clone());
+            tokio::spawn(async move {
+                let Standing::Claimed { by } = from.standing.clone() else { panic!() };
+                let next =
+                    from.apply(Op::TakeOver { from: by, by: format!("{round}-{n}") }, UnixSeconds(1_010)).unwrap();
+                (gate.commit(put(&next)).await.unwrap(), next)
+            })
+        });
+        let mut won = Vec::new();
+        for attempt in tries.collect::<Vec<_>>() {
+            match attempt.await.unwrap() {
+                (Swap::Done, next) => won.push(next),
+                (Swap::Lost(now), _) => assert!(now.is_some(), "the loser is told what is there now"),
+                (other, _) => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(won.len(), 1, "round {round}");
+        claim = won.remove(0);
+        assert_eq!(gates[7].claim(&claim.key).await.unwrap(), Some(claim.clone()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_confirmed_survives_the_death_of_redis_and_nothing_is_offered_meanwhile() {
+    let server = Server::with(&SAFE);
+    let store = server.open("journal.redb").await.unwrap();
+    let claims: Vec<Claim> = (0..50).map(|n| sample::claim(&format!("k{n}"), 100)).collect();
+    for claim in &claims {
+        assert_eq!(store.commit(put(claim)).await, Ok(Swap::Done));
+    }
+    server.kill();
+    assert!(store.commit(put(&sample::claim("late", 100))).await.is_err(), "not known is never said to be done");
+    assert!(store.standing().unwrap_err().0.contains("does not answer"));
+    assert!(store.claim(&claims[0].key).await.is_err(), "nor is a record that cannot be read said to be absent");
+    server.start(&SAFE);
+    until(|| async { store.standing().is_ok() }).await;
+    for claim in &claims {
+        assert_eq!(store.claim(&claim.key).await.unwrap().as_ref(), Some(claim), "it mends itself");
+    }
+    let next = claims[0].apply(Op::PayUnserved, UnixSeconds(1_010)).unwrap();
+    assert_eq!(store.commit(put(&next)).await, Ok(Swap::Done), "and goes on");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_would_lose_what_it_confirms_is_refused_by_name() {
+    for (settings, says) in [
+        (vec!["--appendonly", "no"], "appendonly is no and must be yes"),
+        (vec!["--appendonly", "yes", "--appendfsync", "everysec"], "appendfsync is everysec and must be always"),
+        (
+            [SAFE.as_slice(), &["--maxmemory-policy", "allkeys-lru"]].concat(),
+            "maxmemory-policy is allkeys-lru and must be noeviction",
+        ),
+    ] {
+        let server = Server::with(&settings);
+        let refused = server.open("journal.redb").await.err().expect("refused").0;
+        assert!(refused.contains(says) && refused.contains("accept_data_loss"), "{refused}");
+        assert!(server.open_at(server.port, "journal.redb", true).await.is_ok(), "unless the operator says so");
+    }
+    let server = Server::with(&SAFE);
+    let store = server.open("journal.redb").await.unwrap();
+    let mut other = store.streams_connection();
+    let _: () =
+        redis::cmd("CONFIG").arg("SET").arg("appendfsync").arg("everysec").query_async(&mut other).await.unwrap();
+    let run = Probe::new(false).look(&mut other).await;
+    assert!(run.unwrap_err().0.contains("everysec"), "what is changed under way is found by the next look");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_on_top_of_something_that_is_gone_is_no_write_and_stops_the_gate() {
+    let server = Server::with(&SAFE);
+    let store = server.open("journal.redb").await.unwrap();
+    let mut claim = sample::claim("k", 100);
+    for n in 0..4 {
+        assert_eq!(store.commit(put(&claim)).await, Ok(Swap::Done));
+        let Standing::Claimed { by } = claim.standing.clone() else { panic!() };
+        claim = claim.apply(Op::TakeOver { from: by, by: format!("{n}") }, UnixSeconds(1_010)).unwrap();
+    }
+    // The newest confirmed versions vanish, as after a fail-over to a replica that was behind.
+    let mut other = store.streams_connection();
+    let key = claim_key("k");
+    let _: u64 = redis::cmd("DEL").arg(&key).query_async(&mut other).await.unwrap();
+    assert_eq!(store.commit(put(&claim)).await, Ok(Swap::Lost(Box::new(None))), "a lost record is not made again");
+    let first = serde_json::to_string(&sample::claim("k", 100)).unwrap();
+    let _: String = redis::cmd("XADD").arg(&key).arg("1-0").arg("r").arg(first).query_async(&mut other).await.unwrap();
+    let told = store.commit(put(&claim)).await.unwrap_err().0;
+    assert!(told.contains("lost writes"), "{told}");
+    assert!(store.standing().is_err());
+}
+
+/// Between a gate and Redis: passes everything, and swallows one answer when told to.
+async fn swallowing(port: u16, swallow: Arc<std::sync::atomic::AtomicBool>) -> u16 {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let own = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let Ok(server) = tokio::net::TcpStream::connect(("127.0.0.1", port)).await else { continue };
+            let swallow = Arc::clone(&swallow);
+            tokio::spawn(async move {
+                let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
+                    (client.into_split(), server.into_split());
+                let up = tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
+                let mut buffer = vec![0; 65_536];
+                while let Ok(n @ 1..) = from_server.read(&mut buffer).await {
+                    if swallow.swap(false, std::sync::atomic::Ordering::SeqCst) {
+                        break;
+                    }
+                    if to_client.write_all(&buffer[..n]).await.is_err() {
+                        break;
+                    }
+                }
+                up.abort();
+            });
+        }
+    });
+    own
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_whose_answer_was_lost_is_found_to_be_done() {
+    let server = Server::with(&SAFE);
+    let swallow = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let port = swallowing(server.port, Arc::clone(&swallow)).await;
+    let store = server.open_at(port, "journal.redb", false).await.unwrap();
+    let mut claim = sample::claim("k", 100);
+    assert_eq!(store.commit(put(&claim)).await, Ok(Swap::Done));
+    for n in 0..5 {
+        let Standing::Claimed { by } = claim.standing.clone() else { panic!() };
+        let next = claim.apply(Op::TakeOver { from: by, by: format!("{n}") }, UnixSeconds(1_010)).unwrap();
+        swallow.store(true, std::sync::atomic::Ordering::SeqCst);
+        // The watch's own question may have been swallowed instead: then this is an ordinary write.
+        assert_eq!(store.commit(put(&next)).await, Ok(Swap::Done), "round {n}");
+        assert_eq!(store.claim(&next.key).await.unwrap(), Some(next.clone()));
+        claim = next;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gates_know_who_of_them_lives() {
+    let server = Server::with(&SAFE);
+    let (a, b) = (server.open("a.redb").await.unwrap(), server.open("b.redb").await.unwrap());
+    assert_ne!(a.gate(), b.gate());
+    until(|| async { a.alive(b.gate()).await == Ok(true) }).await;
+    assert_eq!(a.alive("gate_nobody").await, Ok(false));
+    let gone = b.gate().to_owned();
+    drop(b);
+    let mut other = a.streams_connection();
+    let left: i64 = redis::cmd("TTL").arg(gate_key(&gone)).query_async(&mut other).await.unwrap();
+    assert!(left > 0 && left <= 30, "its sign of life ends by itself: {left}");
+}
