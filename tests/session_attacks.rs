@@ -5,7 +5,7 @@
 
 mod common;
 
-use alloy::primitives::B256;
+use alloy::primitives::{Address, B256, U256, keccak256};
 use common::channels::{CHAT, OTHER, SessionBed, atoms, chat, nobody, offered, streamed};
 use common::gate::CHALLENGE_KEY;
 use common::wallet::{self, Wallet};
@@ -728,4 +728,113 @@ async fn top_ups_race_each_other_a_close_and_a_forced_close_and_no_atom_is_lost(
     assert_eq!(bed.reserve.state(&racing.id).await.deposit, 0);
     assert_eq!(bed.chain.balance(common::PATH_USD, &racing.payer.address.to_string()).await, 10_000_000);
     bed.close(&[&channel, &racing]).await;
+}
+
+/// A P-256 key in the hands of a browser's crypto (node's): JSON in, JSON out.
+fn webcrypto(script: &str, input: &Value) -> Value {
+    let script = format!("const c = require('crypto'); const i = JSON.parse(process.argv[1]); {script}");
+    let out = std::process::Command::new("node").args(["-e", &script, &input.to_string()]).output().expect("node");
+    serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&out.stderr)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_may_be_signed_for_by_a_passkeys_curve_in_its_one_canonical_form() {
+    let order: U256 = "0xffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551".parse().unwrap();
+    let bed = SessionBed::open().await;
+    let key = webcrypto(
+        "console.log(JSON.stringify(c.generateKeyPairSync('ec', {namedCurve: 'P-256'}).privateKey.export({format: 'jwk'})))",
+        &json!({}),
+    );
+    let point: Vec<u8> =
+        ["x", "y"].iter().flat_map(|n| mpp::base64url_decode(key[*n].as_str().unwrap()).unwrap()).collect();
+    let signer = Address::from_slice(&keccak256(&point)[12..]);
+    let wallet = bed.wallet().await;
+    let (offer, _) = bed.offer(CHAT, &chat()).await;
+    let channel = wallet.open(&offer, |open| {
+        open.deposit = 50_000;
+        open.authorized_signer = signer;
+    });
+    // `0x01`, r, s, x, y, and that the digest was hashed once more, as browsers do.
+    let sign = |amount: u128, high: bool| {
+        let digest = wallet::digest(&wallet::Signing {
+            channel: channel.id,
+            amount,
+            chain_id: channel.chain_id,
+            escrow: channel.escrow,
+            name: "TIP20 Channel Reserve".into(),
+            version: "1".into(),
+            key: wallet.signer.clone(),
+        });
+        let said = webcrypto(
+            "const key = c.createPrivateKey({key: i.key, format: 'jwk'}); \
+             const s = c.sign('sha256', Buffer.from(i.digest.slice(2), 'hex'), {key, dsaEncoding: 'ieee-p1363'}); \
+             console.log(JSON.stringify(s.toString('hex')))",
+            &json!({"key": key, "digest": digest}),
+        );
+        let said = alloy::hex::decode(said.as_str().unwrap()).unwrap();
+        let s = U256::from_be_slice(&said[32..]);
+        let (low, upper) = (s.min(order - s), s.max(order - s));
+        let s = if high { upper } else { low };
+        [&[1u8][..], &said[..32], &s.to_be_bytes::<32>(), &point, &[1]].concat()
+    };
+    let mut opening = channel.open_payload(0);
+    opening["signature"] = json!(alloy::hex::encode_prefixed(sign(0, false)));
+    let opened = bed.manage(&channel.credential(&offer, opening)).await;
+    assert_eq!(opened.status, 204, "{}", opened.text());
+    let good = sign(20_000, false);
+    let show = |signature: &[u8]| channel.credential(&offer, channel.signed_payload(20_000, signature));
+    let with = |at: usize, byte: u8| {
+        let mut bent = good.clone();
+        bent[at] = byte;
+        bent
+    };
+    let refused: &[&str] = &["voucher_invalid", "signer_mismatch"];
+    for (signature, why) in [
+        (sign(20_000, true), "the upper half of s"),
+        (with(129, 0), "as if hashed once"),
+        (with(129, 2), "another spelling of yes"),
+        (with(0, 2), "as a WebAuthn one"),
+        (with(70, good[70] ^ 1), "another key"),
+        (good[1..].to_vec(), "without its kind"),
+        ([&good[..], &[0]].concat(), "one byte more"),
+        (channel.voucher(20_000), "the payer's own key"),
+        (sign(20_001, false), "for another amount"),
+    ] {
+        refused_both_ways(&bed, &show(&signature), 402, refused, why).await;
+    }
+    assert_eq!(bed.manage(&show(&good)).await.status, 204);
+    assert_eq!(atoms(&bed.snapshot(&channel).await["acceptedCumulative"]), 20_000);
+    // The double of the reserve knows one curve, so nothing is spent that it could not pay out.
+    assert_eq!(bed.served(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn top_ups_that_come_to_nothing_do_not_make_the_gate_work_for_free() {
+    let bed = SessionBed::open().await;
+    let (channel, offer) = bed.channel(20_000, 0).await;
+    // Properly signed, and more than the payer has; each time anew.
+    let empty = |n: u128| channel.top_up_credential(&offer, 900_000_000 + n);
+    let began = std::time::Instant::now();
+    bed.rpc.forget();
+    for n in 0..12 {
+        let reply = bed.post(CHAT, &[("authorization", &empty(n))], b"").await;
+        assert!([402, 409].contains(&reply.status), "{}", reply.text());
+        if reply.status == 409 {
+            assert!(reply.header("retry-after").is_some(), "{}", reply.text());
+        }
+    }
+    let most = 1 + began.elapsed().as_secs() / 5;
+    assert!(bed.rpc.broadcasts() as u64 <= most, "{} broadcasts in {:?}", bed.rpc.broadcasts(), began.elapsed());
+    // Whoever has the money tops up as soon as the wait is over.
+    let good = channel.top_up_credential(&offer, 5_000);
+    let done = common::eventually(SHORT, || async { bed.manage(&good).await.status == 204 });
+    assert!(done.await);
+    // One that landed, shown again and again, is answered and sent no more.
+    bed.rpc.forget();
+    for _ in 0..6 {
+        let reply = bed.post(CHAT, &[("authorization", &good)], b"").await;
+        assert!([204, 402, 409].contains(&reply.status), "{}", reply.text());
+    }
+    assert!(bed.rpc.broadcasts() <= 1, "{} broadcasts of one transaction that landed", bed.rpc.broadcasts());
+    bed.close(&[&channel]).await;
 }
