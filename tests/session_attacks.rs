@@ -356,10 +356,17 @@ fn head(method: &str, path: &str, credential: &str, more: &str) -> Vec<u8> {
     format!("{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: {credential}\r\n{more}\r\n").into_bytes()
 }
 
+/// Sends these bytes on a connection of their own; who is told to wait waits.
 async fn send(bed: &SessionBed, method: &str, bytes: &[u8]) -> RawReply {
-    let mut raw = Raw::connect(bed.gate.listen).await;
-    raw.send(bytes).await;
-    raw.reply_to(method, SHORT).await
+    loop {
+        let mut raw = Raw::connect(bed.gate.listen).await;
+        raw.send(bytes).await;
+        let reply = raw.reply_to(method, SHORT).await;
+        if reply.status != 429 {
+            return reply;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -388,6 +395,24 @@ async fn management_in_every_form_is_answered_here_and_never_forwarded() {
         assert_eq!((atoms(&receipt["acceptedCumulative"]), atoms(&receipt["spent"])), (total, 0), "{why}");
         assert!(receipt.get("receiptId").is_none(), "{why}: nothing was sold");
     }
+    // The same over HTTP/2, where nothing but the end of the stream says that there is no body.
+    let h2 = reqwest::Client::builder().no_proxy().http2_prior_knowledge().timeout(SHORT).build().unwrap();
+    for (method, path) in [("POST", CHAT), ("HEAD", CHAT), ("POST", &queried)] {
+        total += 100;
+        let credential = channel.voucher_credential(&offer, total);
+        let reply = loop {
+            let request = h2.request(method.parse().unwrap(), format!("{}{path}", bed.gate.url()));
+            let reply = request.header("authorization", &credential).send().await.unwrap();
+            if reply.status() != 429 {
+                break reply;
+            }
+            // A channel takes so many vouchers a second.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        };
+        assert_eq!((reply.status().as_u16(), reply.version()), (204, reqwest::Version::HTTP_2), "{method} {path}");
+        let receipt = payer::unpack(reply.headers()["payment-receipt"].to_str().unwrap());
+        assert_eq!(atoms(&receipt["acceptedCumulative"]), total, "{method} {path}");
+    }
     // An empty body in chunks is content (a gate cannot know that before it has read it), so it asks for nothing and gets 400.
     total += 100;
     let chunked = head(
@@ -396,18 +421,18 @@ async fn management_in_every_form_is_answered_here_and_never_forwarded() {
         &channel.voucher_credential(&offer, total),
         "content-type: application/json\r\ntransfer-encoding: chunked\r\n",
     );
-    let reply = bed.send(&[&chunked[..], b"0\r\n\r\n"].concat()).await;
+    let reply = send(&bed, "POST", &[&chunked[..], b"0\r\n\r\n"].concat()).await;
     assert_eq!((reply.status, code(&reply).as_str()), (400, "nothing_asked"), "{}", reply.text());
     // Top-up and close are management whatever comes with them.
     let topped = channel.top_up_credential(&offer, 10_000);
     let bytes = [&head("POST", CHAT, &topped, &with_body)[..], body.as_bytes()].concat();
-    let reply = bed.send(&bytes).await;
+    let reply = send(&bed, "POST", &bytes).await;
     assert_eq!(reply.status, 204, "{}", reply.text());
     assert!(payer::unpack(reply.header("payment-receipt").unwrap())["txHash"].is_string());
     assert_eq!(bed.reserve.state(&channel.id).await.deposit, 100_000);
     let closed = channel.close_credential(&offer, total);
     let bytes = [&head("POST", CHAT, &closed, &with_body)[..], body.as_bytes()].concat();
-    assert_eq!(bed.send(&bytes).await.status, 204);
+    assert_eq!(send(&bed, "POST", &bytes).await.status, 204);
     assert_eq!(bed.served(), 0, "management reached the backend");
     bed.close(&[&channel]).await;
 }
@@ -663,7 +688,21 @@ async fn a_flood_of_vouchers_is_bounded_by_channel_and_harms_nobody_else() {
     let ((taken, refused), ()) = tokio::join!(flood, calm);
     let seconds = u128::from(began.elapsed().as_secs()) + 2;
     assert!(refused > 0 && taken <= 10 * seconds, "{taken} of 200 vouchers were taken in {seconds} s");
-    bed.close(&[&flooder, &honest]).await;
+
+    // Nor is there another door: vouchers that come with the opening, and with a request they do not cover.
+    let wallet = bed.wallet().await;
+    let opened = wallet.open(&offer, |open| open.deposit = 100_000);
+    assert_eq!(bed.manage(&opened.open_credential(&offer, 0)).await.status, 204);
+    let (began, mut taken) = (std::time::Instant::now(), 0u64);
+    for amount in 1..=60u128 {
+        let credential = opened.open_credential(&offer, amount);
+        let reply = bed.post(CHAT, &[("authorization", &credential)], chat().to_string().as_bytes()).await;
+        assert!([402, 429].contains(&reply.status), "{}", reply.text());
+        taken += u64::from(reply.status == 402);
+    }
+    let seconds = began.elapsed().as_secs() + 2;
+    assert!(taken <= 10 * seconds, "{taken} of 60 vouchers were taken in {seconds} s by way of the opening");
+    bed.close(&[&flooder, &honest, &opened]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
