@@ -5,7 +5,7 @@
 
 mod common;
 
-use alloy::primitives::B256;
+use alloy::primitives::{Address, B256, U256, keccak256};
 use common::channels::{CHAT, OTHER, SessionBed, atoms, chat, nobody, offered, streamed};
 use common::gate::CHALLENGE_KEY;
 use common::wallet::{self, Wallet};
@@ -356,10 +356,17 @@ fn head(method: &str, path: &str, credential: &str, more: &str) -> Vec<u8> {
     format!("{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: {credential}\r\n{more}\r\n").into_bytes()
 }
 
+/// Sends these bytes on a connection of their own; who is told to wait waits.
 async fn send(bed: &SessionBed, method: &str, bytes: &[u8]) -> RawReply {
-    let mut raw = Raw::connect(bed.gate.listen).await;
-    raw.send(bytes).await;
-    raw.reply_to(method, SHORT).await
+    loop {
+        let mut raw = Raw::connect(bed.gate.listen).await;
+        raw.send(bytes).await;
+        let reply = raw.reply_to(method, SHORT).await;
+        if reply.status != 429 {
+            return reply;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -388,6 +395,24 @@ async fn management_in_every_form_is_answered_here_and_never_forwarded() {
         assert_eq!((atoms(&receipt["acceptedCumulative"]), atoms(&receipt["spent"])), (total, 0), "{why}");
         assert!(receipt.get("receiptId").is_none(), "{why}: nothing was sold");
     }
+    // The same over HTTP/2, where nothing but the end of the stream says that there is no body.
+    let h2 = reqwest::Client::builder().no_proxy().http2_prior_knowledge().timeout(SHORT).build().unwrap();
+    for (method, path) in [("POST", CHAT), ("HEAD", CHAT), ("POST", &queried)] {
+        total += 100;
+        let credential = channel.voucher_credential(&offer, total);
+        let reply = loop {
+            let request = h2.request(method.parse().unwrap(), format!("{}{path}", bed.gate.url()));
+            let reply = request.header("authorization", &credential).send().await.unwrap();
+            if reply.status() != 429 {
+                break reply;
+            }
+            // A channel takes so many vouchers a second.
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        };
+        assert_eq!((reply.status().as_u16(), reply.version()), (204, reqwest::Version::HTTP_2), "{method} {path}");
+        let receipt = payer::unpack(reply.headers()["payment-receipt"].to_str().unwrap());
+        assert_eq!(atoms(&receipt["acceptedCumulative"]), total, "{method} {path}");
+    }
     // An empty body in chunks is content (a gate cannot know that before it has read it), so it asks for nothing and gets 400.
     total += 100;
     let chunked = head(
@@ -396,18 +421,18 @@ async fn management_in_every_form_is_answered_here_and_never_forwarded() {
         &channel.voucher_credential(&offer, total),
         "content-type: application/json\r\ntransfer-encoding: chunked\r\n",
     );
-    let reply = bed.send(&[&chunked[..], b"0\r\n\r\n"].concat()).await;
+    let reply = send(&bed, "POST", &[&chunked[..], b"0\r\n\r\n"].concat()).await;
     assert_eq!((reply.status, code(&reply).as_str()), (400, "nothing_asked"), "{}", reply.text());
     // Top-up and close are management whatever comes with them.
     let topped = channel.top_up_credential(&offer, 10_000);
     let bytes = [&head("POST", CHAT, &topped, &with_body)[..], body.as_bytes()].concat();
-    let reply = bed.send(&bytes).await;
+    let reply = send(&bed, "POST", &bytes).await;
     assert_eq!(reply.status, 204, "{}", reply.text());
     assert!(payer::unpack(reply.header("payment-receipt").unwrap())["txHash"].is_string());
     assert_eq!(bed.reserve.state(&channel.id).await.deposit, 100_000);
     let closed = channel.close_credential(&offer, total);
     let bytes = [&head("POST", CHAT, &closed, &with_body)[..], body.as_bytes()].concat();
-    assert_eq!(bed.send(&bytes).await.status, 204);
+    assert_eq!(send(&bed, "POST", &bytes).await.status, 204);
     assert_eq!(bed.served(), 0, "management reached the backend");
     bed.close(&[&channel]).await;
 }
@@ -663,7 +688,21 @@ async fn a_flood_of_vouchers_is_bounded_by_channel_and_harms_nobody_else() {
     let ((taken, refused), ()) = tokio::join!(flood, calm);
     let seconds = u128::from(began.elapsed().as_secs()) + 2;
     assert!(refused > 0 && taken <= 10 * seconds, "{taken} of 200 vouchers were taken in {seconds} s");
-    bed.close(&[&flooder, &honest]).await;
+
+    // Nor is there another door: vouchers that come with the opening, and with a request they do not cover.
+    let wallet = bed.wallet().await;
+    let opened = wallet.open(&offer, |open| open.deposit = 100_000);
+    assert_eq!(bed.manage(&opened.open_credential(&offer, 0)).await.status, 204);
+    let (began, mut taken) = (std::time::Instant::now(), 0u64);
+    for amount in 1..=60u128 {
+        let credential = opened.open_credential(&offer, amount);
+        let reply = bed.post(CHAT, &[("authorization", &credential)], chat().to_string().as_bytes()).await;
+        assert!([402, 429].contains(&reply.status), "{}", reply.text());
+        taken += u64::from(reply.status == 402);
+    }
+    let seconds = began.elapsed().as_secs() + 2;
+    assert!(taken <= 10 * seconds, "{taken} of 60 vouchers were taken in {seconds} s by way of the opening");
+    bed.close(&[&flooder, &honest, &opened]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -728,4 +767,113 @@ async fn top_ups_race_each_other_a_close_and_a_forced_close_and_no_atom_is_lost(
     assert_eq!(bed.reserve.state(&racing.id).await.deposit, 0);
     assert_eq!(bed.chain.balance(common::PATH_USD, &racing.payer.address.to_string()).await, 10_000_000);
     bed.close(&[&channel, &racing]).await;
+}
+
+/// A P-256 key in the hands of a browser's crypto (node's): JSON in, JSON out.
+fn webcrypto(script: &str, input: &Value) -> Value {
+    let script = format!("const c = require('crypto'); const i = JSON.parse(process.argv[1]); {script}");
+    let out = std::process::Command::new("node").args(["-e", &script, &input.to_string()]).output().expect("node");
+    serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&out.stderr)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_may_be_signed_for_by_a_passkeys_curve_in_its_one_canonical_form() {
+    let order: U256 = "0xffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551".parse().unwrap();
+    let bed = SessionBed::open().await;
+    let key = webcrypto(
+        "console.log(JSON.stringify(c.generateKeyPairSync('ec', {namedCurve: 'P-256'}).privateKey.export({format: 'jwk'})))",
+        &json!({}),
+    );
+    let point: Vec<u8> =
+        ["x", "y"].iter().flat_map(|n| mpp::base64url_decode(key[*n].as_str().unwrap()).unwrap()).collect();
+    let signer = Address::from_slice(&keccak256(&point)[12..]);
+    let wallet = bed.wallet().await;
+    let (offer, _) = bed.offer(CHAT, &chat()).await;
+    let channel = wallet.open(&offer, |open| {
+        open.deposit = 50_000;
+        open.authorized_signer = signer;
+    });
+    // `0x01`, r, s, x, y, and that the digest was hashed once more, as browsers do.
+    let sign = |amount: u128, high: bool| {
+        let digest = wallet::digest(&wallet::Signing {
+            channel: channel.id,
+            amount,
+            chain_id: channel.chain_id,
+            escrow: channel.escrow,
+            name: "TIP20 Channel Reserve".into(),
+            version: "1".into(),
+            key: wallet.signer.clone(),
+        });
+        let said = webcrypto(
+            "const key = c.createPrivateKey({key: i.key, format: 'jwk'}); \
+             const s = c.sign('sha256', Buffer.from(i.digest.slice(2), 'hex'), {key, dsaEncoding: 'ieee-p1363'}); \
+             console.log(JSON.stringify(s.toString('hex')))",
+            &json!({"key": key, "digest": digest}),
+        );
+        let said = alloy::hex::decode(said.as_str().unwrap()).unwrap();
+        let s = U256::from_be_slice(&said[32..]);
+        let (low, upper) = (s.min(order - s), s.max(order - s));
+        let s = if high { upper } else { low };
+        [&[1u8][..], &said[..32], &s.to_be_bytes::<32>(), &point, &[1]].concat()
+    };
+    let mut opening = channel.open_payload(0);
+    opening["signature"] = json!(alloy::hex::encode_prefixed(sign(0, false)));
+    let opened = bed.manage(&channel.credential(&offer, opening)).await;
+    assert_eq!(opened.status, 204, "{}", opened.text());
+    let good = sign(20_000, false);
+    let show = |signature: &[u8]| channel.credential(&offer, channel.signed_payload(20_000, signature));
+    let with = |at: usize, byte: u8| {
+        let mut bent = good.clone();
+        bent[at] = byte;
+        bent
+    };
+    let refused: &[&str] = &["voucher_invalid", "signer_mismatch"];
+    for (signature, why) in [
+        (sign(20_000, true), "the upper half of s"),
+        (with(129, 0), "as if hashed once"),
+        (with(129, 2), "another spelling of yes"),
+        (with(0, 2), "as a WebAuthn one"),
+        (with(70, good[70] ^ 1), "another key"),
+        (good[1..].to_vec(), "without its kind"),
+        ([&good[..], &[0]].concat(), "one byte more"),
+        (channel.voucher(20_000), "the payer's own key"),
+        (sign(20_001, false), "for another amount"),
+    ] {
+        refused_both_ways(&bed, &show(&signature), 402, refused, why).await;
+    }
+    assert_eq!(bed.manage(&show(&good)).await.status, 204);
+    assert_eq!(atoms(&bed.snapshot(&channel).await["acceptedCumulative"]), 20_000);
+    // The double of the reserve knows one curve, so nothing is spent that it could not pay out.
+    assert_eq!(bed.served(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn top_ups_that_come_to_nothing_do_not_make_the_gate_work_for_free() {
+    let bed = SessionBed::open().await;
+    let (channel, offer) = bed.channel(20_000, 0).await;
+    // Properly signed, and more than the payer has; each time anew.
+    let empty = |n: u128| channel.top_up_credential(&offer, 900_000_000 + n);
+    let began = std::time::Instant::now();
+    bed.rpc.forget();
+    for n in 0..12 {
+        let reply = bed.post(CHAT, &[("authorization", &empty(n))], b"").await;
+        assert!([402, 409].contains(&reply.status), "{}", reply.text());
+        if reply.status == 409 {
+            assert!(reply.header("retry-after").is_some(), "{}", reply.text());
+        }
+    }
+    let most = 1 + began.elapsed().as_secs() / 5;
+    assert!(bed.rpc.broadcasts() as u64 <= most, "{} broadcasts in {:?}", bed.rpc.broadcasts(), began.elapsed());
+    // Whoever has the money tops up as soon as the wait is over.
+    let good = channel.top_up_credential(&offer, 5_000);
+    let done = common::eventually(SHORT, || async { bed.manage(&good).await.status == 204 });
+    assert!(done.await);
+    // One that landed, shown again and again, is answered and sent no more.
+    bed.rpc.forget();
+    for _ in 0..6 {
+        let reply = bed.post(CHAT, &[("authorization", &good)], b"").await;
+        assert!([204, 402, 409].contains(&reply.status), "{}", reply.text());
+    }
+    assert!(bed.rpc.broadcasts() <= 1, "{} broadcasts of one transaction that landed", bed.rpc.broadcasts());
+    bed.close(&[&channel]).await;
 }

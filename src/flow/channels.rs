@@ -80,6 +80,16 @@ pub struct Live {
     asked: Mutex<Option<Asked>>,
     /// Vouchers taken in the running second.
     pace: Mutex<(u64, u32)>,
+    top_ups: Mutex<TopUps>,
+}
+
+/// A payer's top-ups, as far as they bound what the chain is asked for his sake.
+#[derive(Default)]
+struct TopUps {
+    /// When one was begun that has not landed.
+    begun: UnixSeconds,
+    /// The last one that landed: its hash as he signed it, and as it was mined.
+    landed: Option<(String, String)>,
 }
 
 /// A voucher that was asked for.
@@ -99,6 +109,7 @@ impl Default for Live {
             asked_chain_at: AtomicU64::new(0),
             asked: Mutex::new(None),
             pace: Mutex::new((0, 0)),
+            top_ups: Mutex::default(),
         }
     }
 }
@@ -146,6 +157,29 @@ impl Live {
         if asked.as_ref().is_some_and(|open| open.by == stream) {
             *asked = None;
         }
+    }
+
+    /// Whether a top-up may be sent now: one that came to nothing cost the chain's time and its payer nothing, so the next one
+    /// waits five seconds.
+    pub fn may_top_up(&self, now: UnixSeconds) -> bool {
+        let mut top_ups = self.top_ups.lock().unwrap_or_else(PoisonError::into_inner);
+        if now < top_ups.begun.plus(5) {
+            return false;
+        }
+        top_ups.begun = now;
+        true
+    }
+
+    /// A top-up landed: it cost its payer something, and the next one may be sent at once.
+    pub fn topped_up(&self, tx: &str, mined: &str) {
+        let landed = Some((tx.to_owned(), mined.to_owned()));
+        *self.top_ups.lock().unwrap_or_else(PoisonError::into_inner) = TopUps { begun: UnixSeconds(0), landed };
+    }
+
+    /// The hash on chain of a top-up that landed a moment ago.
+    pub fn landed(&self, tx: &str) -> Option<String> {
+        let top_ups = self.top_ups.lock().unwrap_or_else(PoisonError::into_inner);
+        top_ups.landed.as_ref().filter(|(signed, _)| signed == tx).map(|(_, mined)| mined.clone())
     }
 
     /// Counts a voucher; `false` when there were `most` in this second.

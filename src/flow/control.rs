@@ -103,7 +103,17 @@ async fn top_up(
     presented: Presented,
     now: UnixSeconds,
 ) -> Result<(Arc<Channel>, Option<String>), Stop> {
-    known(toll, till, &presented.channel).await?;
+    let channel = known(toll, till, &presented.channel).await?;
+    let live = toll.channels.live(&presented.channel);
+    let Action::TopUp { tx, .. } = &presented.action else {
+        return Err(Refusal::Internal { place: "control: not a top-up" }.into());
+    };
+    if let Some(mined) = live.landed(&tx.hash) {
+        return Ok((channel, Some(mined)));
+    }
+    if !live.may_top_up(now) {
+        return Err(Refusal::ChannelBusy { retry_after_seconds: 5 }.into());
+    }
     let (own, till) = (Arc::clone(toll), Arc::clone(till));
     // What is sent must be followed to its end, whether the client stays or not.
     let work = async move {
@@ -116,7 +126,10 @@ async fn top_up(
             return Err(denied_refusal(&channel, &denied).into());
         }
         match transact::carry(&toll, &till, &channel, &intent).await.map_err(unsure)? {
-            Outcome::Landed { mined, .. } => Ok((known(&toll, &till, id).await?, Some(mined))),
+            Outcome::Landed { mined, .. } => {
+                live.topped_up(&intent.tx, &mined);
+                Ok((known(&toll, &till, id).await?, Some(mined)))
+            }
             Outcome::Dropped { why } => {
                 Err(Stop { refusal: Refusal::PaymentFailed { why }, moved: Moved::No, claimed: true })
             }

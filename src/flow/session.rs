@@ -80,7 +80,13 @@ pub async fn buy(
             transact::fresh(toll, &till, &live, &channel.id, now).await?;
             voucher.clone()
         }
-        Action::Open { .. } => open(toll, &till, &presented, now).await?,
+        Action::Open { .. } => {
+            let voucher = open(toll, &till, &presented, now).await?;
+            // An opening is good for as many vouchers as any credential while it lives.
+            let channel = known(toll, &till, &presented.channel).await?;
+            admit(&live, &channel, now)?;
+            voucher
+        }
         Action::TopUp { .. } | Action::Close(_) => {
             return Err(Refusal::Internal { place: "session: management as content" }.into());
         }
