@@ -877,3 +877,38 @@ async fn top_ups_that_come_to_nothing_do_not_make_the_gate_work_for_free() {
     assert!(bed.rpc.broadcasts() <= 1, "{} broadcasts of one transaction that landed", bed.rpc.broadcasts());
     bed.close(&[&channel]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_used_stays_used_past_every_bound_and_over_a_power_cut() {
+    let mut bed = SessionBed::open().await;
+    let (channel, _) = bed.channel(100_000, 60_000).await;
+    // More challenges than a record remembers one by one, all answered with one voucher.
+    let mut used = Vec::new();
+    for _ in 0..40 {
+        let credential = channel.voucher_credential(&bed.fresh().await, 60_000);
+        let reply = bed.buy(&credential, &chat()).await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        used.push(credential);
+    }
+    let unused = channel.voucher_credential(&bed.fresh().await, 60_000);
+    let spent = bed.charged(&channel.id);
+    assert!(spent < 30_000, "the balance would cover all of them again");
+    for power_cut in [false, true] {
+        if power_cut {
+            bed.gate.kill();
+            bed.gate.restart().await;
+        }
+        for credential in &used {
+            let reply = bed.buy(credential, &chat()).await;
+            assert_challenged(&reply, "invalid_challenge", if power_cut { "after a power cut" } else { "at once" });
+        }
+    }
+    assert_eq!(bed.served(), 40);
+    // A challenge that bought nothing yet may have been issued in the same second as the last that is not remembered by name;
+    // then a fresh one is to be had for the asking.
+    let reply = bed.buy(&unused, &chat()).await;
+    assert!([200, 402].contains(&reply.status), "{}", reply.text());
+    let fresh = channel.voucher_credential(&bed.fresh().await, 60_000);
+    assert_eq!(bed.buy(&fresh, &chat()).await.status, 200);
+    bed.close(&[&channel]).await;
+}

@@ -243,15 +243,13 @@ impl SessionBed {
             from_reserve.iter().filter(|t| t.from.eq_ignore_ascii_case(RESERVE)).map(|t| t.amount).sum();
         assert_eq!(from_reserve, paid_out, "what the reserve paid out, and what channels were closed with");
         assert_eq!(books.charged, paid_out, "the books, and what was paid out: {books:?}");
-        let seen = self.seen.lock().unwrap();
-        let receipts = seen.values().filter(|r| r["channelId"].is_string()).count() as u64;
+        let receipts = self.seen.lock().unwrap().values().filter(|r| r["channelId"].is_string()).count() as u64;
         assert!(
             books.receipts >= receipts && books.receipts <= receipts + hidden.receipts,
             "receipts in the books, and with clients ({receipts}): {books:?}"
         );
         assert!(unseen <= hidden.atoms * channels.len() as u128);
         assert_eq!(self.reserve.locked().await, 0, "money stays in the reserve");
-        drop(seen);
         books
     }
 }
