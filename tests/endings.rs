@@ -54,7 +54,7 @@ impl Money {
 }
 
 /// What ends a request without being a refusal.
-const NOT_REFUSED: [&str; 4] = ["served", "preflight", "client_gone", "upstream_died"];
+const NOT_REFUSED: [&str; 6] = ["served", "preflight", "managed", "client_gone", "upstream_died", "unpaid"];
 
 fn at(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -97,6 +97,17 @@ fn every_refusal() -> Vec<Refusal> {
         Refusal::Underpaid { need: Atoms(2), paid: Atoms(1) },
         Refusal::RedeemElsewhere { route: why() },
         Refusal::ProofRunning { retry_after_seconds },
+        Refusal::VoucherInvalid { why: why() },
+        Refusal::SignerMismatch,
+        Refusal::VoucherLower,
+        Refusal::VoucherTooFine { min_delta: Atoms(1) },
+        Refusal::OverDeposit { deposit: Atoms(1) },
+        Refusal::BalanceShort { required: Atoms(2), accepted: Atoms(1), deposit: Atoms(1) },
+        Refusal::ChannelUnknown,
+        Refusal::ChannelOver,
+        Refusal::ChannelBusy { retry_after_seconds },
+        Refusal::ChannelBlocked,
+        Refusal::ChainUnread { retry_after_seconds },
         Refusal::ProofSpent,
         Refusal::PaymentFailed { why: why() },
         Refusal::PaymentUnknown { retry_after_seconds },

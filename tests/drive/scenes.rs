@@ -243,6 +243,23 @@ pub async fn play(bed: &mut Bed, row: (&str, u16, &str), nth: usize) -> Ended {
             Ended::Gone(before)
         }
         ("store_unavailable" | "stopping" | "internal", ..) => Ended::OutOfReach,
+        // This gate has no channels; each of these names the test that brings it about on one that has.
+        (
+            "managed"
+            | "unpaid"
+            | "voucher_invalid"
+            | "signer_mismatch"
+            | "voucher_lower"
+            | "voucher_delta_too_small"
+            | "voucher_over_deposit"
+            | "insufficient_balance"
+            | "channel_not_found"
+            | "channel_finalized"
+            | "channel_busy"
+            | "channel_blocked"
+            | "chain_unavailable",
+            ..,
+        ) => Ended::OutOfReach,
         row => panic!("tests/endings.toml has a new row {row:?}: bring it about here"),
     }
 }

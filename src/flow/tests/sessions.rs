@@ -490,3 +490,24 @@ async fn management_tops_up_and_closes_and_a_closed_channel_is_gone_for_good() {
     drop(plan);
     audited(bed).await;
 }
+
+#[tokio::test]
+async fn a_channel_in_use_says_wait_and_a_blocked_one_says_so() {
+    let bed = bed();
+    let body = ask("m", 10);
+    drop(bed.pay(BY_TOKEN, &body, &opening("0xaa", 5_000, 50_000)).await.unwrap());
+    let plan = bed.toll.rules.plan();
+    let route = plan.route(BY_TOKEN).unwrap();
+    bed.purse.outcomes.lock().unwrap().extend([Outcome::Unknown, Outcome::Unknown, Outcome::Unknown]);
+    let more = |tx: &str| session(json!({"action": "topUp", "channelId": "0xaa", "additional": "900", "tx": tx}));
+    let stop = control::manage(&bed.toll, route, &more("one")).await.unwrap_err();
+    assert_eq!(stop.refusal.code(), "payment_unknown");
+    let stop = control::manage(&bed.toll, route, &more("two")).await.unwrap_err();
+    assert_eq!((stop.refusal.code(), stop.refusal.status()), ("channel_busy", 409), "one is under way");
+
+    let id = ChannelId("0xaa".into());
+    let op = crate::channel::Op::Quarantine { why: "test".into() };
+    bed.toll.channels.one(&id, op).await.unwrap().1.unwrap();
+    let stop = stopped(bed.pay(BY_TOKEN, &body, &voucher("0xaa", 6_000)).await);
+    assert_eq!((stop.refusal.code(), stop.refusal.status()), ("channel_blocked", 403));
+}
