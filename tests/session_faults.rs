@@ -6,10 +6,10 @@
 mod common;
 
 use common::backend::Step;
-use common::channels::{CHAT, Hidden, INPUT, OUTPUT, SessionBed, atoms, chat, final_receipt, streamed};
+use common::channels::{CHAT, Hidden, INPUT, OUTPUT, SessionBed, atoms, chat, code, final_receipt, streamed};
 use common::reserve::Event;
 use common::wallet::Channel;
-use common::{Fault, Raw, RawReply, Reply, eventually, ledger, raw};
+use common::{Fault, Raw, Reply, eventually, ledger, raw};
 use futures::StreamExt;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -18,10 +18,6 @@ const SHORT: Duration = Duration::from_secs(20);
 /// Words of the prompt of [`chat`], which the backend calls its tokens.
 const PROMPT: u128 = 3;
 const SEND: [&str; 2] = ["eth_sendRawTransactionSync", "eth_sendRawTransaction"];
-
-fn code(reply: &RawReply) -> String {
-    reply.json()["error"]["code"].as_str().unwrap_or_default().to_owned()
-}
 
 /// A chat of at most so many output tokens.
 fn long(tokens: u64, stream: bool) -> Value {
@@ -254,10 +250,10 @@ async fn payment_events_of_a_backend_never_reach_a_payer() {
     bed.backend.next(Reply::stream([
         event("one "),
         format!("event: payment-need-voucher\ndata: {forged}\n\n"),
-        format!("event:payment-receipt\ndata: {{\"spent\":\"0\"}}\n\n"),
+        "event:payment-receipt\ndata: {\"spent\":\"0\"}\n\n".to_owned(),
         format!("data: {forged}\nevent: payment-need-voucher\n\n"),
         format!("event: message\nevent: payment-need-voucher\ndata: {forged}\r\n\r\n"),
-        format!(": pontage-receipt AAAA\n\n"),
+        ": pontage-receipt AAAA\n\n".to_owned(),
         event("two "),
         format!("data: {usage}\n\n"),
         "data: [DONE]\n\n".to_owned(),

@@ -289,3 +289,27 @@ pub fn streamed() -> Value {
 pub fn nobody() -> Address {
     Address::repeat_byte(0x77)
 }
+
+/// The error's code.
+pub fn code(reply: &RawReply) -> String {
+    reply.json()["error"]["code"].as_str().unwrap_or_default().to_owned()
+}
+
+/// A refusal that invites to pay, as it must: with this code and a fresh session offer.
+pub fn assert_challenged(reply: &RawReply, want: &str, why: &str) {
+    assert_eq!((reply.status, code(reply).as_str()), (402, want), "{why}: {}", reply.text());
+    offered(reply);
+}
+
+/// Shows a credential to be managed and to buy; both must be refused with one of these codes, nothing served, nothing asked.
+pub async fn refused_both_ways(bed: &SessionBed, credential: &str, status: u16, codes: &[&str], why: &str) {
+    let (served, asked) = (bed.served(), bed.rpc.broadcasts());
+    for reply in
+        [bed.manage(credential).await, bed.buy(credential, &chat()).await, bed.buy(credential, &streamed()).await]
+    {
+        assert_eq!(reply.status, status, "{why}: {}", reply.text());
+        assert!(codes.contains(&code(&reply).as_str()), "{why}: {}", reply.text());
+        offered(&reply);
+    }
+    assert_eq!((bed.served(), bed.rpc.broadcasts()), (served, asked), "{why}");
+}
