@@ -375,7 +375,8 @@ impl Delivery {
             (Some(usage), End::ClientGone | End::Unpaid)
                 if self.ending.is_none() && matches!(self.money, Money::Lease(_)) =>
             {
-                let completion = usage.completion.min(self.meter.counted());
+                let counted = usage.completion.min(self.meter.counted());
+                let completion = self.meter.delivered().map_or(counted, |out| out.completion.min(usage.completion));
                 (Some(Usage { completion, ..usage }), UsageSource::Reported, "reported")
             }
             (Some(usage), _) => (Some(usage), UsageSource::Reported, "reported"),

@@ -187,9 +187,24 @@ impl SessionBed {
 
     /// What the gate says of a channel in a 402.
     pub async fn snapshot(&self, channel: &Channel) -> Value {
+        self.snapshot_for(channel, &chat()).await.0
+    }
+
+    /// The same where this body is asked for, and what that must hold to start.
+    async fn snapshot_for(&self, channel: &Channel, body: &Value) -> (Value, u128) {
         let id = format!("{:#x}", channel.id);
-        let (offer, _) = offered(&self.challenge(CHAT, &[("payment-session", &id)], &chat()).await);
-        payer::terms(&offer)["methodDetails"]["sessionSnapshot"].clone()
+        let (offer, start) = offered(&self.challenge(CHAT, &[("payment-session", &id)], body).await);
+        (payer::terms(&offer)["methodDetails"]["sessionSnapshot"].clone(), start)
+    }
+
+    /// What requests in progress hold of a channel. A snapshot asks for spent, held and what the request needs, and never for less
+    /// than was signed: so it is asked about a request that needs more than that.
+    pub async fn held(&self, channel: &Channel) -> u128 {
+        let mut most = chat();
+        (most["max_tokens"], most["n"]) = (json!(2048), json!(4));
+        let (snapshot, start) = self.snapshot_for(channel, &most).await;
+        assert!(start > atoms(&snapshot["acceptedCumulative"]), "this channel has signed for too much to see that");
+        atoms(&snapshot["requiredCumulative"]) - atoms(&snapshot["spent"]) - start
     }
 
     /// As [`Self::audit`], with nothing hidden.
