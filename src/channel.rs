@@ -65,7 +65,7 @@ pub struct Channel {
     pub vouchers: Vec<Voucher>,
     /// What each gate has spent, ever growing.
     pub spent: BTreeMap<String, Atoms>,
-    /// What the chain paid out beyond anything known to be spent.
+    /// What the chain paid out beyond anything known to be spent by a gate.
     pub base: Atoms,
     /// By lease id.
     pub leases: BTreeMap<String, Lease>,
@@ -317,6 +317,8 @@ impl Channel {
                     return Ok(Effect::Nothing);
                 }
                 self.vouchers.extend(higher);
+                // What the chain had paid out of it was counted already, by nobody's name.
+                self.base = Atoms(self.base.0.saturating_sub(missing));
                 self.add_spent(gate, Atoms(missing));
             }
             Op::Quarantine { why } => {
@@ -494,3 +496,9 @@ impl Channel {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::panic)]
+pub mod sample;
+#[cfg(test)]
+mod tests;
