@@ -73,7 +73,12 @@ async fn fifty_streams_on_cover_for_three_and_a_half_deliver_no_more_than_was_si
         match reply.status {
             200 => {
                 served += 1;
-                delivered += cost(words(&reply.text()));
+                let left = words(&reply.text());
+                let stated = ledger::events(&reply.text()).into_iter().find_map(|e| e.get("pontage").cloned());
+                let stated = stated.unwrap_or_else(|| panic!("no account of it: {}", reply.text()));
+                let said = (&stated["usage"]["completion_tokens"], &stated["usage_source"]);
+                assert_eq!(said, (&json!(left), &json!("reported")), "{stated}");
+                delivered += cost(left);
                 assert!(reply.complete, "a stream that is cut still ends as its framing says");
             }
             402 => assert_eq!(code(reply), "insufficient_balance", "{}", reply.text()),

@@ -371,11 +371,12 @@ impl Delivery {
     fn settle(&mut self, verdict: &Verdict, end: End) {
         let pool = self.receipt.pool.clone();
         let (usage, source, label) = match (verdict.usage, end) {
-            // A running count may be ahead of what was let out.
+            // A running count may be ahead of what was let out: of the newest figure, what is kept back did not leave.
             (Some(usage), End::ClientGone | End::Unpaid)
                 if self.ending.is_none() && matches!(self.money, Money::Lease(_)) =>
             {
-                let completion = usage.completion.min(self.meter.counted());
+                let left = usage.completion.saturating_sub(self.meter.kept_back());
+                let completion = left.min(self.meter.counted());
                 (Some(Usage { completion, ..usage }), UsageSource::Reported, "reported")
             }
             (Some(usage), _) => (Some(usage), UsageSource::Reported, "reported"),

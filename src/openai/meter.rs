@@ -126,7 +126,12 @@ impl Meter {
         self.counted
     }
 
-    /// The same for everything that came, whether it waits or not. Once the backend gave its final figure, that one (in
+    /// Chunks with text that came and wait to be let out: a token each at least.
+    pub fn kept_back(&self) -> u64 {
+        self.queue.text.texts
+    }
+
+    /// The same as [`Meter::counted`] for everything that came, whether it waits or not. Once the backend gave its final figure, that one (in
     /// [`Meter::verdict`]) is what was used; this may be above it.
     pub fn seen(&mut self) -> u64 {
         self.reading.count.as_mut().map_or(0, Count::now)
