@@ -371,12 +371,12 @@ impl Delivery {
     fn settle(&mut self, verdict: &Verdict, end: End) {
         let pool = self.receipt.pool.clone();
         let (usage, source, label) = match (verdict.usage, end) {
-            // A running count may be ahead of what was let out: of the newest figure, what is kept back did not leave.
+            // A running count may be ahead of what was let out.
             (Some(usage), End::ClientGone | End::Unpaid)
                 if self.ending.is_none() && matches!(self.money, Money::Lease(_)) =>
             {
-                let left = usage.completion.saturating_sub(self.meter.kept_back());
-                let completion = left.min(self.meter.counted());
+                let counted = usage.completion.min(self.meter.counted());
+                let completion = self.meter.delivered().map_or(counted, |out| out.completion.min(usage.completion));
                 (Some(Usage { completion, ..usage }), UsageSource::Reported, "reported")
             }
             (Some(usage), _) => (Some(usage), UsageSource::Reported, "reported"),

@@ -225,3 +225,24 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn of_a_stream_that_is_cut_the_figure_of_what_left_is_known() {
+    for eager in [0, 20] {
+        let mut meter = Meter::new(true, BOUNDS).with_cover(WORDS).all_is_shown();
+        // Each delta is one word and, as this backend counts, one token; the meter's own count says two of some.
+        for n in 1..=eager {
+            feed(&mut meter, &running("a", n), u64::MAX);
+        }
+        let covered = meter.counted() + 3;
+        for n in eager + 1..=eager + 9 {
+            feed(&mut meter, &running("a", n), covered);
+        }
+        assert_eq!(meter.delivered().map(|u| u.completion), Some(eager + 3), "three more were covered");
+        release(&mut meter, covered + 2);
+        assert_eq!(meter.delivered().map(|u| u.completion), Some(eager + 5));
+        release(&mut meter, u64::MAX);
+        assert_eq!(meter.delivered().map(|u| u.completion), Some(eager + 9));
+        assert_eq!(meter.verdict().usage.map(|u| u.completion), Some(eager + 9));
+    }
+}

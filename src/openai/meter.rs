@@ -36,6 +36,8 @@ pub struct Meter {
     queue: Queue,
     /// The cover count of what was let out.
     counted: u64,
+    /// While frames wait: the newest chunk with a running figure that does not.
+    last_out: Vec<u8>,
 }
 
 impl Meter {
@@ -48,11 +50,12 @@ impl Meter {
             lazy: bounds.choices == 1,
             passed_over: 0,
             unread: Vec::new(),
+            before: Vec::new(),
             verdict: Verdict::default(),
             first: true,
             held: BytesMut::new(),
         };
-        Self { splitter: Splitter::default(), reading, queue: Queue::default(), counted: 0 }
+        Self { splitter: Splitter::default(), reading, queue: Queue::default(), counted: 0, last_out: Vec::new() }
     }
 
     /// Counts output as it goes by, `cover` saying how where the backend does not say it itself. The count never falls and
@@ -81,7 +84,7 @@ impl Meter {
     /// figure, is beyond them waits with everything behind it. A frame without either needs no cover of its own.
     pub fn feed_covered(&mut self, chunk: Bytes, covered: u64, out: &mut Vec<Bytes>) -> Result<(), TooLong> {
         self.release(covered, out);
-        let Self { splitter, reading, queue, counted } = self;
+        let Self { splitter, reading, queue, counted, last_out } = self;
         let read = chunk.clone();
         let mut carried = splitter.carried();
         let (mut at, mut joined) = (0, Joined::default());
@@ -96,6 +99,9 @@ impl Meter {
                 *counted = seen.count;
                 joined.push(read, range, out);
             } else {
+                if queue.is_empty() && seen.text.texts > 0 {
+                    std::mem::swap(last_out, &mut reading.before);
+                }
                 let piece = Piece { read: read.clone(), range };
                 queue.push(Waiting { piece, count: if seen.free { 0 } else { seen.count }, text: seen.text });
             }
@@ -110,6 +116,13 @@ impl Meter {
         let mut joined = Joined::default();
         while let Some(frame) = self.queue.pop(covered) {
             self.counted = self.counted.max(frame.count);
+            if frame.text.texts > 0 {
+                let bytes = frame.piece.read.get(frame.piece.range.clone()).unwrap_or_default();
+                if let Some(data) = Frame::read(bytes, false).data {
+                    self.last_out.clear();
+                    self.last_out.extend_from_slice(&data);
+                }
+            }
             joined.push(&frame.piece.read, frame.piece.range, out);
         }
         joined.flush(out);
@@ -126,12 +139,7 @@ impl Meter {
         self.counted
     }
 
-    /// Chunks with text that came and wait to be let out: a token each at least.
-    pub fn kept_back(&self) -> u64 {
-        self.queue.text.texts
-    }
-
-    /// The same as [`Meter::counted`] for everything that came, whether it waits or not. Once the backend gave its final figure, that one (in
+    /// The same for everything that came, whether it waits or not. Once the backend gave its final figure, that one (in
     /// [`Meter::verdict`]) is what was used; this may be above it.
     pub fn seen(&mut self) -> u64 {
         self.reading.count.as_mut().map_or(0, Count::now)
@@ -154,6 +162,19 @@ impl Meter {
         }
         let held = self.reading.held.split().freeze();
         (!held.is_empty()).then_some(held)
+    }
+
+    /// The backend's figure for what was let out, where it says one with the text; `None` where it does not, and where not only the
+    /// newest of its figures counts.
+    pub fn delivered(&self) -> Option<Usage> {
+        if !self.reading.lazy {
+            return None;
+        }
+        let newest = if self.queue.is_empty() { &self.reading.unread } else { &self.last_out };
+        let reply = Reply::read(newest)?;
+        let mut tally = self.reading.tally.fresh();
+        tally.add(reply.usage?, reply.choices.as_deref().unwrap_or_default());
+        tally.total().0
     }
 
     /// What the stream said so far. Good at any time: a client may leave in the middle.
@@ -182,6 +203,8 @@ struct Reading {
     passed_over: u32,
     /// The newest chunk whose running figure was passed over.
     unread: Vec<u8>,
+    /// The chunk with a running figure before that one.
+    before: Vec<u8>,
     verdict: Verdict,
     /// No event was seen yet.
     first: bool,
@@ -261,11 +284,14 @@ impl Reading {
         self.verdict.delivered_bytes += text.bytes;
         let says_usage = NEEDLES.usage.find_iter(&data).any(|at| !is_null(&data, at + 7));
         let says_error = NEEDLES.error.find_iter(&data).any(|at| !is_null(&data, at + 7));
-        if self.lazy && says_usage && !says_error && !self.first && text.texts > 0 && self.passed_over < READ_EVERY {
-            self.passed_over += 1;
+        if self.lazy && says_usage && !says_error && text.texts > 0 {
+            std::mem::swap(&mut self.unread, &mut self.before);
             self.unread.clear();
             self.unread.extend_from_slice(&data);
-            return Kind::Text(text);
+            if !self.first && self.passed_over < READ_EVERY {
+                self.passed_over += 1;
+                return Kind::Text(text);
+            }
         }
         // The first chunk is parsed for the model that answers.
         if !says_usage && !says_error && !std::mem::take(&mut self.first) {
@@ -283,9 +309,11 @@ impl Reading {
             self.verdict.model = Some(model.into_owned());
         }
         let Some(usage) = reply.usage else { return Kind::Text(text) };
-        // Newer than what was passed over.
         self.passed_over = 0;
-        self.unread.clear();
+        if text.texts == 0 {
+            // A final figure is newer than all of them.
+            self.unread.clear();
+        }
         let taken = self.tally.add(usage, reply.choices.as_deref().unwrap_or_default());
         if let (true, Some(count), (Some(total), _)) = (taken, &mut self.count, self.tally.total()) {
             count.reported(total.completion);

@@ -128,6 +128,11 @@ impl Tally {
         Self { bounds, finals: 0, sum: none, last: none, running: Vec::new(), absurd: false }
     }
 
+    /// One that has heard nothing yet.
+    pub fn fresh(&self) -> Self {
+        Self::new(self.bounds)
+    }
+
     /// Something about usage was said that cannot be read.
     pub fn mark_absurd(&mut self) {
         self.absurd = true;
