@@ -38,8 +38,12 @@ fn cost(words: u128) -> u128 {
 
 /// What the gate says is spent, once no request of the channel is in progress.
 async fn spent_at_rest(bed: &SessionBed, channel: &Channel) -> u128 {
+    let id = format!("{:#x}", channel.id);
     let quiet = eventually(SHORT, || async {
-        bed.gate.metric("pontage_inflight", &[("kind", "streams")]).await == 0.0 && bed.held(channel).await == 0
+        let (_, listed) = bed.gate.admin_get("/channels").await.expect("the admin address answers");
+        let all = listed.lines().map(|line| serde_json::from_str::<Value>(line).expect("a line is a channel"));
+        let free = all.filter(|c| c["id"] == id.as_str()).all(|c| c["leased"] == "0");
+        free && bed.gate.metric("pontage_inflight", &[("kind", "streams")]).await == 0.0
     });
     assert!(quiet.await, "a lease is never given back: {}", bed.snapshot(channel).await);
     atoms(&bed.snapshot(channel).await["spent"])
@@ -73,7 +77,12 @@ async fn fifty_streams_on_cover_for_three_and_a_half_deliver_no_more_than_was_si
         match reply.status {
             200 => {
                 served += 1;
-                delivered += cost(words(&reply.text()));
+                let left = words(&reply.text());
+                let stated = ledger::events(&reply.text()).into_iter().find_map(|e| e.get("pontage").cloned());
+                let stated = stated.unwrap_or_else(|| panic!("no account of it: {}", reply.text()));
+                let said = (&stated["usage"]["completion_tokens"], &stated["usage_source"]);
+                assert_eq!(said, (&json!(left), &json!("reported")), "{stated}");
+                delivered += cost(left);
                 assert!(reply.complete, "a stream that is cut still ends as its framing says");
             }
             402 => assert_eq!(code(reply), "insufficient_balance", "{}", reply.text()),
