@@ -98,6 +98,7 @@ impl Redis {
     /// cannot be reached, it would lose what it confirms, the journal cannot be opened. It never repeats the URL.
     pub async fn open(settings: &Settings, path: &Path) -> Result<Self, StoreError> {
         let journal = Arc::new(Embedded::open(path)?);
+        journal.is_part_of_a_fleet().await?;
         let bad = || StoreError("store.url is no redis URL".to_owned());
         let client = settings.url.expose_str().and_then(|url| Client::open(url.trim()).ok()).ok_or_else(bad)?;
         let config = ConnectionManagerConfig::new()

@@ -14,7 +14,7 @@ const SCHEMA: &str = "1";
 /// Largest claim or journal line. Ours are a few kilobytes; a larger one is a defect and must not fill the disk.
 const MOST_BYTES: usize = 1 << 20;
 
-/// `schema` → [`SCHEMA`], `head` → [`Head`] as JSON, `gate` → who writes here.
+/// `schema` → [`SCHEMA`], `head` → [`Head`] as JSON, `gate` → who writes here, `records` → `shared` when they are elsewhere.
 const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
 /// Claim key → record as JSON.
 pub(super) const CLAIMS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("claims");
@@ -130,6 +130,11 @@ pub(super) fn head(meta: &impl ReadableTable<&'static str, &'static str>) -> Res
     serde_json::from_str(&text).or_else(|e| here(format!("the journal's head cannot be read: {e}")))
 }
 
+/// Whether this is the journal of one gate of several.
+pub(super) fn is_part(meta: &impl ReadableTable<&'static str, &'static str>) -> Result<bool, Fault> {
+    Ok(meta.get("records")?.is_some_and(|v| v.value() == "shared"))
+}
+
 /// Who writes here.
 pub(super) fn gate(meta: &impl ReadableTable<&'static str, &'static str>) -> Result<String, Fault> {
     match meta.get("gate")?.map(|v| v.value().to_owned()) {
@@ -180,6 +185,12 @@ impl<'t> Book<'t> {
             head,
             changed: false,
         })
+    }
+
+    pub(super) fn is_part_of_a_fleet(&mut self) -> Result<(), Fault> {
+        let before = self.meta.insert("records", "shared")?.map(|v| v.value().to_owned());
+        self.changed |= before.as_deref() != Some("shared");
+        Ok(())
     }
 
     /// Ends the batch. `false`: nothing changed, so there is nothing to make durable.

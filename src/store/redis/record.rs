@@ -56,7 +56,9 @@ impl Streams {
     /// Puts version `revision`. The first makes the record; every later one needs the record to be there, with the version just
     /// before it on top: it was read there. Of several writers of one version exactly one is told `Done`.
     pub async fn put(&self, key: &str, revision: u64, text: &str) -> Result<Put, StoreError> {
-        let mut last = StoreError("Redis did not answer".to_owned());
+        let mut last = StoreError("Redis refuses to write".to_owned());
+        // Only what may have been taken without our hearing of it can be ours.
+        let mut in_doubt = false;
         for attempt in 0..TRIES {
             if attempt > 0 {
                 tokio::time::sleep(PAUSE).await;
@@ -74,7 +76,7 @@ impl Streams {
                 }
                 Some(Ordering::Greater) | None => {
                     // An earlier try may have been taken although its answer was lost.
-                    let ours = attempt > 0 && at == revision && below.as_ref().is_some_and(|(_, kept)| kept == text);
+                    let ours = in_doubt && at == revision && below.as_ref().is_some_and(|(_, kept)| kept == text);
                     return Ok(if ours { Put::Done } else { Put::Top(below.map(|(_, kept)| kept)) });
                 }
             }
@@ -83,8 +85,11 @@ impl Streams {
                 // The key is gone, and is not made again by whoever remembers it.
                 Ok(None) => return Ok(Put::Top(None)),
                 // Somebody else was faster: the next look says who.
-                Err(error) if error.code() == Some("ERR") => {}
+                Err(error) if error.code() == Some("ERR") => {
+                    last = StoreError(format!("Redis refuses to write: {}", said(&error)))
+                }
                 Err(error) => {
+                    in_doubt = true;
                     last = self.lost(&error);
                 }
             }
