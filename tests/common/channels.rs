@@ -197,16 +197,6 @@ impl SessionBed {
         (payer::terms(&offer)["methodDetails"]["sessionSnapshot"].clone(), start)
     }
 
-    /// What requests in progress hold of a channel. A snapshot asks for spent, held and what the request needs, and never for less
-    /// than was signed: so it is asked about a request that needs more than that.
-    pub async fn held(&self, channel: &Channel) -> u128 {
-        let mut most = chat();
-        (most["max_tokens"], most["n"]) = (json!(2048), json!(4));
-        let (snapshot, start) = self.snapshot_for(channel, &most).await;
-        assert!(start > atoms(&snapshot["acceptedCumulative"]), "this channel has signed for too much to see that");
-        atoms(&snapshot["requiredCumulative"]) - atoms(&snapshot["spent"]) - start
-    }
-
     /// As [`Self::audit`], with nothing hidden.
     pub async fn close(self, channels: &[&Channel]) -> Books {
         self.audit(channels, Hidden::default()).await
