@@ -11,8 +11,10 @@ use crate::chain::{Address, B256, Rejection, Sent, Unreachable};
 use crate::channel::{Act, Channel, ChannelId, Intent, View, Voucher};
 use crate::money::Atoms;
 use crate::rail::session::Outcome;
+use crate::refusal::Refusal;
 use crate::secret::Secret;
-use alloy::eips::Encodable2718 as _;
+use alloy::consensus::transaction::SignerRecoverable as _;
+use alloy::eips::{Decodable2718 as _, Encodable2718 as _};
 use alloy::primitives::{Bytes, TxKind, U256, keccak256};
 use alloy::signers::SignerSync as _;
 use alloy::signers::local::PrivateKeySigner;
@@ -20,8 +22,8 @@ use alloy::sol_types::SolCall as _;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use tempo_alloy::contracts::precompiles::ITIP20ChannelReserve as Abi;
-use tempo_alloy::primitives::TempoTransaction;
 use tempo_alloy::primitives::transaction::{Call, PrimitiveSignature, TEMPO_EXPIRING_NONCE_KEY, TempoSignature};
+use tempo_alloy::primitives::{AASigned, TempoTransaction};
 use tokio::time::{Instant, timeout_at};
 
 /// How long our own transactions are valid, by the chain's clock. Chains take up to 30 s.
@@ -67,6 +69,34 @@ pub(super) struct Escrow {
 impl Escrow {
     pub fn new(chain: Arc<dyn Reserve>, key: SettleKey, chain_id: u64, currency: Address) -> Self {
         Self { chain, key, chain_id, currency, pace: Pace::default() }
+    }
+
+    /// Whether a payer's transaction would go through as things stand: a stranger without money must not leave us a record in doubt
+    /// and a node to be asked again and again. What stands before the one call to the reserve cannot be tried apart from it, so a
+    /// transaction of several calls is only held against the price of gas.
+    pub async fn would_land(&self, raw: &[u8]) -> Result<(), Refusal> {
+        let invalid = |why: &str| Refusal::PaymentInvalid { why: why.to_owned() };
+        let unread = |_| Refusal::ChainUnread { retry_after_seconds: 5 };
+        let mut rest = raw;
+        let signed = AASigned::decode_2718(&mut rest).map_err(|_| invalid("the transaction cannot be read"))?;
+        let tx = signed.tx();
+        let asked = async {
+            if tx.max_fee_per_gas < self.chain.gas_price().await?.0.saturating_sub(tx.max_priority_fee_per_gas) {
+                return Ok(Some("its maxFeePerGas is below the price of gas"));
+            }
+            let ([call], Ok(sender)) = (tx.calls.as_slice(), signed.recover_signer()) else { return Ok(None) };
+            Ok(match self.chain.gas(sender, &call.input).await? {
+                Some(_) => None,
+                None => {
+                    Some("it would fail as things stand: is there enough of the token, and is it for this channel?")
+                }
+            })
+        };
+        let told = tokio::time::timeout(self.pace.patience / 4, asked).await;
+        match told.map_err(|_| Refusal::ChainUnread { retry_after_seconds: 5 })?.map_err(|e: Unreachable| unread(e))? {
+            None => Ok(()),
+            Some(why) => Err(invalid(why)),
+        }
     }
 
     /// Hands a transaction in and looks for it as long as there is patience.

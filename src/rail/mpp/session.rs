@@ -477,7 +477,10 @@ impl Session for TempoSession {
                 let cosigned = sponsor.cosign(sponsor.review(&tx.raw, purpose, now)?).await?;
                 (cosigned.raw, format!("{:#x}", cosigned.hash))
             }
-            _ => (tx.raw.clone(), tx.hash.clone()),
+            _ => {
+                self.escrow.would_land(&tx.raw).await?;
+                (tx.raw.clone(), tx.hash.clone())
+            }
         };
         let raw = format!("0x{}", hex::encode(raw));
         Ok(Intent { act, tx: hash, raw, valid_until: tx.valid_until })
