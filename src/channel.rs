@@ -185,12 +185,19 @@ impl Channel {
     /// Whether new content may be served.
     pub fn serves(&self) -> Result<(), Denied> {
         match self.phase {
+            // The payer took back his request to close, and our answer to it is on its way all the same.
+            Phase::Open if self.closes() => Err(Denied::Closing),
             Phase::Open => Ok(()),
             Phase::Opening => Err(Denied::Opening),
             Phase::Closing | Phase::ForcedClosing { .. } => Err(Denied::Closing),
             Phase::Closed { .. } | Phase::Failed => Err(Denied::Over),
             Phase::Quarantined { .. } => Err(Denied::Quarantined),
         }
+    }
+
+    /// Whether a closing transaction of ours is on its way.
+    fn closes(&self) -> bool {
+        self.our_tx.as_ref().is_some_and(|intent| matches!(intent.act, Act::Close { .. }))
     }
 
     /// The next record and what the change did. `name` names this change: a second try under the same name changes nothing, so
@@ -265,7 +272,7 @@ impl Channel {
                 }
                 held.cap = Atoms(held.cap.0.saturating_add(by.0));
                 held.window = by;
-                held.used = held.used.max(Some(used.min(held.cap)));
+                held.used = held.used.max(used.map(|used| used.min(held.cap)));
             }
             Op::Mark { lease, used } => {
                 let held = self.leases.get_mut(&lease).ok_or(Denied::OutOfOrder)?;
@@ -358,6 +365,9 @@ impl Channel {
     /// Remembers a challenge as used, in bounded space: past the bound, those that expire first are covered by the watermark,
     /// together with every unused one that expires no later. Their owners get a fresh challenge for the asking.
     fn remember(&mut self, challenge: String, expires: UnixSeconds, now: UnixSeconds) {
+        // Another clock may be behind ours: what is dropped here stays used there.
+        let lapsed = self.used.values().filter(|until| **until <= now).max().copied();
+        self.used_until = self.used_until.max(lapsed.unwrap_or_default());
         self.used.retain(|_, until| *until > now);
         self.used.insert(challenge, expires);
         while self.used.len() > USED_CHALLENGES {
@@ -456,9 +466,10 @@ impl Channel {
         if view.is_gone() {
             // The slot is deleted. Whoever closed it, no voucher is worth anything any more.
             self.view = View { block: view.block, close_requested_at: None, ..self.view };
-            if !matches!(self.phase, Phase::Quarantined { .. }) {
-                let ours = self.our_tx.take().filter(|intent| matches!(intent.act, Act::Close { .. }));
-                self.phase = Phase::Closed { tx: ours.map(|intent| intent.tx) };
+            // What became of a close of ours says who closed it, and for how much: until that is known it stays as it is.
+            if !matches!(self.phase, Phase::Quarantined { .. }) && !self.closes() {
+                self.our_tx = None;
+                self.phase = Phase::Closed { tx: None };
             }
             return;
         }

@@ -100,8 +100,8 @@ pub enum Op {
         lease: String,
         /// How much more.
         by: Atoms,
-        /// What it has used.
-        used: Atoms,
+        /// What it has used. `None`: no byte has left yet.
+        used: Option<Atoms>,
     },
     /// What a lease has used so far: bytes have left.
     Mark {

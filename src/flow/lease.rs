@@ -329,7 +329,8 @@ impl Lease {
 
     fn start_extending(&mut self, by: Atoms) {
         let (channels, id) = (Arc::clone(&self.toll.channels), self.channel.id.clone());
-        let op = Op::Extend { lease: self.id.clone(), by, used: self.used() };
+        let used = (self.delivered > 0).then(|| self.used());
+        let op = Op::Extend { lease: self.id.clone(), by, used };
         let task = tokio::spawn(async move { channels.apply(&id, vec![op.into()]).await });
         self.extending = Some(task);
     }

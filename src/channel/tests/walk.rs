@@ -209,7 +209,7 @@ impl Walk {
         let most = self.record.available().0 + u128::from(self.dice.one_in(6));
         let least = (cap - used) * 2;
         let by = least.max(1 + self.dice.below(most.min(40)));
-        Op::Extend { lease, by: Atoms(by), used: Atoms(used) }
+        Op::Extend { lease, by: Atoms(by), used: (used > 0).then_some(Atoms(used)) }
     }
 
     fn reassert(&mut self) -> Op {
