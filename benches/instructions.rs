@@ -9,11 +9,13 @@ use std::hint::black_box;
 use std::process::Command;
 
 /// Name, loops, operations in one loop.
-const CASES: [(&str, u64, u64, &str); 4] = [
+const CASES: [(&str, u64, u64, &str); 6] = [
     ("challenge", 40, 1, "402 for a 1.2 KB request"),
     ("reading", 10, 1, "read, check, rewrite 64 KB"),
     ("metering", 5, cases::Metering::EVENTS, "one SSE event"),
     ("covering", 5, cases::Metering::EVENTS, "the same, its tokens counted for cover"),
+    ("running", 5, cases::Metering::EVENTS, "the same, the backend's running figure on every event"),
+    ("shown", 5, cases::Metering::EVENTS, "the same, of a backend that shows all the output it bills"),
 ];
 
 fn main() {
@@ -48,7 +50,12 @@ fn run(case: &str, loops: u64) {
             }
         }
         _ => {
-            let case = cases::Metering::prepare(case == "covering");
+            let case = cases::Metering::prepare(match case {
+                "metering" => cases::Kind::Counted,
+                "covering" => cases::Kind::Covered,
+                "running" => cases::Kind::Running,
+                _ => cases::Kind::Shown,
+            });
             for _ in 0..loops {
                 black_box(case.run());
             }

@@ -121,23 +121,44 @@ impl Reading {
     }
 }
 
+/// What there is to do for each event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Its text is counted.
+    Counted,
+    /// And its tokens, by a vocabulary.
+    Covered,
+    /// And the backend says a running figure with it.
+    Running,
+    /// Of a backend that shows all the output it bills, so that the figure is read now and then.
+    Shown,
+}
+
 /// Events of a stream, metered.
 pub struct Metering {
     reads: Vec<Bytes>,
     cover: Option<Cover>,
+    kind: Kind,
 }
 
 impl Metering {
     /// Events in one run.
     pub const EVENTS: u64 = 1000;
 
-    /// Content chunks as vLLM sends them, in reads of 4 KB; with `covered`, each is counted by a vocabulary on its way.
-    pub fn prepare(covered: bool) -> Self {
+    /// Content chunks as vLLM sends them, in reads of 4 KB.
+    pub fn prepare(kind: Kind) -> Self {
         let event = "data: {\"id\":\"chatcmpl-0123456789abcdef0123456789abcdef\",\"object\":\"chat.completion.chunk\",\"created\":1795221719,\"model\":\"gpt-oss-120b\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" bridge\"},\"logprobs\":null,\"finish_reason\":null}],\"usage\":null}\n\n";
-        let stream = Bytes::from(event.repeat(1000) + "data: [DONE]\n\n");
+        let says = |at| match kind {
+            Kind::Counted | Kind::Covered => event.to_owned(),
+            Kind::Running | Kind::Shown => {
+                let figure = format!(r#"{{"prompt_tokens":9,"completion_tokens":{at},"total_tokens":{}}}"#, at + 9);
+                event.replace(r#""usage":null"#, &format!(r#""usage":{figure}"#))
+            }
+        };
+        let stream = Bytes::from((1..=Self::EVENTS).map(says).collect::<String>() + "data: [DONE]\n\n");
         let reads = (0..stream.len()).step_by(4096).map(|at| stream.slice(at..stream.len().min(at + 4096))).collect();
-        let cover = Vocabulary::O200k.counter().filter(|_| covered).map(Cover::Tokens);
-        Self { reads, cover }
+        let cover = Vocabulary::O200k.counter().filter(|_| kind != Kind::Counted).map(Cover::Tokens);
+        Self { reads, cover, kind }
     }
 
     /// The whole stream.
@@ -146,6 +167,9 @@ impl Metering {
         let mut meter = Meter::new(false, Bounds { choices: 1, completion: Some(1 << 20) });
         if let Some(cover) = self.cover {
             meter = meter.with_cover(cover);
+        }
+        if self.kind == Kind::Shown {
+            meter = meter.all_is_shown();
         }
         let mut covered = 0;
         for read in &self.reads {
