@@ -12,7 +12,7 @@ use crate::journal::{Entry, Receipt};
 use crate::money::{Atoms, Usd};
 use crate::store::{Store, StoreError, Swap, Write};
 use crate::usage::UsageSource;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -207,6 +207,9 @@ struct Desk {
 
 /// The channels this gate works with.
 pub struct Channels {
+    /// Leases that a request of this process holds, or is about to. One in a record that is not here is nobody's: the answer to the
+    /// write that made it was lost.
+    held: Mutex<HashSet<String>>,
     store: Arc<dyn Store>,
     desks: Arc<Mutex<HashMap<ChannelId, Desk>>>,
     /// When the chain was read for channels, used here or not.
@@ -217,7 +220,27 @@ pub struct Channels {
 impl Channels {
     /// Over one store. Where other gates share it, their changes are listened to from here on.
     pub fn new(store: Arc<dyn Store>) -> Self {
-        Self { store, desks: Arc::default(), read: Mutex::default(), alone: Arc::default() }
+        Self { held: Mutex::default(), store, desks: Arc::default(), read: Mutex::default(), alone: Arc::default() }
+    }
+
+    /// A request is about to take this lease.
+    pub fn hold(&self, lease: &str) {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(lease.to_owned());
+    }
+
+    /// It has ended, or was never taken.
+    pub fn let_go(&self, lease: &str) {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(lease);
+    }
+
+    /// Whether a request of this process holds it.
+    pub fn is_held(&self, lease: &str) -> bool {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).contains(lease)
+    }
+
+    /// Lines for the journal alone.
+    pub async fn note(&self, journal: Vec<Entry>) -> Result<(), Trouble> {
+        self.store.commit(Write { journal, ..Write::default() }).await.map(drop).map_err(Trouble::Store)
     }
 
     /// Listens to other gates, where there can be any. Run it in the background.

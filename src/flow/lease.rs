@@ -242,10 +242,12 @@ impl Lease {
         let again = step.clone();
         match self.toll.channels.one(&self.channel.id, step).await {
             Ok((channel, Ok(_))) => {
+                self.toll.channels.let_go(&self.id);
                 self.channel = channel;
                 Ok(())
             }
             Ok((channel, Err(_))) => {
+                self.toll.channels.let_go(&self.id);
                 // Somebody took this gate for dead and ended its leases: what they charged stands.
                 tracing::error!(channel = %channel.id, lease = %self.id, "the lease was ended by somebody else");
                 self.channel = channel;
@@ -414,16 +416,25 @@ impl Drop for Lease {
     }
 }
 
-/// Ends a lease although the store does not answer now: again and again, until it says that it is done, or that it was done.
+/// Ends a lease although the store does not answer now: again and again, until it says that it is done, or that it was done. Then its
+/// receipt is written all the same: the one try whose answer was lost may have died between the record and the journal.
 fn insist(toll: Arc<Toll>, channel: ChannelId, step: Step) {
     tokio::spawn(async move {
         let mut wait = Duration::from_millis(50);
         loop {
-            match toll.channels.one(&channel, step.clone()).await {
-                Ok(_) | Err(Trouble::Unknown) => return,
-                Err(_) => tokio::time::sleep(wait).await,
+            let done = match toll.channels.one(&channel, step.clone()).await {
+                Ok((_, Ok(_))) | Err(Trouble::Unknown) => true,
+                Ok((_, Err(_))) => toll.channels.note(step.journal.clone()).await.is_ok(),
+                Err(_) => false,
+            };
+            if done {
+                break;
             }
+            tokio::time::sleep(wait).await;
             wait = (wait * 2).min(Duration::from_secs(5));
+        }
+        if let Op::Spend { lease, .. } = &step.op {
+            toll.channels.let_go(lease);
         }
     });
 }

@@ -4,6 +4,7 @@ use super::channels::Trouble;
 use super::{Toll, transact, watcher};
 use crate::channel::{Channel, Effect, Op, OrphanPolicy};
 use crate::clock::UnixSeconds;
+use crate::money::Atoms;
 use crate::store::StoreError;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -13,6 +14,8 @@ use std::time::Duration;
 const SCAN: Duration = Duration::from_secs(10);
 /// How long after its last valid moment a transaction is followed here, whoever sent it.
 const FORGOTTEN_SECONDS: u64 = 30;
+/// Age of a lease of ours from which on it must be known to a request, or is nobody's.
+const NOBODYS_SECONDS: u64 = 60;
 
 /// Puts every channel in order that is not over: leases of this gate's former life end as the operator decided, open transactions are
 /// followed, and the chain is read. Returns how many leases were ended. Call before listening.
@@ -65,6 +68,16 @@ pub(super) async fn sweep_once(toll: &Arc<Toll>) -> Result<(), StoreError> {
             };
             if !lives {
                 gone.insert(gate.clone());
+            }
+        }
+        for (id, lease) in &channel.leases {
+            let nobodys = lease.gate == toll.store.gate() && !toll.channels.is_held(id);
+            if nobodys && now > lease.since.plus(NOBODYS_SECONDS) {
+                tracing::warn!(channel = %channel.id, lease = %id, "a lease that no request holds is ended");
+                let op = Op::Spend { lease: id.clone(), charge: Atoms(0) };
+                if let Err(trouble) = toll.channels.one(&channel.id, op).await {
+                    tracing::error!(channel = %channel.id, ?trouble, "it was not ended");
+                }
             }
         }
         if let Err(trouble) = orphan(toll, &channel, &gone).await {

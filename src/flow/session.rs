@@ -117,10 +117,16 @@ pub async fn buy(
         terms: Box::new(held.clone()),
     };
     let count = |outcome: &str| toll.metrics.payments.with_label_values(&[id.as_str(), outcome]).inc();
+    toll.channels.hold(&lease);
     // A client that leaves while this is written must not leave a lease that nobody ends: the task ends it by dropping it.
     let (own, step, channel_id) = (Arc::clone(toll), Step::from(op), presented.channel.clone());
     let work = async move {
-        let (channel, effect) = own.channels.one(&channel_id, step).await.map_err(|t| trouble_stop(&t))?;
+        let tried = own.channels.one(&channel_id, step).await;
+        if !matches!(tried, Ok((_, Ok(Effect::Leased)))) {
+            // Taken all the same, when the answer was lost: then it is ended as nobody's.
+            own.channels.let_go(&lease);
+        }
+        let (channel, effect) = tried.map_err(|t| trouble_stop(&t))?;
         match effect {
             Ok(Effect::Leased) => {
                 let taken = Taken { live, channel, id: lease, held, challenge_id: presented.challenge_id, cover };

@@ -3,10 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use super::{Store, Swap, Write};
+use crate::channel::{Act, Channel, ChannelId, Descriptor, Intent, Op as ChannelOp, View, Voucher};
 use crate::claim::{Claim, ClaimKey, Op, sample};
 use crate::clock::UnixSeconds;
 use crate::journal::{Entry, sample::receipt};
-use crate::money::Usd;
+use crate::money::{Atoms, Usd};
 use std::sync::Arc;
 
 /// Fresh data, and a way to open it. Dropping what `open` gave and calling it again is a restart.
@@ -23,6 +24,8 @@ pub async fn all<B: Bench>() {
     a_write_that_loses_writes_nothing_at_all::<B>().await;
     everything_acknowledged_is_there_after_a_restart::<B>().await;
     only_what_is_over_and_past_its_time_is_forgotten::<B>().await;
+    a_channel_is_kept_by_its_revision_and_listed_until_it_is_over::<B>().await;
+    of_many_writers_of_one_channel_exactly_one_wins::<B>().await;
     open_claims_are_those_recovery_must_look_at::<B>().await;
     the_newest_receipt_of_an_id_counts::<B>().await;
     totals_add_up_by_name_and_day::<B>().await;
@@ -258,4 +261,91 @@ async fn changed_facts_are_told_and_kept_out_until_accepted<B: Bench>() {
         let told = store.facts(&facts, accept).await.unwrap();
         assert_eq!(told.len(), differences, "{why}: {told:?}");
     }
+}
+
+fn opening(id: &str, payer: &str) -> Channel {
+    let word = |w: &str| format!("0x{w}");
+    let descriptor = Descriptor {
+        payer: word(payer),
+        payee: word("payee"),
+        operator: word("0"),
+        token: word("token"),
+        salt: word("salt"),
+        authorized_signer: word("0"),
+        expiring_nonce_hash: word("nonce"),
+    };
+    let open = Intent { act: Act::Open, tx: "0xtx".into(), raw: "0x76".into(), valid_until: UnixSeconds(2_000) };
+    let voucher = Voucher { amount: Atoms(5), signature: "0xsig".into() };
+    Channel::opening(
+        ChannelId(id.into()),
+        "tempo/session".into(),
+        42431,
+        "0xescrow".into(),
+        descriptor,
+        6,
+        Atoms(100),
+        voucher,
+        open,
+        UnixSeconds(1_000),
+    )
+}
+
+fn changed(channel: &Channel, name: &str, op: ChannelOp) -> Channel {
+    channel.apply(name, op, UnixSeconds(1_100)).unwrap().0
+}
+
+fn keeping(channel: &Channel) -> Write {
+    Write { channel: Some(channel.clone()), ..Write::default() }
+}
+
+async fn a_channel_is_kept_by_its_revision_and_listed_until_it_is_over<B: Bench>() {
+    let bench = B::fresh();
+    let store = bench.open();
+    let gate = store.gate().to_owned();
+    let rail = "tempo/session".into();
+    let (a, b, other) = (opening("0xa", "p"), opening("0xb", "p"), opening("0xc", "q"));
+    for channel in [&b, &a, &other] {
+        assert_eq!(store.commit(keeping(channel)).await, Ok(Swap::Done));
+        let again = store.commit(keeping(channel)).await;
+        assert_eq!(again, Ok(Swap::Overtaken(Box::new(Some(channel.clone())))), "it is made once");
+    }
+    let view = View { block: 7, deposit: Atoms(100), settled: Atoms(0), close_requested_at: None };
+    let open = changed(&a, "1", ChannelOp::Landed { tx: "0xtx".into(), mined: None, view });
+    assert_eq!(store.commit(keeping(&open)).await, Ok(Swap::Done));
+    let stale = changed(&a, "2", ChannelOp::Dropped { tx: "0xtx".into() });
+    let told = store.commit(keeping(&stale)).await;
+    assert_eq!(told, Ok(Swap::Overtaken(Box::new(Some(open.clone())))), "a stale writer hears what is there");
+    let failed = changed(&b, "3", ChannelOp::Dropped { tx: "0xtx".into() });
+    assert_eq!(store.commit(keeping(&failed)).await, Ok(Swap::Done));
+    drop(store);
+
+    let store = bench.open();
+    assert_eq!(store.gate(), gate, "a gate is the same after a restart");
+    assert_eq!(store.alive(&gate).await, Ok(true));
+    assert_eq!(store.channels().await.unwrap(), [open.clone(), other.clone()], "in order, without what is over");
+    assert_eq!(store.channels_of(&rail, "0xp").await.unwrap(), [open.clone()]);
+    assert_eq!(store.channels_of(&"tempo2/session".into(), "0xp").await.unwrap(), [], "of this rail");
+    assert_eq!(store.channel(&failed.id).await, Ok(Some(failed)), "who comes back to one is told that it is over");
+    assert_eq!(store.channel(&ChannelId("0xd".into())).await, Ok(None));
+    let both = Write { claim: Some(sample::claim("k", 1)), ..keeping(&open) };
+    assert!(store.commit(both).await.is_err(), "a claim or a channel, never both");
+}
+
+async fn of_many_writers_of_one_channel_exactly_one_wins<B: Bench>() {
+    let bench = B::fresh();
+    let store = bench.open();
+    let first = opening("0xa", "p");
+    store.commit(keeping(&first)).await.unwrap();
+    let writers: Vec<_> = (0..64)
+        .map(|who| {
+            let (store, from) = (store.clone(), first.clone());
+            let quarantine = ChannelOp::Quarantine { why: format!("{who}") };
+            tokio::spawn(async move { store.commit(keeping(&changed(&from, "x", quarantine))).await.unwrap() })
+        })
+        .collect();
+    let mut won = 0;
+    for writer in writers {
+        won += usize::from(writer.await.unwrap() == Swap::Done);
+    }
+    assert_eq!(won, 1);
 }

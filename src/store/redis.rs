@@ -160,8 +160,12 @@ impl Redis {
             }
         }
         if channel.is_over() {
-            self.streams.remove(OPEN_CHANNELS, id).await?;
-            self.streams.remove(&payer, id).await?;
+            // The record says it; a list that still names it is read with that in mind.
+            for list in [OPEN_CHANNELS, payer.as_str()] {
+                if let Err(error) = self.streams.remove(list, id).await {
+                    tracing::warn!(channel = id, %error, "a closed channel is still in a list");
+                }
+            }
         }
         // Only a hint: whoever waits polls as well.
         self.streams.publish(CHANGES, id).await;
