@@ -1,0 +1,196 @@
+//! Two gates on one Redis: a channel is one channel, whichever of them is asked.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use common::channels::{CHAT, INPUT, OUTPUT, SessionBed, atoms, final_receipt, streamed};
+use common::reserve::Event;
+use common::wallet::Channel;
+use common::{Gate, GateOptions, Raw, free_port, ledger, raw};
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+const SHORT: Duration = Duration::from_secs(30);
+
+struct Redis {
+    _dir: tempfile::TempDir,
+    port: u16,
+    child: Child,
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn redis() -> Redis {
+    let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
+    let child = Command::new("redis-server")
+        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--maxmemory-policy", "noeviction"])
+        .args(["--appendonly", "yes", "--appendfsync", "always", "--no-appendfsync-on-rewrite", "no"])
+        .args(["--dir", dir.path().to_str().unwrap()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("redis-server is missing: install Debian's redis-server");
+    let end = std::time::Instant::now() + SHORT;
+    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+        assert!(std::time::Instant::now() < end, "redis-server does not start");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Redis { _dir: dir, port, child }
+}
+
+/// A gate with everything around it, and a second one on the same Redis.
+struct Fleet {
+    bed: SessionBed,
+    second: Gate,
+    _redis: Redis,
+}
+
+async fn fleet(tokens: u64) -> Fleet {
+    let redis = redis();
+    let url = format!("redis://127.0.0.1:{}/", redis.port);
+    let mut kept: Option<GateOptions> = None;
+    let bed = SessionBed::with(|options| {
+        let options = options
+            .conf_edit("kind = \"embedded\"", "kind = \"redis\"\nurl = \"env:REDIS_URL\"")
+            .env("REDIS_URL", &url);
+        kept = Some(options.clone());
+        options
+    })
+    .await;
+    bed.backend.tune(|script| (script.tokens, script.per_token) = (tokens, Duration::from_millis(10)));
+    let second = Gate::start(kept.expect("options")).await;
+    Fleet { bed, second, _redis: redis }
+}
+
+fn long(tokens: u64) -> String {
+    let mut body = streamed();
+    body["max_tokens"] = json!(tokens);
+    body.to_string()
+}
+
+async fn begin(listen: SocketAddr, credential: &str, tokens: u64) -> Raw {
+    let mut line = Raw::connect(listen).await;
+    line.send(&raw::post(CHAT, &[("authorization", credential)], long(tokens).as_bytes())).await;
+    line
+}
+
+fn text(line: &Raw) -> String {
+    String::from_utf8_lossy(&line.seen).into_owned()
+}
+
+fn words(text: &str) -> u128 {
+    let deltas = ledger::events(text).into_iter().flat_map(|e| e["choices"].as_array().cloned().unwrap_or_default());
+    deltas.map(|c| c["delta"]["content"].as_str().unwrap_or("").split_whitespace().count() as u128).sum()
+}
+
+async fn leased(gate: &Gate, channel: &Channel) -> Option<String> {
+    let (_, all) = gate.admin_get("/channels").await?;
+    let id = format!("{:#x}", channel.id);
+    let line = all.lines().find(|line| line.contains(&id))?;
+    serde_json::from_str::<Value>(line).ok()?["leased"].as_str().map(ToOwned::to_owned)
+}
+
+/// Closes by the second gate what the first has served: what the chain pays out.
+async fn closed(fleet: &Fleet, channel: &Channel, signed: u128) -> u128 {
+    let offer = fleet.bed.fresh().await;
+    let close = channel.close_credential(&offer, signed);
+    let done = common::eventually(SHORT, || async {
+        let reply = raw::exchange(fleet.second.listen, &raw::post(CHAT, &[("authorization", &close)], b"")).await;
+        reply.status == 204
+    });
+    assert!(done.await, "the channel is not closed");
+    let events = fleet.bed.reserve.events(&channel.id).await;
+    let paid = events.iter().find_map(|e| match e {
+        Event::Closed { settled, .. } => Some(*settled),
+        _ => None,
+    });
+    paid.expect("closed on chain")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_voucher_shown_to_one_gate_wakes_the_stream_of_the_other() {
+    let fleet = fleet(120).await;
+    let (channel, _) = fleet.bed.channel(1_000_000, 0).await;
+    let (offer, start) = fleet.bed.offer(CHAT, &serde_json::from_str(&long(120)).unwrap()).await;
+    let mut stream = begin(fleet.bed.gate.listen, &channel.voucher_credential(&offer, start), 120).await;
+    assert!(stream.until(b"payment-need-voucher", SHORT).await, "{}", text(&stream));
+    let voucher = channel.voucher_credential(&offer, 100_000);
+    let told = raw::exchange(fleet.second.listen, &raw::post(CHAT, &[("authorization", &voucher)], b"")).await;
+    assert_eq!(told.status, 204, "{}", told.text());
+    assert!(stream.until(b"event: payment-receipt", SHORT).await, "{}", text(&stream));
+    let _ = stream.more(Duration::from_millis(300)).await;
+    let receipt = final_receipt(&text(&stream)).expect("a receipt");
+    let due = 3 * INPUT + 120 * OUTPUT;
+    assert_eq!(atoms(&receipt["charged"]), due, "{receipt}");
+    assert_eq!(closed(&fleet, &channel, 100_000).await, due);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_used_at_both_gates_at_once_sells_no_more_than_was_signed() {
+    let fleet = fleet(120).await;
+    // Cover for three starts and a half.
+    let signed = (3 * INPUT + 32 * OUTPUT + 16 * INPUT) * 7 / 2;
+    let (channel, _) = fleet.bed.channel(1_000_000, signed).await;
+    let mut lines = Vec::new();
+    for n in 0..12 {
+        let offer = fleet.bed.fresh().await;
+        let listen = if n % 2 == 0 { fleet.bed.gate.listen } else { fleet.second.listen };
+        lines.push((listen, channel.voucher_credential(&offer, signed)));
+    }
+    let tries = lines.into_iter().map(|(listen, credential)| {
+        tokio::spawn(async move {
+            let mut line = begin(listen, &credential, 120).await;
+            while line.more(SHORT).await.is_some_and(|n| n > 0) {
+                if text(&line).ends_with("0\r\n\r\n") || !text(&line).starts_with("HTTP/1.1 200") {
+                    break;
+                }
+            }
+            text(&line)
+        })
+    });
+    let mut delivered = 0;
+    let mut served = 0;
+    for attempt in tries.collect::<Vec<_>>() {
+        let said = attempt.await.unwrap();
+        if said.starts_with("HTTP/1.1 200") {
+            served += 1;
+            delivered += 3 * INPUT + words(&said) * OUTPUT;
+        }
+    }
+    assert!((1..=3).contains(&served), "{served} streams on cover for three and a half");
+    assert!(delivered <= signed, "{delivered} of {signed}");
+    let free = common::eventually(SHORT, || async { leased(&fleet.second, &channel).await.as_deref() == Some("0") });
+    assert!(free.await);
+    assert!(closed(&fleet, &channel, signed).await <= signed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_gate_that_died_for_good_had_leased_is_ended_by_the_other() {
+    let mut fleet = fleet(2_000).await;
+    let (channel, offer) = fleet.bed.channel(1_000_000, 0).await;
+    let mut stream = begin(fleet.second.listen, &channel.voucher_credential(&offer, 400_000), 2_000).await;
+    assert!(stream.until(b"tok20", SHORT).await, "{}", text(&stream));
+    fleet.second.kill();
+    assert_ne!(leased(&fleet.bed.gate, &channel).await.as_deref(), Some("0"), "its lease outlives it at first");
+    let ended = common::eventually(Duration::from_secs(90), || async {
+        leased(&fleet.bed.gate, &channel).await.as_deref() == Some("0")
+    });
+    assert!(ended.await, "the payer's money is held for a gate that is gone");
+    let spent = {
+        let (_, all) = fleet.bed.gate.admin_get("/channels").await.expect("alive");
+        let id = format!("{:#x}", channel.id);
+        let line = all.lines().find(|line| line.contains(&id)).expect("listed").to_owned();
+        atoms(&serde_json::from_str::<Value>(&line).unwrap()["spent"])
+    };
+    let came = 3 * INPUT + words(&text(&stream)) * OUTPUT;
+    assert!(spent <= came + 80 * OUTPUT, "{spent} for {came} and a window");
+}
