@@ -2,7 +2,7 @@
 //!
 //! A payer who asks the chain can withdraw after fifteen minutes. Every channel is read at least every fifteen seconds, and the
 //! requests to close are listened for more often; whichever comes first, the record then serves nothing new and
-//! [`closing::forced`] claims what was spent. With the chain silent both are tried again and again.
+//! `closing::forced` claims what was spent. With the chain silent both are tried again and again.
 
 use super::settler::Pace;
 use super::{Till, Toll, closing, transact};

@@ -140,7 +140,7 @@ impl Charge {
         self
     }
 
-    /// Keeps [`Rail::standing`] true: looks at once, then every [`WATCH_EVERY`], for ever. Run it in the background.
+    /// Keeps [`Way::standing`] true: looks at once, then every [`WATCH_EVERY`], for ever. Run it in the background.
     pub async fn watch(&self) {
         loop {
             self.probe(UnixSeconds::now()).await;
