@@ -22,7 +22,8 @@ library Sig {
 }
 
 contract LocalUSDC {
-    string public constant name = "USDC";
+    /// What the token is called in typed data differs from chain to chain.
+    function name() public view returns (string memory) { return block.chainid == 84532 ? "USDC" : "USD Coin"; }
     string public constant symbol = "USDC";
     string public constant version = "2";
     uint8 public constant decimals = 6;
@@ -44,7 +45,7 @@ contract LocalUSDC {
     bytes32 constant PERMIT = keccak256("Permit(address owner,address spender,uint256 value,uint256 nonce,uint256 deadline)");
 
     function DOMAIN_SEPARATOR() public view returns (bytes32) {
-        return keccak256(abi.encode(DOMAIN, keccak256(bytes(name)), keccak256(bytes(version)), block.chainid, address(this)));
+        return keccak256(abi.encode(DOMAIN, keccak256(bytes(name())), keccak256(bytes(version)), block.chainid, address(this)));
     }
     function _digest(bytes32 s) internal view returns (bytes32) { return keccak256(abi.encodePacked("\x19\x01", DOMAIN_SEPARATOR(), s)); }
     function _move(address f, address t, uint256 v) internal {

@@ -37,6 +37,7 @@ pub mod raw;
 pub mod reserve;
 pub mod session;
 pub mod wallet;
+pub mod x402;
 
 pub use aimock::Aimock;
 pub use backend::{Backend, Recorded, Reply, Script, Step};
@@ -50,6 +51,7 @@ pub use payer::Payer;
 pub use raw::{Raw, RawReply};
 pub use reserve::Reserve;
 pub use wallet::Wallet;
+pub use x402::{EvmBed, Facilitator};
 
 use std::path::PathBuf;
 use std::time::Duration;
