@@ -5,11 +5,11 @@
 
 mod common;
 
-use alloy::primitives::B256;
+use alloy::primitives::{B256, U256};
 use std::time::Duration;
 
 use common::facilitator::{SETTLE, SUPPORTED, VERIFY};
-use common::x402::Calls;
+use common::x402::{Calls, Client, Reference};
 use common::{Answer, EvmBed, Facilitator, Scripted};
 use serde_json::{Value, json};
 
@@ -183,5 +183,65 @@ async fn no_answer_of_the_list_of_false_settlements_is_a_settlement() {
             && said["payer"] == "0xabc"
             && said["amount"] == "1000";
         assert!(!sound, "{why}: {said}");
+    }
+}
+
+/// Every client, what it is told to prefer, what it was charged, and which header carried the payment.
+const PAYING: [(Client, &[(&str, &str)], u128, &str); 14] = [
+    (Client::Fetch, &[], Reference::PRICE, "eip3009"),
+    (Client::Fetch, &[("stream", "true")], Reference::PRICE, "eip3009"),
+    (Client::Fetch, &[("transfer", "permit2"), ("scheme", "exact")], Reference::PRICE, "permit2"),
+    (Client::Fetch, &[("scheme", "upto")], Reference::METERED, "permit2"),
+    (Client::Legacy, &[], Reference::PRICE, "v1"),
+    (Client::Legacy, &[("stream", "true")], Reference::PRICE, "v1"),
+    (Client::OpenAi, &[], Reference::PRICE, "eip3009"),
+    (Client::OpenAi, &[("stream", "true"), ("scheme", "upto")], Reference::METERED, "permit2"),
+    (Client::Httpx, &[], Reference::PRICE, "eip3009"),
+    (Client::Httpx, &[("transfer", "permit2"), ("scheme", "exact")], Reference::PRICE, "permit2"),
+    (Client::Httpx, &[("scheme", "upto"), ("stream", "true")], Reference::METERED, "permit2"),
+    (Client::Requests, &[], Reference::PRICE, "eip3009"),
+    (Client::PyOpenAi, &[], Reference::PRICE, "eip3009"),
+    (Client::PyOpenAi, &[("stream", "true"), ("scheme", "upto")], Reference::METERED, "permit2"),
+];
+
+#[tokio::test]
+async fn every_published_client_pays_a_seller_that_is_not_the_gate() {
+    let bed = EvmBed::start().await;
+    let facilitator = Facilitator::ts(&bed).await;
+    let seller = Reference::start(&bed, &facilitator).await;
+    for (client, flags, price, how) in PAYING {
+        let buyer = bed.buyer(100_000).await;
+        let address = buyer.address().to_string();
+        let before = bed.usdc(bed.payee()).await;
+        let got = client.pay(&bed, &buyer, &seller.url(), flags).await;
+        let said = format!("{client:?} {flags:?}: {got:#}");
+        assert_eq!(got["ok"], true, "{said}");
+        assert_eq!(got["status"], 200, "{said}");
+        match got["text"].as_str() {
+            Some(text) => assert_eq!(text, "tok0 tok1 tok2 tok3", "{said}"),
+            None => assert!(got["raw"].as_str().unwrap().contains("tok3"), "{said}"),
+        }
+        // What it charged is on the chain, in the receipt, and nowhere else.
+        assert_eq!(bed.usdc(bed.payee()).await - before, price, "{said}");
+        assert_eq!(bed.usdc(&address).await, 100_000 - price, "{said}");
+        let header = if how == "v1" { "x_payment_response" } else { "payment_response" };
+        assert_eq!(got["headers"][header]["success"], true, "{said}");
+        let payment = match got.get("payments") {
+            Some(payments) => payments[0].clone(),
+            None => got["calls"][1]["payment"].clone(),
+        };
+        assert_eq!(payment["x402Version"], if how == "v1" { 1 } else { 2 }, "{said}");
+        match payment["payload"]["permit2Authorization"]["nonce"].as_str() {
+            Some(nonce) => {
+                let nonce: U256 = nonce.parse().unwrap();
+                assert_eq!(how, "permit2", "{said}");
+                assert!(bed.permit2_nonce_used(&address, nonce).await, "{said}");
+                assert!(!bed.permit2_nonce_used(&address, nonce ^ U256::ONE).await, "{said}");
+            }
+            None => {
+                assert_ne!(how, "permit2", "{said}");
+                assert!(bed.authorization_state(&address, nonce(&payment)).await, "{said}");
+            }
+        }
     }
 }

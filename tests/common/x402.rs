@@ -345,6 +345,13 @@ fn code() -> Value {
     serde_json::from_slice(&std::fs::read(path.trim()).expect("compiled code")).unwrap()
 }
 
+fn require_packages() {
+    assert!(
+        folder().join("node_modules/.ready").exists(),
+        "the x402 packages are not installed: run `make test` (or `testbed/setup`) first"
+    );
+}
+
 fn folder() -> PathBuf {
     super::testbed().join("x402")
 }
@@ -364,10 +371,7 @@ impl Drop for Served {
 
 impl Served {
     async fn start(script: &str, flags: &[(&str, &str)]) -> Self {
-        assert!(
-            folder().join("node_modules/.ready").exists(),
-            "the x402 packages are not installed: run `make test` (or `testbed/setup`) first"
-        );
+        require_packages();
         let mut command = Command::new("node");
         command.arg(folder().join(script));
         for (name, value) in flags {
@@ -441,5 +445,81 @@ impl Facilitator {
 
     pub async fn supported(&self) -> Value {
         super::http().get(format!("{}/supported", self.url())).send().await.unwrap().json().await.unwrap()
+    }
+}
+
+/// A seller that is not the gate: v1 and v2 on every path, paid before the answer. What it asks for, in atoms:
+/// [`Reference::PRICE`] under `exact`; under `upto` [`Reference::METERED`] of a higher ceiling.
+pub struct Reference {
+    served: Served,
+}
+
+impl Reference {
+    pub const PRICE: u128 = 2_000;
+    pub const METERED: u128 = 1_234;
+
+    pub async fn start(bed: &EvmBed, facilitator: &Facilitator) -> Self {
+        let chain = bed.chain_id.to_string();
+        let url = facilitator.url();
+        let flags = [("facilitator", url.as_str()), ("pay_to", bed.payee()), ("chain", &chain)];
+        Self { served: Served::start("reference.mjs", &flags).await }
+    }
+
+    pub fn url(&self) -> String {
+        self.served.url()
+    }
+}
+
+/// The published clients of x402 as child processes. Each takes a chain to sign for and a key with money on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Client {
+    /// npm @x402/fetch: v2, and v1 where nothing else is offered.
+    Fetch,
+    /// npm x402-fetch 1.2: v1 only, from the body of the 402.
+    Legacy,
+    /// npm openai over @x402/fetch.
+    OpenAi,
+    /// PyPI x402 over httpx.
+    Httpx,
+    /// PyPI x402 over requests.
+    Requests,
+    /// PyPI openai over x402's transport for httpx.
+    PyOpenAi,
+}
+
+impl Client {
+    pub const ALL: [Self; 6] = [Self::Fetch, Self::Legacy, Self::OpenAi, Self::Httpx, Self::Requests, Self::PyOpenAi];
+
+    /// One chat at `server` (no path) from an account of `bed`; `flags` as the script has them, `("stream", "true")` and
+    /// `("scheme", "upto")` for example. What it prints: `ok`, `status`, `headers` with the x402 ones decoded
+    /// (`payment_response`), `text`; Node tells `calls` with each payment, Python `payments`.
+    pub async fn pay(self, bed: &EvmBed, buyer: &PrivateKeySigner, server: &str, flags: &[(&str, &str)]) -> Value {
+        let (rpc, chain) = (bed.url(), bed.chain_id.to_string());
+        let key = alloy::hex::encode_prefixed(buyer.to_bytes());
+        let mut all = vec![("rpc", rpc.as_str()), ("key", &key), ("chain", &chain)];
+        all.extend_from_slice(flags);
+        self.run(server, &all).await
+    }
+
+    /// The same with nothing but these flags.
+    pub async fn run(self, server: &str, flags: &[(&str, &str)]) -> Value {
+        require_packages();
+        let (url, base) = (format!("{server}/v1/chat/completions"), format!("{server}/v1"));
+        let mut all = match self {
+            Self::OpenAi | Self::PyOpenAi => vec![("base", base.as_str())],
+            _ => vec![("url", url.as_str())],
+        };
+        all.extend_from_slice(flags);
+        match self {
+            Self::Legacy => all.push(("legacy", "true")),
+            Self::Requests => all.push(("sync", "true")),
+            _ => {}
+        }
+        match self {
+            Self::Fetch | Self::Legacy => super::client::node("../x402/fetch.mjs", &all).await,
+            Self::OpenAi => super::client::node("../x402/openai.mjs", &all).await,
+            Self::Httpx | Self::Requests => super::client::python("x402_pay.py", &all).await,
+            Self::PyOpenAi => super::client::python("openai_x402.py", &all).await,
+        }
     }
 }
