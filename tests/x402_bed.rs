@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::facilitator::{SETTLE, SUPPORTED, VERIFY};
 use common::x402::{Calls, Client, Reference};
-use common::{Answer, EvmBed, Facilitator, Scripted};
+use common::{Answer, EvmBed, Facilitator, Scripted, SvmBed};
 use serde_json::{Value, json};
 
 fn nonce(payment: &Value) -> B256 {
@@ -244,4 +244,35 @@ async fn every_published_client_pays_a_seller_that_is_not_the_gate() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn a_payment_moves_the_token_on_a_real_solana_runtime_and_its_buyer_needs_no_sol() {
+    let (bed, svm) = (EvmBed::start().await, SvmBed::start().await);
+    let facilitator = Facilitator::ts_with(&bed, &svm).await;
+    let seller = Reference::start_with(&bed, &svm, &facilitator).await;
+    let mut earned = 0;
+    for (client, flags) in [
+        (Client::Fetch, &[][..]),
+        (Client::Fetch, &[("stream", "true")][..]),
+        (Client::OpenAi, &[][..]),
+        (Client::Httpx, &[][..]),
+    ] {
+        let buyer = svm.buyer(10_000).await;
+        let fees = svm.lamports(&svm.fee_payer()).await;
+        let got = client.pay_svm(&svm, &buyer, &seller.url(), flags).await;
+        let said = format!("{client:?} {flags:?}: {got:#}");
+        assert_eq!(got["ok"], true, "{said}");
+        earned += Reference::PRICE;
+        assert_eq!(svm.usdc(&buyer.address).await, 10_000 - Reference::PRICE, "{said}");
+        assert_eq!(svm.usdc(&svm.payee()).await, earned, "{said}");
+        assert!(svm.lamports(&svm.fee_payer()).await < fees, "{said}");
+        assert_eq!(svm.lamports(&buyer.address).await, 0, "{said}");
+        // The receipt names a transaction that the chain knows.
+        let signature = got["headers"]["payment_response"]["transaction"].clone();
+        let known = svm.rpc("getSignatureStatuses", json!([[signature]])).await;
+        assert_eq!(known["value"][0]["err"], Value::Null, "{said}");
+        assert_eq!(known["value"][0]["confirmationStatus"], "finalized", "{said}");
+    }
+    assert_eq!(bed.usdc(bed.payee()).await, 0);
 }

@@ -424,6 +424,14 @@ impl Facilitator {
         Self { served: Served::start("facilitator.mjs", &flags).await }
     }
 
+    /// The same, and `exact` on Solana.
+    pub async fn ts_with(bed: &EvmBed, svm: &SvmBed) -> Self {
+        let (rpc, chain, solana, payer) = (bed.url(), bed.chain_id.to_string(), svm.url(), svm.said("fee_payer_key"));
+        let flags =
+            [("rpc", rpc.as_str()), ("chain", &chain), ("key", DEV[0].key), ("svm", &solana), ("svm_key", &payer)];
+        Self { served: Served::start("facilitator.mjs", &flags).await }
+    }
+
     pub fn url(&self) -> String {
         self.served.url()
     }
@@ -448,6 +456,81 @@ impl Facilitator {
     }
 }
 
+/// A real Solana runtime that says it is devnet, with its USDC; no slot passes without a transaction.
+pub struct SvmBed {
+    served: Served,
+}
+
+/// An account on Solana with USDC and no SOL: the facilitator pays the fees.
+#[derive(Clone, Debug)]
+pub struct SvmBuyer {
+    pub address: String,
+    /// 32 bytes of hex.
+    pub key: String,
+    /// Where its USDC lies.
+    pub tokens: String,
+}
+
+impl SvmBed {
+    pub async fn start() -> Self {
+        Self { served: Served::start("svm.mjs", &[]).await }
+    }
+
+    pub fn url(&self) -> String {
+        self.served.url()
+    }
+
+    /// `solana:EtWTRABZaYq6iMfeYKouRu166VU2xqa1`.
+    pub fn network(&self) -> String {
+        self.said("network")
+    }
+
+    /// USDC of devnet.
+    pub fn mint(&self) -> String {
+        self.said("mint")
+    }
+
+    /// Has an account for USDC, and nothing in it at the start.
+    pub fn payee(&self) -> String {
+        self.said("payee")
+    }
+
+    pub fn fee_payer(&self) -> String {
+        self.said("fee_payer")
+    }
+
+    fn said(&self, name: &str) -> String {
+        self.served.said[name].as_str().unwrap_or_else(|| panic!("svm.mjs did not say {name}")).to_owned()
+    }
+
+    /// One JSON-RPC call; panics with the runtime's own message.
+    pub async fn rpc(&self, method: &str, params: Value) -> Value {
+        chain::rpc(&self.url(), method, params).await.unwrap_or_else(|e| panic!("{method}: {e}"))
+    }
+
+    pub async fn buyer(&self, atoms: u128) -> SvmBuyer {
+        let key = alloy::hex::encode(B256::random());
+        let made = self.rpc("bed_account", json!([key, atoms.to_string()])).await;
+        let text = |name: &str| made[name].as_str().unwrap().to_owned();
+        SvmBuyer { address: text("address"), tokens: text("tokens"), key }
+    }
+
+    /// Atoms of USDC that an owner holds.
+    pub async fn usdc(&self, owner: &str) -> u128 {
+        self.rpc("bed_atoms", json!([owner])).await.as_str().unwrap().parse().unwrap()
+    }
+
+    /// Lamports.
+    pub async fn lamports(&self, address: &str) -> u64 {
+        self.rpc("getBalance", json!([address])).await["value"].as_u64().unwrap()
+    }
+
+    /// Transactions signed so far and not sent yet become too old.
+    pub async fn expire(&self) {
+        self.rpc("bed_expire", json!([])).await;
+    }
+}
+
 /// A seller that is not the gate: v1 and v2 on every path, paid before the answer. What it asks for, in atoms:
 /// [`Reference::PRICE`] under `exact`; under `upto` [`Reference::METERED`] of a higher ceiling.
 pub struct Reference {
@@ -462,6 +545,13 @@ impl Reference {
         let chain = bed.chain_id.to_string();
         let url = facilitator.url();
         let flags = [("facilitator", url.as_str()), ("pay_to", bed.payee()), ("chain", &chain)];
+        Self { served: Served::start("reference.mjs", &flags).await }
+    }
+
+    /// The same, and `exact` on Solana.
+    pub async fn start_with(bed: &EvmBed, svm: &SvmBed, facilitator: &Facilitator) -> Self {
+        let (chain, url, payee) = (bed.chain_id.to_string(), facilitator.url(), svm.payee());
+        let flags = [("facilitator", url.as_str()), ("pay_to", bed.payee()), ("chain", &chain), ("svm_pay_to", &payee)];
         Self { served: Served::start("reference.mjs", &flags).await }
     }
 
@@ -497,6 +587,14 @@ impl Client {
         let (rpc, chain) = (bed.url(), bed.chain_id.to_string());
         let key = alloy::hex::encode_prefixed(buyer.to_bytes());
         let mut all = vec![("rpc", rpc.as_str()), ("key", &key), ("chain", &chain)];
+        all.extend_from_slice(flags);
+        self.run(server, &all).await
+    }
+
+    /// The same on Solana.
+    pub async fn pay_svm(self, svm: &SvmBed, buyer: &SvmBuyer, server: &str, flags: &[(&str, &str)]) -> Value {
+        let rpc = svm.url();
+        let mut all = vec![("svm_rpc", rpc.as_str()), ("svm_key", &buyer.key)];
         all.extend_from_slice(flags);
         self.run(server, &all).await
     }
