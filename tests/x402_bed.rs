@@ -208,7 +208,7 @@ const PAYING: [(Client, &[(&str, &str)], u128, &str); 14] = [
 async fn every_published_client_pays_a_seller_that_is_not_the_gate() {
     let bed = EvmBed::start().await;
     let facilitator = Facilitator::ts(&bed).await;
-    let seller = Reference::start(&bed, &facilitator).await;
+    let seller = Reference::start(&bed, &facilitator.url()).await;
     for (client, flags, price, how) in PAYING {
         let buyer = bed.buyer(100_000).await;
         let address = buyer.address().to_string();
@@ -250,7 +250,7 @@ async fn every_published_client_pays_a_seller_that_is_not_the_gate() {
 async fn a_payment_moves_the_token_on_a_real_solana_runtime_and_its_buyer_needs_no_sol() {
     let (bed, svm) = (EvmBed::start().await, SvmBed::start().await);
     let facilitator = Facilitator::ts_with(&bed, &svm).await;
-    let seller = Reference::start_with(&bed, &svm, &facilitator).await;
+    let seller = Reference::start_with(&bed, &svm, &facilitator.url()).await;
     let mut earned = 0;
     for (client, flags) in [
         (Client::Fetch, &[][..]),
@@ -275,4 +275,56 @@ async fn a_payment_moves_the_token_on_a_real_solana_runtime_and_its_buyer_needs_
         assert_eq!(known["value"][0]["confirmationStatus"], "finalized", "{said}");
     }
     assert_eq!(bed.usdc(bed.payee()).await, 0);
+}
+
+#[tokio::test]
+async fn a_solana_payment_moves_the_token_once_and_one_that_has_grown_old_never() {
+    let (bed, svm) = (EvmBed::start().await, SvmBed::start().await);
+    let (first, second) = (Facilitator::ts_with(&bed, &svm).await, Facilitator::ts_with(&bed, &svm).await);
+    // This one settles nothing, so what its buyers signed is still good.
+    let idle = Scripted::start(&[]).await;
+    let supported = first.supported().await;
+    idle.lists(|said| *said = supported);
+    let seller = Reference::start_with(&bed, &svm, &idle.url()).await;
+
+    let buyer = svm.buyer(10_000).await;
+    let got = Client::Fetch.pay_svm(&svm, &buyer, &seller.url(), &[]).await;
+    let payment = &got["calls"][1]["payment"];
+    let asked = &payment["accepted"];
+    assert_eq!(svm.usdc(&buyer.address).await, 10_000);
+    let settled = first.ask("settle", payment, asked).await;
+    assert_eq!(settled["success"], true, "{settled}");
+    for (why, facilitator) in [("it remembers", &first), ("it never saw it", &second)] {
+        let again = facilitator.ask("settle", payment, asked).await;
+        assert_eq!(again["success"], false, "{why}: {again}");
+    }
+    assert_eq!(svm.usdc(&svm.payee()).await, Reference::PRICE);
+
+    let got = Client::Fetch.pay_svm(&svm, &buyer, &seller.url(), &[]).await;
+    let payment = &got["calls"][1]["payment"];
+    let verdict = second.ask("verify", payment, asked).await;
+    assert_eq!(verdict["isValid"], true, "{verdict}");
+    svm.expire().await;
+    let late = second.ask("settle", payment, asked).await;
+    assert_eq!(late["success"], false, "{late}");
+    assert_eq!(svm.usdc(&svm.payee()).await, Reference::PRICE);
+}
+
+#[tokio::test]
+async fn a_buyer_who_let_permit2_in_needs_no_sponsoring_and_one_who_did_not_does() {
+    let bed = EvmBed::start().await;
+    let facilitator = Facilitator::ts(&bed).await;
+    let seller = Reference::start(&bed, &facilitator.url()).await;
+    for approved in [false, true] {
+        let buyer = bed.buyer(10_000).await;
+        let address = buyer.address().to_string();
+        if approved {
+            bed.approve_permit2(&address).await;
+        }
+        assert_eq!(bed.permit2_allowance(&address).await > U256::ZERO, approved);
+        let got = Client::Fetch.pay(&bed, &buyer, &seller.url(), &[("scheme", "exact"), ("transfer", "permit2")]).await;
+        assert_eq!(got["ok"], true, "{got:#}");
+        let info = &got["calls"][1]["payment"]["extensions"]["eip2612GasSponsoring"]["info"];
+        assert_eq!(info.get("signature").is_none(), approved, "{got:#}");
+    }
 }

@@ -51,6 +51,9 @@ await hold(payee, 0n)
 let slot = svm.getClock().slot
 /** Signature to `{ slot, err, meta, wire }` of what got into a block. */
 const landed = new Map()
+/** A validator knows a transaction again by its message, the runtime here by its first signature, which may not be there yet. */
+const messages = new Set()
+const messageOf = (tx) => Buffer.from(tx.messageBytes).toString('base64')
 const context = () => ({ apiVersion: '2.0.0', slot })
 const withContext = (value) => ({ context: context(), value })
 const decode = (wire) => getTransactionDecoder().decode(Buffer.from(wire, 'base64'))
@@ -76,9 +79,11 @@ const metaOf = (outcome, err) => {
 }
 
 function simulate(wire, { sigVerify = false, replaceRecentBlockhash = false } = {}) {
+  const tx = decode(wire)
+  if (!replaceRecentBlockhash && messages.has(messageOf(tx))) return withContext({ err: 'AlreadyProcessed', logs: [], unitsConsumed: 0, accounts: null, returnData: null, innerInstructions: [] })
   svm.withSigverify(sigVerify).withBlockhashCheck(!replaceRecentBlockhash)
   try {
-    const outcome = svm.simulateTransaction(decode(wire))
+    const outcome = svm.simulateTransaction(tx)
     const err = outcome instanceof FailedTransactionMetadata ? wordOf(outcome) : null
     const meta = metaOf(outcome, err)
     return withContext({ err, logs: meta.logMessages, unitsConsumed: meta.computeUnitsConsumed, accounts: null, returnData: null, innerInstructions: [] })
@@ -98,6 +103,7 @@ function send(wire, { skipPreflight = false } = {}) {
   if (typeof err === 'string' && Object.values(NEVER_LANDS).includes(err)) return signature
   slot += 1n
   svm.warpToSlot(slot)
+  messages.add(messageOf(tx))
   landed.set(signature, { slot, err, meta: metaOf(outcome, err), wire })
   return signature
 }

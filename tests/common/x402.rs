@@ -541,17 +541,17 @@ impl Reference {
     pub const PRICE: u128 = 2_000;
     pub const METERED: u128 = 1_234;
 
-    pub async fn start(bed: &EvmBed, facilitator: &Facilitator) -> Self {
+    /// Behind the facilitator at this URL.
+    pub async fn start(bed: &EvmBed, facilitator: &str) -> Self {
         let chain = bed.chain_id.to_string();
-        let url = facilitator.url();
-        let flags = [("facilitator", url.as_str()), ("pay_to", bed.payee()), ("chain", &chain)];
+        let flags = [("facilitator", facilitator), ("pay_to", bed.payee()), ("chain", &chain)];
         Self { served: Served::start("reference.mjs", &flags).await }
     }
 
     /// The same, and `exact` on Solana.
-    pub async fn start_with(bed: &EvmBed, svm: &SvmBed, facilitator: &Facilitator) -> Self {
-        let (chain, url, payee) = (bed.chain_id.to_string(), facilitator.url(), svm.payee());
-        let flags = [("facilitator", url.as_str()), ("pay_to", bed.payee()), ("chain", &chain), ("svm_pay_to", &payee)];
+    pub async fn start_with(bed: &EvmBed, svm: &SvmBed, facilitator: &str) -> Self {
+        let (chain, payee) = (bed.chain_id.to_string(), svm.payee());
+        let flags = [("facilitator", facilitator), ("pay_to", bed.payee()), ("chain", &chain), ("svm_pay_to", &payee)];
         Self { served: Served::start("reference.mjs", &flags).await }
     }
 
