@@ -186,8 +186,10 @@ async fn no_answer_of_the_list_of_false_settlements_is_a_settlement() {
     }
 }
 
+type Flags = &'static [(&'static str, &'static str)];
+
 /// Every client, what it is told to prefer, what it was charged, and which header carried the payment.
-const PAYING: [(Client, &[(&str, &str)], u128, &str); 14] = [
+const PAYING: [(Client, Flags, u128, &str); 14] = [
     (Client::Fetch, &[], Reference::PRICE, "eip3009"),
     (Client::Fetch, &[("stream", "true")], Reference::PRICE, "eip3009"),
     (Client::Fetch, &[("transfer", "permit2"), ("scheme", "exact")], Reference::PRICE, "permit2"),
