@@ -14,6 +14,7 @@
 
 pub mod mpp;
 pub mod session;
+pub mod x402;
 
 use crate::channel::ChannelId;
 use crate::claim::{Claim, ClaimKey, Terms};

@@ -1,0 +1,6 @@
+//! x402, versions 2 and 1: `exact` and `upto` on EVM networks, `exact` on Solana, through a facilitator.
+
+pub mod evidence;
+pub mod facilitator;
+pub mod signed;
+pub mod wire;
