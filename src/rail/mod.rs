@@ -14,6 +14,7 @@
 //! | [`Rail::look`] | chain | the same question later, from the claim's record alone |
 
 pub mod mpp;
+pub mod recover;
 pub mod session;
 pub mod x402;
 
@@ -108,9 +109,22 @@ pub enum Found {
     Many(usize),
 }
 
-/// Looks for payment credentials of every protocol in the request headers. No I/O.
+/// Looks for payment credentials of every protocol in the request headers. One of each protocol are two. No I/O.
 pub fn found(headers: &HeaderMap) -> Found {
-    mpp::wire::found(headers)
+    match (mpp::wire::found(headers), x402::shown::found(headers)) {
+        (Found::Nothing, found) | (found, Found::Nothing) => found,
+        (one, other) => Found::Many(one.count() + other.count()),
+    }
+}
+
+impl Found {
+    fn count(&self) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::Malformed | Self::One(_) => 1,
+            Self::Many(count) => *count,
+        }
+    }
 }
 
 impl Shown {

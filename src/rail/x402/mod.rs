@@ -2,5 +2,7 @@
 
 pub mod evidence;
 pub mod facilitator;
+pub mod shown;
 pub mod signed;
+pub mod solana;
 pub mod wire;
