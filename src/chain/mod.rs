@@ -8,6 +8,7 @@ pub mod relay;
 pub mod reserve;
 mod rpc;
 pub mod tempo;
+pub mod web;
 
 use crate::clock::UnixSeconds;
 use async_trait::async_trait;
