@@ -2,5 +2,6 @@
 
 pub mod evidence;
 pub mod facilitator;
+pub mod remote;
 pub mod signed;
 pub mod wire;
