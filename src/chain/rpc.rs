@@ -1,7 +1,10 @@
 //! JSON-RPC 2.0 over HTTP, one call per request.
 
+use super::Head;
 use super::web::{Ask, Web};
+use crate::clock::UnixSeconds;
 use crate::secret::Secret;
+use alloy::primitives::U64;
 use bytes::Bytes;
 use http::StatusCode;
 use serde::de::DeserializeOwned;
@@ -64,6 +67,12 @@ struct ErrorObject {
     message: String,
 }
 
+#[derive(Deserialize)]
+struct Block {
+    number: U64,
+    timestamp: U64,
+}
+
 impl Rpc {
     /// A client for the node at `url` (`http` or `https`; a user part becomes Basic authentication). Nothing is connected yet.
     /// The error is a sentence that does not repeat the URL.
@@ -89,6 +98,16 @@ impl Rpc {
                 serde_json::from_str(result.map_or("null", |r| r.get())).map_err(|_| Fault::Nonsense)
             }
         }
+    }
+
+    /// The newest block of an Ethereum-like node, and which chain it answers for.
+    pub async fn head(&self) -> Result<Head, Fault> {
+        let (id, block) = futures::future::try_join(
+            self.ask::<_, U64>("eth_chainId", ()),
+            self.ask::<_, Block>("eth_getBlockByNumber", ("latest", false)),
+        )
+        .await?;
+        Ok(Head { chain_id: id.to(), number: block.number.to(), time: UnixSeconds(block.timestamp.to()) })
     }
 }
 
