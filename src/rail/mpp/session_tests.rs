@@ -468,3 +468,7 @@ async fn a_wallet_is_asked_and_receipted_in_the_words_of_the_recorded_server() {
     }
     assert!(asked > 25 && receipted > 35, "{asked} events, {receipted} receipts: the records were read");
 }
+
+#[cfg(test)]
+#[path = "webauthn_tests.rs"]
+mod webauthn;
