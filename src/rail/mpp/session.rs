@@ -559,3 +559,7 @@ fn named(source: Option<&str>, parties: &Parties, chain_id: u64) -> Result<(), R
     }
     Err(Refusal::SignerMismatch)
 }
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;
