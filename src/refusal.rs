@@ -1,7 +1,7 @@
 //! Why a request is not served: facts with their numbers. The answer is written from them in one place (`edge/reply.rs`).
 
 use crate::clock::UnixSeconds;
-use crate::money::{Atoms, Usd};
+use crate::money::Atoms;
 
 /// One reason. Texts in here are ours or taken from the rules; a client's text appears only where the field says
 /// "asked", and is quoted and cut by whoever writes it out.
@@ -93,8 +93,8 @@ pub enum Refusal {
     WrongTier {
         /// What the client said.
         asked: String,
-        /// Where to ask, with the price there, when any route sells it: `(path, price text)`.
-        sold_at: Option<(String, String)>,
+        /// Every path that sells it, cheapest first.
+        sold_at: Vec<Place>,
     },
     /// Valid credential, but the body asks for nothing that could be served.
     NothingAsked,
@@ -247,6 +247,15 @@ pub enum Refusal {
         /// Where.
         place: &'static str,
     },
+}
+
+/// Where a request could go instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The path of a route.
+    pub path: String,
+    /// What it costs there, in words.
+    pub price: String,
 }
 
 /// Whether money moved for this request: said in every failed answer after a claim.
@@ -449,10 +458,12 @@ impl Refusal {
                 format!("the prompt is longer than {max} tokens (counted by {counted_by}), the most sold here")
             }
             Self::UnknownModel { asked } => format!("the model {} does not exist", quoted(asked)),
-            Self::WrongTier { asked, sold_at: Some((path, price)) } => {
-                format!("the model {} is not sold here; it is sold at {path} for {price}", quoted(asked))
+            Self::WrongTier { asked, sold_at } if sold_at.is_empty() => {
+                format!("the model {} is not sold here", quoted(asked))
             }
-            Self::WrongTier { asked, sold_at: None } => format!("the model {} is not sold here", quoted(asked)),
+            Self::WrongTier { asked, sold_at } => {
+                format!("the model {} is not sold here; it is sold at {}", quoted(asked), named(sold_at))
+            }
             Self::NothingAsked => "the body has no messages; nothing was charged".to_owned(),
             Self::TwoCredentials { found } => format!("{found} payment credentials on one request; send exactly one"),
             Self::MalformedCredential => "the payment credential cannot be decoded".to_owned(),
@@ -512,9 +523,13 @@ fn quoted(text: &str) -> String {
     format!("\"{safe}\"")
 }
 
-/// A price in words for [`Refusal::WrongTier`].
-pub fn price_text(usd: Usd) -> String {
-    format!("${usd}")
+/// How many places one sentence names.
+const MOST_PLACES: usize = 8;
+
+fn named(places: &[Place]) -> String {
+    let said: Vec<String> =
+        places.iter().take(MOST_PLACES).map(|place| format!("{} for {}", place.path, place.price)).collect();
+    said.join(", or at ")
 }
 
 #[cfg(test)]
@@ -537,5 +552,23 @@ mod tests {
     fn a_clients_word_is_repeated_only_as_safe_ascii() {
         let m = Refusal::UnknownModel { asked: "a\r\nSet-Cookie: x\"é".repeat(20) }.message();
         assert!(m.is_ascii() && !m.contains('\n') && m.len() < 120, "{m}");
+    }
+
+    #[test]
+    fn a_wrong_path_is_answered_with_every_right_one_in_the_order_given() {
+        let place = |path: &str, price: &str| Place { path: path.into(), price: price.into() };
+        let asked = || "m".to_owned();
+        let two = vec![place("/nano", "$0.001 per request"), place("/pro", "$0.02 per request")];
+        let named = Refusal::WrongTier { asked: asked(), sold_at: two }.message();
+        assert_eq!(
+            named,
+            "the model \"m\" is not sold here; it is sold at /nano for $0.001 per request, or at /pro for $0.02 per request"
+        );
+        assert_eq!(
+            Refusal::WrongTier { asked: asked(), sold_at: Vec::new() }.message(),
+            "the model \"m\" is not sold here"
+        );
+        let many = Refusal::WrongTier { asked: asked(), sold_at: vec![place("/p", "$1"); 50] }.message();
+        assert_eq!(many.matches("/p for $1").count(), MOST_PLACES, "an answer stays short");
     }
 }

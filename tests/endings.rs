@@ -87,7 +87,7 @@ fn every_refusal() -> Vec<Refusal> {
         Refusal::OverLimit { param: "", asked: 2, max: 1 },
         Refusal::PromptTooLong { max: 1, counted_by: "" },
         Refusal::UnknownModel { asked: why() },
-        Refusal::WrongTier { asked: why(), sold_at: None },
+        Refusal::WrongTier { asked: why(), sold_at: Vec::new() },
         Refusal::NothingAsked,
         Refusal::TwoCredentials { found: 2 },
         Refusal::MalformedCredential,

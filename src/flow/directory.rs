@@ -4,7 +4,6 @@
 use super::Toll;
 use crate::ids::RailId;
 use crate::limits::StreamRule;
-use crate::money::Usd;
 use crate::openai::models::{self, Listed};
 use crate::rail::Way;
 use crate::rules::Plan;
@@ -38,7 +37,7 @@ impl Offered {
 
     /// The price of every request, in atoms, when they all have the same.
     fn amount(&self, route: &Route) -> Option<String> {
-        flat(route).filter(|_| !self.is_session())?.to_atoms(self.decimals).map(|a| a.to_string())
+        route.tier.flat().filter(|_| !self.is_session())?.to_atoms(self.decimals).map(|a| a.to_string())
     }
 
     fn price_words(&self, route: &Route) -> String {
@@ -124,13 +123,6 @@ fn streams(route: &Route) -> &'static str {
     }
 }
 
-fn flat(route: &Route) -> Option<Usd> {
-    match route.tier.charge {
-        Some(Charge::Flat(usd)) => Some(usd),
-        _ => None,
-    }
-}
-
 /// A short text for language models and people.
 pub fn llms(toll: &Toll, plan: &Plan) -> String {
     llms_of(&toll.public_url, plan, |route| Offered::all(toll, route))
@@ -196,7 +188,7 @@ Open a channel once, then pay with vouchers, which are signatures and cost no tr
 /// Models that no route sells are not listed.
 pub fn models(plan: &Plan, route: &Route, created: u64) -> Vec<u8> {
     let sold: Vec<Listed> = (route.tier.models.iter())
-        .filter_map(|name| Some((plan.models.get(name)?, plan.sold_at(name)?)))
+        .filter_map(|name| Some((plan.models.get(name)?, plan.sellers(name).first().copied()?)))
         .map(|(model, at)| Listed {
             name: model.name.to_string(),
             aliases: plan.aliases(&model.name),
@@ -206,7 +198,7 @@ pub fn models(plan: &Plan, route: &Route, created: u64) -> Vec<u8> {
             prompt: model.price.input.as_per_token(),
             cached_prompt: model.price.cached_input.as_per_token(),
             completion: model.price.output.as_per_token(),
-            request: flat(at).map(|usd| usd.to_string()),
+            request: at.tier.flat().map(|usd| usd.to_string()),
             image: at.tier.limits.image_url.map(|usd| usd.to_string()),
             max_output: at.tier.limits.max_output_tokens,
             max_input: at.tier.limits.max_input_tokens,

@@ -3,8 +3,8 @@
 use super::parse::Parsed;
 use crate::ids::PublicModel;
 use crate::openai::request::Ask;
-use crate::refusal::Refusal;
-use crate::rules::plan::{Charge, Model, Plan, Route};
+use crate::refusal::{Place, Refusal};
+use crate::rules::plan::{Access, Charge, Model, Plan, Route};
 use std::sync::Arc;
 
 /// A request for a model that its route sells.
@@ -43,18 +43,21 @@ pub fn allow(parsed: Parsed, plan: &Plan) -> Result<Allowed, Refusal> {
     Ok(Allowed { model: Arc::clone(model), route, ask, stream })
 }
 
-/// The path that sells a model, and its price there in words.
-fn sold_at(plan: &Plan, model: &PublicModel) -> Option<(String, String)> {
-    let route = plan.sold_at(model)?;
+/// Every path that sells a model, cheapest first, with its price there in words.
+fn sold_at(plan: &Plan, model: &PublicModel) -> Vec<Place> {
+    let Some(model) = plan.models.get(model) else { return Vec::new() };
+    plan.sellers(&model.name).into_iter().map(|route| place(route, model)).collect()
+}
+
+/// A route as an answer names it.
+fn place(route: &Route, model: &Model) -> Place {
     let price = match route.tier.charge {
-        Some(Charge::Flat(usd)) => format!("{} per request", crate::refusal::price_text(usd)),
-        _ => plan.models.get(model).map_or_else(String::new, |m| {
-            format!(
-                "${} per million prompt tokens and ${} per million output tokens",
-                m.price.input.as_per_million(),
-                m.price.output.as_per_million()
-            )
-        }),
+        _ if route.access == Access::Free => "nothing".to_owned(),
+        Some(Charge::Flat(usd)) => format!("${usd} per request"),
+        _ => {
+            let (input, output) = (model.price.input.as_per_million(), model.price.output.as_per_million());
+            format!("${input} per million prompt tokens and ${output} per million output tokens")
+        }
     };
-    Some((route.path.to_string(), price))
+    Place { path: route.path.to_string(), price }
 }

@@ -47,10 +47,16 @@ impl Plan {
         names
     }
 
-    /// A chat route that sells `model`, to name to a client that asked on the wrong one: paid ones first, then by path.
-    pub fn sold_at(&self, model: &PublicModel) -> Option<&Arc<Route>> {
+    /// The chat routes that sell `model`, to name to a client that asked on the wrong one: flat prices first, cheapest first; then
+    /// those whose price depends on the request; free ones last, for they are there for some other reason. Equals by path.
+    pub fn sellers(&self, model: &PublicModel) -> Vec<&Arc<Route>> {
         let sells = |route: &&Arc<Route>| route.surface == Surface::Chat && route.tier.models.contains(model);
-        self.routes.values().filter(sells).min_by_key(|route| route.access == Access::Free)
+        let mut sellers: Vec<_> = self.routes.values().filter(sells).collect();
+        sellers.sort_by_key(|route| {
+            let flat = route.tier.flat();
+            (route.access == Access::Free, flat.is_none(), flat)
+        });
+        sellers
     }
 }
 
@@ -118,6 +124,16 @@ pub struct Tier {
     pub charge: Option<Charge>,
     /// When the backend ends normally and reports nothing.
     pub missing_usage: MissingUsage,
+}
+
+impl Tier {
+    /// The price of every request on fixed-amount rails, when they all have the same.
+    pub fn flat(&self) -> Option<Usd> {
+        match self.charge {
+            Some(Charge::Flat(usd)) => Some(usd),
+            _ => None,
+        }
+    }
 }
 
 /// How a fixed-amount rail is priced.

@@ -92,8 +92,8 @@ fn a_good_rule_set_becomes_a_plan_in_which_every_name_resolves() {
     assert_eq!(limits.image_url, None, "no price for images: refused");
 
     assert!(plan.route("/v1/chat/completions/").is_none() && plan.route("/v1").is_none(), "routes match exactly");
-    assert_eq!(plan.sold_at(&model.name).unwrap().path, route.path);
-    assert!(plan.sold_at(&PublicModel::from("openai/tiny")).is_none(), "no tier sells it");
+    assert_eq!(plan.sellers(&model.name), [route]);
+    assert!(plan.sellers(&PublicModel::from("openai/tiny")).is_empty(), "no tier sells it");
 
     let pool = plan.pools.get("gpt-oss").unwrap();
     let server = ServerRules { tls: false, host: "127.0.0.1".into(), port: 8000, prefix: String::new(), weight: 1 };
@@ -304,6 +304,36 @@ fn prefixes_expand_in_the_order_of_the_file_and_the_first_exact_name_is_the_defa
         assert_eq!(tier.models.iter().map(PublicModel::as_str).collect::<Vec<_>>(), want, "{why}");
         assert_eq!(tier.default_model.as_ref().map(PublicModel::as_str), default, "{why}");
     }
+}
+
+#[test]
+fn whoever_asks_on_the_wrong_path_is_sent_to_the_cheapest_first() {
+    let tier = |name: &str, charge: &str| {
+        format!("[tier.{name}]\nmodels = [\"openai/*\"]\nmax_output_tokens = 1\ncharge = {charge}\n")
+    };
+    let route = |path: &str, tier: &str, how: &str| {
+        format!("[[route]]\npath = \"{path}\"\nsurface = \"chat\"\ntier = \"{tier}\"\n{how}\n")
+    };
+    let paid = "accept = [\"tempo/charge\"]";
+    let tiers =
+        tier("dear", "{ flat = \"0.1\" }") + &tier("cheap", "{ flat = \"0.09\" }") + &tier("by", "{ ceiling = true }");
+    let routes = [
+        ("/a", "dear", paid),
+        ("/b", "by", paid),
+        ("/c", "cheap", "access = \"free\""),
+        ("/e", "cheap", paid),
+        ("/d", "cheap", paid),
+    ];
+    let routes: String = routes.iter().map(|(path, tier, how)| route(path, tier, how)).collect();
+    let files = [("models.toml", MODELS), ("tiers.toml", &tiers), ("routes.toml", &routes), ("pools.toml", POOLS)];
+    let plan = check(&Files::of(files), &catalogue()).unwrap();
+    let sellers = plan.sellers(&PublicModel::from("openai/tiny"));
+    let paths: Vec<_> = sellers.iter().map(|route| route.path.as_str()).collect();
+    assert_eq!(
+        paths,
+        ["/d", "/e", "/a", "/b", "/c"],
+        "flat by price, then what depends on the request, then what is free"
+    );
 }
 
 #[test]
