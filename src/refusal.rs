@@ -1,5 +1,10 @@
 //! Why a request is not served: facts with their numbers. The answer is written from them in one place (`edge/reply.rs`).
 
+mod gap;
+
+pub use gap::{Gap, Place};
+
+use self::gap::named;
 use crate::clock::UnixSeconds;
 use crate::money::Atoms;
 
@@ -83,6 +88,15 @@ pub enum Refusal {
         max: u64,
         /// Who counted: a vocabulary, or `bytes` as the bound.
         counted_by: &'static str,
+        /// Paths that sell the model with a longer prompt, cheapest first.
+        sold_at: Vec<Place>,
+    },
+    /// The flat price does not pay for this prompt and the least output.
+    OverPrice {
+        /// By how much, and what would be within it.
+        gap: Gap,
+        /// Paths that would serve this very request, cheapest first.
+        sold_at: Vec<Place>,
     },
     /// No model of the rules has this name.
     UnknownModel {
@@ -249,15 +263,6 @@ pub enum Refusal {
     },
 }
 
-/// Where a request could go instead.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// The path of a route.
-    pub path: String,
-    /// What it costs there, in words.
-    pub price: String,
-}
-
 /// Whether money moved for this request: said in every failed answer after a claim.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Moved {
@@ -292,6 +297,7 @@ impl Refusal {
             | Self::NotPriced { .. }
             | Self::OverLimit { .. }
             | Self::PromptTooLong { .. }
+            | Self::OverPrice { .. }
             | Self::WrongTier { .. }
             | Self::NothingAsked
             | Self::TwoCredentials { .. } => 400,
@@ -389,6 +395,7 @@ impl Refusal {
             Self::NotPriced { .. } => "not_priced",
             Self::OverLimit { .. } => "over_limit",
             Self::PromptTooLong { .. } => "context_length_exceeded",
+            Self::OverPrice { .. } => "over_price",
             Self::UnknownModel { .. } => "model_not_found",
             Self::WrongTier { .. } => "wrong_tier",
             Self::NothingAsked => "nothing_asked",
@@ -432,7 +439,7 @@ impl Refusal {
         match self {
             Self::BadField { param, .. } | Self::UnknownField { param } | Self::NotPriced { param } => Some(param),
             Self::OverLimit { param, .. } => Some(param),
-            Self::PromptTooLong { .. } => Some("messages"),
+            Self::PromptTooLong { .. } | Self::OverPrice { .. } => Some("messages"),
             Self::UnknownModel { .. } | Self::WrongTier { .. } => Some("model"),
             Self::UpstreamRefused { param, .. } => param.as_deref(),
             _ => None,
@@ -454,9 +461,12 @@ impl Refusal {
             Self::UnknownField { param } => format!("{param} is not accepted here"),
             Self::NotPriced { param } => format!("{param} has no price here and is not accepted"),
             Self::OverLimit { param, asked, max } => format!("{param} is {asked}; the most sold here is {max}"),
-            Self::PromptTooLong { max, counted_by } => {
-                format!("the prompt is longer than {max} tokens (counted by {counted_by}), the most sold here")
+            Self::PromptTooLong { max, counted_by, sold_at } => {
+                let said =
+                    format!("the prompt is longer than {max} tokens (counted by {counted_by}), the most sold here");
+                if sold_at.is_empty() { said } else { format!("{said}; longer ones are sold at {}", named(sold_at)) }
             }
+            Self::OverPrice { gap, sold_at } => gap.message(sold_at),
             Self::UnknownModel { asked } => format!("the model {} does not exist", quoted(asked)),
             Self::WrongTier { asked, sold_at } if sold_at.is_empty() => {
                 format!("the model {} is not sold here", quoted(asked))
@@ -523,15 +533,6 @@ fn quoted(text: &str) -> String {
     format!("\"{safe}\"")
 }
 
-/// How many places one sentence names.
-const MOST_PLACES: usize = 8;
-
-fn named(places: &[Place]) -> String {
-    let said: Vec<String> =
-        places.iter().take(MOST_PLACES).map(|place| format!("{} for {}", place.path, place.price)).collect();
-    said.join(", or at ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -552,23 +553,5 @@ mod tests {
     fn a_clients_word_is_repeated_only_as_safe_ascii() {
         let m = Refusal::UnknownModel { asked: "a\r\nSet-Cookie: x\"é".repeat(20) }.message();
         assert!(m.is_ascii() && !m.contains('\n') && m.len() < 120, "{m}");
-    }
-
-    #[test]
-    fn a_wrong_path_is_answered_with_every_right_one_in_the_order_given() {
-        let place = |path: &str, price: &str| Place { path: path.into(), price: price.into() };
-        let asked = || "m".to_owned();
-        let two = vec![place("/nano", "$0.001 per request"), place("/pro", "$0.02 per request")];
-        let named = Refusal::WrongTier { asked: asked(), sold_at: two }.message();
-        assert_eq!(
-            named,
-            "the model \"m\" is not sold here; it is sold at /nano for $0.001 per request, or at /pro for $0.02 per request"
-        );
-        assert_eq!(
-            Refusal::WrongTier { asked: asked(), sold_at: Vec::new() }.message(),
-            "the model \"m\" is not sold here"
-        );
-        let many = Refusal::WrongTier { asked: asked(), sold_at: vec![place("/p", "$1"); 50] }.message();
-        assert_eq!(many.matches("/p for $1").count(), MOST_PLACES, "an answer stays short");
     }
 }

@@ -9,7 +9,7 @@ use super::visit::{Inside, Visit};
 use crate::clock::UnixSeconds;
 use crate::flow::price::Quoted;
 use crate::flow::receipt::Signet;
-use crate::flow::{Stop, Toll, control, directory, pay, session as by_token};
+use crate::flow::{Stop, Toll, choose, control, directory, pay, session as by_token};
 use crate::ids;
 use crate::rail::{self, Found, Shown};
 use crate::refusal::{Moved, Refusal};
@@ -188,7 +188,7 @@ impl Gate {
                 Err(stop) => return self.unpaid(session, visit, route, stop).await,
             }
         }
-        let quoted = match pay::quote_under(&plan, route.path.as_str(), body.clone()).await {
+        let quoted = match choose::quote(&self.toll, &plan, route.path.as_str(), body.clone(), found).await {
             Ok(quoted) => Arc::new(quoted),
             Err(refusal) => return refusal.into(),
         };
@@ -238,7 +238,7 @@ impl Gate {
         if !stop.refusal.invites_payment() {
             return Outcome::Answer(Answer::refused(&stop));
         }
-        match pay::quote_under(&visit.plan, route.path.as_str(), Bytes::new()).await {
+        match choose::quote(&self.toll, &visit.plan, route.path.as_str(), Bytes::new(), &Found::Nothing).await {
             Ok(quoted) => self.stopped(session, visit, stop, &quoted, Sha256::digest(b"").into()).await,
             Err(refusal) => refusal.into(),
         }

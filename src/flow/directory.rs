@@ -45,7 +45,7 @@ impl Offered {
             _ if self.is_session() => {
                 "by usage: what the backend counts x the model's price per token in /v1/models".to_owned()
             }
-            Some(Charge::Flat(usd)) => format!("${usd} per request"),
+            Some(Charge::Flat { usd, .. }) => format!("${usd} per request"),
             Some(Charge::Ceiling) => "prompt plus the most output asked for, by model".to_owned(),
             Some(Charge::Estimate { overhead, .. }) => format!("prompt x input price x {overhead}, by model"),
             None => "by usage".to_owned(),

@@ -116,8 +116,9 @@ pub struct Tier {
     pub name: TierName,
     /// Public names sold, prefixes expanded, in order of the file.
     pub models: Vec<PublicModel>,
-    /// The first exact one: served when the client names none.
-    pub default_model: Option<PublicModel>,
+    /// Who may serve a request that names no model, in order of choice: those that were named exactly; where there are only
+    /// prefixes, all of them.
+    pub unnamed: Vec<PublicModel>,
     /// Limits.
     pub limits: Limits,
     /// Price on fixed-amount rails; `None` only when no route of the tier accepts one.
@@ -130,7 +131,7 @@ impl Tier {
     /// The price of every request on fixed-amount rails, when they all have the same.
     pub fn flat(&self) -> Option<Usd> {
         match self.charge {
-            Some(Charge::Flat(usd)) => Some(usd),
+            Some(Charge::Flat { usd, .. }) => Some(usd),
             _ => None,
         }
     }
@@ -140,7 +141,13 @@ impl Tier {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Charge {
     /// One price for every request.
-    Flat(Usd),
+    Flat {
+        /// The price.
+        usd: Usd,
+        /// What a request may cost at the model's prices stays within the flat one: output is limited to what is left of it after the
+        /// prompt, and a request that leaves less than this (or than it asked for) is refused. `None`: the operator carries it.
+        min_output_tokens: Option<u64>,
+    },
     /// Prompt plus the most output the request can have.
     Ceiling,
     /// Prompt × input price × overhead, raised to cover what `shortfall` promises.
