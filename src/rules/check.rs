@@ -5,10 +5,12 @@
 
 use crate::catalogue::Catalogue;
 use crate::ids::{PublicModel, TierName};
-use crate::limits::Limits;
+use crate::limits::{Limits, OverLimit, UnknownFields};
 use crate::rules::entry::{self, ChargeEntry, Entries, ModelEntry, PoolEntry, RouteEntry, TierEntry};
 use crate::rules::file::Files;
-use crate::rules::plan::{Charge, HealthRules, Model, Plan, PoolRules, Prices, Route, Shortfall, Tier};
+use crate::rules::plan::{
+    Charge, HealthRules, MissingUsage, Model, Plan, PoolRules, Prices, Route, Shortfall, Surface, Tier,
+};
 use crate::written::{Mistake, Said};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -257,7 +259,10 @@ impl Desk<'_> {
         Some(Arc::new(Route {
             path: e.path.as_ref()?.value.clone(),
             surface: e.surface?,
-            tier: tiers.get(&e.tier.as_ref()?.value)?.clone(),
+            tier: match (&e.tier, e.surface?) {
+                (None, Surface::Models) => self.everything()?,
+                (tier, _) => tiers.get(&tier.as_ref()?.value)?.clone(),
+            },
             stream: e.stream,
             access: e.access?,
             accept: e.accept.iter().map(|said| said.value.clone()).collect(),
@@ -266,6 +271,29 @@ impl Desk<'_> {
                 .iter()
                 .any(|said| self.catalogue.rails.get(said.value.as_str()).is_some_and(|r| !r.fixed_amount)),
             receipt: e.receipt.clone(),
+        }))
+    }
+}
+
+impl Desk<'_> {
+    /// What a list without a tier shows: every model. Nothing is sold by it.
+    fn everything(&self) -> Option<Arc<Tier>> {
+        let models = self.entries.models.as_ref()?;
+        Some(Arc::new(Tier {
+            name: TierName::from(""),
+            models: models.iter().map(|model| model.name.value.clone()).collect(),
+            unnamed: Vec::new(),
+            limits: Limits {
+                max_body_bytes: 0,
+                max_output_tokens: 0,
+                max_input_tokens: Some(0),
+                max_n: 0,
+                over_limit: OverLimit::Refuse,
+                unknown_fields: UnknownFields::Refuse,
+                image_url: None,
+            },
+            charge: None,
+            missing_usage: MissingUsage::default(),
         }))
     }
 }

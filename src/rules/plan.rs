@@ -30,6 +30,15 @@ impl Plan {
         self.routes.get(path)
     }
 
+    /// The list that a path below a models route names an entry of, and what the path says behind it, still encoded:
+    /// `/v1/models/{id}`.
+    pub fn entry_of<'p>(&self, path: &'p str) -> Option<(&Arc<Route>, &'p str)> {
+        let below =
+            |route: &Route| path.strip_prefix(route.path.as_str())?.strip_prefix('/').filter(|id| !id.is_empty());
+        let lists = self.routes.values().filter(|route| route.surface == Surface::Models);
+        lists.filter_map(|route| Some((route, below(route)?))).min_by_key(|(_, id)| id.len())
+    }
+
     /// The only road from a name a client may say (a public name or an alias) to a name a backend will hear.
     pub fn resolve(&self, asked: &str) -> Option<&Arc<Model>> {
         self.models.get(self.names.get(asked)?)
