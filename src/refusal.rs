@@ -1,7 +1,12 @@
 //! Why a request is not served: facts with their numbers. The answer is written from them in one place (`edge/reply.rs`).
 
+mod gap;
+
+pub use gap::{Gap, Place};
+
+use self::gap::named;
 use crate::clock::UnixSeconds;
-use crate::money::{Atoms, Usd};
+use crate::money::Atoms;
 
 /// One reason. Texts in here are ours or taken from the rules; a client's text appears only where the field says
 /// "asked", and is quoted and cut by whoever writes it out.
@@ -83,6 +88,15 @@ pub enum Refusal {
         max: u64,
         /// Who counted: a vocabulary, or `bytes` as the bound.
         counted_by: &'static str,
+        /// Paths that sell the model with a longer prompt, cheapest first.
+        sold_at: Vec<Place>,
+    },
+    /// The flat price does not pay for this prompt and the least output.
+    OverPrice {
+        /// By how much, and what would be within it.
+        gap: Gap,
+        /// Paths that would serve this very request, cheapest first.
+        sold_at: Vec<Place>,
     },
     /// No model of the rules has this name.
     UnknownModel {
@@ -93,8 +107,8 @@ pub enum Refusal {
     WrongTier {
         /// What the client said.
         asked: String,
-        /// Where to ask, with the price there, when any route sells it: `(path, price text)`.
-        sold_at: Option<(String, String)>,
+        /// Every path that sells it, cheapest first.
+        sold_at: Vec<Place>,
     },
     /// Valid credential, but the body asks for nothing that could be served.
     NothingAsked,
@@ -299,6 +313,7 @@ impl Refusal {
             | Self::NotPriced { .. }
             | Self::OverLimit { .. }
             | Self::PromptTooLong { .. }
+            | Self::OverPrice { .. }
             | Self::WrongTier { .. }
             | Self::NothingAsked
             | Self::TwoCredentials { .. } => 400,
@@ -402,6 +417,7 @@ impl Refusal {
             Self::NotPriced { .. } => "not_priced",
             Self::OverLimit { .. } => "over_limit",
             Self::PromptTooLong { .. } => "context_length_exceeded",
+            Self::OverPrice { .. } => "over_price",
             Self::UnknownModel { .. } => "model_not_found",
             Self::WrongTier { .. } => "wrong_tier",
             Self::NothingAsked => "nothing_asked",
@@ -448,7 +464,7 @@ impl Refusal {
         match self {
             Self::BadField { param, .. } | Self::UnknownField { param } | Self::NotPriced { param } => Some(param),
             Self::OverLimit { param, .. } => Some(param),
-            Self::PromptTooLong { .. } => Some("messages"),
+            Self::PromptTooLong { .. } | Self::OverPrice { .. } => Some("messages"),
             Self::UnknownModel { .. } | Self::WrongTier { .. } => Some("model"),
             Self::UpstreamRefused { param, .. } => param.as_deref(),
             _ => None,
@@ -470,14 +486,19 @@ impl Refusal {
             Self::UnknownField { param } => format!("{param} is not accepted here"),
             Self::NotPriced { param } => format!("{param} has no price here and is not accepted"),
             Self::OverLimit { param, asked, max } => format!("{param} is {asked}; the most sold here is {max}"),
-            Self::PromptTooLong { max, counted_by } => {
-                format!("the prompt is longer than {max} tokens (counted by {counted_by}), the most sold here")
+            Self::PromptTooLong { max, counted_by, sold_at } => {
+                let said =
+                    format!("the prompt is longer than {max} tokens (counted by {counted_by}), the most sold here");
+                if sold_at.is_empty() { said } else { format!("{said}; longer ones are sold at {}", named(sold_at)) }
             }
+            Self::OverPrice { gap, sold_at } => gap.message(sold_at),
             Self::UnknownModel { asked } => format!("the model {} does not exist", quoted(asked)),
-            Self::WrongTier { asked, sold_at: Some((path, price)) } => {
-                format!("the model {} is not sold here; it is sold at {path} for {price}", quoted(asked))
+            Self::WrongTier { asked, sold_at } if sold_at.is_empty() => {
+                format!("the model {} is not sold here", quoted(asked))
             }
-            Self::WrongTier { asked, sold_at: None } => format!("the model {} is not sold here", quoted(asked)),
+            Self::WrongTier { asked, sold_at } => {
+                format!("the model {} is not sold here; it is sold at {}", quoted(asked), named(sold_at))
+            }
             Self::NothingAsked => "the body has no messages; nothing was charged".to_owned(),
             Self::TwoCredentials { found } => format!("{found} payment credentials on one request; send exactly one"),
             Self::MalformedCredential => "the payment credential cannot be decoded".to_owned(),
@@ -547,11 +568,6 @@ fn quoted(text: &str) -> String {
     let safe: String =
         text.chars().take(64).map(|c| if c.is_ascii_graphic() && c != '"' && c != '\\' { c } else { '?' }).collect();
     format!("\"{safe}\"")
-}
-
-/// A price in words for [`Refusal::WrongTier`].
-pub fn price_text(usd: Usd) -> String {
-    format!("${usd}")
 }
 
 #[cfg(test)]

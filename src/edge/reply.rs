@@ -178,7 +178,7 @@ impl Cors {
             (header::VARY, HeaderValue::from_static("Origin")),
             (
                 header::ACCESS_CONTROL_EXPOSE_HEADERS,
-                HeaderValue::from_static("WWW-Authenticate, Payment-Receipt, Retry-After, X-Request-Id"),
+                HeaderValue::from_static("WWW-Authenticate, Payment-Receipt, Pontage-Model, Retry-After, X-Request-Id"),
             ),
         ]
     }

@@ -5,7 +5,9 @@
 //! model can never be priced or challenged, an unpaid request can never be forwarded.
 
 mod alone;
+mod bound;
 pub mod channels;
+pub mod choose;
 pub mod closing;
 pub mod control;
 pub mod directory;
