@@ -123,7 +123,9 @@ pub fn plant(gate: &Gate, count: u64, signed: u128) -> Vec<Payer> {
                 deposit: channel.view.deposit,
                 at,
             },
-            Entry::Voucher { channel: id, amount: voucher.amount, signature: voucher.signature, at },
+            Entry::Voucher { channel: id.clone(), amount: voucher.amount, signature: voucher.signature, at },
+            Entry::Intent { channel: id.clone(), act: Act::Open, tx: String::new(), at },
+            Entry::Outcome { channel: id, tx: String::new(), landed: true, at },
         ];
         store.commit(Record { channel: Some(channel), journal, ..Record::default() })
     });
