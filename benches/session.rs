@@ -23,8 +23,11 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// What every voucher adds, in atoms: more than a request here can cost.
+/// What is signed ahead for a stream, in atoms: more than one can cost.
 const MORE: u128 = 1_000_000;
+/// What a JSON request must hold to start, and what it then costs: payers sign for the first, and then for what they spent.
+const START: u128 = 400;
+const COST: u128 = 84;
 
 fn main() {
     let arguments: Vec<_> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
@@ -70,7 +73,7 @@ fn calls() {
     let bare_address = free_address();
     let bare = Running::start(&mut bare(bare_address, &backend, &[]));
     let gate = Gate::prepare(scratch.path(), &backend, "tempo/session");
-    let mut payers = plant(&gate, (CLIENTS * CHANNELS) as u64, MORE);
+    let mut payers = plant(&gate, (CLIENTS * CHANNELS) as u64, START);
     let running = gate.start();
     let offer = ready(&gate, Some(bare_address), &body);
 
@@ -94,7 +97,7 @@ fn calls() {
                         let mut next = 0;
                         while Instant::now() < end {
                             let payer = &mut mine[next % CHANNELS];
-                            let (status, head, said) = wire.ask(&payer.credential(offer, MORE), body).unwrap();
+                            let (status, head, said) = wire.ask(&payer.credential(offer, COST), body).unwrap();
                             assert_eq!(status, 200, "{name}: {}", words(&said));
                             assert!(side == 0 || head.contains("payment-receipt:"), "{head}");
                             done.fetch_add(1, Ordering::Relaxed);

@@ -127,7 +127,7 @@ pub fn plant(gate: &Gate, count: u64, signed: u128) -> Vec<Payer> {
             Entry::Intent { channel: id.clone(), act: Act::Open, tx: String::new(), at },
             Entry::Outcome { channel: id, tx: String::new(), landed: true, at },
         ];
-        store.commit(Record { channel: Some(channel), journal, ..Record::default() })
+        store.commit(Record { channel: Some(channel.into()), journal, ..Record::default() })
     });
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let swaps = runtime.block_on(futures::future::join_all(writes));
