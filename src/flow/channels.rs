@@ -572,6 +572,8 @@ pub(super) fn orphan(channel: &Channel, lease: &Lease, charge: Atoms, now: UnixS
         usage: None,
         usage_source: Some(UsageSource::Counted),
         reference: channel.id.0.clone(),
+        transaction: None,
+        settlement: None,
         payer: Some(channel.descriptor.payer.clone()),
         complete: false,
     }

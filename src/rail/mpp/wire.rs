@@ -360,6 +360,8 @@ mod tests {
             usage: None,
             usage_source: None,
             reference: "0xabc".into(),
+            transaction: None,
+            settlement: None,
             payer: None,
             complete: true,
         };
@@ -392,7 +394,8 @@ mod tests {
                     rail: format!("{method}/{intent}").into(),
                     range: (method.into(), intent.into()),
                     headers: vec![],
-                    challenge_id: String::new(),
+                    challenge_id: None,
+                    entry: None,
                 })
                 .collect()
         };

@@ -1,7 +1,7 @@
 //! What the file holds, and what one operation does to it inside a write transaction.
 
 use crate::channel::Channel;
-use crate::claim::{Claim, Standing};
+use crate::claim::Claim;
 use crate::clock::UnixSeconds;
 use crate::journal::Entry;
 use crate::journal::chain::Head;
@@ -295,9 +295,9 @@ impl<'t> Book<'t> {
     fn put(&mut self, claim: &Claim, old: Option<&Claim>, json: &str) -> Result<(), Fault> {
         let key = claim.key.0.as_str();
         self.claims.insert(key, json.as_bytes())?;
-        match claim.standing {
-            Standing::Delivered { .. } | Standing::Dead => drop(self.open.remove(key)?),
-            Standing::Claimed { .. } | Standing::Serving { .. } | Standing::Owed => drop(self.open.insert(key, ())?),
+        match claim.standing.is_end() {
+            true => drop(self.open.remove(key)?),
+            false => drop(self.open.insert(key, ())?),
         }
         if let Some(old) = old.filter(|o| o.keep_until() != claim.keep_until()) {
             self.due.remove((old.keep_until().0, key))?;

@@ -1,0 +1,8 @@
+//! x402, versions 2 and 1: `exact` and `upto` on EVM networks, `exact` on Solana, through a facilitator.
+
+pub mod evidence;
+pub mod facilitator;
+pub mod shown;
+pub mod signed;
+pub mod solana;
+pub mod wire;
