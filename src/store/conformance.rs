@@ -295,7 +295,7 @@ fn changed(channel: &Channel, name: &str, op: ChannelOp) -> Channel {
 }
 
 fn keeping(channel: &Channel) -> Write {
-    Write { channel: Some(channel.clone()), ..Write::default() }
+    Write { channel: Some(channel.clone().into()), ..Write::default() }
 }
 
 async fn a_channel_is_kept_by_its_revision_and_listed_until_it_is_over<B: Bench>() {
