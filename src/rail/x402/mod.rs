@@ -2,6 +2,7 @@
 
 pub mod evidence;
 pub mod facilitator;
+pub mod offer;
 pub mod shown;
 pub mod signed;
 pub mod solana;
