@@ -358,11 +358,12 @@ impl Rail for Charge {
             rail: self.settings.id.clone(),
             range: (METHOD.to_owned(), INTENT.to_owned()),
             headers: vec![line],
-            challenge_id,
+            challenge_id: Some(challenge_id),
+            entry: None,
         })
     }
 
-    fn recognise(&self, shown: &Shown) -> Result<Option<Recognised>, Refusal> {
+    fn recognise(&self, shown: &Shown, _live: &Ask<'_>) -> Result<Option<Recognised>, Refusal> {
         let Shown::Mpp(credential) = shown else { return Ok(None) };
         let echo = &credential.challenge;
         if echo.method.as_str() != METHOD || echo.intent.as_str() != INTENT {
@@ -391,6 +392,7 @@ impl Rail for Charge {
             expires,
             reference: payload.reference(&echo.id),
             resend: payload.resend(),
+            is_public: false,
         }))
     }
 
