@@ -7,6 +7,8 @@ pub mod facilitator;
 mod node;
 pub mod offer;
 pub mod remote;
+#[cfg(test)]
+pub(crate) mod sample;
 pub mod shown;
 pub mod signed;
 pub mod solana;
