@@ -15,6 +15,7 @@
 
 pub mod mpp;
 pub mod recover;
+pub mod ring;
 pub mod session;
 pub mod x402;
 

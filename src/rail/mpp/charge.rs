@@ -9,7 +9,7 @@
 //! `Offline`, a provider that knows the chain id and nothing else. Sending and confirming are ours (`collect`), because a
 //! payment's outcome has three values and the crate's answer has two.
 
-use super::bind::{KeyRing, Opaque, Slots};
+use super::bind::{Opaque, Slots};
 use super::collect::{self, Due, Pace};
 use super::proof::{Payload, hex_bytes};
 use super::sponsor::{self, LEAST_SECONDS, Purpose, Sponsor};
@@ -20,6 +20,7 @@ use crate::clock::UnixSeconds;
 use crate::ids::{PublicModel, RailId, RoutePath};
 use crate::journal::Receipt;
 use crate::money::Atoms;
+use crate::rail::ring::KeyRing;
 use crate::rail::{Ask, Collected, Offer, Proof, Rail, Recognised, Shown, Way};
 use crate::refusal::Refusal;
 use ::mpp::PaymentCredential;
