@@ -134,6 +134,7 @@ async fn a_real_client_pays_a_real_chain_once() {
     let by_hash = PaymentCredential::new(
         match &shown {
             Shown::Mpp(c) => c.challenge.clone(),
+            Shown::X402(_) => panic!("not of this protocol"),
         },
         mpp::PaymentPayload::hash(&proof.recognised.reference),
     );

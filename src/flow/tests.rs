@@ -144,7 +144,7 @@ impl Rail for Fake {
         Ok(Offer { rail: self.id.clone(), range: ("tempo".into(), "charge".into()), headers: Vec::new(), challenge_id })
     }
     fn recognise(&self, shown: &Shown) -> Result<Option<Recognised>, Refusal> {
-        let Shown::Mpp(credential) = shown;
+        let Shown::Mpp(credential) = shown else { return Ok(None) };
         let known = self.offered.lock().unwrap().get(&credential.challenge.id).cloned();
         let proof = credential.payload["proof"].as_str().unwrap().to_owned();
         Ok(known.map(|known| Recognised { key: ClaimKey(proof.clone()), reference: format!("0x{proof}"), ..known }))

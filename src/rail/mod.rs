@@ -13,6 +13,7 @@
 //! | [`Rail::look`] | chain | the same question later, from the claim's record alone |
 
 pub mod mpp;
+pub mod recover;
 pub mod session;
 pub mod x402;
 
@@ -54,6 +55,8 @@ pub struct Ask<'a> {
 pub enum Shown {
     /// `Authorization: Payment …` or `Payment-Authorization: Payment …`.
     Mpp(Box<::mpp::PaymentCredential>),
+    /// `PAYMENT-SIGNATURE: …` or `X-PAYMENT: …`.
+    X402(Box<x402::wire::Payment>),
 }
 
 /// What a request carries.
@@ -69,21 +72,34 @@ pub enum Found {
     Many(usize),
 }
 
-/// Looks for payment credentials of every protocol in the request headers. No I/O.
+/// Looks for payment credentials of every protocol in the request headers. One of each protocol are two. No I/O.
 pub fn found(headers: &HeaderMap) -> Found {
-    mpp::wire::found(headers)
+    match (mpp::wire::found(headers), x402::shown::found(headers)) {
+        (Found::Nothing, found) | (found, Found::Nothing) => found,
+        (one, other) => Found::Many(one.count() + other.count()),
+    }
+}
+
+impl Found {
+    fn count(&self) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::Malformed | Self::One(_) => 1,
+            Self::Many(count) => *count,
+        }
+    }
 }
 
 impl Shown {
     /// What a session credential says it does, not believed; `None` for any other credential.
     pub fn action(&self) -> Option<&str> {
-        let Self::Mpp(credential) = self;
+        let Self::Mpp(credential) = self else { return None };
         mpp::wire::action(credential)
     }
 
     /// The channel it names, not believed.
     pub fn channel(&self) -> Option<ChannelId> {
-        let Self::Mpp(credential) = self;
+        let Self::Mpp(credential) = self else { return None };
         mpp::wire::channel(credential)
     }
 }

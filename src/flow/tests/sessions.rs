@@ -135,7 +135,7 @@ impl Session for Purse {
         })
     }
     fn present(&self, shown: &Shown, _now: UnixSeconds) -> Result<Option<Presented>, Refusal> {
-        let Shown::Mpp(credential) = shown;
+        let Shown::Mpp(credential) = shown else { return Ok(None) };
         if shown.action().is_none() {
             return Ok(None);
         }

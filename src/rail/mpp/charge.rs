@@ -362,7 +362,7 @@ impl Rail for Charge {
     }
 
     fn recognise(&self, shown: &Shown) -> Result<Option<Recognised>, Refusal> {
-        let Shown::Mpp(credential) = shown;
+        let Shown::Mpp(credential) = shown else { return Ok(None) };
         let echo = &credential.challenge;
         if echo.method.as_str() != METHOD || echo.intent.as_str() != INTENT {
             return Ok(None);
@@ -400,7 +400,7 @@ impl Rail for Charge {
         ask: &Ask<'_>,
         now: UnixSeconds,
     ) -> Result<Proof, Refusal> {
-        let Shown::Mpp(credential) = shown;
+        let Shown::Mpp(credential) = shown else { return Err(Refusal::MalformedCredential) };
         if now >= recognised.expires {
             return Err(Refusal::OfferExpired);
         }
@@ -461,7 +461,7 @@ impl Rail for Charge {
     }
 
     async fn complete(&self, shown: &Shown, mut proof: Proof) -> Result<Proof, Refusal> {
-        let Shown::Mpp(credential) = shown;
+        let Shown::Mpp(credential) = shown else { return Err(Refusal::MalformedCredential) };
         if let Some((sponsor, envelope)) = self.envelope(credential) {
             let purpose = Purpose::Charge { amount: proof.recognised.terms.amount };
             let cosigned = sponsor.cosign(sponsor.review(&envelope, purpose, UnixSeconds::now())?).await?;

@@ -411,7 +411,7 @@ impl Session for TempoSession {
     }
 
     fn present(&self, shown: &Shown, now: UnixSeconds) -> Result<Option<Presented>, Refusal> {
-        let Shown::Mpp(credential) = shown;
+        let Shown::Mpp(credential) = shown else { return Ok(None) };
         let echo = &credential.challenge;
         if echo.method.as_str() != METHOD || echo.intent.as_str() != INTENT {
             return Ok(None);

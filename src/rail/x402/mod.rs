@@ -6,5 +6,7 @@ pub mod facilitator;
 #[cfg(test)]
 mod node;
 pub mod remote;
+pub mod shown;
 pub mod signed;
+pub mod solana;
 pub mod wire;
