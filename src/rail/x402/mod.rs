@@ -9,4 +9,5 @@ pub mod remote;
 pub mod shown;
 pub mod signed;
 pub mod solana;
+pub mod solana_evidence;
 pub mod wire;
