@@ -131,7 +131,8 @@ impl Session for Purse {
             rail: self.id.clone(),
             range: ("tempo".into(), "session".into()),
             headers: vec![(http::header::WWW_AUTHENTICATE, line.parse().unwrap())],
-            challenge_id: crate::ids::fresh("ch"),
+            challenge_id: Some(crate::ids::fresh("ch")),
+            entry: None,
         })
     }
     fn present(&self, shown: &Shown, _now: UnixSeconds) -> Result<Option<Presented>, Refusal> {

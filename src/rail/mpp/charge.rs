@@ -9,7 +9,7 @@
 //! `Offline`, a provider that knows the chain id and nothing else. Sending and confirming are ours (`collect`), because a
 //! payment's outcome has three values and the crate's answer has two.
 
-use super::bind::{KeyRing, Opaque, Slots};
+use super::bind::{Opaque, Slots};
 use super::collect::{self, Due, Pace};
 use super::proof::{Payload, hex_bytes};
 use super::sponsor::{self, LEAST_SECONDS, Purpose, Sponsor};
@@ -17,9 +17,10 @@ use super::wire;
 use crate::chain::{Address, B256, Chain};
 use crate::claim::{Claim, Terms};
 use crate::clock::UnixSeconds;
-use crate::ids::RailId;
+use crate::ids::{PublicModel, RailId, RoutePath};
 use crate::journal::Receipt;
 use crate::money::Atoms;
+use crate::rail::ring::KeyRing;
 use crate::rail::{Ask, Collected, Offer, Proof, Rail, Recognised, Shown, Way};
 use crate::refusal::Refusal;
 use ::mpp::PaymentCredential;
@@ -357,11 +358,12 @@ impl Rail for Charge {
             rail: self.settings.id.clone(),
             range: (METHOD.to_owned(), INTENT.to_owned()),
             headers: vec![line],
-            challenge_id,
+            challenge_id: Some(challenge_id),
+            entry: None,
         })
     }
 
-    fn recognise(&self, shown: &Shown) -> Result<Option<Recognised>, Refusal> {
+    fn recognise(&self, shown: &Shown, _live: &Ask<'_>) -> Result<Option<Recognised>, Refusal> {
         let Shown::Mpp(credential) = shown else { return Ok(None) };
         let echo = &credential.challenge;
         if echo.method.as_str() != METHOD || echo.intent.as_str() != INTENT {
@@ -390,7 +392,15 @@ impl Rail for Charge {
             expires,
             reference: payload.reference(&echo.id),
             resend: payload.resend(),
+            is_public: false,
         }))
+    }
+
+    fn offered(&self, shown: &Shown) -> Option<(RoutePath, PublicModel)> {
+        let Shown::Mpp(credential) = shown else { return None };
+        let words = Opaque::open(Slots::of(&credential.challenge).opaque).filter(|w| w.is_of(&self.settings.id))?;
+        let Terms { route, model, .. } = words.terms(Atoms(0), DECIMALS);
+        Some((route, model))
     }
 
     async fn check(

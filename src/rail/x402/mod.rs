@@ -5,7 +5,10 @@ pub mod evm_evidence;
 pub mod facilitator;
 #[cfg(test)]
 mod node;
+pub mod offer;
 pub mod remote;
+#[cfg(test)]
+pub(crate) mod sample;
 pub mod shown;
 pub mod signed;
 pub mod solana;

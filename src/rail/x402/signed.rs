@@ -310,3 +310,7 @@ fn keccak(words: &[B256]) -> B256 {
 fn digest(domain: B256, what: B256) -> B256 {
     keccak256([&[0x19, 0x01], domain.as_slice(), what.as_slice()].concat())
 }
+
+#[cfg(test)]
+#[path = "signed_tests.rs"]
+mod tests;
