@@ -72,11 +72,11 @@ async fn choose(
     waiting.ok_or_else(|| refused.unwrap_or_else(none))
 }
 
-/// The model of the offer that a shown payment answers. Believed only as far as our MAC goes.
+/// The model of the offer that a shown payment answers. Not believed: what is paid for is decided later, under our MAC.
 fn offered(toll: &Toll, path: &str, found: &Found) -> Option<PublicModel> {
     let Found::One(shown) = found else { return None };
-    let terms = toll.rails.iter().find_map(|rail| rail.recognise(shown).ok().flatten())?.terms;
-    (terms.route.as_str() == path).then_some(terms.model)
+    let (route, model) = toll.rails.iter().find_map(|rail| rail.offered(shown))?;
+    (route.as_str() == path).then_some(model)
 }
 
 /// Prices a request; one that does not fit learns where it would.

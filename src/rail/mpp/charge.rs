@@ -17,7 +17,7 @@ use super::wire;
 use crate::chain::{Address, B256, Chain};
 use crate::claim::{Claim, Terms};
 use crate::clock::UnixSeconds;
-use crate::ids::RailId;
+use crate::ids::{PublicModel, RailId, RoutePath};
 use crate::journal::Receipt;
 use crate::money::Atoms;
 use crate::rail::ring::KeyRing;
@@ -394,6 +394,13 @@ impl Rail for Charge {
             resend: payload.resend(),
             is_public: false,
         }))
+    }
+
+    fn offered(&self, shown: &Shown) -> Option<(RoutePath, PublicModel)> {
+        let Shown::Mpp(credential) = shown else { return None };
+        let words = Opaque::open(Slots::of(&credential.challenge).opaque).filter(|w| w.is_of(&self.settings.id))?;
+        let Terms { route, model, .. } = words.terms(Atoms(0), DECIMALS);
+        Some((route, model))
     }
 
     async fn check(
