@@ -279,3 +279,7 @@ impl<'a> Reader<'a> {
         Some(usize::from(low & 0x7f) | usize::from(high) << 7)
     }
 }
+
+#[cfg(test)]
+#[path = "solana_tests.rs"]
+mod tests;
