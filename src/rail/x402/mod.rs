@@ -13,6 +13,7 @@ pub mod shown;
 pub mod signed;
 mod way;
 pub mod solana;
+pub mod solana_evidence;
 pub mod wire;
 
 pub use way::{Settings, X402};
