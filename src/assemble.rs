@@ -16,15 +16,16 @@ use crate::edge::forward::Connector;
 use crate::edge::gate::{Gate, KEEP_ALIVE_SECONDS};
 use crate::edge::reply::Cors;
 use crate::flow::channels::Channels;
+use crate::flow::exposure::Exposure;
 use crate::flow::loss::Losses;
 use crate::flow::receipt::Signet;
 use crate::flow::{Till, Toll};
 use crate::metrics::Metrics;
-use crate::rail::mpp::bind::KeyRing;
 use crate::rail::mpp::charge::{Charge, DECIMALS, Settings};
 use crate::rail::mpp::escrow::SettleKey;
 use crate::rail::mpp::session::{self, TempoSession};
 use crate::rail::mpp::sponsor::{self, Hand, Sponsor};
+use crate::rail::ring::KeyRing;
 use crate::rail::{Rail, Way};
 use crate::rules::watch::{Rules, Standing};
 use crate::store::embedded::Embedded;
@@ -115,6 +116,7 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
         pools: Arc::clone(&pools),
         metrics,
         losses: Losses::default(),
+        exposure: Exposure::default(),
         public_url: conf.listen.public_url.trim_end_matches('/').to_owned(),
         unknown_wait: Duration::from_secs(20),
     });
