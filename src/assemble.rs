@@ -16,6 +16,7 @@ use crate::edge::forward::Connector;
 use crate::edge::gate::{Gate, KEEP_ALIVE_SECONDS};
 use crate::edge::reply::Cors;
 use crate::flow::channels::Channels;
+use crate::flow::exposure::Exposure;
 use crate::flow::loss::Losses;
 use crate::flow::receipt::Signet;
 use crate::flow::{Till, Toll};
@@ -115,6 +116,7 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
         pools: Arc::clone(&pools),
         metrics,
         losses: Losses::default(),
+        exposure: Exposure::default(),
         public_url: conf.listen.public_url.trim_end_matches('/').to_owned(),
         unknown_wait: Duration::from_secs(20),
     });

@@ -160,6 +160,22 @@ pub enum Refusal {
         /// Suggested wait.
         retry_after_seconds: u64,
     },
+    /// The payment was handed in, and nobody can show what became of it.
+    PaymentUnproven,
+    /// Nobody could be asked whether the payment is good. Nothing was taken.
+    PaymentUnchecked {
+        /// Suggested wait.
+        retry_after_seconds: u64,
+    },
+    /// The payer has promised as much as may be open at a time.
+    PayerExposed {
+        /// The most.
+        most: Usd,
+        /// What he had today and did not pay.
+        lost: Usd,
+        /// Suggested wait.
+        retry_after_seconds: u64,
+    },
     /// The voucher's form or signature is not one the chain would take.
     VoucherInvalid {
         /// What is wrong, in our words.
@@ -315,7 +331,8 @@ impl Refusal {
             | Self::BalanceShort { .. } => 402,
             Self::ChannelUnknown | Self::ChannelOver => 410,
             // Money has moved: never invite a second payment.
-            Self::ProofSpent | Self::Underpaid { .. } | Self::RedeemElsewhere { .. } => 403,
+            Self::ProofSpent | Self::PaymentUnproven | Self::Underpaid { .. } | Self::RedeemElsewhere { .. } => 403,
+            Self::PayerExposed { .. } => 429,
             Self::ProofRunning { .. } | Self::ChannelBusy { .. } => 409,
             Self::ChannelBlocked => 403,
             Self::UpstreamFailed { .. } => 502,
@@ -323,6 +340,7 @@ impl Refusal {
             Self::UpstreamRefused { status, .. } => *status,
             Self::TooBusy { .. }
             | Self::PaymentUnknown { .. }
+            | Self::PaymentUnchecked { .. }
             | Self::ChainUnread { .. }
             | Self::NoOffer { .. }
             | Self::CapReached { .. }
@@ -341,6 +359,8 @@ impl Refusal {
             | Self::ChannelBusy { retry_after_seconds }
             | Self::ChainUnread { retry_after_seconds }
             | Self::PaymentUnknown { retry_after_seconds }
+            | Self::PaymentUnchecked { retry_after_seconds }
+            | Self::PayerExposed { retry_after_seconds, .. }
             | Self::NoOffer { retry_after_seconds, .. }
             | Self::CapReached { retry_after_seconds }
             | Self::UpstreamUnavailable { retry_after_seconds }
@@ -364,7 +384,9 @@ impl Refusal {
             Self::MalformedCredential => "malformed-credential",
             Self::InvalidChallenge { .. } => "invalid-challenge",
             Self::OfferExpired => "payment-expired",
-            Self::PaymentInvalid { .. } | Self::PaymentFailed { .. } | Self::ProofSpent => "verification-failed",
+            Self::PaymentInvalid { .. } | Self::PaymentFailed { .. } | Self::ProofSpent | Self::PaymentUnproven => {
+                "verification-failed"
+            }
             Self::Underpaid { .. } => "payment-insufficient",
             Self::TwoCredentials { .. } => "bad-request",
             Self::VoucherInvalid { .. } => "session/invalid-signature",
@@ -410,6 +432,9 @@ impl Refusal {
             Self::ProofSpent => "payment_spent",
             Self::PaymentFailed { .. } => "payment_failed",
             Self::PaymentUnknown { .. } => "payment_unknown",
+            Self::PaymentUnproven => "payment_unproven",
+            Self::PaymentUnchecked { .. } => "payment_unchecked",
+            Self::PayerExposed { .. } => "payer_exposed",
             Self::VoucherInvalid { .. } => "voucher_invalid",
             Self::SignerMismatch => "signer_mismatch",
             Self::ChannelUnknown => "channel_not_found",
@@ -489,6 +514,18 @@ impl Refusal {
             Self::ProofRunning { .. } => "a request with this payment is running; wait for its answer".to_owned(),
             Self::ProofSpent => "this payment has bought its answer already".to_owned(),
             Self::PaymentFailed { why } => format!("the payment did not go through: {why}"),
+            Self::PaymentUnproven => {
+                "the payment was handed in and used up, and nobody can show that it paid us: ask the operator"
+                    .to_owned()
+            }
+            Self::PaymentUnchecked { .. } => {
+                "the payment could not be verified now; nothing was taken: send the same credential again".to_owned()
+            }
+            Self::PayerExposed { most, lost, .. } => format!(
+                "this payer may have {} promised and not paid at a time, and left {} unpaid today",
+                price_text(*most),
+                price_text(*lost)
+            ),
             Self::PaymentUnknown { .. } => {
                 "it is not known yet whether the payment landed; send the same credential again, do not pay anew"
                     .to_owned()

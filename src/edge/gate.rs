@@ -197,7 +197,7 @@ impl Gate {
         if method == Method::HEAD
             && let Found::One(shown) = found
         {
-            match control::prove(&self.toll, route, shown, digest).await {
+            match control::prove(&self.toll, &plan, route, shown, digest).await {
                 Ok(Some(headers)) => return Outcome::Answer(Answer::managed(headers)),
                 Ok(None) => {}
                 Err(stop) => return self.unpaid(session, visit, route, stop).await,

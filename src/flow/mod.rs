@@ -11,6 +11,7 @@ pub mod choose;
 pub mod closing;
 pub mod control;
 pub mod directory;
+pub mod exposure;
 pub mod hold;
 pub mod lease;
 pub mod loss;
@@ -18,6 +19,7 @@ pub mod parse;
 pub mod pay;
 pub mod policy;
 pub mod price;
+pub mod promise;
 pub mod receipt;
 pub mod reclaim;
 pub mod recover;
@@ -62,6 +64,8 @@ pub struct Toll {
     pub metrics: Arc<Metrics>,
     /// Losses the operator agreed to carry.
     pub losses: loss::Losses,
+    /// What payers promised and have not paid yet.
+    pub exposure: exposure::Exposure,
     /// Scheme, host and port of the gate as clients see it, without a trailing slash.
     pub public_url: String,
     /// Longest wait for a payment whose outcome is unknown.

@@ -176,6 +176,21 @@ impl Quoted {
         })
     }
 
+    /// The terms where what was used is taken afterwards: the most it can cost, or `most` if that is less. `None` when not even the
+    /// prompt is covered by it.
+    pub fn terms_by_usage(&self, rail: &RailId, decimals: u8, most: Usd) -> Option<Terms> {
+        let cover = self.cover(decimals)?;
+        let amount = cover.of(cover.most)?.min(most.to_atoms(decimals)?);
+        let terms = Terms { amount, price: amount.to_usd(decimals)?, ..self.terms(rail, decimals)? };
+        (self.output_covered(decimals, amount) > 0).then_some(terms)
+    }
+
+    /// Output tokens per choice that `amount` covers beside the prompt, at most what was asked.
+    pub fn output_covered(&self, decimals: u8, amount: Atoms) -> u64 {
+        let tokens = self.cover(decimals).map_or(0, |cover| cover.tokens(amount).min(cover.most));
+        tokens / self.parts.n.max(1)
+    }
+
     /// Output tokens per choice that a budget of `usd` pays for after the prompt and images, at most what was asked. Under
     /// `flat` without a least output and under `ceiling` the whole ask is sold.
     pub fn output_bought(&self, usd: Usd) -> u64 {

@@ -14,7 +14,8 @@ use tokio::task::JoinHandle;
 pub const PATH_USD: &str = "0x20c0000000000000000000000000000000000000";
 /// BetaUSD: what accounts made by [`Chain::fund`] pay gas in.
 pub const BETA_USD: &str = "0x20c0000000000000000000000000000000000002";
-const FEE_MANAGER: &str = "0xfeec000000000000000000000000000000000000";
+/// Where the fee of every transaction goes.
+pub const FEE_MANAGER: &str = "0xfeec000000000000000000000000000000000000";
 /// Every SDK takes this id for the public testnet and needs only the RPC URL overridden.
 pub const CHAIN_ID: u64 = 42431;
 

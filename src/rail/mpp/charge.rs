@@ -357,12 +357,13 @@ impl Rail for Charge {
             rail: self.settings.id.clone(),
             range: (METHOD.to_owned(), INTENT.to_owned()),
             headers: vec![line],
-            challenge_id,
+            challenge_id: Some(challenge_id),
+            entry: None,
         })
     }
 
-    fn recognise(&self, shown: &Shown) -> Result<Option<Recognised>, Refusal> {
-        let Shown::Mpp(credential) = shown;
+    fn recognise(&self, shown: &Shown, _live: &Ask<'_>) -> Result<Option<Recognised>, Refusal> {
+        let Shown::Mpp(credential) = shown else { return Ok(None) };
         let echo = &credential.challenge;
         if echo.method.as_str() != METHOD || echo.intent.as_str() != INTENT {
             return Ok(None);
@@ -390,6 +391,7 @@ impl Rail for Charge {
             expires,
             reference: payload.reference(&echo.id),
             resend: payload.resend(),
+            is_public: false,
         }))
     }
 
@@ -400,7 +402,7 @@ impl Rail for Charge {
         ask: &Ask<'_>,
         now: UnixSeconds,
     ) -> Result<Proof, Refusal> {
-        let Shown::Mpp(credential) = shown;
+        let Shown::Mpp(credential) = shown else { return Err(Refusal::MalformedCredential) };
         if now >= recognised.expires {
             return Err(Refusal::OfferExpired);
         }
@@ -461,7 +463,7 @@ impl Rail for Charge {
     }
 
     async fn complete(&self, shown: &Shown, mut proof: Proof) -> Result<Proof, Refusal> {
-        let Shown::Mpp(credential) = shown;
+        let Shown::Mpp(credential) = shown else { return Err(Refusal::MalformedCredential) };
         if let Some((sponsor, envelope)) = self.envelope(credential) {
             let purpose = Purpose::Charge { amount: proof.recognised.terms.amount };
             let cosigned = sponsor.cosign(sponsor.review(&envelope, purpose, UnixSeconds::now())?).await?;

@@ -1,0 +1,12 @@
+//! x402, versions 2 and 1: `exact` and `upto` on EVM networks, `exact` on Solana, through a facilitator.
+
+pub mod evidence;
+pub mod evm_evidence;
+pub mod facilitator;
+#[cfg(test)]
+mod node;
+pub mod remote;
+pub mod shown;
+pub mod signed;
+pub mod solana;
+pub mod wire;
