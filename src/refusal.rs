@@ -6,7 +6,7 @@ pub use gap::{Gap, Place};
 
 use self::gap::named;
 use crate::clock::UnixSeconds;
-use crate::money::Atoms;
+use crate::money::{Atoms, Usd};
 
 /// One reason. Texts in here are ours or taken from the rules; a client's text appears only where the field says
 /// "asked", and is quoted and cut by whoever writes it out.
@@ -521,11 +521,9 @@ impl Refusal {
             Self::PaymentUnchecked { .. } => {
                 "the payment could not be verified now; nothing was taken: send the same credential again".to_owned()
             }
-            Self::PayerExposed { most, lost, .. } => format!(
-                "this payer may have {} promised and not paid at a time, and left {} unpaid today",
-                price_text(*most),
-                price_text(*lost)
-            ),
+            Self::PayerExposed { most, lost, .. } => {
+                format!("this payer may have ${most} promised and not paid at a time, and left ${lost} unpaid today")
+            }
             Self::PaymentUnknown { .. } => {
                 "it is not known yet whether the payment landed; send the same credential again, do not pay anew"
                     .to_owned()
