@@ -11,7 +11,7 @@ use super::parse::{self, Parsed};
 use super::policy::{self, Allowed};
 use super::price::{self, Quoted};
 use crate::ids::{PoolName, PublicModel};
-use crate::rail::{Ask, Found, Rail};
+use crate::rail::Found;
 use crate::refusal::{Place, Refusal};
 use crate::rules::Plan;
 use crate::rules::plan::{Model, Route};
@@ -21,12 +21,12 @@ use std::sync::Arc;
 /// Quotes a request under `plan`, with the pools as they are now and the payment it shows.
 pub async fn quote(toll: &Toll, plan: &Plan, path: &str, body: Bytes, found: &Found) -> Result<Quoted, Refusal> {
     let pools = toll.pools.load();
-    quote_by(plan, path, body, |pool| pools.available(pool), |live| offered(toll, live, found)).await
+    quote_by(plan, path, body, |pool| pools.available(pool), || offered(toll, path, found)).await
 }
 
 /// As [`quote`], where every pool can take the request and nothing is paid yet.
 pub async fn quote_idle(plan: &Plan, path: &str, body: Bytes) -> Result<Quoted, Refusal> {
-    quote_by(plan, path, body, |_| true, |_| None).await
+    quote_by(plan, path, body, |_| true, || None).await
 }
 
 async fn quote_by(
@@ -34,26 +34,25 @@ async fn quote_by(
     path: &str,
     body: Bytes,
     can_take: impl Fn(&PoolName) -> bool,
-    offered: impl FnOnce(&Quoted) -> Option<PublicModel>,
+    offered: impl FnOnce() -> Option<PublicModel>,
 ) -> Result<Quoted, Refusal> {
     let route = plan.route(path).ok_or(Refusal::UnknownPath)?;
     let parsed = parse::parse(Arc::clone(route), body)?;
     if parsed.ask.model.is_some() {
         return fit(policy::allow(parsed, plan)?, plan).await;
     }
-    let choices = policy::choices(&parsed, plan);
-    let quoted = choose(&parsed, &choices, plan, can_take).await?;
-    let kept = offered(&quoted).filter(|name| *name != quoted.allowed.model.name);
-    match choices.into_iter().find(|model| Some(&model.name) == kept.as_ref()) {
-        Some(model) => fit(policy::by(&parsed, model), plan).await,
-        None => Ok(quoted),
+    let mut choices = policy::choices(&parsed, plan);
+    let kept = offered();
+    if choices.iter().any(|model| Some(&model.name) == kept.as_ref()) {
+        choices.retain(|model| Some(&model.name) == kept.as_ref());
     }
+    choose(parsed, choices, plan, can_take).await
 }
 
 /// The first that fits and can be served now; else the first that fits; else why the first does not fit.
 async fn choose(
-    parsed: &Parsed,
-    choices: &[Arc<Model>],
+    parsed: Parsed,
+    choices: Vec<Arc<Model>>,
     plan: &Plan,
     can_take: impl Fn(&PoolName) -> bool,
 ) -> Result<Quoted, Refusal> {
@@ -63,7 +62,7 @@ async fn choose(
         if !now && waiting.is_some() {
             continue;
         }
-        match fit(policy::by(parsed, Arc::clone(model)), plan).await {
+        match fit(policy::by(&parsed, model), plan).await {
             Ok(quoted) if now => return Ok(quoted),
             Ok(quoted) => waiting = Some(quoted),
             Err(refusal) => drop(refused.get_or_insert(refusal)),
@@ -73,17 +72,10 @@ async fn choose(
     waiting.ok_or_else(|| refused.unwrap_or_else(none))
 }
 
-/// The model of the offer that a shown payment answers, where offers name one: believed as far as our MAC goes, and looked at
-/// again by whoever takes the payment.
-fn offered(toll: &Toll, live: &Quoted, found: &Found) -> Option<PublicModel> {
+/// The model of the offer that a shown payment answers. Not believed: what is paid for is decided later, under our MAC.
+fn offered(toll: &Toll, path: &str, found: &Found) -> Option<PublicModel> {
     let Found::One(shown) = found else { return None };
-    let recognised = |rail: &Arc<dyn Rail>| {
-        let terms = live.terms(rail.id(), rail.decimals())?;
-        let ask = Ask { terms: &terms, digest: [0; 32], description: "", lasts: 0 };
-        rail.recognise(shown, &ask).ok().flatten()
-    };
-    let terms = toll.rails.iter().find_map(recognised)?.terms;
-    (terms.route == live.allowed.route.path).then_some(terms.model)
+    toll.rails.iter().find_map(|rail| rail.offered(shown, path))
 }
 
 /// Prices a request; one that does not fit learns where it would.

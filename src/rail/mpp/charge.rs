@@ -9,7 +9,7 @@
 //! `Offline`, a provider that knows the chain id and nothing else. Sending and confirming are ours (`collect`), because a
 //! payment's outcome has three values and the crate's answer has two.
 
-use super::bind::{KeyRing, Opaque, Slots};
+use super::bind::{Opaque, Slots};
 use super::collect::{self, Due, Pace};
 use super::proof::{Payload, hex_bytes};
 use super::sponsor::{self, LEAST_SECONDS, Purpose, Sponsor};
@@ -17,9 +17,10 @@ use super::wire;
 use crate::chain::{Address, B256, Chain};
 use crate::claim::{Claim, Terms};
 use crate::clock::UnixSeconds;
-use crate::ids::RailId;
+use crate::ids::{PublicModel, RailId};
 use crate::journal::Receipt;
 use crate::money::Atoms;
+use crate::rail::ring::KeyRing;
 use crate::rail::{Ask, Collected, Offer, Proof, Rail, Recognised, Shown, Way};
 use crate::refusal::Refusal;
 use ::mpp::PaymentCredential;
@@ -393,6 +394,13 @@ impl Rail for Charge {
             resend: payload.resend(),
             is_public: false,
         }))
+    }
+
+    fn offered(&self, shown: &Shown, path: &str) -> Option<PublicModel> {
+        let Shown::Mpp(credential) = shown else { return None };
+        let words = Opaque::open(Slots::of(&credential.challenge).opaque).filter(|w| w.is_of(&self.settings.id))?;
+        let Terms { route, model, .. } = words.terms(Atoms(0), DECIMALS);
+        (route.as_str() == path).then_some(model)
     }
 
     async fn check(

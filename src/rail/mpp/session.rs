@@ -5,7 +5,7 @@
 //! recomputed: the channel's id from the descriptor, the descriptor of an opening from the transaction, the digest of a voucher
 //! from the id. What is sent to the chain is in [`super::escrow`].
 
-use super::bind::{KeyRing, Slots};
+use super::bind::Slots;
 use super::charge::{Charge, DECIMALS};
 use super::escrow::{self, Escrow};
 use super::sponsor::{self, Purpose, Sponsor};
@@ -18,6 +18,7 @@ use crate::channel::{Act, Channel, ChannelId, Intent, View, Voucher};
 use crate::clock::UnixSeconds;
 use crate::ids::{self, RailId};
 use crate::money::Atoms;
+use crate::rail::ring::KeyRing;
 use crate::rail::session::{Action, Outcome, PayersTx, Presented, Session, SessionAsk, SessionReceipt, Snapshot};
 use crate::rail::{Offer, Shown, Way};
 use crate::refusal::Refusal;

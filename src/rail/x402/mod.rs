@@ -5,8 +5,14 @@ pub mod evm_evidence;
 pub mod facilitator;
 #[cfg(test)]
 mod node;
+pub mod offer;
 pub mod remote;
+#[cfg(test)]
+pub(crate) mod sample;
 pub mod shown;
 pub mod signed;
+mod way;
 pub mod solana;
 pub mod wire;
+
+pub use way::{Settings, X402};

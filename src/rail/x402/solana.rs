@@ -42,6 +42,12 @@ pub fn payer(transaction: &[u8]) -> Option<String> {
     Some(base58(&Transfer::of(&read)?.authority))
 }
 
+/// How much its transfer moves. Nothing is believed about the rest.
+pub fn amount(transaction: &[u8]) -> Option<Atoms> {
+    let read = Transaction::read(transaction)?;
+    Some(Atoms(Transfer::of(&read)?.amount.into()))
+}
+
 /// Whether the transaction moves exactly what is wanted, and nothing of the fee payer's, and is signed by the payer. How long it is good
 /// only the chain knows.
 pub fn check(transaction: &[u8], wanted: &Wanted<'_>) -> Result<(), String> {
