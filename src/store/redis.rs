@@ -6,11 +6,14 @@
 //! trusted and every minute), so gates and Redis may be killed and started again. It claims nothing about fail-over to a replica.
 //!
 //! A change is swapped in Redis first, then come the totals and receipts beside it and the lines of the journal, all before anybody is
-//! answered: a swap that lost to another gate must leave no line. What a crash leaves half-way was told to nobody.
+//! answered: a swap that lost to another gate must leave no line. Where the answer to a swap is lost, its lines are kept until the
+//! record says whether it was made ([`doubt`]). What a crash leaves half-way was told to nobody.
 
+mod doubt;
 mod probe;
 mod record;
 
+use self::doubt::Doubts;
 use self::probe::Probe;
 use self::record::{Put, Streams};
 use super::embedded::Embedded;
@@ -78,8 +81,9 @@ pub struct Settings {
 
 /// The Redis store.
 pub struct Redis {
-    streams: Streams,
+    streams: Arc<Streams>,
     journal: Arc<Embedded>,
+    doubts: Arc<Doubts>,
     standing: Arc<ArcSwap<Result<(), StoreError>>>,
     changes: broadcast::Sender<ChannelId>,
     background: Vec<tokio::task::JoinHandle<()>>,
@@ -111,13 +115,15 @@ impl Redis {
         let run = probe.look(&mut connection.clone()).await?;
         let standing = Arc::new(ArcSwap::from_pointee(Ok(())));
         let (changes, _) = broadcast::channel(1024);
-        let streams = Streams::new(connection.clone(), Arc::clone(&standing));
+        let streams = Arc::new(Streams::new(connection.clone(), Arc::clone(&standing)));
+        let doubts = Arc::new(Doubts::new(Arc::clone(&streams), Arc::clone(&journal)));
         let background = vec![
             tokio::spawn(watch(connection.clone(), probe, run, Arc::clone(&standing))),
             tokio::spawn(live(connection, journal.gate().to_owned())),
             tokio::spawn(listen(client, changes.clone())),
+            tokio::spawn(Doubts::look(Arc::downgrade(&doubts), PING)),
         ];
-        Ok(Self { streams, journal, standing, changes, background })
+        Ok(Self { streams, journal, doubts, standing, changes, background })
     }
 
     /// The connection, for tests that do what no gate does.
@@ -133,7 +139,7 @@ impl Redis {
         }
         match self.streams.put(&key, claim.revision, &json(claim)?).await? {
             Put::Done => {}
-            Put::Top(text) => {
+            Put::Top { text, in_doubt: _ } => {
                 let top = text.map(|text| read_claim(&claim.key.0, &text)).transpose()?;
                 return Ok(Swap::Lost(Box::new(top)));
             }
@@ -154,8 +160,15 @@ impl Redis {
         }
         match self.streams.put(&channel_key(id), channel.revision, &json(channel)?).await? {
             Put::Done => {}
-            Put::Top(text) => {
+            Put::Top { text, in_doubt } => {
                 let top = text.map(|text| read_channel(id, &text)).transpose()?;
+                // It was made, and another gate went on from it before this one heard so.
+                let name = channel.recent.last().filter(|_| in_doubt);
+                if let (Some(name), Some(top)) = (name, &top)
+                    && doubt::names(top, name)
+                {
+                    return Ok(Swap::Done);
+                }
                 return Ok(Swap::Overtaken(Box::new(top)));
             }
         }
@@ -209,6 +222,19 @@ impl Redis {
         }
         Ok(found)
     }
+}
+
+/// Writes lines into this gate's journal, after the receipts among them were put where every gate finds them.
+async fn set_down(streams: &Streams, journal: &Embedded, lines: Vec<Entry>) -> Result<(), StoreError> {
+    for entry in &lines {
+        if let Entry::Receipt(receipt) = entry {
+            streams.keep(&format!("pontage:receipt:{}", receipt.id), &json(receipt)?, RECEIPT_SECONDS).await?;
+        }
+    }
+    if lines.is_empty() {
+        return Ok(());
+    }
+    journal.commit(Write { journal: lines, ..Write::default() }).await.map(drop)
 }
 
 fn tally_key(name: &str, day: u64) -> String {
@@ -319,24 +345,32 @@ impl Store for Redis {
                 return Err(StoreError("one write has a claim or a channel, never both".to_owned()));
             }
             (Some(claim), None) => self.put_claim(claim).await?,
-            (None, Some(channel)) => self.put_channel(channel).await?,
+            (None, Some(channel)) => {
+                self.doubts.settle(&channel.id).await?;
+                match self.put_channel(channel).await {
+                    Ok(swap) => swap,
+                    Err(error) => {
+                        self.doubts.keep(channel, write.journal).await;
+                        return Err(error);
+                    }
+                }
+            }
             (None, None) => Swap::Done,
         };
         if swap != Swap::Done {
             return Ok(swap);
         }
-        for entry in &write.journal {
-            if let Entry::Receipt(receipt) = entry {
-                self.streams.keep(&format!("pontage:receipt:{}", receipt.id), &json(receipt)?, RECEIPT_SECONDS).await?;
-            }
-        }
         for (name, day, amount) in &write.tally {
             self.add_to(name, *day, *amount).await?;
         }
-        if write.journal.is_empty() {
-            return Ok(Swap::Done);
+        let Some(channel) = &write.channel else {
+            return set_down(&self.streams, &self.journal, write.journal).await.map(|()| Swap::Done);
+        };
+        if let Err(error) = set_down(&self.streams, &self.journal, write.journal.clone()).await {
+            self.doubts.keep(channel, write.journal).await;
+            return Err(error);
         }
-        self.journal.commit(Write { journal: write.journal, ..Write::default() }).await
+        Ok(Swap::Done)
     }
 
     async fn open_claims(&self, now: UnixSeconds) -> Result<Vec<Claim>, StoreError> {
@@ -385,7 +419,7 @@ impl Store for Redis {
                 Some((_, text)) => read_claim(&name, &text).is_ok_and(|claim| claim.is_over(now)),
             };
             if over {
-                self.streams.drop(&claim_key(&name)).await?;
+                self.streams.erase(&claim_key(&name)).await?;
                 self.streams.remove(OPEN_CLAIMS, &name).await?;
                 self.streams.unrank(DUE_CLAIMS, &name).await?;
                 dropped += 1;

@@ -25,8 +25,13 @@ const PAUSE: Duration = Duration::from_millis(150);
 pub(super) enum Put {
     /// It is the newest one.
     Done,
-    /// It is not: this is (`None`: there is no such record any more).
-    Top(Option<String>),
+    /// It is not.
+    Top {
+        /// This is (`None`: there is no such record any more).
+        text: Option<String>,
+        /// An answer was lost: it may have been, before somebody else put the next one.
+        in_doubt: bool,
+    },
 }
 
 /// Records and sets in Redis.
@@ -68,7 +73,7 @@ impl Streams {
             match at.checked_add(1).map(|next| next.cmp(&revision)) {
                 Some(Ordering::Equal) => {}
                 // Gone, and not made again by whoever remembers it.
-                _ if below.is_none() => return Ok(Put::Top(None)),
+                _ if below.is_none() => return Ok(Put::Top { text: None, in_doubt }),
                 // What this version follows is gone: Redis has lost what it had confirmed.
                 Some(Ordering::Less) => {
                     let why = format!("{key} is at {at} and was at {}", revision.saturating_sub(1));
@@ -77,13 +82,14 @@ impl Streams {
                 Some(Ordering::Greater) | None => {
                     // An earlier try may have been taken although its answer was lost.
                     let ours = in_doubt && at == revision && below.as_ref().is_some_and(|(_, kept)| kept == text);
-                    return Ok(if ours { Put::Done } else { Put::Top(below.map(|(_, kept)| kept)) });
+                    let text = below.map(|(_, kept)| kept);
+                    return Ok(if ours { Put::Done } else { Put::Top { text, in_doubt } });
                 }
             }
             match added(key, revision, text).query_async(&mut self.connection.clone()).await {
                 Ok(Some::<String>(_)) => return Ok(Put::Done),
                 // The key is gone, and is not made again by whoever remembers it.
-                Ok(None) => return Ok(Put::Top(None)),
+                Ok(None) => return Ok(Put::Top { text: None, in_doubt }),
                 // Somebody else was faster: the next look says who.
                 Err(error) if error.code() == Some("ERR") => {
                     last = StoreError(format!("Redis refuses to write: {}", said(&error)))
@@ -122,7 +128,7 @@ impl Streams {
         self.ask(cmd("ZRANGEBYSCORE").arg(set).arg("-inf").arg(format!("({}", at.0)).take()).await
     }
 
-    pub async fn drop(&self, key: &str) -> Result<(), StoreError> {
+    pub async fn erase(&self, key: &str) -> Result<(), StoreError> {
         self.ask(cmd("DEL").arg(key).take()).await
     }
 
