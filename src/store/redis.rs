@@ -10,10 +10,12 @@
 //! record says whether it was made ([`doubt`]). What a crash leaves half-way was told to nobody.
 
 mod doubt;
+mod link;
 mod probe;
 mod record;
 
 use self::doubt::Doubts;
+use self::link::Link;
 use self::probe::Probe;
 use self::record::{Put, Streams};
 use super::embedded::Embedded;
@@ -25,7 +27,6 @@ use crate::ids::RailId;
 use crate::journal::{Entry, Receipt};
 use crate::money::Usd;
 use crate::secret::Secret;
-use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{AsyncCommands as _, Client};
@@ -43,6 +44,8 @@ const ALIVE_SECONDS: u64 = 30;
 const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
 /// How often Redis is asked whether it is there, and how often whether it is safe.
 const PING: Duration = Duration::from_secs(1);
+/// How long is waited before a lost connection is looked after, so that a broken one is no busy loop.
+const BREATH: Duration = Duration::from_millis(20);
 const PROBE: Duration = Duration::from_secs(60);
 /// Tries to add to a total that other gates add to as well.
 const ATTEMPTS: u32 = 8;
@@ -84,7 +87,8 @@ pub struct Redis {
     streams: Arc<Streams>,
     journal: Arc<Embedded>,
     doubts: Arc<Doubts>,
-    standing: Arc<ArcSwap<Result<(), StoreError>>>,
+    link: Arc<Link>,
+    accept_data_loss: bool,
     changes: broadcast::Sender<ChannelId>,
     background: Vec<tokio::task::JoinHandle<()>>,
 }
@@ -113,17 +117,18 @@ impl Redis {
         let connection = connected.map_err(|e| StoreError(format!("Redis cannot be reached: {}", said(&e))))?;
         let probe = Probe::new(settings.accept_data_loss);
         let run = probe.look(&mut connection.clone()).await?;
-        let standing = Arc::new(ArcSwap::from_pointee(Ok(())));
+        let link = Arc::new(Link::default());
         let (changes, _) = broadcast::channel(1024);
-        let streams = Arc::new(Streams::new(connection.clone(), Arc::clone(&standing)));
+        let streams = Arc::new(Streams::new(connection.clone(), Arc::clone(&link)));
         let doubts = Arc::new(Doubts::new(Arc::clone(&streams), Arc::clone(&journal)));
         let background = vec![
-            tokio::spawn(watch(connection.clone(), probe, run, Arc::clone(&standing))),
-            tokio::spawn(live(connection, journal.gate().to_owned())),
+            tokio::spawn(watch(connection.clone(), probe, run, Arc::clone(&link))),
+            tokio::spawn(live(connection, journal.gate().to_owned(), Arc::clone(&link))),
             tokio::spawn(listen(client, changes.clone())),
             tokio::spawn(Doubts::look(Arc::downgrade(&doubts), PING)),
         ];
-        Ok(Self { streams, journal, doubts, standing, changes, background })
+        let accept_data_loss = settings.accept_data_loss;
+        Ok(Self { streams, journal, doubts, link, accept_data_loss, changes, background })
     }
 
     /// The connection, for tests that do what no gate does.
@@ -258,22 +263,22 @@ fn said(error: &redis::RedisError) -> String {
     error.category().to_owned()
 }
 
-/// Keeps the standing true: is it there, is it the same as before, is it safe.
-async fn watch(
-    mut connection: ConnectionManager,
-    probe: Probe,
-    mut run: String,
-    standing: Arc<ArcSwap<Result<(), StoreError>>>,
-) {
+/// Keeps the standing true: is it there, is it the same as before, is it safe. Woken when a connection is lost, because nothing is
+/// asked of what is at the other end of the next one before it was looked at.
+async fn watch(mut connection: ConnectionManager, probe: Probe, mut run: String, link: Arc<Link>) {
     let mut looked = tokio::time::Instant::now();
     loop {
-        tokio::time::sleep(PING).await;
-        let was_well = standing.load().is_ok();
+        tokio::select! {
+            () = tokio::time::sleep(PING) => {}
+            () = link.lost() => tokio::time::sleep(BREATH).await,
+        }
+        let losses = link.losses();
+        let was_well = link.standing().is_ok();
         let there = redis::cmd("PING")
             .query_async::<String>(&mut connection)
             .await
             .map_err(|e| StoreError(format!("Redis does not answer: {}", said(&e))));
-        let due = looked.elapsed() >= PROBE || !was_well;
+        let due = looked.elapsed() >= PROBE || !was_well || !link.is_seen();
         let now = match there {
             Ok(_) if due => {
                 looked = tokio::time::Instant::now();
@@ -287,20 +292,29 @@ async fn watch(
             Ok(_) => continue,
             Err(error) => Err(error),
         };
-        if let (Err(error), true) = (&now, was_well) {
-            tracing::error!(%error, "paid traffic is refused");
-        } else if now.is_ok() && !was_well {
-            tracing::info!("Redis is there again");
+        match &now {
+            Err(error) if was_well => tracing::error!(%error, "paid traffic is refused"),
+            Ok(()) if !was_well => tracing::info!("Redis is there again"),
+            _ => {}
         }
-        standing.store(Arc::new(now));
+        match now {
+            Ok(()) => link.is_well_since(losses),
+            Err(error) => link.fail(error),
+        }
     }
 }
 
 /// Says that this gate lives.
-async fn live(mut connection: ConnectionManager, gate: String) {
+async fn live(mut connection: ConnectionManager, gate: String, link: Arc<Link>) {
     loop {
-        let sign: Result<(), _> = connection.set_ex(gate_key(&gate), 1, ALIVE_SECONDS).await;
-        let pause = if sign.is_ok() { SIGN_OF_LIFE } else { PING };
+        let mut pause = PING;
+        if link.is_seen() {
+            let sign: Result<(), _> = connection.set_ex(gate_key(&gate), 1, ALIVE_SECONDS).await;
+            match sign {
+                Ok(()) => pause = SIGN_OF_LIFE,
+                Err(error) => drop(link.lose(&error)),
+            }
+        }
         tokio::time::sleep(pause).await;
     }
 }
@@ -463,7 +477,11 @@ impl Store for Redis {
     fn standing(&self) -> Result<(), StoreError> {
         self.journal.standing()?;
         self.streams.intact()?;
-        self.standing.load().as_ref().clone()
+        self.link.standing()
+    }
+
+    fn accepts_data_loss(&self) -> bool {
+        self.accept_data_loss
     }
 }
 

@@ -1,10 +1,10 @@
 //! A record as a stream, and the plain commands around it. Each is bounded in time; one whose answer is lost is asked again until
 //! it is known what became of it, or the caller hears that nobody knows.
 
+use super::link::Link;
 use super::said;
 use crate::clock::UnixSeconds;
 use crate::store::StoreError;
-use arc_swap::ArcSwap;
 use redis::aio::ConnectionManager;
 use redis::streams::StreamRangeReply;
 use redis::{Cmd, FromRedisValue, cmd};
@@ -37,14 +37,14 @@ pub(super) enum Put {
 /// Records and sets in Redis.
 pub(super) struct Streams {
     connection: ConnectionManager,
-    standing: Arc<ArcSwap<Result<(), StoreError>>>,
+    link: Arc<Link>,
     /// Confirmed writes are gone. It stays so for the life of the process.
     ruined: OnceLock<StoreError>,
 }
 
 impl Streams {
-    pub fn new(connection: ConnectionManager, standing: Arc<ArcSwap<Result<(), StoreError>>>) -> Self {
-        Self { connection, standing, ruined: OnceLock::new() }
+    pub fn new(connection: ConnectionManager, link: Arc<Link>) -> Self {
+        Self { connection, link, ruined: OnceLock::new() }
     }
 
     #[cfg(test)]
@@ -86,6 +86,10 @@ impl Streams {
                     return Ok(if ours { Put::Done } else { Put::Top { text, in_doubt } });
                 }
             }
+            if !self.link.is_seen() {
+                last = unseen();
+                continue;
+            }
             match added(key, revision, text).query_async(&mut self.connection.clone()).await {
                 Ok(Some::<String>(_)) => return Ok(Put::Done),
                 // The key is gone, and is not made again by whoever remembers it.
@@ -96,7 +100,7 @@ impl Streams {
                 }
                 Err(error) => {
                     in_doubt = true;
-                    last = self.lost(&error);
+                    last = self.link.lose(&error);
                 }
             }
         }
@@ -149,6 +153,7 @@ impl Streams {
         let told: Result<u64, _> =
             cmd("PUBLISH").arg(channel).arg(text).query_async(&mut self.connection.clone()).await;
         if let Err(error) = told {
+            drop(self.link.lose(&error));
             tracing::debug!(error = %said(&error), "a change was not announced");
         }
     }
@@ -160,10 +165,14 @@ impl Streams {
             if attempt > 0 {
                 tokio::time::sleep(PAUSE).await;
             }
+            if !self.link.is_seen() {
+                last = unseen();
+                continue;
+            }
             match command.query_async(&mut self.connection.clone()).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) if error.is_io_error() || error.is_timeout() || error.is_connection_dropped() => {
-                    last = self.lost(&error);
+                    last = self.link.lose(&error);
                 }
                 Err(error) => return Err(StoreError(format!("Redis refuses: {}", said(&error)))),
             }
@@ -184,20 +193,10 @@ impl Streams {
         }
         error
     }
+}
 
-    /// It did not answer. Until it is heard of again nothing is offered; the watch looks every second.
-    fn lost(&self, error: &redis::RedisError) -> StoreError {
-        self.fail(&format!("Redis does not answer: {}", said(error)))
-    }
-
-    fn fail(&self, why: &str) -> StoreError {
-        let error = StoreError(why.to_owned());
-        if self.standing.load().is_ok() {
-            tracing::error!(%error, "paid traffic is refused");
-        }
-        self.standing.store(Arc::new(Err(error.clone())));
-        error
-    }
+fn unseen() -> StoreError {
+    StoreError("Redis does not answer: it was not looked at since its connection was lost".to_owned())
 }
 
 fn newest(key: &str) -> Cmd {

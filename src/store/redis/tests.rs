@@ -410,3 +410,36 @@ async fn a_write_that_was_never_made_leaves_no_line_however_its_end_was_learnt()
     assert_eq!(a.commit(signed(&now, "next", 200)).await, Ok(Swap::Done));
     assert_eq!((lines_of(&a, 100), lines_of(&a, 120), lines_of(&a, 200)), (0, 0, 1));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_was_started_again_is_looked_at_before_it_is_asked_anything() {
+    let server = Server::with(&SAFE);
+    let store = server.open("journal.redb").await.unwrap();
+    assert_eq!(store.commit(put(&sample::claim("before", 100))).await, Ok(Swap::Done));
+    // It is back with other settings before anybody has missed it.
+    server.kill();
+    server.start(&["--appendonly", "yes", "--appendfsync", "everysec", "--maxmemory-policy", "noeviction"]);
+    let end = std::time::Instant::now() + Duration::from_secs(15);
+    let mut n = 0;
+    while !store.standing().err().is_some_and(|e| e.0.contains("everysec")) {
+        assert!(std::time::Instant::now() < end, "nobody has looked: {:?}", store.standing());
+        n += 1;
+        let told = store.commit(put(&sample::claim(&format!("k{n}"), 100))).await;
+        assert!(told.is_err(), "written to a Redis that would lose it: {told:?}");
+    }
+    assert!(store.commit(put(&sample::claim("after", 100))).await.is_err());
+    server.kill();
+    server.start(&SAFE);
+    until(|| async { store.standing().is_ok() }).await;
+    assert_eq!(store.commit(put(&sample::claim("after", 100))).await, Ok(Swap::Done), "safe again, it goes on");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_does_not_tell_its_settings_is_refused_and_a_store_that_serves_all_the_same_says_so() {
+    let server = Server::with(&[SAFE.as_slice(), &["--rename-command", "CONFIG", ""]].concat());
+    let refused = server.open("journal.redb").await.err().expect("refused").0;
+    assert!(refused.contains("CONFIG is forbidden") && refused.contains("accept_data_loss"), "{refused}");
+    let allowed = server.open_at(server.port, "journal.redb", true).await.expect("the operator says so");
+    assert!(allowed.accepts_data_loss(), "and everybody can see it");
+    assert!(!Server::with(&SAFE).open("other.redb").await.unwrap().accepts_data_loss());
+}
