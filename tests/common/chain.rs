@@ -104,49 +104,11 @@ impl Drop for Chain {
 
 impl Chain {
     pub async fn start() -> Self {
-        super::require_testbed();
-        let found =
-            Command::new(super::testbed().join("anvil-path")).output().expect("testbed/anvil-path does not run");
-        assert!(found.status.success(), "no local chain is installed: run `make test` (or `testbed/setup`) first");
-        let anvil = String::from_utf8(found.stdout).unwrap().trim().to_owned();
-        let mut why = String::new();
-        // Another process may take the port between asking and using it; then the next one is tried.
-        for _ in 0..4 {
-            let port = super::free_port();
-            // Block time and mixed mining are required: without both, the block clock stands still between payments and
-            // every expiring nonce is refused.
-            let child = Command::new(&anvil)
-                .args(["--network", "tempo", "--hardfork", "T4", "--chain-id", &CHAIN_ID.to_string()])
-                .args([
-                    "--host",
-                    "127.0.0.1",
-                    "--port",
-                    &port.to_string(),
-                    "--block-time",
-                    "1",
-                    "--mixed-mining",
-                    "--quiet",
-                ])
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .unwrap_or_else(|e| panic!("cannot start {anvil}: {e}"));
-            let mut chain = Self { child, port, paused: false.into(), reserve: false.into() };
-            let end = Instant::now() + Duration::from_secs(20);
-            while Instant::now() < end {
-                if let Ok(Some(status)) = chain.child.try_wait() {
-                    why = format!("it ended with {status}");
-                    break;
-                }
-                if rpc(&chain.url(), "eth_chainId", json!([])).await.is_ok_and(|id| id == format!("{CHAIN_ID:#x}")) {
-                    return chain;
-                }
-                why = "it did not answer within 20 s".into();
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-        panic!("the local chain does not start: {why}");
+        // Block time and mixed mining are required: without both, the block clock stands still between payments and every
+        // expiring nonce is refused.
+        let (child, port) =
+            anvil(CHAIN_ID, &["--network", "tempo", "--hardfork", "T4", "--block-time", "1", "--mixed-mining"]).await;
+        Self { child, port, paused: false.into(), reserve: false.into() }
     }
 
     pub fn url(&self) -> String {
@@ -255,7 +217,44 @@ impl Chain {
     }
 }
 
-fn transfer(log: &Value) -> Transfer {
+/// An anvil that says it is `chain_id`, and its port. The caller ends it.
+pub(super) async fn anvil(chain_id: u64, args: &[&str]) -> (Child, u16) {
+    super::require_testbed();
+    let found = Command::new(super::testbed().join("anvil-path")).output().expect("testbed/anvil-path does not run");
+    assert!(found.status.success(), "no local chain is installed: run `make test` (or `testbed/setup`) first");
+    let anvil = String::from_utf8(found.stdout).unwrap().trim().to_owned();
+    let mut why = String::new();
+    // Another process may take the port between asking and using it; then the next one is tried.
+    for _ in 0..4 {
+        let port = super::free_port();
+        let mut child = Command::new(&anvil)
+            .args(["--chain-id", &chain_id.to_string(), "--host", "127.0.0.1", "--port", &port.to_string(), "--quiet"])
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|e| panic!("cannot start {anvil}: {e}"));
+        let url = format!("http://127.0.0.1:{port}");
+        let end = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < end {
+            if let Ok(Some(status)) = child.try_wait() {
+                why = format!("it ended with {status}");
+                break;
+            }
+            if rpc(&url, "eth_chainId", json!([])).await.is_ok_and(|id| id == format!("{chain_id:#x}")) {
+                return (child, port);
+            }
+            why = "it did not answer within 20 s".into();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    panic!("the local chain does not start: {why}");
+}
+
+pub(super) fn transfer(log: &Value) -> Transfer {
     let account = |i: usize| format!("0x{}", &log["topics"][i].as_str().unwrap()[26..]);
     Transfer {
         token: log["address"].as_str().unwrap().to_owned(),
