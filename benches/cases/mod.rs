@@ -82,7 +82,12 @@ impl Challenge {
         let digest: [u8; 32] = Sha256::digest(black_box(&self.body)).into();
         let quoted = self.runtime.block_on(quote_under(&self.plan, "/v1/chat/completions", self.body.clone())).unwrap();
         let terms = quoted.terms(self.rail.id(), self.rail.decimals()).unwrap();
-        let ask = PaymentAsk { terms: &terms, digest, description: "openai/gpt-oss-120b on /v1/chat/completions" };
+        let ask = PaymentAsk {
+            terms: &terms,
+            digest,
+            description: "openai/gpt-oss-120b on /v1/chat/completions",
+            lasts: 900,
+        };
         let offer = self.rail.offer(&ask, UnixSeconds(1_795_221_719)).unwrap();
         let stop = Stop { refusal: Refusal::PaymentRequired, moved: Moved::No, claimed: false };
         Answer::challenge(&stop, vec![offer])

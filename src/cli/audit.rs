@@ -75,7 +75,7 @@ mod tests {
         let at = UnixSeconds(1_795_221_720);
         let claim = sample::claim("a", 20_000);
         let reference = claim.reference.clone();
-        let owed = claim.apply(Op::PayUnserved, at).unwrap();
+        let owed = claim.apply(Op::PayUnserved { transaction: None }, at).unwrap();
         let claimed = Entry::Claimed { key: "a".into(), amount: claim.terms.amount, reference: reference.clone(), at };
         let paid = Entry::Paid { key: "a".into(), at };
         for (claim, entry) in [(claim, claimed), (owed, paid)] {

@@ -9,7 +9,7 @@ use super::visit::{Inside, Visit};
 use crate::clock::UnixSeconds;
 use crate::flow::price::Quoted;
 use crate::flow::receipt::Signet;
-use crate::flow::{Stop, Toll, control, directory, pay, session as by_token};
+use crate::flow::{Stop, Toll, choose, control, directory, pay, session as by_token};
 use crate::ids;
 use crate::rail::{self, Found, Shown};
 use crate::refusal::{Moved, Refusal};
@@ -110,7 +110,7 @@ impl Gate {
                 _ => Refusal::MethodNotAllowed { allow: "GET, HEAD" }.into(),
             };
         }
-        let Some(route) = plan.route(&path) else { return Refusal::UnknownPath.into() };
+        let Some(route) = plan.route(&path) else { return self.listed(visit, &plan, &path, &method) };
         visit.route = path;
         if method == Method::OPTIONS
             && let Some(answer) = self.cors.preflight(session.req_header().headers.get(header::ORIGIN))
@@ -136,6 +136,21 @@ impl Gate {
             }
             _ => return None,
         })
+    }
+
+    /// One entry of a list of models, by its path below the list; no other path is made up of parts.
+    fn listed(&self, visit: &mut Visit, plan: &Plan, path: &str, method: &Method) -> Outcome {
+        let Some((list, id)) = plan.entry_of(path) else { return Refusal::UnknownPath.into() };
+        visit.route = list.path.to_string();
+        if !matches!(*method, Method::GET | Method::HEAD) {
+            return Refusal::MethodNotAllowed { allow: "GET, HEAD" }.into();
+        }
+        let asked = percent_decoded(id);
+        let created = self.toll.rules.standing().loaded_at.0;
+        match directory::model(plan, list, &asked, created) {
+            Some(entry) => Outcome::Answer(Answer::document("application/json", entry)),
+            None => Refusal::UnknownModel { asked }.into(),
+        }
     }
 
     /// One exchange on a paid path. Who showed a credential may have paid already (a push payment is on chain before we see it), so
@@ -182,13 +197,13 @@ impl Gate {
         if method == Method::HEAD
             && let Found::One(shown) = found
         {
-            match control::prove(&self.toll, route, shown, digest).await {
+            match control::prove(&self.toll, &plan, route, shown, digest).await {
                 Ok(Some(headers)) => return Outcome::Answer(Answer::managed(headers)),
                 Ok(None) => {}
                 Err(stop) => return self.unpaid(session, visit, route, stop).await,
             }
         }
-        let quoted = match pay::quote_under(&plan, route.path.as_str(), body.clone()).await {
+        let quoted = match choose::quote(&self.toll, &plan, route.path.as_str(), body.clone(), found).await {
             Ok(quoted) => Arc::new(quoted),
             Err(refusal) => return refusal.into(),
         };
@@ -238,7 +253,7 @@ impl Gate {
         if !stop.refusal.invites_payment() {
             return Outcome::Answer(Answer::refused(&stop));
         }
-        match pay::quote_under(&visit.plan, route.path.as_str(), Bytes::new()).await {
+        match choose::quote(&self.toll, &visit.plan, route.path.as_str(), Bytes::new(), &Found::Nothing).await {
             Ok(quoted) => self.stopped(session, visit, stop, &quoted, Sha256::digest(b"").into()).await,
             Err(refusal) => refusal.into(),
         }
@@ -285,6 +300,26 @@ fn sane(session: &Session) -> std::result::Result<(), Refusal> {
         return Err(Refusal::BadHead { why: "tunnels are not served here" });
     }
     body::unambiguous(session)
+}
+
+/// A name out of a path: clients write its `/` plainly or as `%2F`. What is not an escape stays.
+fn percent_decoded(text: &str) -> String {
+    let mut parts = text.split('%');
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let digits = part.get(..2).filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()));
+        match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                bytes.extend_from_slice(part.get(2..).unwrap_or_default().as_bytes());
+            }
+            None => {
+                bytes.push(b'%');
+                bytes.extend_from_slice(part.as_bytes());
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn peer_of(session: &Session) -> Option<SocketAddr> {

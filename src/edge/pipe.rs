@@ -17,6 +17,8 @@ use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use std::sync::Arc;
 
+/// The public name of the model that answers.
+const MODEL: HeaderName = HeaderName::from_static("pontage-model");
 /// Largest buffered reply.
 const WHOLE_REPLY_BYTES: usize = 32 * 1024 * 1024;
 /// Largest error body looked at.
@@ -58,7 +60,9 @@ pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Pa
     };
     let body = delivery.take_body(pool.profile().ability);
     let out = Outgoing::post(path, &session.req_header().headers, body);
-    let extra = gate.common_headers(session, visit);
+    // Whatever the client called it, and also when it called none: who answers.
+    let named = HeaderValue::from_str(model.name.as_str()).ok().map(|name| (MODEL, name));
+    let extra: Vec<_> = gate.common_headers(session, visit).into_iter().chain(named.clone()).collect();
     let (outcome, refused) = {
         let _busy = Busy::with(gate, if delivery.streams() { "streams" } else { "upstream" });
         let mut pipe = Pipe { delivery: &mut delivery, extra: &extra, status: 0, refused: None };
@@ -86,7 +90,8 @@ pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Pa
         }
         Outcome::Buffered { status, headers, body } => {
             match whole(&mut delivery, &model.upstream, status, &headers, body).await {
-                Ok(answer) => {
+                Ok(mut answer) => {
+                    answer.headers.extend(named);
                     visit.receipt = Some(Box::new(delivery.receipt().clone()));
                     return Ok(Sent::Answer(answer));
                 }

@@ -72,7 +72,7 @@ impl Answer {
         if stop.claimed {
             headers.push((SHOULD_RETRY, HeaderValue::from_static("false")));
         }
-        let challenge_id = offers.first().map(|o| o.challenge_id.clone());
+        let challenge_id = offers.iter().find_map(|o| o.challenge_id.clone());
         if refusal.invites_payment() {
             headers.extend(offers.into_iter().flat_map(|o| o.headers));
         }
@@ -178,7 +178,7 @@ impl Cors {
             (header::VARY, HeaderValue::from_static("Origin")),
             (
                 header::ACCESS_CONTROL_EXPOSE_HEADERS,
-                HeaderValue::from_static("WWW-Authenticate, Payment-Receipt, Retry-After, X-Request-Id"),
+                HeaderValue::from_static("WWW-Authenticate, Payment-Receipt, Pontage-Model, Retry-After, X-Request-Id"),
             ),
         ]
     }
@@ -233,7 +233,8 @@ mod tests {
             rail: "tempo/charge".into(),
             range: ("tempo".into(), "charge".into()),
             headers: vec![(header::WWW_AUTHENTICATE, HeaderValue::from_static("Payment id=\"x\""))],
-            challenge_id: "x".into(),
+            challenge_id: Some("x".into()),
+            entry: None,
         };
         let refusal = Refusal::UnknownModel { asked: "raw-id".into() };
         let answer = Answer::challenge(&stop(refusal, Moved::No, false), vec![offer]);

@@ -62,7 +62,7 @@ impl Together {
             Entry::Paid { key, .. } | Entry::Owed { key, .. } => {
                 self.paid.insert(key.clone());
             }
-            Entry::Outcome { .. } | Entry::Dead { .. } => {}
+            Entry::Outcome { .. } | Entry::Dead { .. } | Entry::Taking { .. } | Entry::Unproven { .. } => {}
         }
     }
 

@@ -21,7 +21,7 @@ use self::record::{Put, Streams};
 use super::embedded::Embedded;
 use super::{Store, StoreError, Swap, Write, changed_facts};
 use crate::channel::{Channel, ChannelId};
-use crate::claim::{Claim, ClaimKey, Standing};
+use crate::claim::{Claim, ClaimKey};
 use crate::clock::UnixSeconds;
 use crate::ids::RailId;
 use crate::journal::{Entry, Receipt};
@@ -150,7 +150,7 @@ impl Redis {
             }
         }
         self.streams.rank(DUE_CLAIMS, &claim.key.0, claim.keep_until()).await?;
-        if matches!(claim.standing, Standing::Delivered { .. } | Standing::Dead) {
+        if claim.standing.is_end() {
             self.streams.remove(OPEN_CLAIMS, &claim.key.0).await?;
         }
         Ok(Swap::Done)

@@ -17,7 +17,7 @@ fn sale(key: &str) -> [Write; 3] {
     let by = || "r0".to_owned();
     let (id, at) = (format!("rcpt_{key}"), UnixSeconds(1_100));
     let claimed = sample::claim(key, 100);
-    let paid = claimed.apply(Op::Pay { by: by() }, at).unwrap();
+    let paid = claimed.apply(Op::Pay { by: by(), transaction: None }, at).unwrap();
     let delivered = paid.apply(Op::Deliver { by: by(), receipt: id.clone() }, at).unwrap();
     let reference = claimed.reference.clone();
     let write = |claim, entry| Write {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use super::*;
+use crate::claim::Standing;
 use crate::claim::{Op, sample};
 use crate::store::conformance::{self, Bench};
 use std::net::{Ipv4Addr, TcpListener};
@@ -164,7 +165,7 @@ async fn what_was_confirmed_survives_the_death_of_redis_and_nothing_is_offered_m
     for claim in &claims {
         assert_eq!(store.claim(&claim.key).await.unwrap().as_ref(), Some(claim), "it mends itself");
     }
-    let next = claims[0].apply(Op::PayUnserved, UnixSeconds(1_010)).unwrap();
+    let next = claims[0].apply(Op::PayUnserved { transaction: None }, UnixSeconds(1_010)).unwrap();
     assert_eq!(store.commit(put(&next)).await, Ok(Swap::Done), "and goes on");
 }
 
