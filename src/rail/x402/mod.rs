@@ -11,8 +11,8 @@ pub mod remote;
 pub(crate) mod sample;
 pub mod shown;
 pub mod signed;
-mod way;
 pub mod solana;
+mod way;
 pub mod wire;
 
 pub use way::{Settings, X402};
