@@ -95,8 +95,8 @@ impl Network {
                 (chain_id != 0 && chain_id.to_string() == id).then_some(Family::Evm { chain_id })?
             }
             ("solana", id) => {
-                let ours = id.len() == SOLANA_REFERENCE && id.bytes().all(|b| DIGITS.contains(&b));
-                ours.then_some(Family::Solana)?
+                let base58 = id.len() == SOLANA_REFERENCE && bs58::decode(id).into_vec().is_ok();
+                base58.then_some(Family::Solana)?
             }
             _ => return None,
         };
@@ -133,49 +133,16 @@ pub fn asset(network: &Network, word: &str) -> Option<Asset> {
     })
 }
 
-/// The digits of base58, as Solana writes keys and signatures.
-const DIGITS: &[u8; 58] = b"123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz";
-
 /// Reads exactly `N` bytes of base58. A value has one spelling.
 pub fn from_base58<const N: usize>(text: &str) -> Option<[u8; N]> {
-    // Longer than any spelling of so many bytes: nothing to count.
-    if text.len() > N * 2 {
-        return None;
-    }
-    let mut bytes = [0u8; N];
-    for digit in text.bytes() {
-        let mut carry = DIGITS.iter().position(|d| *d == digit)?;
-        for byte in bytes.iter_mut().rev() {
-            carry += usize::from(*byte) * 58;
-            *byte = u8::try_from(carry & 0xff).ok()?;
-            carry >>= 8;
-        }
-        if carry != 0 {
-            return None;
-        }
-    }
-    let ones = text.bytes().take_while(|b| *b == b'1').count();
-    (ones == bytes.iter().take_while(|b| **b == 0).count()).then_some(bytes)
+    // Longer than any spelling of so many bytes: not worth counting.
+    let text = Some(text).filter(|text| text.len() <= 2 * N)?;
+    bs58::decode(text).into_vec().ok()?.try_into().ok()
 }
 
 /// Writes bytes in base58. For keys, signatures and hashes: the work grows with the square of their number.
 pub fn base58(bytes: &[u8]) -> String {
-    let mut digits: Vec<u8> = Vec::new();
-    for byte in bytes {
-        let mut carry = usize::from(*byte);
-        for digit in &mut digits {
-            carry += usize::from(*digit) << 8;
-            *digit = (carry % 58) as u8;
-            carry /= 58;
-        }
-        while carry > 0 {
-            digits.push((carry % 58) as u8);
-            carry /= 58;
-        }
-    }
-    let ones = bytes.iter().take_while(|b| **b == 0).count();
-    let word = |digit: &u8| DIGITS.get(usize::from(*digit)).copied().map_or('1', char::from);
-    std::iter::repeat_n('1', ones).chain(digits.iter().rev().map(word)).collect()
+    bs58::encode(bytes).into_string()
 }
 
 impl fmt::Display for Network {

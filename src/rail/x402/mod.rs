@@ -11,8 +11,9 @@ pub mod remote;
 pub(crate) mod sample;
 pub mod shown;
 pub mod signed;
-pub mod solana;
 mod way;
+pub mod solana;
+pub mod solana_evidence;
 pub mod wire;
 
 pub use way::{Settings, X402};

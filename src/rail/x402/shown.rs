@@ -236,3 +236,7 @@ fn number(text: &str) -> Option<U256> {
     let plain = !digits.is_empty() && digits.len() <= most && digits.chars().all(|c| c.is_digit(radix));
     plain.then(|| U256::from_str_radix(digits, u64::from(radix)).ok())?
 }
+
+#[cfg(test)]
+#[path = "shown_tests.rs"]
+mod tests;

@@ -385,3 +385,7 @@ fn plain(text: &str, most: usize) -> String {
     let plain = |c: char| if c.is_ascii_graphic() || c == ' ' { c } else { '?' };
     text.chars().take(most).map(plain).collect()
 }
+
+#[cfg(test)]
+#[path = "wire_tests.rs"]
+mod tests;
