@@ -274,9 +274,7 @@ impl Conf {
     pub fn offered(&self) -> Rails {
         let of = |rail: &RailConf| match &rail.kind {
             RailKind::MppTempo(tempo) => tempo_offers(&rail.name, tempo.session.is_some()),
-            RailKind::X402(x402) => {
-                x402_offers(&rail.name, x402.network.family == Family::Solana, x402.asset.decimals)
-            }
+            RailKind::X402(x402) => x402_offers(&rail.name, x402.network.family == Family::Solana, x402.asset.decimals),
         };
         self.rails.iter().flat_map(of).collect()
     }
@@ -335,9 +333,7 @@ fn named_rails(root: &Section<'_>) -> Rails {
     let sections = table.entries();
     let said = |value: &Value<'_>, key: &str, begins: &str| {
         let keys = value.is_table().then(|| value.section()).flatten();
-        keys.is_some_and(|s| {
-            s.entries().iter().any(|(k, v)| *k == key && (begins.is_empty() || v.begins_with(begins)))
-        })
+        keys.is_some_and(|s| s.entries().iter().any(|(k, v)| *k == key && (begins.is_empty() || v.begins_with(begins))))
     };
     let offers = |(name, value): &(&str, Value<'_>)| match said(value, "kind", "x402") {
         true => x402_offers(name, said(value, "network", "solana"), 6),

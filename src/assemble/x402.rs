@@ -61,11 +61,12 @@ fn evidence(conf: &X402Conf) -> Result<Option<Arc<dyn Evidence>>, String> {
     let Some(rpc) = &conf.rpc else { return Ok(None) };
     let rpc = rpc.read().map_err(|e| format!("rpc: {e}"))?;
     Ok(Some(match conf.network.family {
-        Family::Evm { .. } => {
-            Arc::new(EvmEvidence::new(&rpc, &conf.network, evm_evidence::Look::default()).map_err(|e| format!("rpc: {e}"))?)
-        }
+        Family::Evm { .. } => Arc::new(
+            EvmEvidence::new(&rpc, &conf.network, evm_evidence::Look::default()).map_err(|e| format!("rpc: {e}"))?,
+        ),
         Family::Solana => Arc::new(
-            SolanaEvidence::new(&rpc, &conf.network, solana_evidence::Look::default()).map_err(|e| format!("rpc: {e}"))?,
+            SolanaEvidence::new(&rpc, &conf.network, solana_evidence::Look::default())
+                .map_err(|e| format!("rpc: {e}"))?,
         ),
     }))
 }

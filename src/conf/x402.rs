@@ -101,7 +101,8 @@ pub enum AuthConf {
 pub(super) fn read(s: &Section<'_>) -> Option<X402Conf> {
     let network = s.need("network").and_then(|v| {
         v.read(|text| {
-            Network::parse(text).ok_or("is not a CAIP-2 network such as \"eip155:8453\" or \"solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp\"")
+            Network::parse(text)
+                .ok_or("is not a CAIP-2 network such as \"eip155:8453\" or \"solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp\"")
         })
     });
     let family = network.as_ref().map(|n| n.family);

@@ -269,7 +269,7 @@ impl Channels {
         now: UnixSeconds,
     ) -> Result<Result<Arc<Channel>, Arc<Channel>>, Trouble> {
         // So that it is known whose opening is there when the answer is lost.
-        channel.recent.push(ids::nonce());
+        channel.recent.push(ids::nonce().into());
         let mut journal = vec![Entry::Channel {
             channel: channel.id.clone(),
             rail: channel.rail.clone(),

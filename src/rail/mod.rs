@@ -128,6 +128,21 @@ impl Found {
     }
 }
 
+/// What a client whose payment was handed in and failed is told beside the offers: x402 has a header for it.
+pub fn failure(found: &Found, refusal: &Refusal) -> Option<(http::HeaderName, http::HeaderValue)> {
+    let (Found::One(Shown::X402(payment)), Refusal::PaymentFailed { why }) = (found, refusal) else { return None };
+    let payer = payment.signed.payer();
+    let told = x402::wire::Settled {
+        success: false,
+        transaction: "",
+        network: &payment.network,
+        payer: payer.as_deref(),
+        amount: None,
+        error_reason: Some(why),
+    };
+    x402::wire::settled(payment.version, &told)
+}
+
 impl Shown {
     /// What a session credential says it does, not believed; `None` for any other credential.
     pub fn action(&self) -> Option<&str> {

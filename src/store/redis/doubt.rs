@@ -56,7 +56,7 @@ impl Doubt {
 
 /// Whether a change of this name is among the newest of a record.
 pub(super) fn names(record: &Channel, name: &str) -> bool {
-    record.recent.iter().any(|done| done == name)
+    record.recent.iter().any(|done| **done == *name)
 }
 
 /// All of this gate's.
@@ -76,7 +76,7 @@ impl Doubts {
     /// Keeps what a swap to `channel` was to leave in the journal.
     pub async fn keep(&self, channel: &Channel, journal: Vec<Entry>) {
         let Some(name) = channel.recent.last().filter(|_| !journal.is_empty()) else { return };
-        let doubt = Doubt { name: name.clone(), revision: channel.revision, journal, since: Instant::now() };
+        let doubt = Doubt { name: name.to_string(), revision: channel.revision, journal, since: Instant::now() };
         self.open.lock().await.entry(channel.id.clone()).or_default().push(doubt);
         self.count.fetch_add(1, Ordering::SeqCst);
     }

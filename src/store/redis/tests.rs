@@ -342,7 +342,7 @@ fn signed(channel: &Channel, name: &str, amount: u128) -> Write {
     };
     let op = Op::Accept { voucher, min_delta: crate::money::Atoms(1) };
     let (next, _) = channel.apply(name, op, sample::START).unwrap();
-    Write { channel: Some(next), journal: vec![entry], ..Write::default() }
+    Write { channel: Some(Arc::new(next)), journal: vec![entry], ..Write::default() }
 }
 
 fn lines_of(store: &Redis, amount: u128) -> usize {
@@ -358,6 +358,7 @@ async fn a_write_whose_answer_was_lost_and_that_another_gate_overtook_leaves_its
     let b = server.open("b.redb").await.unwrap();
     let mut channel = crate::channel::sample::open("0xaa", 10);
     channel.revision = 1;
+    let mut channel = Arc::new(channel);
     let made = a.commit(Write { channel: Some(channel.clone()), ..Write::default() }).await;
     assert_eq!(made, Ok(Swap::Done));
     for (round, redis_dies) in [(1, false), (2, true)] {
@@ -399,6 +400,7 @@ async fn a_write_that_was_never_made_leaves_no_line_however_its_end_was_learnt()
     let (a, b) = (server.open("a.redb").await.unwrap(), server.open("b.redb").await.unwrap());
     let mut channel = crate::channel::sample::open("0xaa", 10);
     channel.revision = 1;
+    let channel = Arc::new(channel);
     a.commit(Write { channel: Some(channel.clone()), ..Write::default() }).await.unwrap();
     // Redis dies before it hears of it.
     server.kill();
