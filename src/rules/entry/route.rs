@@ -74,7 +74,6 @@ fn read(s: &Section<'_>) -> RouteEntry {
     let accept = s.take("accept");
     let stream = s.take("stream");
     let receipt = s.take("receipt");
-    let tier = if surface == Some(Surface::Models) { s.take("tier") } else { s.need("tier") };
     if surface == Some(Surface::Models) {
         if access == Some(Access::Paid) {
             s.wrong("the models surface is free: write access = \"free\"");
@@ -100,7 +99,8 @@ fn read(s: &Section<'_>) -> RouteEntry {
         spot: s.spot().clone(),
         path: s.need("path").and_then(|v| path(&v)),
         surface,
-        tier: tier.and_then(|v| Some(v.said(TierName::from(v.text()?)))),
+        tier: if surface == Some(Surface::Models) { s.take("tier") } else { s.need("tier") }
+            .and_then(|v| Some(v.said(TierName::from(v.text()?)))),
         stream: stream.and_then(|v| v.word(&streams)).unwrap_or_default(),
         access,
         accept: accept
