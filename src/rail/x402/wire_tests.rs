@@ -180,9 +180,11 @@ fn a_receipt_has_what_clients_insist_on() {
     assert_eq!(value, json!({"success": false, "transaction": "", "network": "eip155:84532", "errorReason": want}));
 }
 
+type Change = fn(&mut Payment, &mut Entry);
+
 #[test]
 fn a_payment_answers_an_offer_when_it_repeats_all_of_it() {
-    let table: &[(&str, fn(&mut Payment, &mut Entry), Result<(), &str>, &str)] = &[
+    let table: &[(&str, Change, Result<(), &str>, &str)] = &[
         ("upto", |_, _| (), Ok(()), "as offered"),
         ("upto", |p, _| p.scheme = Scheme::Exact, Err("scheme"), "another scheme"),
         ("upto", |p, _| p.network = Network::parse("eip155:8453").unwrap(), Err("network"), "another network"),
