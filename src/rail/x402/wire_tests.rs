@@ -100,6 +100,13 @@ fn four_networks_in_both_schemes_fit_and_what_does_not_is_left_out_from_the_end(
         .collect();
     assert_eq!(kept, names[..kept.len()], "in our order");
 
+    let longest = (0..600).map(|filler| {
+        let url = format!("{}{}", resource.url, "x".repeat(filler));
+        let offers: Vec<&Entry> = offers.iter().collect();
+        required(&offers, &Resource { url: &url, ..resource }, "Payment required").unwrap().1.len()
+    });
+    assert_eq!(longest.max(), Some(MAX_REQUIRED / 4 * 4), "to the last byte and no further");
+
     let mut large = entry("eip155:8453", Scheme::Exact);
     large.extra.insert("memo".into(), "x".repeat(MAX_REQUIRED).into());
     let (_, value) = read(write(&[large, offers[0].clone()]));
