@@ -90,7 +90,7 @@ impl Challenge {
         };
         let offer = self.rail.offer(&ask, UnixSeconds(1_795_221_719)).unwrap();
         let stop = Stop { refusal: Refusal::PaymentRequired, moved: Moved::No, claimed: false };
-        Answer::challenge(&stop, vec![offer])
+        Answer::challenge(&stop, vec![offer], &Default::default())
     }
 }
 

@@ -8,6 +8,7 @@ pub mod fees;
 pub mod relay;
 pub mod reserve;
 mod rpc;
+pub mod solana;
 pub mod tempo;
 pub mod web;
 

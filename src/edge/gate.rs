@@ -8,9 +8,10 @@ use super::reply::{self, Answer, Cors};
 use super::visit::{Inside, Visit};
 use crate::clock::UnixSeconds;
 use crate::flow::price::Quoted;
-use crate::flow::receipt::Signet;
+use crate::flow::receipt::{Signet, public};
 use crate::flow::{Stop, Toll, choose, control, directory, pay, session as by_token};
 use crate::ids;
+use crate::rail::x402::wire::Resource;
 use crate::rail::{self, Found, Shown};
 use crate::refusal::{Moved, Refusal};
 use crate::rules::Plan;
@@ -18,7 +19,7 @@ use crate::rules::plan::{Route, Surface};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue};
-use http::{Method, header};
+use http::{HeaderMap, Method, header};
 use pingora::apps::HttpServerOptions;
 use pingora::modules::http::HttpModules;
 use pingora::prelude::{Error, ErrorType, HttpPeer, Result};
@@ -33,6 +34,8 @@ use std::time::{Duration, Instant};
 
 /// Idle seconds of a kept-alive connection.
 pub const KEEP_ALIVE_SECONDS: u64 = 60;
+/// Where receipts are.
+const RECEIPTS: &str = "/receipts/";
 /// A client that takes nothing for this long is gone.
 const WRITE_SECONDS: u64 = 60;
 
@@ -110,6 +113,12 @@ impl Gate {
                 _ => Refusal::MethodNotAllowed { allow: "GET, HEAD" }.into(),
             };
         }
+        if let Some(id) = path.strip_prefix(RECEIPTS) {
+            return match method {
+                Method::GET | Method::HEAD => self.receipt(visit, id).await,
+                _ => Refusal::MethodNotAllowed { allow: "GET, HEAD" }.into(),
+            };
+        }
         let Some(route) = plan.route(&path) else { return self.listed(visit, &plan, &path, &method) };
         visit.route = path;
         if method == Method::OPTIONS
@@ -125,6 +134,26 @@ impl Gate {
             (Surface::Models, _) => Refusal::MethodNotAllowed { allow: "GET, HEAD" }.into(),
             (Surface::Chat, Method::POST | Method::HEAD | Method::GET) => self.chat(session, visit, route).await,
             (Surface::Chat, _) => Refusal::MethodNotAllowed { allow: "POST, HEAD" }.into(),
+        }
+    }
+
+    /// A receipt by its id, which only whoever was given it knows: what was used, what it cost, and whether that is settled.
+    async fn receipt(&self, visit: &mut Visit, id: &str) -> Outcome {
+        RECEIPTS.trim_end_matches('/').clone_into(&mut visit.route);
+        if let Err(refusal) = self.flood.admit(visit.client, false) {
+            return refusal.into();
+        }
+        let well_formed = id.len() <= 64 && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
+        if !well_formed {
+            return Refusal::UnknownPath.into();
+        }
+        match self.toll.store.receipt(id).await {
+            Ok(Some(receipt)) => Outcome::Answer(Answer::private(public(&receipt).to_string())),
+            Ok(None) => Refusal::UnknownPath.into(),
+            Err(e) => {
+                tracing::error!(error = %e, "a receipt could not be read");
+                Refusal::Store { retry_after_seconds: 10 }.into()
+            }
         }
     }
 
@@ -277,9 +306,10 @@ impl Gate {
             && let Some(offer) =
                 control::proof_offer(&self.toll, &visit.plan, route, headers, digest, UnixSeconds::now())
         {
-            return Outcome::Answer(Answer::challenge(&stop, vec![offer]));
+            return Outcome::Answer(Answer::challenge(&stop, vec![offer], &Resource::default()));
         }
-        let shown = match rail::found(headers) {
+        let found = rail::found(headers);
+        let shown = match &found {
             Found::One(shown) => shown.channel(),
             _ => None,
         };
@@ -288,10 +318,21 @@ impl Gate {
             false => None,
         };
         Outcome::Answer(match pay::offers(&self.toll, quoted, digest, headers, known.as_deref()).await {
-            Ok(offers) => Answer::challenge(&stop, offers),
+            Ok(offers) => {
+                let (url, description) = (format!("{}{}", self.toll.public_url, route.path), pay::description(quoted));
+                let sold = Resource { url: &url, description: &description, mime_type: "application/json" };
+                let answer = Answer::challenge(&stop, offers, &sold).with(rail::failure(&found, &stop.refusal));
+                if is_browser(headers) { answer.as_page() } else { answer }
+            }
             Err(refusal) => Answer::refused(&Stop { refusal, ..stop }),
         })
     }
+}
+
+/// Whether a person looks at this: wallets and SDKs that call themselves Mozilla ask for JSON.
+fn is_browser(headers: &HeaderMap) -> bool {
+    let says = |name, word| headers.get(name).and_then(|v| v.to_str().ok()).is_some_and(|v| v.contains(word));
+    says(header::ACCEPT, "text/html") && says(header::USER_AGENT, "Mozilla")
 }
 
 /// What must not be guessed about: upgrades, tunnels, paths outside their normal form.

@@ -322,7 +322,7 @@ async fn promise(toll: &Arc<Toll>, taking: Taking<'_>, by_usage: bool) -> Result
             Vouched::Bad { why } => {
                 count("refused");
                 let moved = promise.forgo().await;
-                Err(Stop { refusal: Refusal::PaymentFailed { why }, moved, claimed: true })
+                Err(Stop { refusal: Refusal::PaymentInvalid { why }, moved, claimed: true })
             }
             Vouched::Unknown { why } => {
                 count("unknown");
@@ -678,7 +678,7 @@ pub async fn offers(
 }
 
 /// What the wallet shows its owner. Words of the rules only.
-fn description(quoted: &Quoted) -> String {
+pub fn description(quoted: &Quoted) -> String {
     let ascii = |s: &str| s.chars().filter(|c| c.is_ascii_graphic() || *c == ' ').collect::<String>();
     format!("{} on {}", ascii(quoted.allowed.model.name.as_str()), ascii(quoted.allowed.route.path.as_str()))
 }

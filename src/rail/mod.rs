@@ -22,7 +22,7 @@ pub mod x402;
 use crate::channel::ChannelId;
 use crate::claim::{Claim, ClaimKey, Terms};
 use crate::clock::UnixSeconds;
-use crate::ids::{PublicModel, RailId, RoutePath};
+use crate::ids::{PublicModel, RailId};
 use crate::journal::Receipt;
 use crate::money::Usd;
 use crate::refusal::Refusal;
@@ -128,6 +128,21 @@ impl Found {
     }
 }
 
+/// What a client whose payment was handed in and failed is told beside the offers: x402 has a header for it.
+pub fn failure(found: &Found, refusal: &Refusal) -> Option<(http::HeaderName, http::HeaderValue)> {
+    let (Found::One(Shown::X402(payment)), Refusal::PaymentFailed { why }) = (found, refusal) else { return None };
+    let payer = payment.signed.payer();
+    let told = x402::wire::Settled {
+        success: false,
+        transaction: "",
+        network: &payment.network,
+        payer: payer.as_deref(),
+        amount: None,
+        error_reason: Some(why),
+    };
+    x402::wire::settled(payment.version, &told)
+}
+
 impl Shown {
     /// What a session credential says it does, not believed; `None` for any other credential.
     pub fn action(&self) -> Option<&str> {
@@ -231,8 +246,9 @@ pub trait Rail: Way {
     /// Whether the credential answers an offer of this rail, by MAC alone. `Ok(None)`: another rail's. `live`: this request under
     /// the rules in force, for protocols whose offers name neither path nor model. No I/O, no expiry check.
     fn recognise(&self, shown: &Shown, live: &Ask<'_>) -> Result<Option<Recognised>, Refusal>;
-    /// The path and the model of the offer that a credential answers, as it says; `None`: it does not say, or is another rail's.
-    fn offered(&self, shown: &Shown) -> Option<(RoutePath, PublicModel)>;
+    /// The model of the offer that a credential answers, as it says itself; `None`: it does not say, or its offer is another rail's
+    /// or path's.
+    fn offered(&self, shown: &Shown, path: &str) -> Option<PublicModel>;
     /// The rest that can be checked locally, cheapest first: expiry, terms, digest, form, signature. No I/O.
     async fn check(
         &self,

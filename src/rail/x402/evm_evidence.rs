@@ -9,18 +9,16 @@ mod judge;
 
 use self::judge::{Due, Meaning};
 use super::evidence::{Evidence, Movement, Trace};
-use super::signed::{Eip3009, Permit2, Signed};
+use super::signed::{Eip3009, PERMIT2, Permit2, Signed};
 use crate::chain::evm::{Evm, Filter, Log};
 use crate::chain::{Address, B256, Head, Unreachable};
 use crate::clock::UnixSeconds;
 use crate::network::{Family, Network};
 use crate::secret::Secret;
-use alloy::primitives::{Bytes, U256, address};
+use alloy::primitives::{Bytes, U256};
 use alloy::sol_types::{SolCall as _, SolEvent as _};
 use async_trait::async_trait;
 
-/// Permit2, at one address everywhere.
-const PERMIT2: Address = address!("000000000022D473030F116dDEE9F6B43aC78BA3");
 /// How far the chain's clock must be past an authorization's end before it is over for good: the newest block may be replaced.
 const LAG_SECONDS: u64 = 30;
 /// Most transactions that are looked at to find one.

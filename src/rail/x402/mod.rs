@@ -12,4 +12,8 @@ pub(crate) mod sample;
 pub mod shown;
 pub mod signed;
 pub mod solana;
+pub mod solana_evidence;
+mod way;
 pub mod wire;
+
+pub use way::{Settings, X402};

@@ -42,6 +42,40 @@ pub fn payer(transaction: &[u8]) -> Option<String> {
     Some(base58(&Transfer::of(&read)?.authority))
 }
 
+/// How much its transfer moves. Nothing is believed about the rest.
+pub fn amount(transaction: &[u8]) -> Option<Atoms> {
+    let read = Transaction::read(transaction)?;
+    Some(Atoms(Transfer::of(&read)?.amount.into()))
+}
+
+/// What a transaction is found again by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sought<'a> {
+    /// The signed bytes: whoever pays the fee adds a signature before them and changes nothing in them.
+    pub message: &'a [u8],
+    /// It can be used as long as the network knows this.
+    pub blockhash: Key,
+    /// The token account its money comes from.
+    pub source: Key,
+    /// What it says in memos.
+    pub memos: Vec<&'a str>,
+}
+
+/// How to find a transaction again. `None` for another layout than the one that is taken: one with a stored nonce, above all,
+/// would never grow old.
+pub fn sought(transaction: &[u8]) -> Option<Sought<'_>> {
+    let read = Transaction::read(transaction)?;
+    budget(&read).ok()?;
+    let source = Transfer::of(&read)?.source;
+    let memos = read.instructions.iter().filter(|i| is(&i.program, MEMO)).map(|i| std::str::from_utf8(i.data));
+    Some(Sought {
+        message: read.message,
+        blockhash: read.blockhash,
+        source,
+        memos: memos.collect::<Result<_, _>>().ok()?,
+    })
+}
+
 /// Whether the transaction moves exactly what is wanted, and nothing of the fee payer's, and is signed by the payer. How long it is good
 /// only the chain knows.
 pub fn check(transaction: &[u8], wanted: &Wanted<'_>) -> Result<(), String> {
@@ -138,6 +172,7 @@ pub fn associated(owner: &Key, token_program: &Key, mint: &Key) -> Option<Key> {
 /// The transfer, which is the third instruction.
 struct Transfer {
     program: Key,
+    source: Key,
     mint: Key,
     destination: Key,
     authority: Key,
@@ -149,13 +184,13 @@ impl Transfer {
     /// `TransferChecked` with one owner: a shared account's transfer has more accounts and is not taken.
     fn of(read: &Transaction<'_>) -> Option<Self> {
         let instruction = read.instructions.get(2).filter(|i| is(&i.program, TOKEN) || is(&i.program, TOKEN_2022))?;
-        let (&[12, ref amount @ .., decimals], &[_, mint, destination, authority]) =
+        let (&[12, ref amount @ .., decimals], &[source, mint, destination, authority]) =
             (instruction.data, instruction.accounts.as_slice())
         else {
             return None;
         };
         let amount = u64::from_le_bytes(<[u8; 8]>::try_from(amount).ok()?);
-        Some(Self { program: instruction.program, mint, destination, authority, amount, decimals })
+        Some(Self { program: instruction.program, source, mint, destination, authority, amount, decimals })
     }
 }
 
@@ -164,6 +199,7 @@ struct Transaction<'a> {
     signatures: Vec<[u8; 64]>,
     message: &'a [u8],
     keys: Vec<Key>,
+    blockhash: Key,
     instructions: Vec<Instruction<'a>>,
 }
 
@@ -194,11 +230,11 @@ impl<'a> Transaction<'a> {
         }
         let count = reader.length()?;
         let keys = (0..count).map(|_| reader.array::<32>()).collect::<Option<Vec<Key>>>()?;
-        reader.array::<32>()?;
+        let blockhash = reader.array::<32>()?;
         let count = reader.length().filter(|count| INSTRUCTIONS.contains(count))?;
         let instructions = (0..count).map(|_| Instruction::read(&mut reader, &keys)).collect::<Option<Vec<_>>>()?;
         let tables = if versioned { reader.length()? } else { 0 };
-        (tables == 0 && reader.0.is_empty()).then_some(Self { signatures, message, keys, instructions })
+        (tables == 0 && reader.0.is_empty()).then_some(Self { signatures, message, keys, blockhash, instructions })
     }
 
     /// Whether this key is one of those that sign, and did.

@@ -195,7 +195,7 @@ impl Entry {
 }
 
 /// What is sold, for people.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Resource<'a> {
     /// Absolute, made from `public_url`.
     pub url: &'a str,

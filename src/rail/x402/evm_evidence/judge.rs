@@ -7,14 +7,9 @@
 use super::abi::{AuthorizationUsed, ExactProxy, Transfer, UptoProxy};
 use crate::chain::Address;
 use crate::chain::evm::{Called, Log, Mined};
-use crate::rail::x402::signed::{Eip3009, Permit2};
-use alloy::primitives::{LogData, U256, address};
+use crate::rail::x402::signed::{EXACT_PROXY, Eip3009, Permit2, UPTO_PROXY};
+use alloy::primitives::{LogData, U256};
 use alloy::sol_types::{SolCall as _, SolEvent};
-
-/// Uses Permit2 signatures for exactly the amount.
-pub(super) const EXACT_PROXY: Address = address!("402085c248EeA27D92E8b30b2C58ed07f9E20001");
-/// Uses them for at most the amount.
-pub(super) const UPTO_PROXY: Address = address!("4020A4f3b7b90ccA423B9fabCc0CE57C6C240002");
 
 /// The movement that was bought, typed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,6 +5,7 @@ use super::abi::{ExactProxy, ExactWitness, PermitTransferFrom, TokenPermissions}
 use super::*;
 use crate::money::Atoms;
 use crate::rail::x402::node::Node;
+use crate::rail::x402::signed::EXACT_PROXY;
 use serde_json::{Value, json};
 
 const TOKEN: &str = "0x036CbD53842c5426634e7929541eC2318f3dCF7e";
@@ -42,7 +43,7 @@ fn permit2() -> Signed {
         from: PAYER,
         token: TOKEN.parse().unwrap(),
         amount: Atoms(10_000),
-        spender: judge::EXACT_PROXY,
+        spender: EXACT_PROXY,
         nonce: U256::from(PERMIT_NONCE),
         deadline: UnixSeconds::now().0 + 300,
         to: us(),
@@ -80,7 +81,7 @@ fn proxy_call(tx: B256, nonce: u64, amount: u64) -> (B256, Value) {
     let permit = PermitTransferFrom { permitted, nonce: U256::from(nonce), deadline: U256::from(100) };
     let witness = ExactWitness { to: us(), validAfter: U256::ZERO };
     let input = ExactProxy::settleCall { permit, owner: PAYER, witness, signature: Bytes::new() }.abi_encode();
-    (tx, json!({"hash": tx, "to": judge::EXACT_PROXY, "input": Bytes::from(input), "from": PAYER}))
+    (tx, json!({"hash": tx, "to": EXACT_PROXY, "input": Bytes::from(input), "from": PAYER}))
 }
 
 /// A chain at height 10,000 as one node shows it.

@@ -8,7 +8,7 @@
 
 use super::super::facilitator::{Expects, Verdict};
 use crate::money::Atoms;
-use crate::network::{Family, Network};
+use crate::network::{Family, Network, from_base58};
 use alloy::primitives::{Address, B256};
 use serde::Deserialize;
 
@@ -156,7 +156,7 @@ pub(super) fn is_named(network: &Network, name: &str) -> bool {
 pub(super) fn is_account(network: &Network, text: &str) -> bool {
     match network.family {
         Family::Evm { .. } => text.starts_with("0x") && text.len() == 42 && text.parse::<Address>().is_ok(),
-        Family::Solana => base58(text, 32),
+        Family::Solana => from_base58::<32>(text).is_some(),
     }
 }
 
@@ -164,13 +164,8 @@ pub(super) fn is_account(network: &Network, text: &str) -> bool {
 pub(super) fn is_transaction(network: &Network, text: &str) -> bool {
     match network.family {
         Family::Evm { .. } => text.starts_with("0x") && text.len() == 66 && text.parse::<B256>().is_ok(),
-        Family::Solana => base58(text, 64),
+        Family::Solana => from_base58::<64>(text).is_some(),
     }
-}
-
-/// The length first: decoding takes time quadratic in it.
-fn base58(text: &str, bytes: usize) -> bool {
-    text.len() <= 2 * bytes && bs58::decode(text).into_vec().is_ok_and(|v| v.len() == bytes)
 }
 
 #[cfg(test)]
