@@ -117,3 +117,6 @@ fn pays(route: &Route, model: &Model, size: &Size, prompt: u64) -> bool {
         _ => true,
     }
 }
+
+#[cfg(test)]
+mod tests;

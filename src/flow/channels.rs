@@ -265,9 +265,11 @@ impl Channels {
     /// Writes down a new channel. `Ok(Err(…))`: there is one with this id, and this is it.
     pub async fn create(
         &self,
-        channel: Channel,
+        mut channel: Channel,
         now: UnixSeconds,
     ) -> Result<Result<Arc<Channel>, Arc<Channel>>, Trouble> {
+        // So that it is known whose opening is there when the answer is lost.
+        channel.recent.push(ids::nonce());
         let mut journal = vec![Entry::Channel {
             channel: channel.id.clone(),
             rail: channel.rail.clone(),

@@ -75,8 +75,7 @@ async fn choose(
 /// The model of the offer that a shown payment answers. Not believed: what is paid for is decided later, under our MAC.
 fn offered(toll: &Toll, path: &str, found: &Found) -> Option<PublicModel> {
     let Found::One(shown) = found else { return None };
-    let (route, model) = toll.rails.iter().find_map(|rail| rail.offered(shown))?;
-    (route.as_str() == path).then_some(model)
+    toll.rails.iter().find_map(|rail| rail.offered(shown, path))
 }
 
 /// Prices a request; one that does not fit learns where it would.

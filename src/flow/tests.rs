@@ -156,10 +156,10 @@ impl Rail for Fake {
         let proof = credential.payload["proof"].as_str().unwrap().to_owned();
         Ok(known.map(|known| Recognised { key: ClaimKey(proof.clone()), reference: format!("0x{proof}"), ..known }))
     }
-    fn offered(&self, shown: &Shown) -> Option<(crate::ids::RoutePath, crate::ids::PublicModel)> {
+    fn offered(&self, shown: &Shown, path: &str) -> Option<crate::ids::PublicModel> {
         let Shown::Mpp(credential) = shown else { return None };
         let terms = self.offered.lock().unwrap().get(&credential.challenge.id)?.terms.clone();
-        Some((terms.route, terms.model))
+        (terms.route.as_str() == path).then_some(terms.model)
     }
     async fn check(
         &self,

@@ -22,7 +22,7 @@ pub mod x402;
 use crate::channel::ChannelId;
 use crate::claim::{Claim, ClaimKey, Terms};
 use crate::clock::UnixSeconds;
-use crate::ids::{PublicModel, RailId, RoutePath};
+use crate::ids::{PublicModel, RailId};
 use crate::journal::Receipt;
 use crate::money::Usd;
 use crate::refusal::Refusal;
@@ -231,8 +231,9 @@ pub trait Rail: Way {
     /// Whether the credential answers an offer of this rail, by MAC alone. `Ok(None)`: another rail's. `live`: this request under
     /// the rules in force, for protocols whose offers name neither path nor model. No I/O, no expiry check.
     fn recognise(&self, shown: &Shown, live: &Ask<'_>) -> Result<Option<Recognised>, Refusal>;
-    /// The path and the model of the offer that a credential answers, as it says; `None`: it does not say, or is another rail's.
-    fn offered(&self, shown: &Shown) -> Option<(RoutePath, PublicModel)>;
+    /// The model of the offer that a credential answers, as it says itself; `None`: it does not say, or its offer is another rail's
+    /// or path's.
+    fn offered(&self, shown: &Shown, path: &str) -> Option<PublicModel>;
     /// The rest that can be checked locally, cheapest first: expiry, terms, digest, form, signature. No I/O.
     async fn check(
         &self,

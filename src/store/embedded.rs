@@ -85,6 +85,16 @@ impl Embedded {
         }
     }
 
+    /// The lines of its journal, for tests that count them.
+    #[cfg(test)]
+    pub(super) fn lines(&self) -> Vec<String> {
+        let all = |txn: &ReadTransaction| {
+            let table = txn.open_table(JOURNAL)?;
+            table.range::<u64>(..)?.map(|line| Ok(line?.1.value().to_owned())).collect::<Result<Vec<_>, Fault>>()
+        };
+        self.read(all).unwrap_or_default()
+    }
+
     /// Reads from the newest durable snapshot. Pages are cached or one `pread` away (microseconds), so this runs where it is
     /// called.
     fn read<T>(&self, work: impl FnOnce(&ReadTransaction) -> Result<T, Fault>) -> Result<T, StoreError> {

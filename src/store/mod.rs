@@ -89,6 +89,10 @@ pub trait Store: Send + Sync {
     async fn facts(&self, facts: &[(String, String)], accept: bool) -> Result<Vec<String>, StoreError>;
     /// Whether it takes writes. After a failed fsync it never does again: the process must be restarted.
     fn standing(&self) -> Result<(), StoreError>;
+    /// Whether the operator lets it serve although a crash may lose what it confirmed.
+    fn accepts_data_loss(&self) -> bool {
+        false
+    }
 }
 
 /// Where the facts of this run differ from those of the last, as sentences (see [`Store::facts`]).

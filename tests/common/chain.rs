@@ -104,49 +104,11 @@ impl Drop for Chain {
 
 impl Chain {
     pub async fn start() -> Self {
-        super::require_testbed();
-        let found =
-            Command::new(super::testbed().join("anvil-path")).output().expect("testbed/anvil-path does not run");
-        assert!(found.status.success(), "no local chain is installed: run `make test` (or `testbed/setup`) first");
-        let anvil = String::from_utf8(found.stdout).unwrap().trim().to_owned();
-        let mut why = String::new();
-        // Another process may take the port between asking and using it; then the next one is tried.
-        for _ in 0..4 {
-            let port = super::free_port();
-            // Block time and mixed mining are required: without both, the block clock stands still between payments and
-            // every expiring nonce is refused.
-            let child = Command::new(&anvil)
-                .args(["--network", "tempo", "--hardfork", "T4", "--chain-id", &CHAIN_ID.to_string()])
-                .args([
-                    "--host",
-                    "127.0.0.1",
-                    "--port",
-                    &port.to_string(),
-                    "--block-time",
-                    "1",
-                    "--mixed-mining",
-                    "--quiet",
-                ])
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .unwrap_or_else(|e| panic!("cannot start {anvil}: {e}"));
-            let mut chain = Self { child, port, paused: false.into(), reserve: false.into() };
-            let end = Instant::now() + Duration::from_secs(20);
-            while Instant::now() < end {
-                if let Ok(Some(status)) = chain.child.try_wait() {
-                    why = format!("it ended with {status}");
-                    break;
-                }
-                if rpc(&chain.url(), "eth_chainId", json!([])).await.is_ok_and(|id| id == format!("{CHAIN_ID:#x}")) {
-                    return chain;
-                }
-                why = "it did not answer within 20 s".into();
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-        panic!("the local chain does not start: {why}");
+        // Block time and mixed mining are required: without both, the block clock stands still between payments and every
+        // expiring nonce is refused.
+        let (child, port) =
+            anvil(CHAIN_ID, &["--network", "tempo", "--hardfork", "T4", "--block-time", "1", "--mixed-mining"]).await;
+        Self { child, port, paused: false.into(), reserve: false.into() }
     }
 
     pub fn url(&self) -> String {
@@ -255,7 +217,44 @@ impl Chain {
     }
 }
 
-fn transfer(log: &Value) -> Transfer {
+/// An anvil that says it is `chain_id`, and its port. The caller ends it.
+pub(super) async fn anvil(chain_id: u64, args: &[&str]) -> (Child, u16) {
+    super::require_testbed();
+    let found = Command::new(super::testbed().join("anvil-path")).output().expect("testbed/anvil-path does not run");
+    assert!(found.status.success(), "no local chain is installed: run `make test` (or `testbed/setup`) first");
+    let anvil = String::from_utf8(found.stdout).unwrap().trim().to_owned();
+    let mut why = String::new();
+    // Another process may take the port between asking and using it; then the next one is tried.
+    for _ in 0..4 {
+        let port = super::free_port();
+        let mut child = Command::new(&anvil)
+            .args(["--chain-id", &chain_id.to_string(), "--host", "127.0.0.1", "--port", &port.to_string(), "--quiet"])
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|e| panic!("cannot start {anvil}: {e}"));
+        let url = format!("http://127.0.0.1:{port}");
+        let end = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < end {
+            if let Ok(Some(status)) = child.try_wait() {
+                why = format!("it ended with {status}");
+                break;
+            }
+            if rpc(&url, "eth_chainId", json!([])).await.is_ok_and(|id| id == format!("{chain_id:#x}")) {
+                return (child, port);
+            }
+            why = "it did not answer within 20 s".into();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    panic!("the local chain does not start: {why}");
+}
+
+pub(super) fn transfer(log: &Value) -> Transfer {
     let account = |i: usize| format!("0x{}", &log["topics"][i].as_str().unwrap()[26..]);
     Transfer {
         token: log["address"].as_str().unwrap().to_owned(),
@@ -300,6 +299,8 @@ pub enum Fault {
     Hang,
     /// The chain does it and the caller waits.
     HangAfter,
+    /// Transactions are taken; whatever is asked is answered as things stood so many blocks ago. For every method (`"*"`).
+    Behind(u64),
 }
 
 #[derive(Default)]
@@ -425,6 +426,16 @@ async fn relay(mut stream: TcpStream, target: String, http: reqwest::Client, fau
                 }
                 continue;
             }
+            Some(Fault::Behind(blocks)) => {
+                let reply = match &call {
+                    Value::Array(_) => panic!("a batch has no one answer"),
+                    one => behind(&target, one, *blocks).await,
+                };
+                if !answer_json(&mut stream, reply.to_string().as_bytes()).await {
+                    return;
+                }
+                continue;
+            }
             Some(Fault::DropReply | Fault::HangAfter) | None => {}
         }
         let sent = http.post(&target).header("content-type", "application/json").body(body).send().await;
@@ -437,6 +448,41 @@ async fn relay(mut stream: TcpStream, target: String, http: reqwest::Client, fau
         }
         if !answer_json(&mut stream, &reply).await {
             return;
+        }
+    }
+}
+
+/// What a node says that has not heard of the newest blocks.
+async fn behind(target: &str, call: &Value, blocks: u64) -> Value {
+    let newest = rpc(target, "eth_blockNumber", json!([])).await.map(|n| quantity(&n) as u64);
+    let head = newest.unwrap_or_default().saturating_sub(blocks);
+    let (method, mut params) = (call["method"].as_str().unwrap_or_default(), call["params"].clone());
+    let known = |block: &Value| block.as_str().is_some_and(|b| b.starts_with("0x")) && quantity(block) as u64 <= head;
+    let place = match method {
+        "eth_getBlockByNumber" => Some(0),
+        "eth_call" | "eth_estimateGas" | "eth_getBalance" => Some(1),
+        _ => None,
+    };
+    if let (Some(place), Some(all)) = (place, params.as_array_mut()) {
+        all.resize(all.len().max(place + 1), Value::Null);
+        if !known(&all[place]) {
+            all[place] = json!(format!("{head:#x}"));
+        }
+    }
+    if method == "eth_getLogs" && !known(&params[0]["toBlock"]) {
+        params[0]["toBlock"] = json!(format!("{head:#x}"));
+    }
+    let said = match method {
+        "eth_blockNumber" => Ok(json!(format!("{head:#x}"))),
+        _ => rpc(target, method, params).await,
+    };
+    match said {
+        Ok(found) if method == "eth_getTransactionReceipt" && !found.is_null() && !known(&found["blockNumber"]) => {
+            json!({"jsonrpc": "2.0", "id": call["id"], "result": null})
+        }
+        Ok(found) => json!({"jsonrpc": "2.0", "id": call["id"], "result": found}),
+        Err(message) => {
+            json!({"jsonrpc": "2.0", "id": call["id"], "error": {"code": -32000, "message": message}})
         }
     }
 }

@@ -17,7 +17,7 @@ use super::wire;
 use crate::chain::{Address, B256, Chain};
 use crate::claim::{Claim, Terms};
 use crate::clock::UnixSeconds;
-use crate::ids::{PublicModel, RailId, RoutePath};
+use crate::ids::{PublicModel, RailId};
 use crate::journal::Receipt;
 use crate::money::Atoms;
 use crate::rail::ring::KeyRing;
@@ -396,11 +396,11 @@ impl Rail for Charge {
         }))
     }
 
-    fn offered(&self, shown: &Shown) -> Option<(RoutePath, PublicModel)> {
+    fn offered(&self, shown: &Shown, path: &str) -> Option<PublicModel> {
         let Shown::Mpp(credential) = shown else { return None };
         let words = Opaque::open(Slots::of(&credential.challenge).opaque).filter(|w| w.is_of(&self.settings.id))?;
         let Terms { route, model, .. } = words.terms(Atoms(0), DECIMALS);
-        Some((route, model))
+        (route.as_str() == path).then_some(model)
     }
 
     async fn check(

@@ -51,8 +51,17 @@ fn payment(version: Version, token: &[u8]) -> Option<Payment> {
     if token.len() > MAX_HEADER {
         return None;
     }
-    let json = BASE64.decode(token).ok()?;
-    let mut scanner = Scanner::new(&json).ok()?;
+    read(version, &BASE64.decode(token).ok()?)
+}
+
+/// What was signed in a payment that was decoded before.
+pub fn again(payload: &RawValue) -> Option<Signed> {
+    let json = payload.get().as_bytes();
+    [Version::V2, Version::V1].into_iter().find_map(|version| read(version, json)).map(|payment| payment.signed)
+}
+
+fn read(version: Version, json: &[u8]) -> Option<Payment> {
+    let mut scanner = Scanner::new(json).ok()?;
     scanner.value().ok()?;
     scanner.end().ok()?;
     let text = scanner.source();

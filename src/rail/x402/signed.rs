@@ -140,6 +140,33 @@ impl Signed {
         }
     }
 
+    /// How much: exactly, or at most.
+    pub fn amount(&self) -> Option<Atoms> {
+        match self {
+            Self::Eip3009(a) => Some(a.value),
+            Self::Permit2(p) => Some(p.amount),
+            Self::Solana(bytes) => solana::amount(bytes),
+        }
+    }
+
+    /// What it can be found by on its network: the nonce, or the hash of the message.
+    pub fn reference(&self) -> String {
+        match self {
+            Self::Eip3009(a) => format!("{:#x}", a.nonce),
+            Self::Permit2(p) => format!("permit2:{:#x}:{:064x}", p.from, p.nonce),
+            Self::Solana(bytes) => hex::encode(Sha256::digest(solana::message(bytes).unwrap_or(bytes))),
+        }
+    }
+
+    /// The payer's signature, or the transaction that carries it.
+    pub(super) fn signature(&self) -> &[u8] {
+        match self {
+            Self::Eip3009(a) => &a.signature,
+            Self::Permit2(p) => &p.signature,
+            Self::Solana(bytes) => bytes,
+        }
+    }
+
     /// The last second in which it can be used. `None` on Solana, where that is counted in blocks.
     pub fn until(&self) -> Option<UnixSeconds> {
         match self {

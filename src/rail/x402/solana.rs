@@ -42,6 +42,12 @@ pub fn payer(transaction: &[u8]) -> Option<String> {
     Some(base58(&Transfer::of(&read)?.authority))
 }
 
+/// How much its transfer moves. Nothing is believed about the rest.
+pub fn amount(transaction: &[u8]) -> Option<Atoms> {
+    let read = Transaction::read(transaction)?;
+    Some(Atoms(Transfer::of(&read)?.amount.into()))
+}
+
 /// What a transaction is found again by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sought<'a> {
