@@ -52,6 +52,13 @@ fn facilitator(conf: &X402Conf) -> Result<Arc<dyn Facilitator>, String> {
     }
 }
 
+#[cfg(feature = "local-facilitator")]
+fn local(conf: &X402Conf) -> Result<Arc<dyn Facilitator>, String> {
+    use crate::rail::x402::local::{Local, Settings};
+    let FacilitatorConf::Local { rpc, key } = &conf.facilitator else { return Err("it is not local".to_owned()) };
+    Ok(Arc::new(Local::new(Settings { network: conf.network.clone(), rpc: rpc.read()?, key: key.read()? })?))
+}
+
 #[cfg(not(feature = "local-facilitator"))]
 fn local(_: &X402Conf) -> Result<Arc<dyn Facilitator>, String> {
     Err("`local` is not in this build: build with --features local-facilitator".to_owned())
@@ -61,11 +68,12 @@ fn evidence(conf: &X402Conf) -> Result<Option<Arc<dyn Evidence>>, String> {
     let Some(rpc) = &conf.rpc else { return Ok(None) };
     let rpc = rpc.read().map_err(|e| format!("rpc: {e}"))?;
     Ok(Some(match conf.network.family {
-        Family::Evm { .. } => {
-            Arc::new(EvmEvidence::new(&rpc, &conf.network, evm_evidence::Look::default()).map_err(|e| format!("rpc: {e}"))?)
-        }
+        Family::Evm { .. } => Arc::new(
+            EvmEvidence::new(&rpc, &conf.network, evm_evidence::Look::default()).map_err(|e| format!("rpc: {e}"))?,
+        ),
         Family::Solana => Arc::new(
-            SolanaEvidence::new(&rpc, &conf.network, solana_evidence::Look::default()).map_err(|e| format!("rpc: {e}"))?,
+            SolanaEvidence::new(&rpc, &conf.network, solana_evidence::Look::default())
+                .map_err(|e| format!("rpc: {e}"))?,
         ),
     }))
 }

@@ -16,9 +16,8 @@ use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
-use x402_chain_eip155::chain::{
-    Eip155ChainConfig, Eip155ChainProvider, Eip155ChainReference, config::Eip155ChainConfigInner, config::RpcConfig,
-};
+use x402_chain_eip155::chain::config::{Eip155ChainConfig, Eip155ChainConfigInner, RpcConfig};
+use x402_chain_eip155::chain::{Eip155ChainProvider, Eip155ChainReference};
 use x402_chain_eip155::{V1Eip155Exact, V2Eip155Exact, V2Eip155Upto};
 use x402_types::chain::FromConfig as _;
 use x402_types::config::LiteralOrEnv;

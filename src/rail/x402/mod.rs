@@ -13,9 +13,9 @@ pub mod remote;
 pub(crate) mod sample;
 pub mod shown;
 pub mod signed;
-mod way;
 pub mod solana;
 pub mod solana_evidence;
+mod way;
 pub mod wire;
 
 pub use way::{Settings, X402};

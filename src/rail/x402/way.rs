@@ -302,9 +302,7 @@ impl Way for X402 {
             (Scheme::Upto, _) if support.facilitator_address.is_none() => {
                 Err("the facilitator does not say by which address it settles".to_owned())
             }
-            (_, true) if support.fee_payer.is_none() => {
-                Err("the facilitator does not say who pays the fee".to_owned())
-            }
+            (_, true) if support.fee_payer.is_none() => Err("the facilitator does not say who pays the fee".to_owned()),
             _ => Ok(()),
         }
     }
@@ -469,11 +467,8 @@ impl Rail for X402 {
     async fn vouch(&self, claim: &Claim) -> Vouched {
         let lost = || Vouched::Unknown { why: "its record cannot be read".to_owned() };
         let Some(kept) = claim.resend.as_deref().and_then(kept) else { return lost() };
-        let expects = Expects {
-            network: &self.settings.network,
-            payer: claim.payer.as_deref(),
-            amount: claim.terms.amount,
-        };
+        let expects =
+            Expects { network: &self.settings.network, payer: claim.payer.as_deref(), amount: claim.terms.amount };
         let call = Call { version: kept.version, payload: &kept.payload, requirements: &kept.requirements, expects };
         match self.facilitator.verify(&call).await {
             Verdict::Valid { .. } => Vouched::Good,
