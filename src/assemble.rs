@@ -16,16 +16,18 @@ use crate::edge::forward::Connector;
 use crate::edge::gate::{Gate, KEEP_ALIVE_SECONDS};
 use crate::edge::reply::Cors;
 use crate::flow::channels::Channels;
+use crate::flow::exposure::Exposure;
 use crate::flow::loss::Losses;
 use crate::flow::receipt::Signet;
 use crate::flow::{Till, Toll};
 use crate::metrics::Metrics;
-use crate::rail::mpp::bind::KeyRing;
+use crate::rail::Rail;
 use crate::rail::mpp::charge::{Charge, DECIMALS, Settings};
 use crate::rail::mpp::escrow::SettleKey;
 use crate::rail::mpp::session::{self, TempoSession};
 use crate::rail::mpp::sponsor::{self, Hand, Sponsor};
-use crate::rail::{Rail, Way};
+use crate::rail::ring::KeyRing;
+use crate::rail::x402::facilitator::Facilitator;
 use crate::rules::watch::{Rules, Standing};
 use crate::store::embedded::Embedded;
 use crate::store::redis::Redis;
@@ -40,6 +42,8 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+
+mod x402;
 
 /// Name under which the store remembers the host of `public_url`.
 const REALM: &str = "listen.public_url";
@@ -69,14 +73,17 @@ pub fn catalogue(rails: Rails) -> Catalogue {
 /// said together with the rest, so that nobody mends a first start one variable at a time.
 pub fn mistakes(conf: &Conf, rules: &Path) -> Vec<String> {
     let unread = |section: &RailConf| {
-        let RailKind::MppTempo(tempo) = &section.kind;
-        let said = |key, e: String| format!("rail.{}.{key}: {e}", section.name);
-        let rpc = tempo.rpc.read().err().map(|e| said("rpc", e));
-        let settle_key = tempo.session.and_then(|_| tempo.read_settle_key().err()).map(|e| said("settle_key", e));
         let why = "is the sample's placeholder: what is paid to it is gone, put your own address there";
-        let payee = tempo.pays_nobody().then(|| said("recipient", why.into()));
-        let sponsor = tempo.sponsor.as_ref().and_then(|s| s.read().err()).map(|e| said("sponsor", e));
-        payee.into_iter().chain(rpc).chain(settle_key).chain(sponsor)
+        let mut found: Vec<_> = section.kind.pays_nobody().map(|key| (key, why.to_owned())).into_iter().collect();
+        match &section.kind {
+            RailKind::MppTempo(tempo) => {
+                found.extend(tempo.rpc.read().err().map(|e| ("rpc", e)));
+                found.extend(tempo.session.and_then(|_| tempo.read_settle_key().err()).map(|e| ("settle_key", e)));
+                found.extend(tempo.sponsor.as_ref().and_then(|s| s.read().err()).map(|e| ("sponsor", e)));
+            }
+            RailKind::X402(x402) => found.extend(x402::unread(x402)),
+        }
+        found.into_iter().map(|(key, e)| format!("rail.{}.{key}: {e}", section.name)).collect::<Vec<_>>()
     };
     let mut found: Vec<_> = conf.rails.iter().flat_map(unread).collect();
     match crate::rules::load(rules, &catalogue(conf.offered())) {
@@ -100,7 +107,7 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
         Signet::new(&secrets.receipt_key).ok_or_else(|| one("secrets.receipt_key: not a 32-byte seed".into()))?,
     );
     let metrics = Arc::new(Metrics::new());
-    let (rails, tills) = rails(&conf, &ring, &store, &metrics)?;
+    let Configured { rails, tills, charges, facilitators } = rails(&conf, &ring, &store, &metrics)?;
     let facts = rails.iter().map(|r| r.facts()).chain(tills.iter().map(|t| t.rail.facts())).collect();
     same_payee(store.as_ref(), facts, &conf.listen.realm, accept_payee_change).await?;
 
@@ -108,20 +115,25 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     let rules = watched_rules(&rules_dir, &conf, &pools, &metrics)?;
     let toll = Arc::new(Toll {
         rules: Arc::clone(&rules),
-        rails: rails.iter().map(|r| Arc::clone(r) as Arc<dyn Rail>).collect(),
+        rails,
         tills,
         channels: Arc::new(Channels::new(Arc::clone(&store))),
         store,
         pools: Arc::clone(&pools),
         metrics,
         losses: Losses::default(),
+        exposure: Exposure::default(),
         public_url: conf.listen.public_url.trim_end_matches('/').to_owned(),
         unknown_wait: Duration::from_secs(20),
     });
 
-    for rail in rails {
-        rail.probe(UnixSeconds::now()).await;
-        tokio::spawn(async move { rail.watch().await });
+    for charge in charges {
+        charge.probe(UnixSeconds::now()).await;
+        tokio::spawn(async move { charge.watch().await });
+    }
+    futures::future::join_all(facilitators.iter().map(|facilitator| facilitator.probe())).await;
+    for facilitator in facilitators {
+        tokio::spawn(async move { facilitator.watch().await });
     }
     let connector = Arc::new(Connector::new(None));
     tokio::spawn(crate::upstream::health::watch(Arc::clone(&pools), Arc::clone(&connector)));
@@ -247,8 +259,14 @@ fn count(limit: u32) -> usize {
     usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
-/// Rails of fixed amounts, and those by the token.
-type Configured = (Vec<Arc<Charge>>, Vec<Arc<Till>>);
+/// Every way to pay, and what has to be watched for them.
+#[derive(Default)]
+struct Configured {
+    rails: Vec<Arc<dyn Rail>>,
+    tills: Vec<Arc<Till>>,
+    charges: Vec<Arc<Charge>>,
+    facilitators: Vec<Arc<dyn Facilitator>>,
+}
 
 /// Every configured rail. A new kind adds one line.
 fn rails(
@@ -257,29 +275,40 @@ fn rails(
     store: &Arc<dyn Store>,
     metrics: &Arc<Metrics>,
 ) -> Result<Configured, Vec<String>> {
-    let mut rails = Vec::new();
-    let mut tills = Vec::new();
+    let mut made = Configured::default();
+    let mut facilitators = x402::Facilitators::default();
     let mut mistakes = Vec::new();
     for section in &conf.rails {
-        match rail(section, &conf.listen.realm, ring, store, metrics) {
-            Ok((rail, till)) => {
-                rails.push(rail);
-                tills.extend(till);
+        let built = match &section.kind {
+            RailKind::MppTempo(conf_of) => {
+                tempo(section, conf_of, &conf.listen.realm, ring, store, metrics).map(|(charge, till)| {
+                    made.rails.push(Arc::clone(&charge) as Arc<dyn Rail>);
+                    made.charges.push(charge);
+                    made.tills.extend(till);
+                })
             }
-            Err(e) => mistakes.push(format!("rail.{}: {e}", section.name)),
+            RailKind::X402(conf_of) => {
+                let public_url = conf.listen.public_url.trim_end_matches('/');
+                x402::rails(&section.name, conf_of, public_url, ring, &mut facilitators)
+                    .map(|rails| made.rails.extend(rails))
+            }
+        };
+        if let Err(e) = built {
+            mistakes.push(format!("rail.{}: {e}", section.name));
         }
     }
-    if mistakes.is_empty() { Ok((rails, tills)) } else { Err(mistakes) }
+    made.facilitators = facilitators.all();
+    if mistakes.is_empty() { Ok(made) } else { Err(mistakes) }
 }
 
-fn rail(
+fn tempo(
     section: &RailConf,
+    tempo: &TempoConf,
     realm: &str,
     ring: &Arc<KeyRing>,
     store: &Arc<dyn Store>,
     metrics: &Arc<Metrics>,
 ) -> Result<(Arc<Charge>, Option<Arc<Till>>), String> {
-    let RailKind::MppTempo(tempo) = &section.kind;
     let chain = Arc::new(Tempo::new(&tempo.rpc.read()?)?);
     let settings = Settings {
         id: format!("{}/charge", section.name).into(),

@@ -26,6 +26,7 @@ use crate::ids::RailId;
 use crate::money::Atoms;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Vouchers above what is spent that are kept beside the highest, so that a good part of what was spent can be settled exactly.
 const PENDING_VOUCHERS: usize = 8;
@@ -78,7 +79,7 @@ pub struct Channel {
     /// Our transaction whose outcome is open.
     pub our_tx: Option<Intent>,
     /// Names of the newest changes.
-    pub recent: Vec<String>,
+    pub recent: Vec<Arc<str>>,
     /// When it was first seen.
     pub opened_at: UnixSeconds,
     /// When a payer last did something with it.
@@ -204,7 +205,7 @@ impl Channel {
     /// that one whose outcome was lost can be tried again. On `Err`, or when nothing is new, the record stays as it is;
     /// otherwise its revision grows by one.
     pub fn apply(&self, name: &str, op: Op, now: UnixSeconds) -> Result<(Channel, Effect), Denied> {
-        if self.recent.iter().any(|done| done == name) {
+        if self.recent.iter().any(|done| **done == *name) {
             return Ok((self.clone(), Effect::Nothing));
         }
         let mut next = self.clone();
@@ -214,13 +215,14 @@ impl Channel {
         }
         next.revision = self.revision.saturating_add(1);
         next.prune();
-        next.recent.push(name.to_owned());
+        next.recent.push(name.into());
         if next.recent.len() > RECENT_OPS {
             next.recent.remove(0);
         }
         Ok((next, effect))
     }
 
+    /// Makes the change in place. On `Err` this record is good for nothing any more.
     fn change(&mut self, op: Op, now: UnixSeconds) -> Result<Effect, Denied> {
         match op {
             Op::Landed { tx, mined, view } => self.landed(&tx, mined, view, now)?,
@@ -238,29 +240,26 @@ impl Channel {
             }
             Op::Buy { voucher, min_delta, challenge, expires, lease, terms } => {
                 self.serves()?;
-                let mut with = self.clone();
-                let fresh_money = with.accept(voucher, min_delta)?;
-                if !fresh_money && with.was_used(&challenge, expires) {
+                // On `Err` nothing of this stands: what is changed here is a copy.
+                let fresh_money = self.accept(voucher, min_delta)?;
+                if !fresh_money && self.was_used(&challenge, expires) {
                     return Err(Denied::ChallengeUsed);
                 }
-                if with.leases.len() >= MOST_LEASES {
+                if self.leases.len() >= MOST_LEASES {
                     return Err(Denied::TooManyLeases);
                 }
-                if terms.cap > with.available() {
-                    let required = with.required(terms.cap);
+                if terms.cap > self.available() {
                     if fresh_money {
                         // It was signed for us, whatever it was meant to buy.
-                        with.touched_at = now;
-                        *self = with;
+                        self.touched_at = now;
                     }
-                    return Ok(Effect::Short { required });
+                    return Ok(Effect::Short { required: self.required(terms.cap) });
                 }
-                if with.leases.insert(lease, *terms).is_some() {
+                if self.leases.insert(lease, *terms).is_some() {
                     return Err(Denied::OutOfOrder);
                 }
-                with.remember(challenge, expires, now);
-                with.touched_at = now;
-                *self = with;
+                self.remember(challenge, expires, now);
+                self.touched_at = now;
                 return Ok(Effect::Leased);
             }
             Op::Extend { lease, by, used } => {

@@ -4,14 +4,19 @@
 //!            ┌──────────────► Dead                 provably not paid: pay anew (another offer's owner may claim the key again)
 //! Claimed ───┤
 //!            └─► Serving ──► Delivered             one delivery, then nothing more
-//!                  ▲  │
-//!                  │  ▼
-//!                  Owed                            paid, 0 bytes delivered: redeemable until `redeem_until`
+//!                  ▲  │          ▲
+//!                  │  ▼          │
+//!                  Owed          │                 paid, 0 bytes delivered: redeemable until `redeem_until`
+//!                   ▲            │
+//! Promised ──► Taking ───────────┘                 served first, paid after: by the reply's success or by its usage
+//!     │             ├──► Lost                      delivered, and the payment failed
+//!     └─► Untaken ◄─┘                              nothing was taken, nothing delivered: the proof is as good as new
 //! ```
 //!
-//! `Claimed` is durable before any broadcast, `Serving` before the first upstream byte, `Delivered` before the first byte to
-//! the client. The store replaces a record only if its revision matches; everything else is decided here
-//! (`notes/security.md` §4.1, invariant I7).
+//! `Claimed` and `Promised` are durable before anybody else hears of the proof, `Serving` before the first upstream byte, `Taking`
+//! with its amount before that amount is asked for, `Delivered` before the first byte to the client (where it was paid before).
+//! What can never be proven either way ends in `Unproven`. The store replaces a record only if its revision matches;
+//! everything else is decided here (`notes/security.md` §4.1, §4.5, invariant I7).
 
 use crate::clock::UnixSeconds;
 use crate::ids::{Generation, PublicModel, RailId, RoutePath, TierName};
@@ -71,6 +76,41 @@ pub enum Standing {
     },
     /// Provably not paid: the transaction failed or can never be mined any more.
     Dead,
+    /// The proof is ours to use, and a request is served on the strength of it. Nothing was taken.
+    Promised {
+        /// That request.
+        by: String,
+    },
+    /// This much is being taken; the outcome is not known yet.
+    Taking {
+        /// Who works on it: a request id, or the recovery.
+        by: String,
+        /// How much: what was used, at most the terms' amount.
+        amount: Atoms,
+        /// The receipt's id, when the answer has left already.
+        receipt: Option<String>,
+    },
+    /// Nothing was taken and nothing delivered: whoever holds the proof may use it as if it was never shown.
+    Untaken,
+    /// Delivered, and not paid for.
+    Lost {
+        /// The receipt's id.
+        receipt: String,
+    },
+    /// It was handed in, and nobody can tell any more whether it was paid: never served, never asked for again.
+    Unproven,
+}
+
+impl Standing {
+    /// Whether nothing comes after it but, at most, a new claim of the same proof.
+    pub fn is_end(&self) -> bool {
+        match self {
+            Self::Delivered { .. } | Self::Dead | Self::Untaken | Self::Lost { .. } | Self::Unproven => true,
+            Self::Claimed { .. } | Self::Serving { .. } | Self::Owed | Self::Promised { .. } | Self::Taking { .. } => {
+                false
+            }
+        }
+    }
 }
 
 /// The record of one claim. `schema` guards against reading what a later version wrote.
@@ -86,7 +126,7 @@ pub struct Claim {
     pub challenge_id: String,
     /// What was bought.
     pub terms: Terms,
-    /// Reference on chain, known before broadcast: the transaction hash.
+    /// What the payment can be found by on chain, known before it is handed in: the transaction's hash, or the authorization's nonce.
     pub reference: String,
     /// Who pays, as the proof shows it.
     pub payer: Option<String>,
@@ -101,6 +141,12 @@ pub struct Claim {
     pub collect_until: UnixSeconds,
     /// When the payment was seen.
     pub paid_at: Option<UnixSeconds>,
+    /// What was taken, where it is not the terms' amount.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken: Option<Atoms>,
+    /// The transaction that paid it, where that is not its reference.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transaction: Option<String>,
 }
 
 /// One change.
@@ -110,18 +156,48 @@ pub enum Op {
     Pay {
         /// The request.
         by: String,
+        /// The transaction, where it was not known before.
+        transaction: Option<String>,
     },
-    /// The payment landed, but whoever worked on it is gone (recovery, or the client left). From `Claimed`.
-    PayUnserved,
-    /// Somebody takes over a claim with unknown outcome. From `Claimed`.
+    /// The payment landed, but whoever worked on it is gone (recovery, or the client left). From `Claimed` and `Taking`.
+    PayUnserved {
+        /// The transaction, where it was not known before.
+        transaction: Option<String>,
+    },
+    /// Somebody takes over a claim with unknown outcome. From `Claimed` and `Taking`.
     TakeOver {
         /// Who had it.
         from: String,
         /// Who has it now.
         by: String,
     },
-    /// Nothing landed and nothing can. From `Claimed`.
+    /// Nothing landed and nothing can. From `Claimed` and `Taking`.
     Die,
+    /// Nobody can tell whether it landed, now or later. From `Claimed` and `Taking`.
+    Doubt,
+    /// Nothing is to be taken: the request was not served. From `Promised` of the same request.
+    Forgo {
+        /// The request.
+        by: String,
+    },
+    /// What is to be taken is decided. From `Promised` of the same request.
+    Take {
+        /// The request.
+        by: String,
+        /// At most the terms' amount.
+        amount: Atoms,
+        /// The receipt's id, when the answer has left already.
+        receipt: Option<String>,
+    },
+    /// It was taken, and the first byte may leave now. From `Taking` of the same request, before anything left.
+    Settle {
+        /// The request.
+        by: String,
+        /// The transaction.
+        transaction: Option<String>,
+        /// The receipt's id.
+        receipt: String,
+    },
     /// A request redeems what is owed. From `Owed`, before the deadline.
     Redeem {
         /// The request.
@@ -154,6 +230,8 @@ pub enum Denied {
     Spent,
     /// Not paid, and will not be.
     Dead,
+    /// Nobody can tell whether it was paid.
+    Unproven,
     /// Redemption on another route.
     OtherRoute,
     /// Redemption for something dearer.
@@ -179,9 +257,8 @@ impl Claim {
     /// Whether nothing can change any more, so that it may be forgotten once `keep_until` is past.
     pub fn is_over(&self, now: UnixSeconds) -> bool {
         match self.standing {
-            Standing::Delivered { .. } | Standing::Dead => true,
             Standing::Owed => self.redeem_until().is_some_and(|t| now > t),
-            Standing::Claimed { .. } | Standing::Serving { .. } => false,
+            ref other => other.is_end(),
         }
     }
 
@@ -193,9 +270,15 @@ impl Claim {
     }
 
     /// Whether the answer to another offer may claim this proof anew. A hash that the payer sent himself can be named by
-    /// anyone who watches the chain; what comes of that is dead, and must not make the owner's payment worthless.
+    /// anyone who watches the chain; what comes of that is dead, and must not make the owner's payment worthless. What was never
+    /// taken may be claimed by whoever holds it.
     pub fn yields_to(&self, challenge_id: &str) -> bool {
-        self.standing == Standing::Dead && self.challenge_id != challenge_id
+        self.standing == Standing::Untaken || (self.standing == Standing::Dead && self.challenge_id != challenge_id)
+    }
+
+    /// What was paid, once it is.
+    pub fn paid_amount(&self) -> Atoms {
+        self.taken.unwrap_or(self.terms.amount)
     }
 
     /// The next record, or why there is none. Pure; the revision grows by one.
@@ -203,12 +286,12 @@ impl Claim {
         let mut next = self.clone();
         next.revision = self.revision.saturating_add(1);
         match (&self.standing, op) {
-            (Standing::Claimed { by: had }, Op::Pay { by }) if *had == by => {
-                next.paid(now);
+            (Standing::Claimed { by: had }, Op::Pay { by, transaction }) if *had == by => {
+                next.paid(transaction, now);
                 next.standing = Standing::Serving { by };
             }
-            (Standing::Claimed { .. }, Op::PayUnserved) => {
-                next.paid(now);
+            (Standing::Claimed { .. }, Op::PayUnserved { transaction }) => {
+                next.paid(transaction, now);
                 next.standing = Standing::Owed;
             }
             (Standing::Claimed { by: had }, Op::TakeOver { from, by }) if *had == from => {
@@ -218,6 +301,45 @@ impl Claim {
                 next.resend = None;
                 next.standing = Standing::Dead;
             }
+            (Standing::Claimed { .. } | Standing::Taking { receipt: None, .. }, Op::Doubt) => {
+                next.resend = None;
+                next.standing = Standing::Unproven;
+            }
+            (Standing::Promised { by: had }, Op::Forgo { by }) if *had == by => {
+                next.resend = None;
+                next.standing = Standing::Untaken;
+            }
+            (Standing::Promised { by: had }, Op::Take { by, amount, receipt })
+                if *had == by && amount <= self.terms.amount =>
+            {
+                next.taken = (amount != self.terms.amount).then_some(amount);
+                next.standing = Standing::Taking { by, amount, receipt };
+            }
+            (Standing::Taking { by: had, receipt: None, .. }, Op::Settle { by, transaction, receipt })
+                if *had == by =>
+            {
+                next.paid(transaction, now);
+                next.standing = Standing::Delivered { receipt };
+            }
+            (Standing::Taking { amount, receipt, .. }, Op::PayUnserved { transaction }) => {
+                next.standing = match receipt {
+                    Some(receipt) => Standing::Delivered { receipt: receipt.clone() },
+                    None if amount.0 == 0 => return Err(Denied::OutOfOrder),
+                    None => Standing::Owed,
+                };
+                next.paid(transaction, now);
+            }
+            (Standing::Taking { by: had, amount, receipt }, Op::TakeOver { from, by }) if *had == from => {
+                next.standing = Standing::Taking { by, amount: *amount, receipt: receipt.clone() };
+            }
+            (Standing::Taking { receipt, .. }, Op::Die | Op::Doubt) => {
+                next.resend = None;
+                next.taken = None;
+                next.standing = match receipt {
+                    Some(receipt) => Standing::Lost { receipt: receipt.clone() },
+                    None => Standing::Untaken,
+                };
+            }
             (Standing::Owed, Op::Redeem { by, route, need }) => {
                 if self.redeem_until().is_none_or(|t| now > t) {
                     return Err(Denied::Spent);
@@ -225,8 +347,8 @@ impl Claim {
                 if route != self.terms.route {
                     return Err(Denied::OtherRoute);
                 }
-                if need > self.terms.amount {
-                    return Err(Denied::Dearer { need, paid: self.terms.amount });
+                if need > self.paid_amount() {
+                    return Err(Denied::Dearer { need, paid: self.paid_amount() });
                 }
                 next.standing = Standing::Serving { by };
             }
@@ -235,21 +357,26 @@ impl Claim {
                 next.standing = Standing::Delivered { receipt };
             }
             (
-                Standing::Claimed { .. } | Standing::Serving { .. },
+                Standing::Claimed { .. }
+                | Standing::Serving { .. }
+                | Standing::Promised { .. }
+                | Standing::Taking { .. },
                 Op::Redeem { .. } | Op::TakeOver { .. } | Op::Pay { .. },
             ) => {
                 return Err(Denied::Running);
             }
-            (Standing::Delivered { .. }, _) => return Err(Denied::Spent),
-            (Standing::Dead, _) => return Err(Denied::Dead),
+            (Standing::Delivered { .. } | Standing::Lost { .. }, _) => return Err(Denied::Spent),
+            (Standing::Unproven, _) => return Err(Denied::Unproven),
+            (Standing::Dead | Standing::Untaken, _) => return Err(Denied::Dead),
             _ => return Err(Denied::OutOfOrder),
         }
         Ok(next)
     }
 
-    fn paid(&mut self, now: UnixSeconds) {
+    fn paid(&mut self, transaction: Option<String>, now: UnixSeconds) {
         self.paid_at = Some(now);
         self.resend = None;
+        self.transaction = transaction.or(self.transaction.take());
     }
 }
 
@@ -283,6 +410,8 @@ pub mod sample {
             claimed_at: UnixSeconds(1_000),
             collect_until: UnixSeconds(1_300),
             paid_at: None,
+            taken: None,
+            transaction: None,
         }
     }
 }

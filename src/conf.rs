@@ -7,6 +7,7 @@
 use crate::catalogue::RailAbility;
 use crate::ids::RailId;
 use crate::money::Usd;
+use crate::network::Family;
 use crate::origin::Origin;
 use crate::secret::{Secret, SecretRef};
 use crate::written::{Mistake, Page, Said, Section, Spot, Value, plain_name};
@@ -17,8 +18,10 @@ use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
 mod session;
+mod x402;
 
 pub use session::SessionConf;
+pub use x402::{AuthConf, FacilitatorConf, Place, X402Conf};
 
 /// Fewest bytes of a challenge key: the output size of the HMAC-SHA-256 it is for.
 const SHORTEST_KEY: usize = 32;
@@ -29,6 +32,9 @@ const TEMPO_DECIMALS: u8 = 6;
 
 /// The payee of samples for real networks. Nobody has its key, so a gate does not start with it.
 const PLACEHOLDER: [u8; 20] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xde, 0xad];
+
+/// The same on Solana: the address of the program that burns what it is sent.
+const SOLANA_PLACEHOLDER: &str = "1nc1nerator11111111111111111111111111111111";
 
 /// Rails by the name routes use.
 pub type Rails = BTreeMap<RailId, RailAbility>;
@@ -135,6 +141,8 @@ pub struct RailConf {
 pub enum RailKind {
     /// `mpp-tempo`.
     MppTempo(TempoConf),
+    /// `x402`.
+    X402(X402Conf),
 }
 
 /// Settings of kind `mpp-tempo`.
@@ -185,12 +193,20 @@ impl SponsorConf {
     }
 }
 
-impl TempoConf {
-    /// Whether `recipient` still is what the sample said: payments to it would be gone.
-    pub fn pays_nobody(&self) -> bool {
-        self.recipient == PLACEHOLDER
+impl RailKind {
+    /// The key of a payee that still is what the sample said: payments to it would be gone.
+    pub fn pays_nobody(&self) -> Option<&'static str> {
+        match self {
+            Self::MppTempo(tempo) => (tempo.recipient == PLACEHOLDER).then_some("recipient"),
+            Self::X402(x402) => {
+                let evm = address(&x402.pay_to) == Ok(PLACEHOLDER);
+                (evm || x402.pay_to == SOLANA_PLACEHOLDER).then_some("pay_to")
+            }
+        }
     }
+}
 
+impl TempoConf {
     /// Fetches the settle key: exactly 32 bytes, decoded. The error names the place, never what was found there.
     pub fn read_settle_key(&self) -> Result<Secret, String> {
         self.settle_key.as_ref().ok_or("`settle_key` is missing")?.read().and_then(seed)
@@ -256,9 +272,9 @@ impl Conf {
 
     /// The rails that rules may name.
     pub fn offered(&self) -> Rails {
-        let of = |rail: &RailConf| {
-            let RailKind::MppTempo(tempo) = &rail.kind;
-            offered_by(&rail.name, tempo.session.is_some())
+        let of = |rail: &RailConf| match &rail.kind {
+            RailKind::MppTempo(tempo) => tempo_offers(&rail.name, tempo.session.is_some()),
+            RailKind::X402(x402) => x402_offers(&rail.name, x402.network.family == Family::Solana, x402.asset.decimals),
         };
         self.rails.iter().flat_map(of).collect()
     }
@@ -297,22 +313,33 @@ fn seed(digits: Secret) -> Result<Secret, String> {
 }
 
 /// The rails of one section: charges always, sessions where it has terms for them.
-fn offered_by(name: &str, sessions: bool) -> impl Iterator<Item = (RailId, RailAbility)> + use<> {
+fn tempo_offers(name: &str, sessions: bool) -> Vec<(RailId, RailAbility)> {
     let rail = |intent, fixed_amount| {
         (RailId::from(format!("{name}/{intent}")), RailAbility { fixed_amount, decimals: TEMPO_DECIMALS })
     };
-    [Some(rail("charge", true)), sessions.then(|| rail("session", false))].into_iter().flatten()
+    [Some(rail("charge", true)), sessions.then(|| rail("session", false))].into_iter().flatten().collect()
+}
+
+/// The rails of one section: `exact` always, `upto` on EVM networks.
+fn x402_offers(name: &str, is_solana: bool, decimals: u8) -> Vec<(RailId, RailAbility)> {
+    let rail =
+        |scheme, fixed_amount| (RailId::from(format!("{name}/{scheme}")), RailAbility { fixed_amount, decimals });
+    [Some(rail("exact", true)), (!is_solana).then(|| rail("upto", false))].into_iter().flatten().collect()
 }
 
 /// The rails a file names, whatever else is wrong with it.
 fn named_rails(root: &Section<'_>) -> Rails {
     let Some(table) = root.take("rail").filter(Value::is_table).and_then(|v| v.section()) else { return Rails::new() };
     let sections = table.entries();
-    let sessions = |value: &Value<'_>| {
+    let said = |value: &Value<'_>, key: &str, begins: &str| {
         let keys = value.is_table().then(|| value.section()).flatten();
-        keys.is_some_and(|s| s.entries().iter().any(|(key, _)| *key == "session"))
+        keys.is_some_and(|s| s.entries().iter().any(|(k, v)| *k == key && (begins.is_empty() || v.begins_with(begins))))
     };
-    sections.iter().flat_map(|(name, value)| offered_by(name, sessions(value))).collect()
+    let offers = |(name, value): &(&str, Value<'_>)| match said(value, "kind", "x402") {
+        true => x402_offers(name, said(value, "network", "solana"), 6),
+        false => tempo_offers(name, said(value, "session", "")),
+    };
+    sections.iter().flat_map(offers).collect()
 }
 
 fn conf(root: &Section<'_>) -> Option<Conf> {
@@ -325,9 +352,8 @@ fn conf(root: &Section<'_>) -> Option<Conf> {
         Some(table.entries().iter().filter_map(|(name, value)| rail(name, value)).collect())
     });
     for rail in rails.iter().flatten() {
-        let RailKind::MppTempo(tempo) = &rail.kind;
-        if tempo.pays_nobody() {
-            warnings.push(format!("rail.{}.recipient is the sample's placeholder: `serve` refuses it", rail.name));
+        if let Some(key) = rail.kind.pays_nobody() {
+            warnings.push(format!("rail.{}.{key} is the sample's placeholder: `serve` refuses it", rail.name));
         }
     }
     let (challenge_keys, receipt_key) = secrets?;
@@ -472,9 +498,10 @@ fn rail(name: &str, value: &Value<'_>) -> Option<RailConf> {
     let kind = s.need("kind");
     match kind.as_ref().and_then(|v| v.text()) {
         Some("mpp-tempo") => Some(RailConf { name: name.to_owned(), kind: RailKind::MppTempo(tempo(&s)?) }),
+        Some("x402") => Some(RailConf { name: name.to_owned(), kind: RailKind::X402(x402::read(&s)?) }),
         other => {
             if let (Some(kind), Some(other)) = (&kind, other) {
-                kind.wrong(format!("{other:?} is not in this build: \"mpp-tempo\""));
+                kind.wrong(format!("{other:?} is not in this build: \"mpp-tempo\" or \"x402\""));
             }
             s.pass_over();
             None

@@ -33,6 +33,7 @@ pub mod journal;
 pub mod limits;
 pub mod metrics;
 pub mod money;
+pub mod network;
 pub mod openai;
 pub mod origin;
 pub mod rail;

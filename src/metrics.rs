@@ -2,7 +2,7 @@
 //! client's text.
 
 use crate::money::Usd;
-use prometheus::{CounterVec, GaugeVec, IntCounter};
+use prometheus::{CounterVec, GaugeVec, IntCounter, IntGauge};
 use prometheus::{Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 
 /// Every series of the gate, in a registry of its own so that two gates in one process do not collide.
@@ -55,6 +55,8 @@ pub struct Metrics {
     pub plan_info: IntGaugeVec,
     /// `pontage_rail_up{rail}`: 1 when offers are made on it.
     pub rail_up: IntGaugeVec,
+    /// `pontage_store_unsafe`: 1 when the operator accepts that a crash of the store loses payments it confirmed.
+    pub store_unsafe: IntGauge,
 }
 
 impl Default for Metrics {
@@ -126,6 +128,10 @@ impl Metrics {
             rules_reload: counter("pontage_rules_reload_total", "Reloads of the rules", &["outcome"]),
             plan_info: gauge("pontage_plan_info", "The plan in force", &["generation"]),
             rail_up: gauge("pontage_rail_up", "Whether offers are made on a rail", &["rail"]),
+            store_unsafe: put(
+                &registry,
+                IntGauge::new("pontage_store_unsafe", "Whether accept_data_loss is set: a crash may lose payments"),
+            ),
             registry,
         }
     }

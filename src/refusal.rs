@@ -1,5 +1,10 @@
 //! Why a request is not served: facts with their numbers. The answer is written from them in one place (`edge/reply.rs`).
 
+mod gap;
+
+pub use gap::{Gap, Place};
+
+use self::gap::named;
 use crate::clock::UnixSeconds;
 use crate::money::{Atoms, Usd};
 
@@ -83,6 +88,15 @@ pub enum Refusal {
         max: u64,
         /// Who counted: a vocabulary, or `bytes` as the bound.
         counted_by: &'static str,
+        /// Paths that sell the model with a longer prompt, cheapest first.
+        sold_at: Vec<Place>,
+    },
+    /// The flat price does not pay for this prompt and the least output.
+    OverPrice {
+        /// By how much, and what would be within it.
+        gap: Gap,
+        /// Paths that would serve this very request, cheapest first.
+        sold_at: Vec<Place>,
     },
     /// No model of the rules has this name.
     UnknownModel {
@@ -93,8 +107,8 @@ pub enum Refusal {
     WrongTier {
         /// What the client said.
         asked: String,
-        /// Where to ask, with the price there, when any route sells it: `(path, price text)`.
-        sold_at: Option<(String, String)>,
+        /// Every path that sells it, cheapest first.
+        sold_at: Vec<Place>,
     },
     /// Valid credential, but the body asks for nothing that could be served.
     NothingAsked,
@@ -143,6 +157,22 @@ pub enum Refusal {
     },
     /// Nobody knows yet whether the payment landed. The same credential stays good.
     PaymentUnknown {
+        /// Suggested wait.
+        retry_after_seconds: u64,
+    },
+    /// The payment was handed in, and nobody can show what became of it.
+    PaymentUnproven,
+    /// Nobody could be asked whether the payment is good. Nothing was taken.
+    PaymentUnchecked {
+        /// Suggested wait.
+        retry_after_seconds: u64,
+    },
+    /// The payer has promised as much as may be open at a time.
+    PayerExposed {
+        /// The most.
+        most: Usd,
+        /// What he had today and did not pay.
+        lost: Usd,
         /// Suggested wait.
         retry_after_seconds: u64,
     },
@@ -283,6 +313,7 @@ impl Refusal {
             | Self::NotPriced { .. }
             | Self::OverLimit { .. }
             | Self::PromptTooLong { .. }
+            | Self::OverPrice { .. }
             | Self::WrongTier { .. }
             | Self::NothingAsked
             | Self::TwoCredentials { .. } => 400,
@@ -300,7 +331,8 @@ impl Refusal {
             | Self::BalanceShort { .. } => 402,
             Self::ChannelUnknown | Self::ChannelOver => 410,
             // Money has moved: never invite a second payment.
-            Self::ProofSpent | Self::Underpaid { .. } | Self::RedeemElsewhere { .. } => 403,
+            Self::ProofSpent | Self::PaymentUnproven | Self::Underpaid { .. } | Self::RedeemElsewhere { .. } => 403,
+            Self::PayerExposed { .. } => 429,
             Self::ProofRunning { .. } | Self::ChannelBusy { .. } => 409,
             Self::ChannelBlocked => 403,
             Self::UpstreamFailed { .. } => 502,
@@ -308,6 +340,7 @@ impl Refusal {
             Self::UpstreamRefused { status, .. } => *status,
             Self::TooBusy { .. }
             | Self::PaymentUnknown { .. }
+            | Self::PaymentUnchecked { .. }
             | Self::ChainUnread { .. }
             | Self::NoOffer { .. }
             | Self::CapReached { .. }
@@ -326,6 +359,8 @@ impl Refusal {
             | Self::ChannelBusy { retry_after_seconds }
             | Self::ChainUnread { retry_after_seconds }
             | Self::PaymentUnknown { retry_after_seconds }
+            | Self::PaymentUnchecked { retry_after_seconds }
+            | Self::PayerExposed { retry_after_seconds, .. }
             | Self::NoOffer { retry_after_seconds, .. }
             | Self::CapReached { retry_after_seconds }
             | Self::UpstreamUnavailable { retry_after_seconds }
@@ -349,7 +384,9 @@ impl Refusal {
             Self::MalformedCredential => "malformed-credential",
             Self::InvalidChallenge { .. } => "invalid-challenge",
             Self::OfferExpired => "payment-expired",
-            Self::PaymentInvalid { .. } | Self::PaymentFailed { .. } | Self::ProofSpent => "verification-failed",
+            Self::PaymentInvalid { .. } | Self::PaymentFailed { .. } | Self::ProofSpent | Self::PaymentUnproven => {
+                "verification-failed"
+            }
             Self::Underpaid { .. } => "payment-insufficient",
             Self::TwoCredentials { .. } => "bad-request",
             Self::VoucherInvalid { .. } => "session/invalid-signature",
@@ -380,6 +417,7 @@ impl Refusal {
             Self::NotPriced { .. } => "not_priced",
             Self::OverLimit { .. } => "over_limit",
             Self::PromptTooLong { .. } => "context_length_exceeded",
+            Self::OverPrice { .. } => "over_price",
             Self::UnknownModel { .. } => "model_not_found",
             Self::WrongTier { .. } => "wrong_tier",
             Self::NothingAsked => "nothing_asked",
@@ -394,6 +432,9 @@ impl Refusal {
             Self::ProofSpent => "payment_spent",
             Self::PaymentFailed { .. } => "payment_failed",
             Self::PaymentUnknown { .. } => "payment_unknown",
+            Self::PaymentUnproven => "payment_unproven",
+            Self::PaymentUnchecked { .. } => "payment_unchecked",
+            Self::PayerExposed { .. } => "payer_exposed",
             Self::VoucherInvalid { .. } => "voucher_invalid",
             Self::SignerMismatch => "signer_mismatch",
             Self::ChannelUnknown => "channel_not_found",
@@ -423,7 +464,7 @@ impl Refusal {
         match self {
             Self::BadField { param, .. } | Self::UnknownField { param } | Self::NotPriced { param } => Some(param),
             Self::OverLimit { param, .. } => Some(param),
-            Self::PromptTooLong { .. } => Some("messages"),
+            Self::PromptTooLong { .. } | Self::OverPrice { .. } => Some("messages"),
             Self::UnknownModel { .. } | Self::WrongTier { .. } => Some("model"),
             Self::UpstreamRefused { param, .. } => param.as_deref(),
             _ => None,
@@ -445,14 +486,19 @@ impl Refusal {
             Self::UnknownField { param } => format!("{param} is not accepted here"),
             Self::NotPriced { param } => format!("{param} has no price here and is not accepted"),
             Self::OverLimit { param, asked, max } => format!("{param} is {asked}; the most sold here is {max}"),
-            Self::PromptTooLong { max, counted_by } => {
-                format!("the prompt is longer than {max} tokens (counted by {counted_by}), the most sold here")
+            Self::PromptTooLong { max, counted_by, sold_at } => {
+                let said =
+                    format!("the prompt is longer than {max} tokens (counted by {counted_by}), the most sold here");
+                if sold_at.is_empty() { said } else { format!("{said}; longer ones are sold at {}", named(sold_at)) }
             }
+            Self::OverPrice { gap, sold_at } => gap.message(sold_at),
             Self::UnknownModel { asked } => format!("the model {} does not exist", quoted(asked)),
-            Self::WrongTier { asked, sold_at: Some((path, price)) } => {
-                format!("the model {} is not sold here; it is sold at {path} for {price}", quoted(asked))
+            Self::WrongTier { asked, sold_at } if sold_at.is_empty() => {
+                format!("the model {} is not sold here", quoted(asked))
             }
-            Self::WrongTier { asked, sold_at: None } => format!("the model {} is not sold here", quoted(asked)),
+            Self::WrongTier { asked, sold_at } => {
+                format!("the model {} is not sold here; it is sold at {}", quoted(asked), named(sold_at))
+            }
             Self::NothingAsked => "the body has no messages; nothing was charged".to_owned(),
             Self::TwoCredentials { found } => format!("{found} payment credentials on one request; send exactly one"),
             Self::MalformedCredential => "the payment credential cannot be decoded".to_owned(),
@@ -468,6 +514,16 @@ impl Refusal {
             Self::ProofRunning { .. } => "a request with this payment is running; wait for its answer".to_owned(),
             Self::ProofSpent => "this payment has bought its answer already".to_owned(),
             Self::PaymentFailed { why } => format!("the payment did not go through: {why}"),
+            Self::PaymentUnproven => {
+                "the payment was handed in and used up, and nobody can show that it paid us: ask the operator"
+                    .to_owned()
+            }
+            Self::PaymentUnchecked { .. } => {
+                "the payment could not be verified now; nothing was taken: send the same credential again".to_owned()
+            }
+            Self::PayerExposed { most, lost, .. } => {
+                format!("this payer may have ${most} promised and not paid at a time, and left ${lost} unpaid today")
+            }
             Self::PaymentUnknown { .. } => {
                 "it is not known yet whether the payment landed; send the same credential again, do not pay anew"
                     .to_owned()
@@ -510,11 +566,6 @@ fn quoted(text: &str) -> String {
     let safe: String =
         text.chars().take(64).map(|c| if c.is_ascii_graphic() && c != '"' && c != '\\' { c } else { '?' }).collect();
     format!("\"{safe}\"")
-}
-
-/// A price in words for [`Refusal::WrongTier`].
-pub fn price_text(usd: Usd) -> String {
-    format!("${usd}")
 }
 
 #[cfg(test)]

@@ -297,6 +297,11 @@ impl<'p> Value<'p> {
         self.value.is_table()
     }
 
+    /// Whether it is text that begins so.
+    pub fn begins_with(&self, word: &str) -> bool {
+        self.value.as_str().is_some_and(|text| text.starts_with(word))
+    }
+
     /// A list of anything.
     pub fn list(&self) -> Option<Vec<Value<'p>>> {
         let array = self.is("a list", self.value.as_array())?;

@@ -5,8 +5,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use pontage::money::Atoms;
-use pontage::refusal::Refusal;
+use pontage::money::{Atoms, Usd};
+use pontage::refusal::{Gap, Refusal};
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -71,6 +71,16 @@ fn endings() -> Vec<Ending> {
 /// One of each kind, two where the status depends on a field.
 fn every_refusal() -> Vec<Refusal> {
     let (why, retry_after_seconds) = (String::new, 1);
+    let gap = Gap {
+        price: Usd(1),
+        prompt: 2,
+        counted_by: "",
+        output: 1,
+        n: 1,
+        shorten_by: None,
+        n_within: 0,
+        output_within: 0,
+    };
     vec![
         Refusal::UnknownPath,
         Refusal::MethodNotAllowed { allow: "GET" },
@@ -85,9 +95,10 @@ fn every_refusal() -> Vec<Refusal> {
         Refusal::UnknownField { param: why() },
         Refusal::NotPriced { param: why() },
         Refusal::OverLimit { param: "", asked: 2, max: 1 },
-        Refusal::PromptTooLong { max: 1, counted_by: "" },
+        Refusal::PromptTooLong { max: 1, counted_by: "", sold_at: Vec::new() },
+        Refusal::OverPrice { gap, sold_at: Vec::new() },
         Refusal::UnknownModel { asked: why() },
-        Refusal::WrongTier { asked: why(), sold_at: None },
+        Refusal::WrongTier { asked: why(), sold_at: Vec::new() },
         Refusal::NothingAsked,
         Refusal::TwoCredentials { found: 2 },
         Refusal::MalformedCredential,

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 8] = [
     &[
         "money",
+        "network",
         "channel",
         "claim",
         "limits",

@@ -18,9 +18,9 @@ use pontage::chain::{Chain as _, Inclusion, Sent};
 use pontage::claim::{Claim, Standing, Terms};
 use pontage::clock::UnixSeconds;
 use pontage::money::{Atoms, Usd};
-use pontage::rail::mpp::bind::KeyRing;
 use pontage::rail::mpp::charge::{Charge, Settings};
 use pontage::rail::mpp::collect::Pace;
+use pontage::rail::ring::KeyRing;
 use pontage::rail::{Ask, Collected, Proof, Rail, Shown, Way as _};
 use pontage::secret::Secret;
 use std::sync::Arc;
@@ -56,7 +56,7 @@ fn terms(amount: u128) -> Terms {
 }
 
 fn ask(terms: &Terms) -> Ask<'_> {
-    Ask { terms, digest: [5; 32], description: "one chat completion" }
+    Ask { terms, digest: [5; 32], description: "one chat completion", lasts: 900 }
 }
 
 fn rail(rpc: &str, patience: Duration) -> Charge {
@@ -82,7 +82,7 @@ async fn paid_by(rail: &Charge, chain: &Chain, key: &PrivateKeySigner, terms: &T
 
 async fn admitted(rail: &Charge, credential: PaymentCredential, terms: &Terms) -> (Shown, Proof) {
     let shown = Shown::Mpp(Box::new(credential));
-    let known = rail.recognise(&shown).unwrap().unwrap();
+    let known = rail.recognise(&shown, &ask(terms)).unwrap().unwrap();
     let proof = rail.check(&shown, known, &ask(terms), UnixSeconds::now()).await.unwrap();
     (shown, proof)
 }
@@ -101,6 +101,8 @@ fn claim(proof: &Proof) -> Claim {
         claimed_at: UnixSeconds::now(),
         collect_until: proof.collect_until,
         paid_at: None,
+        taken: None,
+        transaction: None,
     }
 }
 
@@ -134,6 +136,7 @@ async fn a_real_client_pays_a_real_chain_once() {
     let by_hash = PaymentCredential::new(
         match &shown {
             Shown::Mpp(c) => c.challenge.clone(),
+            Shown::X402(_) => unreachable!("nobody showed one"),
         },
         mpp::PaymentPayload::hash(&proof.recognised.reference),
     );

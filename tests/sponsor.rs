@@ -11,7 +11,6 @@ use common::bed::{CHAT, PRICE, assert_challenge, chat};
 use common::client::{node, python};
 use common::{Bed, Chain, DEV, Fault, Gate, GateOptions, PATH_USD, Payer, Unseen, eventually, payer, raw};
 use mpp::Base64UrlJson;
-use mpp::protocol::methods::tempo::FeePayerEnvelope78;
 use serde_json::{Value, json};
 
 const SPONSOR: &str = DEV[8].address;
@@ -114,8 +113,9 @@ async fn a_payment_with_too_little_gas_is_not_signed_for_and_one_with_enough_is_
     let bed = bed("20").await;
     let payer = bed.payer().await;
     let (mut served, mut refused) = (0, 0);
-    // The local chain needs 250,000 for the record of the nonce and some 55,000 for the payment itself.
-    for gas in [30_000, 270_000, 290_000, 303_000, 304_000, 304_500, 305_000, 305_500, 306_000, 400_000] {
+    // The local chain needs some 70,000.
+    for gas in [30_000, 45_000, 50_000, 55_000, 60_000, 62_500, 65_000, 67_500, 70_000, 72_500, 75_000, 80_000, 400_000]
+    {
         let before = bed.chain.balance(PATH_USD, SPONSOR).await;
         let offer = payer::offer(&bed.ask(CHAT, &chat()).await.headers("www-authenticate"), "tempo", "charge");
         let proof = payer.sign(&offer, |options| options.gas_limit = Some(gas)).await;
@@ -206,42 +206,9 @@ async fn who_is_offered_a_carried_fee_may_carry_it_himself_but_not_push() {
     bed.close(Unseen::default()).await;
 }
 
-/// A fee service on loopback: adds its token and its signature to whatever it is handed (`eth_signRawTransaction`).
-async fn relay() -> String {
-    use alloy::eips::Encodable2718 as _;
-    use alloy::signers::SignerSync as _;
-    let signer: alloy::signers::local::PrivateKeySigner = DEV[7].key.parse().unwrap();
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}/a-key-in-the-path", listener.local_addr().unwrap());
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            let signer = signer.clone();
-            tokio::spawn(async move {
-                let mut rest = Vec::new();
-                while let Some(body) = common::chain::read_post(&mut stream, &mut rest).await {
-                    let call: Value = serde_json::from_slice(&body).unwrap();
-                    assert_eq!(call["method"], "eth_signRawTransaction");
-                    let bytes = alloy::hex::decode(call["params"][0].as_str().unwrap()).unwrap();
-                    let envelope = FeePayerEnvelope78::decode_envelope(&bytes).unwrap();
-                    let (mut tx, signature, _) = envelope.to_recoverable_signed().into_parts();
-                    (tx.fee_token, tx.fee_payer_signature) = (Some(PATH_USD.parse().unwrap()), None);
-                    let carried = signer.sign_hash_sync(&tx.fee_payer_signature_hash(envelope.sender)).unwrap();
-                    tx.fee_payer_signature = Some(carried);
-                    let raw = alloy::hex::encode_prefixed(tx.into_signed(signature).encoded_2718());
-                    let answer = json!({"jsonrpc": "2.0", "id": call["id"], "result": raw}).to_string();
-                    if !common::chain::answer_json(&mut stream, answer.as_bytes()).await {
-                        return;
-                    }
-                }
-            });
-        }
-    });
-    url
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relay_carries_fees_and_its_payments_are_bought_with_once() {
-    let relay = relay().await;
+    let relay = common::relay::start(&DEV[7]).await;
     let mut bed = Bed::with(|options| {
         options
             .conf_edit("accept_push = false", "accept_push = false\nsponsor = { relay = \"env:FEE_RELAY\" }")

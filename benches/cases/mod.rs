@@ -15,8 +15,8 @@ use pontage::openai::cover::Cover;
 use pontage::openai::meter::Meter;
 use pontage::openai::request::{Ask, Rewrite};
 use pontage::openai::usage::Bounds;
-use pontage::rail::mpp::bind::KeyRing;
 use pontage::rail::mpp::charge::{Charge, Settings};
+use pontage::rail::ring::KeyRing;
 use pontage::rail::{Ask as PaymentAsk, Rail, Way};
 use pontage::refusal::{Moved, Refusal};
 use pontage::rules::{self, Plan};
@@ -82,10 +82,15 @@ impl Challenge {
         let digest: [u8; 32] = Sha256::digest(black_box(&self.body)).into();
         let quoted = self.runtime.block_on(quote_under(&self.plan, "/v1/chat/completions", self.body.clone())).unwrap();
         let terms = quoted.terms(self.rail.id(), self.rail.decimals()).unwrap();
-        let ask = PaymentAsk { terms: &terms, digest, description: "openai/gpt-oss-120b on /v1/chat/completions" };
+        let ask = PaymentAsk {
+            terms: &terms,
+            digest,
+            description: "openai/gpt-oss-120b on /v1/chat/completions",
+            lasts: 900,
+        };
         let offer = self.rail.offer(&ask, UnixSeconds(1_795_221_719)).unwrap();
         let stop = Stop { refusal: Refusal::PaymentRequired, moved: Moved::No, claimed: false };
-        Answer::challenge(&stop, vec![offer])
+        Answer::challenge(&stop, vec![offer], &Default::default())
     }
 }
 

@@ -3,6 +3,7 @@
 use super::rpc::Fault;
 use super::tempo::Tempo;
 use super::{Address, B256, Unreachable};
+use crate::clock::UnixSeconds;
 use crate::money::Usd;
 use alloy::primitives::{Bytes, U64, U128, U256};
 use alloy::sol_types::SolCall as _;
@@ -10,8 +11,9 @@ use async_trait::async_trait;
 use serde::Deserialize;
 use serde_json::json;
 use tempo_alloy::contracts::precompiles::ITIP20;
+use tempo_alloy::primitives::transaction::TEMPO_EXPIRING_NONCE_KEY;
 
-/// One call as its sender would make it.
+/// One call as its sender would make it, in a transaction with an expiring nonce.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trial {
     /// Who makes it.
@@ -20,8 +22,10 @@ pub struct Trial {
     pub to: Address,
     /// What is said to it.
     pub input: Bytes,
-    /// Most gas it may use.
+    /// Most gas it may use, with everything that the transaction around it costs.
     pub gas: u64,
+    /// The transaction's `validBefore`.
+    pub valid_until: UnixSeconds,
 }
 
 /// What became of a trial.
@@ -61,7 +65,7 @@ const NONSENSE: Unreachable = Unreachable { why: "the chain's node answered with
 pub(super) fn is_about_the_call(code: i64, message: &str) -> bool {
     let text = message.to_ascii_lowercase();
     code == 3
-        || ["revert", "out of gas", "outofgas", "oog", "intrinsic gas", "insufficient"]
+        || ["revert", "out of gas", "outofgas", "oog", "intrinsic gas", "insufficient", "tempo transaction error"]
             .iter()
             .any(|said| text.contains(said))
 }
@@ -69,7 +73,17 @@ pub(super) fn is_about_the_call(code: i64, message: &str) -> bool {
 #[async_trait]
 impl Fees for Tempo {
     async fn trial(&self, call: &Trial) -> Result<Tried, Unreachable> {
-        let asked = json!({"from": call.from, "to": call.to, "input": call.input, "gas": U64::from(call.gas)});
+        // As the transaction it is: a plain call would be charged for a nonce that this one never uses, which is most of what a
+        // wallet sets aside.
+        let asked = json!({
+            "from": call.from,
+            "to": call.to,
+            "input": call.input,
+            "gas": U64::from(call.gas),
+            "nonceKey": TEMPO_EXPIRING_NONCE_KEY,
+            "nonce": U64::ZERO,
+            "validBefore": U64::from(call.valid_until.0),
+        });
         match self.0.ask::<_, Bytes>("eth_call", (asked, "latest")).await {
             Ok(_) => Ok(Tried::Passes),
             Err(Fault::Refused { code, message }) if is_about_the_call(code, &message) => Ok(Tried::Fails),
@@ -118,6 +132,7 @@ mod tests {
             (-32003, "Insufficient funds for gas * price + value", true),
             (-32603, "EVM error PrecompileOOG", true),
             (-32000, "intrinsic gas too high -- CallGasCostMoreThanGasLimit", true),
+            (-32003, "tempo transaction error: expiring nonce transaction expired", true),
             (-32005, "rate limit exceeded", false),
             (-32601, "the method eth_call does not exist", false),
             (-32603, "internal error", false),

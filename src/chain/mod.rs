@@ -3,11 +3,14 @@
 //! Whether a fact is a payment is decided in `rail/`, by pure functions. Errors here are in our own words: what a client
 //! library says may repeat the RPC URL, and that can hold a key.
 
+pub mod evm;
 pub mod fees;
 pub mod relay;
 pub mod reserve;
 mod rpc;
+pub mod solana;
 pub mod tempo;
+pub mod web;
 
 use crate::clock::UnixSeconds;
 use async_trait::async_trait;

@@ -1,26 +1,16 @@
 //! JSON-RPC 2.0 over HTTP, one call per request.
-//!
-//! Written out rather than taken from a client library because of what must *not* happen: no proxy from the environment, no
-//! redirect, no retry of a request that may have been heard, no log line or error that repeats the URL, whose path or user
-//! part often is an API key.
 
+use super::Head;
+use super::web::{Ask, Web};
+use crate::clock::UnixSeconds;
 use crate::secret::Secret;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use alloy::primitives::U64;
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use http::StatusCode;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
 use std::time::Duration;
 
-/// How long a connection may take to be made.
-const CONNECT: Duration = Duration::from_secs(2);
 /// How long a whole call may take; a node may hold a synchronous send until the transaction is in a block.
 const TOTAL: Duration = Duration::from_secs(25);
 /// Largest answer that is read.
@@ -53,12 +43,8 @@ impl Fault {
     }
 }
 
-/// A client for one node. Connections are pooled; any Tokio runtime may use it, each call on the runtime it is made in.
-pub struct Rpc {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
-    uri: Uri,
-    authorization: Option<HeaderValue>,
-}
+/// A client for one node.
+pub struct Rpc(Web);
 
 #[derive(Serialize)]
 struct Call<'a, P> {
@@ -81,50 +67,30 @@ struct ErrorObject {
     message: String,
 }
 
+#[derive(Deserialize)]
+struct Block {
+    number: U64,
+    timestamp: U64,
+}
+
 impl Rpc {
     /// A client for the node at `url` (`http` or `https`; a user part becomes Basic authentication). Nothing is connected yet.
     /// The error is a sentence that does not repeat the URL.
     pub fn new(url: &Secret) -> Result<Self, &'static str> {
-        let bad = "the RPC URL is not an http or https URL";
-        let uri: Uri = url.expose_str().and_then(|t| t.trim().parse().ok()).ok_or(bad)?;
-        let scheme = uri.scheme_str().filter(|s| matches!(*s, "http" | "https")).ok_or(bad)?;
-        let authority = uri.authority().filter(|a| !a.host().is_empty()).ok_or(bad)?.as_str();
-        let (user, host) = authority.rsplit_once('@').map_or((None, authority), |(user, host)| (Some(user), host));
-        let authorization = match user {
-            None => None,
-            Some(user) => {
-                let mut value = HeaderValue::try_from(format!("Basic {}", STANDARD.encode(user))).map_err(|_| bad)?;
-                value.set_sensitive(true);
-                Some(value)
-            }
-        };
-        let tls = tls(scheme == "https")?;
-        let path = uri.path_and_query().map_or("/", |p| p.as_str());
-        let uri = Uri::builder().scheme(scheme).authority(host).path_and_query(path).build().map_err(|_| bad)?;
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(CONNECT));
-        let connector =
-            HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(tcp);
-        Ok(Self { client: Client::builder(TokioExecutor::new()).build(connector), uri, authorization })
+        Web::new(url).map(Self)
     }
 
     /// Calls `method`. A `null` result is whatever `R` makes of it.
     pub async fn ask<P: Serialize, R: DeserializeOwned>(&self, method: &str, params: P) -> Result<R, Fault> {
         let call = Call { jsonrpc: "2.0", id: 1, method, params };
         let body = serde_json::to_vec(&call).map_err(|_| Fault::Nonsense)?;
-        let mut request = Request::builder()
-            .method(Method::POST)
-            .uri(self.uri.clone())
-            .header(header::CONTENT_TYPE, "application/json")
-            .header(header::ACCEPT, "application/json");
-        if let Some(value) = &self.authorization {
-            request = request.header(header::AUTHORIZATION, value);
+        let (path, body) = (self.0.under(""), Bytes::from(body));
+        let ask = Ask { path: &path, json: Some(&body), headers: &[], within: TOTAL, at_most: MAX_ANSWER };
+        let reply = self.0.ask(ask).await.map_err(|_| Fault::Lost)?;
+        if reply.status != StatusCode::OK {
+            return Err(Fault::Lost);
         }
-        let request = request.body(Full::new(Bytes::from(body))).map_err(|_| Fault::Nonsense)?;
-        let answer = tokio::time::timeout(TOTAL, self.exchange(request)).await.map_err(|_| Fault::Lost)??;
-        let answer: Answer<'_> = serde_json::from_slice(&answer).map_err(|_| Fault::Nonsense)?;
+        let answer: Answer<'_> = serde_json::from_slice(&reply.body).map_err(|_| Fault::Nonsense)?;
         match answer {
             Answer { error: Some(ErrorObject { code, message }), .. } => Err(Fault::Refused { code, message }),
             // An absent result and `null` read alike.
@@ -134,36 +100,23 @@ impl Rpc {
         }
     }
 
-    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Bytes, Fault> {
-        let reply = self.client.request(request).await.map_err(|_| Fault::Lost)?;
-        if reply.status() != StatusCode::OK {
-            return Err(Fault::Lost);
-        }
-        let body = Limited::new(reply.into_body(), MAX_ANSWER).collect().await.map_err(|_| Fault::Lost)?;
-        Ok(body.to_bytes())
+    /// The newest block of an Ethereum-like node, and which chain it answers for.
+    pub async fn head(&self) -> Result<Head, Fault> {
+        let (id, block) = futures::future::try_join(
+            self.ask::<_, U64>("eth_chainId", ()),
+            self.ask::<_, Block>("eth_getBlockByNumber", ("latest", false)),
+        )
+        .await?;
+        Ok(Head { chain_id: id.to(), number: block.number.to(), time: UnixSeconds(block.timestamp.to()) })
     }
-}
-
-/// TLS with ring and the machine's own roots; without roots where no TLS is spoken, because reading them takes time.
-fn tls(with_roots: bool) -> Result<rustls::ClientConfig, &'static str> {
-    let mut roots = rustls::RootCertStore::empty();
-    if with_roots {
-        let found =
-            rustls_native_certs::load_native_certs().map_err(|_| "the machine's certificates cannot be read")?;
-        if roots.add_parsable_certificates(found).0 == 0 {
-            return Err("the machine has no root certificates, so no https URL can be trusted");
-        }
-    }
-    rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|_| "the TLS client cannot be built")
-        .map(|c| c.with_root_certificates(roots).with_no_client_auth())
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 
@@ -236,11 +189,5 @@ mod tests {
         });
         let got = tokio::task::spawn_blocking(|| elsewhere.join().unwrap()).await.unwrap();
         assert_eq!(got, Ok("x".to_owned()));
-    }
-
-    #[test]
-    fn an_https_url_is_prepared_with_the_machines_roots_and_ring() {
-        assert!(Rpc::new(&Secret::new("https://rpc.example/canary")).err().is_none_or(|e| !e.contains("canary")));
-        assert!(tls(false).is_ok());
     }
 }

@@ -2,7 +2,6 @@
 
 use super::rpc::{Fault, Rpc};
 use super::{Address, B256, Chain, Head, Inclusion, Rejection, Sent, Transfer, Unreachable};
-use crate::clock::UnixSeconds;
 use crate::secret::Secret;
 use alloy::primitives::{Bytes, LogData, U64};
 use alloy::sol_types::SolEvent;
@@ -29,12 +28,6 @@ impl Tempo {
     pub fn new(rpc: &Secret) -> Result<Self, &'static str> {
         Rpc::new(rpc).map(Self)
     }
-}
-
-#[derive(Debug, Deserialize)]
-struct Block {
-    number: U64,
-    timestamp: U64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -111,13 +104,7 @@ fn refused(fault: &Fault) -> Sent {
 #[async_trait]
 impl Chain for Tempo {
     async fn head(&self) -> Result<Head, Unreachable> {
-        let (id, block) = futures::future::try_join(
-            self.0.ask::<_, U64>("eth_chainId", ()),
-            self.0.ask::<_, Block>("eth_getBlockByNumber", ("latest", false)),
-        )
-        .await
-        .map_err(|e| Unreachable { why: e.words() })?;
-        Ok(Head { chain_id: id.to(), number: block.number.to(), time: UnixSeconds(block.timestamp.to()) })
+        self.0.head().await.map_err(|e| Unreachable { why: e.words() })
     }
 
     async fn inclusion(&self, tx: B256) -> Result<Inclusion, Unreachable> {

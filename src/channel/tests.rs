@@ -1,7 +1,9 @@
-//! The rules of a channel: over random histories (`invariants`), one by one (`table`), and among several who race (`race`).
+//! The rules of a channel: over random histories (`invariants`), one by one (`table`), among several who race (`race`), and in every order
+//! that a small world has (`model`).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod invariants;
+mod model;
 mod race;
 mod table;
 mod walk;

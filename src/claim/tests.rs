@@ -27,9 +27,20 @@ enum Try {
     PayUnserved,
     TakeOver,
     Die,
-    Redeem { elsewhere: bool, need: u128 },
+    Redeem {
+        elsewhere: bool,
+        need: u128,
+    },
     GiveBack,
     Deliver,
+    Doubt,
+    Forgo,
+    /// `left`: the answer is with the client already.
+    Take {
+        amount: u128,
+        left: bool,
+    },
+    Settle,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +72,16 @@ fn tries() -> impl Strategy<Value = Try> {
         4 => (prop::bool::weighted(0.2), 0..=PAID + PAID / 4).prop_map(|(elsewhere, need)| Try::Redeem { elsewhere, need }),
         3 => Just(Try::GiveBack),
         2 => Just(Try::Deliver),
+        1 => Just(Try::Doubt),
+        1 => Just(Try::Forgo),
+        3 => (prop_oneof![Just(0), Just(PAID), 0..=PAID + 1], any::<bool>()).prop_map(|(amount, left)| Try::Take { amount, left }),
+        2 => Just(Try::Settle),
     ]
+}
+
+/// A history: whether the payment is taken after the reply, and what happens.
+fn histories() -> impl Strategy<Value = (bool, Vec<Step>)> {
+    (any::<bool>(), steps())
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -85,10 +105,15 @@ struct Gate {
 }
 
 impl Gate {
-    fn new() -> Self {
-        let record = sample::claim("k", PAID);
+    fn new(promised: bool) -> Self {
+        let mut record = sample::claim("k", PAID);
+        let mut serving = Vec::new();
+        if promised {
+            record.standing = Standing::Promised { by: "r0".to_owned() };
+            serving.push("r0".to_owned());
+        }
         let seen = std::array::from_fn(|_| record.clone());
-        Self { record, seen, now: UnixSeconds(1_010), life: 0, serving: Vec::new(), deliveries: 0 }
+        Self { record, seen, now: UnixSeconds(1_010), life: 0, serving, deliveries: 0 }
     }
 
     fn name(&self, who: u8) -> String {
@@ -102,13 +127,15 @@ impl Gate {
             return false;
         }
         match op {
-            Op::Pay { by } | Op::Redeem { by, .. } => self.serving.push(by.clone()),
-            Op::GiveBack { by } => self.serving.retain(|s| s != by),
-            Op::Deliver { by, .. } => {
+            Op::Pay { by, .. } | Op::Redeem { by, .. } => self.serving.push(by.clone()),
+            Op::GiveBack { by } | Op::Forgo { by } => self.serving.retain(|s| s != by),
+            Op::Deliver { by, .. } | Op::Settle { by, .. } | Op::Take { by, receipt: Some(_), .. } => {
                 self.serving.retain(|s| s != by);
                 self.deliveries += 1;
             }
-            Op::PayUnserved | Op::TakeOver { .. } | Op::Die => {}
+            // Whoever was to be served finds out when it wants to deliver.
+            Op::PayUnserved { .. } | Op::TakeOver { .. } | Op::Die | Op::Doubt => self.serving.clear(),
+            Op::Take { receipt: None, .. } => {}
         }
         self.record = next;
         true
@@ -136,11 +163,11 @@ impl Gate {
     fn op(&self, who: u8, what: Try, seen: &Claim) -> Op {
         let by = self.name(who);
         match what {
-            Try::Pay => Op::Pay { by },
-            Try::PayUnserved => Op::PayUnserved,
+            Try::Pay => Op::Pay { by, transaction: None },
+            Try::PayUnserved => Op::PayUnserved { transaction: None },
             Try::TakeOver => {
                 let from = match &seen.standing {
-                    Standing::Claimed { by } => by.clone(),
+                    Standing::Claimed { by } | Standing::Taking { by, .. } => by.clone(),
                     _ => "nobody".to_owned(),
                 };
                 Op::TakeOver { from, by }
@@ -152,6 +179,12 @@ impl Gate {
             }
             Try::GiveBack => Op::GiveBack { by },
             Try::Deliver => Op::Deliver { by, receipt: format!("rcpt_{who}") },
+            Try::Doubt => Op::Doubt,
+            Try::Forgo => Op::Forgo { by },
+            Try::Take { amount, left } => {
+                Op::Take { by, amount: Atoms(amount), receipt: left.then(|| format!("rcpt_{who}")) }
+            }
+            Try::Settle => Op::Settle { by, transaction: None, receipt: format!("rcpt_{who}") },
         }
     }
 
@@ -171,12 +204,25 @@ impl Gate {
 fn recovery(claim: &Claim, chain: Chain) -> Option<Op> {
     match (&claim.standing, chain) {
         (Standing::Serving { by }, _) => Some(Op::GiveBack { by: by.clone() }),
-        (Standing::Claimed { .. }, Chain::Landed) => Some(Op::PayUnserved),
-        (Standing::Claimed { .. }, Chain::Never) => Some(Op::Die),
-        (Standing::Claimed { by }, Chain::Unknown) => {
+        (Standing::Promised { by }, _) => Some(Op::Forgo { by: by.clone() }),
+        // Nothing was to be taken: there is nothing to ask.
+        (Standing::Taking { amount: Atoms(0), .. }, _) => Some(Op::Die),
+        (Standing::Claimed { .. } | Standing::Taking { .. }, Chain::Landed) => {
+            Some(Op::PayUnserved { transaction: None })
+        }
+        (Standing::Claimed { .. } | Standing::Taking { .. }, Chain::Never) => Some(Op::Die),
+        (Standing::Claimed { by } | Standing::Taking { by, .. }, Chain::Unknown) => {
             Some(Op::TakeOver { from: by.clone(), by: "recovery".to_owned() })
         }
-        (Standing::Owed | Standing::Delivered { .. } | Standing::Dead, _) => None,
+        (
+            Standing::Owed
+            | Standing::Delivered { .. }
+            | Standing::Dead
+            | Standing::Untaken
+            | Standing::Lost { .. }
+            | Standing::Unproven,
+            _,
+        ) => None,
     }
 }
 
@@ -191,6 +237,11 @@ fn every_op(gate: &Gate) -> Vec<Op> {
             Try::Redeem { elsewhere: false, need: 0 },
             Try::GiveBack,
             Try::Deliver,
+            Try::Doubt,
+            Try::Forgo,
+            Try::Take { amount: 0, left: false },
+            Try::Take { amount: PAID, left: true },
+            Try::Settle,
         ] {
             ops.push(gate.op(who, what, &gate.record));
         }
@@ -201,19 +252,19 @@ fn every_op(gate: &Gate) -> Vec<Op> {
 #[test]
 fn one_request_at_a_time_is_served_and_one_delivery_is_made_whatever_happens() {
     let (redeemed, recovered) = (Cell::new(0), Cell::new(0));
-    for_all(steps(), |steps| {
-        let mut gate = Gate::new();
+    for_all(histories(), |(promised, steps)| {
+        let mut gate = Gate::new(promised);
         for step in steps {
             let before = gate.record.clone();
             gate.step(step);
             assert!(gate.serving.len() <= 1, "two requests served by one payment: {:?}", gate.serving);
             assert!(gate.deliveries <= 1, "one payment, two deliveries");
-            if let Standing::Serving { by } = &gate.record.standing {
+            if let Standing::Serving { by } | Standing::Promised { by } = &gate.record.standing {
                 assert_eq!(gate.serving, std::slice::from_ref(by), "the record names who is served");
             }
             if gate.record != before {
                 assert_eq!(gate.record.revision, before.revision + 1);
-                assert!(!matches!(before.standing, Standing::Delivered { .. } | Standing::Dead), "an end is an end");
+                assert!(before.standing == Standing::Owed || !before.is_over(gate.now), "an end is an end");
                 let was_owed = before.standing == Standing::Owed;
                 redeemed.set(redeemed.get() + u32::from(was_owed));
                 recovered.set(recovered.get() + u32::from(matches!(step, Step::Crash(_))));
@@ -226,8 +277,8 @@ fn one_request_at_a_time_is_served_and_one_delivery_is_made_whatever_happens() {
 #[test]
 fn paid_money_is_never_forgotten_and_never_changes() {
     let delivered = Cell::new(0);
-    for_all(steps(), |steps| {
-        let mut gate = Gate::new();
+    for_all(histories(), |(promised, steps)| {
+        let mut gate = Gate::new(promised);
         let first = gate.record.clone();
         let mut paid_at = None;
         for step in steps {
@@ -238,10 +289,13 @@ fn paid_money_is_never_forgotten_and_never_changes() {
             assert_eq!(now.paid_at.is_some(), holds_money, "{now:?}");
             assert!(paid_at.is_none() || paid_at == now.paid_at, "the payment was seen once");
             paid_at = now.paid_at;
-            let collectable = matches!(now.standing, Standing::Claimed { .. });
+            let collectable =
+                matches!(now.standing, Standing::Claimed { .. } | Standing::Promised { .. } | Standing::Taking { .. });
             assert_eq!(now.resend.is_some(), collectable, "kept while it can be needed, and no longer");
-            let Claim { revision, resend, standing, paid_at, .. } = now.clone();
-            assert_eq!(*now, Claim { revision, resend, standing, paid_at, ..first.clone() }, "what was bought stays");
+            let Claim { revision, resend, standing, paid_at, taken, .. } = now.clone();
+            assert!(taken.is_none_or(|taken| promised && taken < first.terms.amount), "never more than was agreed");
+            let same = Claim { revision, resend, standing, paid_at, taken, ..first.clone() };
+            assert_eq!(*now, same, "what was bought stays");
             delivered.set(delivered.get() + u32::from(matches!(now.standing, Standing::Delivered { .. })));
         }
         let text = serde_json::to_string(&gate.record).unwrap();
@@ -253,24 +307,39 @@ fn paid_money_is_never_forgotten_and_never_changes() {
 #[test]
 fn a_crash_leaves_every_payer_with_a_delivery_or_a_right_to_one() {
     let owed = Cell::new(0);
-    for_all((steps(), any::<bool>()), |(steps, landed)| {
-        let mut gate = Gate::new();
+    for_all((histories(), any::<bool>()), |((promised, steps), landed)| {
+        let mut gate = Gate::new(promised);
         steps.into_iter().for_each(|step| gate.step(step));
         let before = gate.record.clone();
         gate.crash(if landed { Chain::Landed } else { Chain::Never });
         let claim = gate.record.clone();
-        let may_redeem = Op::Redeem { by: "new".into(), route: claim.terms.route.clone(), need: Atoms(PAID) };
+        let may_redeem = Op::Redeem { by: "new".into(), route: claim.terms.route.clone(), need: before.paid_amount() };
         match (&before.standing, &claim.standing) {
-            (Standing::Claimed { .. }, Standing::Owed) if landed => {
+            (Standing::Claimed { .. } | Standing::Taking { receipt: None, .. }, Standing::Owed) if landed => {
                 assert!(claim.apply(may_redeem, gate.now.plus(REDEEM_SECONDS)).is_ok(), "15 minutes from being seen");
             }
             (Standing::Claimed { .. }, Standing::Dead) if !landed => {}
+            (Standing::Promised { .. }, Standing::Untaken) => {}
+            (Standing::Taking { receipt: None, amount, .. }, Standing::Untaken) => assert!(!landed || amount.0 == 0),
+            (Standing::Taking { receipt: Some(had), .. }, Standing::Delivered { receipt }) if landed => {
+                assert_eq!(had, receipt);
+            }
+            (Standing::Taking { receipt: Some(had), amount, .. }, Standing::Lost { receipt }) => {
+                assert!(had == receipt && (!landed || amount.0 == 0), "who has the answer is not the poorer");
+            }
             (Standing::Serving { .. } | Standing::Owed, Standing::Owed) => {
                 let in_time = gate.now <= before.redeem_until().unwrap();
                 assert_eq!(claim.apply(may_redeem, gate.now).is_ok(), in_time);
                 owed.set(owed.get() + u32::from(in_time));
             }
-            (Standing::Delivered { .. } | Standing::Dead, _) => assert_eq!(before, claim),
+            (
+                Standing::Delivered { .. }
+                | Standing::Dead
+                | Standing::Untaken
+                | Standing::Lost { .. }
+                | Standing::Unproven,
+                _,
+            ) => assert_eq!(before, claim),
             (before, after) => panic!("{before:?} became {after:?}"),
         }
     });
@@ -279,11 +348,11 @@ fn a_crash_leaves_every_payer_with_a_delivery_or_a_right_to_one() {
 
 #[test]
 fn a_payment_whose_outcome_nobody_knew_can_still_be_served_to_its_payer() {
-    let mut gate = Gate::new();
+    let mut gate = Gate::new(false);
     gate.crash(Chain::Unknown);
     for (op, why) in [
         (Op::TakeOver { from: "recovery".into(), by: "r1".into() }, "the same credential comes again"),
-        (Op::Pay { by: "r1".into() }, "and now the chain knows it"),
+        (Op::Pay { by: "r1".into(), transaction: None }, "and now the chain knows it"),
         (Op::Deliver { by: "r1".into(), receipt: "rcpt".into() }, "so it buys its reply"),
     ] {
         gate.record = gate.record.apply(op, gate.now).expect(why);
@@ -298,7 +367,7 @@ fn redemption_is_on_the_same_route_never_dearer_and_never_late() {
     let input = (0..2_000_000_000u64, waited, need, prop::bool::weighted(0.3));
     for_all(input, |(paid_at, waited, need, elsewhere)| {
         let paid_at = UnixSeconds(paid_at);
-        let owed = sample::claim("k", PAID).apply(Op::PayUnserved, paid_at).unwrap();
+        let owed = sample::claim("k", PAID).apply(Op::PayUnserved { transaction: None }, paid_at).unwrap();
         let late = waited > REDEEM_SECONDS;
         assert_eq!(owed.is_over(paid_at.plus(waited)), late, "over when it can no longer be redeemed, not before");
         let route = if elsewhere { "/v1/embeddings".into() } else { owed.terms.route.clone() };
@@ -318,8 +387,8 @@ fn redemption_is_on_the_same_route_never_dearer_and_never_late() {
 #[test]
 fn what_is_over_stays_over_and_is_remembered_while_its_proof_could_be_shown() {
     let over = Cell::new(0);
-    for_all((steps(), 0..100_000u64), |(steps, later)| {
-        let mut gate = Gate::new();
+    for_all((histories(), 0..100_000u64), |((promised, steps), later)| {
+        let mut gate = Gate::new(promised);
         steps.into_iter().for_each(|step| gate.step(step));
         let claim = &gate.record;
         assert!(claim.keep_until() >= claim.collect_until.plus(86_400));

@@ -3,7 +3,7 @@
 use super::{Places, complain};
 use crate::catalogue::RailAbility;
 use crate::conf::Conf;
-use crate::flow::pay::quote_under;
+use crate::flow::choose::quote_idle;
 use crate::flow::price::Quoted;
 use crate::flow::session;
 use crate::ids::RailId;
@@ -37,7 +37,7 @@ pub fn run(places: &Places, path: &str, request: &Path) -> ExitCode {
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().build() else {
         return complain(&["no runtime"]);
     };
-    let quoted = match runtime.block_on(quote_under(&plan, path, body.into())) {
+    let quoted = match runtime.block_on(quote_idle(&plan, path, body.into())) {
         Ok(quoted) => quoted,
         Err(refusal) => return complain(&[format!("{}: {}", refusal.code(), refusal.message())]),
     };

@@ -68,6 +68,7 @@ impl Admin {
             },
             "rails": rails,
             "pools": pools,
+            "store": { "accept_data_loss": self.toll.store.accepts_data_loss() },
             "vocabularies_loaded": crate::tokens::loaded(),
             "receipt_key": self.receipt_key,
         })
@@ -92,6 +93,7 @@ impl ServeHttp for Admin {
                     let up = i64::from(rail.standing().is_ok());
                     self.toll.metrics.rail_up.with_label_values(&[rail.id().as_str()]).set(up);
                 }
+                self.toll.metrics.store_unsafe.set(i64::from(self.toll.store.accepts_data_loss()));
                 (StatusCode::OK, "text/plain; version=0.0.4", self.toll.metrics.text())
             }
             path => match channels::answer(&self.toll, &method, path, &sent).await {

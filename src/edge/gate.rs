@@ -8,9 +8,10 @@ use super::reply::{self, Answer, Cors};
 use super::visit::{Inside, Visit};
 use crate::clock::UnixSeconds;
 use crate::flow::price::Quoted;
-use crate::flow::receipt::Signet;
-use crate::flow::{Stop, Toll, control, directory, pay, session as by_token};
+use crate::flow::receipt::{Signet, public};
+use crate::flow::{Stop, Toll, choose, control, directory, pay, session as by_token};
 use crate::ids;
+use crate::rail::x402::wire::Resource;
 use crate::rail::{self, Found, Shown};
 use crate::refusal::{Moved, Refusal};
 use crate::rules::Plan;
@@ -18,7 +19,7 @@ use crate::rules::plan::{Route, Surface};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue};
-use http::{Method, header};
+use http::{HeaderMap, Method, header};
 use pingora::apps::HttpServerOptions;
 use pingora::modules::http::HttpModules;
 use pingora::prelude::{Error, ErrorType, HttpPeer, Result};
@@ -33,6 +34,8 @@ use std::time::{Duration, Instant};
 
 /// Idle seconds of a kept-alive connection.
 pub const KEEP_ALIVE_SECONDS: u64 = 60;
+/// Where receipts are.
+const RECEIPTS: &str = "/receipts/";
 /// A client that takes nothing for this long is gone.
 const WRITE_SECONDS: u64 = 60;
 
@@ -110,7 +113,13 @@ impl Gate {
                 _ => Refusal::MethodNotAllowed { allow: "GET, HEAD" }.into(),
             };
         }
-        let Some(route) = plan.route(&path) else { return Refusal::UnknownPath.into() };
+        if let Some(id) = path.strip_prefix(RECEIPTS) {
+            return match method {
+                Method::GET | Method::HEAD => self.receipt(visit, id).await,
+                _ => Refusal::MethodNotAllowed { allow: "GET, HEAD" }.into(),
+            };
+        }
+        let Some(route) = plan.route(&path) else { return self.listed(visit, &plan, &path, &method) };
         visit.route = path;
         if method == Method::OPTIONS
             && let Some(answer) = self.cors.preflight(session.req_header().headers.get(header::ORIGIN))
@@ -128,6 +137,26 @@ impl Gate {
         }
     }
 
+    /// A receipt by its id, which only whoever was given it knows: what was used, what it cost, and whether that is settled.
+    async fn receipt(&self, visit: &mut Visit, id: &str) -> Outcome {
+        RECEIPTS.trim_end_matches('/').clone_into(&mut visit.route);
+        if let Err(refusal) = self.flood.admit(visit.client, false) {
+            return refusal.into();
+        }
+        let well_formed = id.len() <= 64 && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
+        if !well_formed {
+            return Refusal::UnknownPath.into();
+        }
+        match self.toll.store.receipt(id).await {
+            Ok(Some(receipt)) => Outcome::Answer(Answer::private(public(&receipt).to_string())),
+            Ok(None) => Refusal::UnknownPath.into(),
+            Err(e) => {
+                tracing::error!(error = %e, "a receipt could not be read");
+                Refusal::Store { retry_after_seconds: 10 }.into()
+            }
+        }
+    }
+
     fn document(&self, path: &str, plan: &Plan) -> Option<Answer> {
         Some(match path {
             "/openapi.json" => Answer::document("application/json", directory::openapi(&self.toll, plan)),
@@ -136,6 +165,21 @@ impl Gate {
             }
             _ => return None,
         })
+    }
+
+    /// One entry of a list of models, by its path below the list; no other path is made up of parts.
+    fn listed(&self, visit: &mut Visit, plan: &Plan, path: &str, method: &Method) -> Outcome {
+        let Some((list, id)) = plan.entry_of(path) else { return Refusal::UnknownPath.into() };
+        visit.route = list.path.to_string();
+        if !matches!(*method, Method::GET | Method::HEAD) {
+            return Refusal::MethodNotAllowed { allow: "GET, HEAD" }.into();
+        }
+        let asked = percent_decoded(id);
+        let created = self.toll.rules.standing().loaded_at.0;
+        match directory::model(plan, list, &asked, created) {
+            Some(entry) => Outcome::Answer(Answer::document("application/json", entry)),
+            None => Refusal::UnknownModel { asked }.into(),
+        }
     }
 
     /// One exchange on a paid path. Who showed a credential may have paid already (a push payment is on chain before we see it), so
@@ -150,6 +194,8 @@ impl Gate {
         }
     }
 
+    /// What is over before the answer begins has its state in boxes of its own: the state of this function lives as long as the
+    /// answer, and a stream may stand still for long.
     async fn exchange(&self, session: &mut Session, visit: &mut Visit, route: &Arc<Route>, found: &Found) -> Outcome {
         if let Err(refusal) = self.flood.admit(visit.client, matches!(found, Found::One(_) | Found::Many(_))) {
             session.set_keepalive(None);
@@ -160,13 +206,13 @@ impl Gate {
         if let Found::One(shown) = found
             && control::is_management(shown, no_body)
         {
-            return self.manage(session, visit, route, shown).await;
+            return Box::pin(self.manage(session, visit, route, shown)).await;
         }
         if method == Method::GET {
             return Refusal::MethodNotAllowed { allow: "POST, HEAD" }.into();
         }
         let limit = route.tier.limits.max_body_bytes;
-        let read = body::read(session, limit, self.body_wait, &self.budget).await;
+        let read = Box::pin(body::read(session, limit, self.body_wait, &self.budget)).await;
         let body = match read {
             Ok(body) => body,
             Err(body::Unread::ClientGone) => return Outcome::Gone,
@@ -182,13 +228,13 @@ impl Gate {
         if method == Method::HEAD
             && let Found::One(shown) = found
         {
-            match control::prove(&self.toll, route, shown, digest).await {
+            match control::prove(&self.toll, &plan, route, shown, digest).await {
                 Ok(Some(headers)) => return Outcome::Answer(Answer::managed(headers)),
                 Ok(None) => {}
-                Err(stop) => return self.unpaid(session, visit, route, stop).await,
+                Err(stop) => return Box::pin(self.unpaid(session, visit, route, stop)).await,
             }
         }
-        let quoted = match pay::quote_under(&plan, route.path.as_str(), body.clone()).await {
+        let quoted = match Box::pin(choose::quote(&self.toll, &plan, route.path.as_str(), body.clone(), found)).await {
             Ok(quoted) => Arc::new(quoted),
             Err(refusal) => return refusal.into(),
         };
@@ -197,7 +243,7 @@ impl Gate {
         // The chain may take seconds. A client that leaves meanwhile drops this wait; the payment is followed up by its own task.
         let paid = tokio::select! {
             biased;
-            paid = pay::pay(&self.toll, &asked, &quoted) => paid,
+            paid = Box::pin(pay::pay(&self.toll, &asked, &quoted)) => paid,
             () = super::forward::gone(session) => return Outcome::Gone,
         };
         match paid {
@@ -206,14 +252,14 @@ impl Gate {
                 // The text is in what was paid, and goes no further than the backend.
                 let still_offered = quoted.without_body();
                 drop((quoted, body));
-                match pipe::run(self, session, visit, paid).await {
+                match pipe::run(self, session, visit, Box::new(paid)).await {
                     Ok(pipe::Sent::Answer(answer)) => Outcome::Answer(answer),
                     Ok(pipe::Sent::Out(outcome)) => Outcome::Sent(outcome),
                     Ok(pipe::Sent::Gone) => Outcome::Gone,
-                    Err(stop) => self.stopped(session, visit, stop, &still_offered, digest).await,
+                    Err(stop) => Box::pin(self.stopped(session, visit, stop, &still_offered, digest)).await,
                 }
             }
-            Err(stop) => self.stopped(session, visit, stop, &quoted, digest).await,
+            Err(stop) => Box::pin(self.stopped(session, visit, stop, &quoted, digest)).await,
         }
     }
 
@@ -238,7 +284,7 @@ impl Gate {
         if !stop.refusal.invites_payment() {
             return Outcome::Answer(Answer::refused(&stop));
         }
-        match pay::quote_under(&visit.plan, route.path.as_str(), Bytes::new()).await {
+        match choose::quote(&self.toll, &visit.plan, route.path.as_str(), Bytes::new(), &Found::Nothing).await {
             Ok(quoted) => self.stopped(session, visit, stop, &quoted, Sha256::digest(b"").into()).await,
             Err(refusal) => refusal.into(),
         }
@@ -262,9 +308,10 @@ impl Gate {
             && let Some(offer) =
                 control::proof_offer(&self.toll, &visit.plan, route, headers, digest, UnixSeconds::now())
         {
-            return Outcome::Answer(Answer::challenge(&stop, vec![offer]));
+            return Outcome::Answer(Answer::challenge(&stop, vec![offer], &Resource::default()));
         }
-        let shown = match rail::found(headers) {
+        let found = rail::found(headers);
+        let shown = match &found {
             Found::One(shown) => shown.channel(),
             _ => None,
         };
@@ -273,10 +320,21 @@ impl Gate {
             false => None,
         };
         Outcome::Answer(match pay::offers(&self.toll, quoted, digest, headers, known.as_deref()).await {
-            Ok(offers) => Answer::challenge(&stop, offers),
+            Ok(offers) => {
+                let (url, description) = (format!("{}{}", self.toll.public_url, route.path), pay::description(quoted));
+                let sold = Resource { url: &url, description: &description, mime_type: "application/json" };
+                let answer = Answer::challenge(&stop, offers, &sold).with(rail::failure(&found, &stop.refusal));
+                if is_browser(headers) { answer.as_page() } else { answer }
+            }
             Err(refusal) => Answer::refused(&Stop { refusal, ..stop }),
         })
     }
+}
+
+/// Whether a person looks at this: wallets and SDKs that call themselves Mozilla ask for JSON.
+fn is_browser(headers: &HeaderMap) -> bool {
+    let says = |name, word| headers.get(name).and_then(|v| v.to_str().ok()).is_some_and(|v| v.contains(word));
+    says(header::ACCEPT, "text/html") && says(header::USER_AGENT, "Mozilla")
 }
 
 /// What must not be guessed about: upgrades, tunnels, paths outside their normal form.
@@ -285,6 +343,26 @@ fn sane(session: &Session) -> std::result::Result<(), Refusal> {
         return Err(Refusal::BadHead { why: "tunnels are not served here" });
     }
     body::unambiguous(session)
+}
+
+/// A name out of a path: clients write its `/` plainly or as `%2F`. What is not an escape stays.
+fn percent_decoded(text: &str) -> String {
+    let mut parts = text.split('%');
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let digits = part.get(..2).filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()));
+        match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                bytes.extend_from_slice(part.get(2..).unwrap_or_default().as_bytes());
+            }
+            None => {
+                bytes.push(b'%');
+                bytes.extend_from_slice(part.as_bytes());
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn peer_of(session: &Session) -> Option<SocketAddr> {

@@ -17,6 +17,8 @@ use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use std::sync::Arc;
 
+/// The public name of the model that answers.
+const MODEL: HeaderName = HeaderName::from_static("pontage-model");
 /// Largest buffered reply.
 const WHOLE_REPLY_BYTES: usize = 32 * 1024 * 1024;
 /// Largest error body looked at.
@@ -49,16 +51,19 @@ impl Drop for Busy<'_> {
 }
 
 /// Forwards what was paid. `Err`: nothing was sent to the client, and the money is where the stop says.
-pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Paid) -> Result<Sent, Stop> {
+pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Box<Paid>) -> Result<Sent, Stop> {
     let model = Arc::clone(&paid.quoted.allowed.model);
     let path = "/v1/chat/completions";
-    let mut delivery = Delivery::begin(Arc::clone(&gate.toll), Arc::clone(&gate.signet), paid, &visit.request);
+    let delivery = Delivery::begin(Arc::clone(&gate.toll), Arc::clone(&gate.signet), *paid, &visit.request);
+    let mut delivery = Box::new(delivery);
     let Some(pool) = gate.toll.pools.load().get(&model.pool).cloned() else {
         return Err(delivery.fail(Refusal::UpstreamUnavailable { retry_after_seconds: 5 }).await);
     };
     let body = delivery.take_body(pool.profile().ability);
     let out = Outgoing::post(path, &session.req_header().headers, body);
-    let extra = gate.common_headers(session, visit);
+    // Whatever the client called it, and also when it called none: who answers.
+    let named = HeaderValue::from_str(model.name.as_str()).ok().map(|name| (MODEL, name));
+    let extra: Vec<_> = gate.common_headers(session, visit).into_iter().chain(named.clone()).collect();
     let (outcome, refused) = {
         let _busy = Busy::with(gate, if delivery.streams() { "streams" } else { "upstream" });
         let mut pipe = Pipe { delivery: &mut delivery, extra: &extra, status: 0, refused: None };
@@ -85,8 +90,9 @@ pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Pa
             }));
         }
         Outcome::Buffered { status, headers, body } => {
-            match whole(&mut delivery, &model.upstream, status, &headers, body).await {
-                Ok(answer) => {
+            match Box::pin(whole(&mut delivery, &model.upstream, status, &headers, body)).await {
+                Ok(mut answer) => {
+                    answer.headers.extend(named);
                     visit.receipt = Some(Box::new(delivery.receipt().clone()));
                     return Ok(Sent::Answer(answer));
                 }
@@ -94,7 +100,7 @@ pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Pa
             }
         }
         Outcome::ClientGone => {
-            let _ = delivery.fail(Refusal::Internal { place: "client gone" }).await;
+            let _ = Box::pin(delivery.fail(Refusal::Internal { place: "client gone" })).await;
             return Ok(Sent::Gone);
         }
         Outcome::Failed(refusal) => Stop::from(refusal),
@@ -105,7 +111,7 @@ pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Pa
     if stop.claimed {
         return Err(stop);
     }
-    Err(delivery.fail(stop.refusal).await)
+    Err(Box::pin(delivery.fail(stop.refusal)).await)
 }
 
 fn count_failure(gate: &Gate, pool: &str, refusal: &Refusal) {

@@ -6,6 +6,7 @@
 use crate::flow::Stop;
 use crate::openai::error::kind_of;
 use crate::rail::Offer;
+use crate::rail::x402::wire::{self as x402, Resource};
 use crate::refusal::{Moved, Refusal};
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
@@ -17,6 +18,12 @@ const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 const PROBLEMS: &str = "https://paymentauth.org/problems/";
 const HINT: &str =
     "Pay with any offer in the WWW-Authenticate header, then send the same request again with the credential.";
+
+/// What a browser shows. Nothing of the request is in it.
+const PAGE: &str = "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>Payment Required</title>\n\
+    <h1>Payment Required</h1>\n<p>This address sells answers of language models to programs, which pay per call. How to pay stands in \
+    the headers of this answer (<code>WWW-Authenticate</code>, <code>PAYMENT-REQUIRED</code>) and at \
+    <a href=\"/llms.txt\">/llms.txt</a>.</p>\n</html>\n";
 
 /// An answer of our own.
 #[derive(Clone, Debug)]
@@ -41,6 +48,15 @@ impl Answer {
         Self { status: 200, headers, body: body.into(), outcome: "served" }
     }
 
+    /// 200 with JSON that is nobody else's, and is another one in a minute.
+    pub fn private(body: impl Into<Bytes>) -> Self {
+        let headers = vec![
+            (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
+            (header::CACHE_CONTROL, HeaderValue::from_static("private, no-store")),
+        ];
+        Self { status: 200, headers, body: body.into(), outcome: "served" }
+    }
+
     /// Done, and there is no content to give: management of a channel.
     pub fn managed(headers: Vec<(HeaderName, HeaderValue)>) -> Self {
         let private = (header::CACHE_CONTROL, HeaderValue::from_static("private, no-store"));
@@ -50,12 +66,14 @@ impl Answer {
 
     /// A refusal without offers.
     pub fn refused(stop: &Stop) -> Self {
-        Self::challenge(stop, Vec::new())
+        Self::challenge(stop, Vec::new(), &Resource::default())
     }
 
     /// A refusal with every offer of the route. Offers go out only with a 402, and a 402 only with offers: the caller has
     /// turned one without into [`Refusal::NoOffer`].
-    pub fn challenge(stop: &Stop, offers: Vec<Offer>) -> Self {
+    ///
+    /// `sold`: what the offers are for. x402 v2 reads its offers in a header, v1 in the body, among the members of the one object.
+    pub fn challenge(stop: &Stop, offers: Vec<Offer>, sold: &Resource<'_>) -> Self {
         let refusal = &stop.refusal;
         let mut headers = vec![
             (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
@@ -72,12 +90,32 @@ impl Answer {
         if stop.claimed {
             headers.push((SHOULD_RETRY, HeaderValue::from_static("false")));
         }
-        let challenge_id = offers.first().map(|o| o.challenge_id.clone());
+        let challenge_id = offers.iter().find_map(|o| o.challenge_id.clone());
+        let mut shared = Vec::new();
         if refusal.invites_payment() {
+            let entries: Vec<_> = offers.iter().filter_map(|o| o.entry.as_deref()).collect();
+            headers.extend(x402::required(&entries, sold, &refusal.message()));
+            shared = x402::v1_members(&entries, sold).unwrap_or_default();
             headers.extend(offers.into_iter().flat_map(|o| o.headers));
         }
-        let body = body(stop, challenge_id.as_deref());
+        let body = body(stop, challenge_id.as_deref(), shared);
         Self { status: refusal.status(), headers, body: body.into(), outcome: refusal.code() }
+    }
+
+    /// The same answer with more header lines.
+    #[must_use]
+    pub fn with(mut self, more: impl IntoIterator<Item = (HeaderName, HeaderValue)>) -> Self {
+        self.headers.extend(more);
+        self
+    }
+
+    /// The same answer for a person who looks at it with a browser: a page that says the same to everybody, whatever was asked.
+    #[must_use]
+    pub fn as_page(mut self) -> Self {
+        self.headers.retain(|(name, _)| *name != header::CONTENT_TYPE);
+        self.headers.push((header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")));
+        self.body = Bytes::from_static(PAGE.as_bytes());
+        self
     }
 
     /// The same answer, telling clients that repeat failed requests by themselves not to.
@@ -94,7 +132,7 @@ fn content_type(refusal: &Refusal) -> HeaderValue {
     HeaderValue::from_static(if refusal.problem().is_some() { "application/problem+json" } else { "application/json" })
 }
 
-fn body(stop: &Stop, challenge_id: Option<&str>) -> String {
+fn body(stop: &Stop, challenge_id: Option<&str>, shared: Vec<(&'static str, Value)>) -> String {
     let refusal = &stop.refusal;
     let message = refusal.message();
     let mut object = serde_json::Map::new();
@@ -118,6 +156,7 @@ fn body(stop: &Stop, challenge_id: Option<&str>) -> String {
         }
         _ => (kind_of(refusal).to_owned(), json!(refusal.code())),
     };
+    object.extend(shared.into_iter().map(|(name, value)| (name.to_owned(), value)));
     let error = json!({ "message": message, "type": kind, "code": code, "param": refusal.param() });
     object.insert("error".into(), error);
     if stop.claimed {
@@ -178,7 +217,10 @@ impl Cors {
             (header::VARY, HeaderValue::from_static("Origin")),
             (
                 header::ACCESS_CONTROL_EXPOSE_HEADERS,
-                HeaderValue::from_static("WWW-Authenticate, Payment-Receipt, Retry-After, X-Request-Id"),
+                HeaderValue::from_static(
+                    "WWW-Authenticate, Payment-Receipt, PAYMENT-REQUIRED, PAYMENT-RESPONSE, X-PAYMENT-RESPONSE, \
+                     Pontage-Model, Pontage-Receipt-Id, Retry-After, X-Request-Id",
+                ),
             ),
         ]
     }
@@ -192,7 +234,11 @@ impl Cors {
         headers.push((header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, HEAD, POST, OPTIONS")));
         headers.push((
             header::ACCESS_CONTROL_ALLOW_HEADERS,
-            HeaderValue::from_static("Authorization, Payment-Authorization, Accept-Payment, Content-Type"),
+            // The published x402 clients send the last one with every request, and a browser asks for it.
+            HeaderValue::from_static(
+                "Authorization, Payment-Authorization, Accept-Payment, Content-Type, PAYMENT-SIGNATURE, X-PAYMENT, \
+                 SIGN-IN-WITH-X, Access-Control-Expose-Headers",
+            ),
         ));
         headers.push((header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600")));
         Some(Answer { status: 204, headers, body: Bytes::new(), outcome: "preflight" })
@@ -233,10 +279,11 @@ mod tests {
             rail: "tempo/charge".into(),
             range: ("tempo".into(), "charge".into()),
             headers: vec![(header::WWW_AUTHENTICATE, HeaderValue::from_static("Payment id=\"x\""))],
-            challenge_id: "x".into(),
+            challenge_id: Some("x".into()),
+            entry: None,
         };
         let refusal = Refusal::UnknownModel { asked: "raw-id".into() };
-        let answer = Answer::challenge(&stop(refusal, Moved::No, false), vec![offer]);
+        let answer = Answer::challenge(&stop(refusal, Moved::No, false), vec![offer], &Resource::default());
         assert_eq!(answer.status, 404);
         assert!(answer.headers.iter().all(|(n, _)| n != header::WWW_AUTHENTICATE));
         let body: Value = serde_json::from_slice(&answer.body).unwrap();

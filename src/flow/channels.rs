@@ -265,9 +265,11 @@ impl Channels {
     /// Writes down a new channel. `Ok(Err(…))`: there is one with this id, and this is it.
     pub async fn create(
         &self,
-        channel: Channel,
+        mut channel: Channel,
         now: UnixSeconds,
     ) -> Result<Result<Arc<Channel>, Arc<Channel>>, Trouble> {
+        // So that it is known whose opening is there when the answer is lost.
+        channel.recent.push(ids::nonce().into());
         let mut journal = vec![Entry::Channel {
             channel: channel.id.clone(),
             rail: channel.rail.clone(),
@@ -287,9 +289,10 @@ impl Channels {
             tx: intent.tx.clone(),
             at: now,
         }));
-        let write = Write { channel: Some(channel.clone()), journal, ..Write::default() };
+        let channel = Arc::new(channel);
+        let write = Write { channel: Some(Arc::clone(&channel)), journal, ..Write::default() };
         match self.store.commit(write).await.map_err(Trouble::Store)? {
-            Swap::Done => Ok(Ok(Arc::new(channel))),
+            Swap::Done => Ok(Ok(channel)),
             Swap::Overtaken(other) => match *other {
                 Some(other) => Ok(Err(Arc::new(other))),
                 None => Err(Trouble::Contended),
@@ -301,6 +304,16 @@ impl Channels {
     /// The record as it is now.
     pub async fn read(&self, id: &ChannelId) -> Result<Option<Arc<Channel>>, StoreError> {
         Ok(self.store.channel(id).await?.map(Arc::new))
+    }
+
+    /// The same, without asking the store for a channel in use here that no other gate can have changed.
+    pub async fn newest(&self, id: &ChannelId) -> Result<Option<Arc<Channel>>, StoreError> {
+        let desks = || self.desks.lock().unwrap_or_else(PoisonError::into_inner);
+        let alone = self.store.changes().is_none();
+        match alone.then(|| desks().get(id).and_then(|desk| desk.live.channel())).flatten() {
+            Some(channel) => self.store.standing().map(|()| Some(channel)),
+            None => self.read(id).await,
+        }
     }
 
     /// What is known here beside the record. While the answer is held, the channel stays known.
@@ -474,29 +487,29 @@ impl Clerk {
                 }
             };
             let now = UnixSeconds::now();
-            let mut next = (*base).clone();
+            let mut changed: Option<Channel> = None;
             let mut journal = Vec::new();
             let mut effects = Vec::with_capacity(steps.len());
             for (name, step) in steps {
-                match next.apply(name, step.op.clone(), now) {
+                let before = changed.as_ref().unwrap_or(&base);
+                match before.apply(name, step.op.clone(), now) {
                     Ok((after, effect)) => {
-                        if after.revision != next.revision {
-                            lines(&next, &after, step, &effect, now, &mut journal);
-                            next = after;
+                        if after.revision != before.revision {
+                            lines(before, &after, step, &effect, now, &mut journal);
+                            changed = Some(after);
                         }
                         effects.push(Ok(effect));
                     }
                     Err(denied) => effects.push(Err(denied)),
                 }
             }
-            if next.revision == base.revision {
-                return Ok((base, effects));
-            }
+            let Some(mut next) = changed else { return Ok((base, effects)) };
             // Several changes are one swap.
             next.revision = base.revision.saturating_add(1);
-            let write = Write { channel: Some(next.clone()), journal, ..Write::default() };
+            let next = Arc::new(next);
+            let write = Write { channel: Some(Arc::clone(&next)), journal, ..Write::default() };
             match self.store.commit(write).await.map_err(Trouble::Store)? {
-                Swap::Done => return Ok((Arc::new(next), effects)),
+                Swap::Done => return Ok((next, effects)),
                 Swap::Overtaken(other) => match *other {
                     Some(other) => self.record = Some(Arc::new(other)),
                     None => return Err(Trouble::Unknown),
@@ -561,6 +574,8 @@ pub(super) fn orphan(channel: &Channel, lease: &Lease, charge: Atoms, now: UnixS
         usage: None,
         usage_source: Some(UsageSource::Counted),
         reference: channel.id.0.clone(),
+        transaction: None,
+        settlement: None,
         payer: Some(channel.descriptor.payer.clone()),
         complete: false,
     }

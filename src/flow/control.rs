@@ -185,7 +185,13 @@ pub fn proof_offer(
     if !rail::names(headers, rail.as_ref()) || rail.standing().is_err() {
         return None;
     }
-    let terms = Terms {
+    let terms = nothing(rail.as_ref(), plan, route);
+    rail.offer(&Ask { terms: &terms, digest, description: "Find your channel", lasts: 0 }, now).ok()
+}
+
+/// The terms of a proof: it buys nothing.
+fn nothing(rail: &dyn Rail, plan: &Plan, route: &Route) -> Terms {
+    Terms {
         rail: rail.id().clone(),
         route: route.path.clone(),
         model: "".into(),
@@ -194,21 +200,28 @@ pub fn proof_offer(
         amount: Atoms(0),
         price: Usd::ZERO,
         decimals: rail.decimals(),
-    };
-    rail.offer(&Ask { terms: &terms, digest, description: "Find your channel" }, now).ok()
+    }
 }
 
 /// The channel of a payer who proved who he is: with its newest voucher, which is his own. `Ok(None)`: the credential is no such
 /// proof. A proof may be shown again while its offer lives: it tells nothing that whoever can read it could not read anyway.
-pub async fn prove(toll: &Toll, route: &Route, shown: &Shown, digest: [u8; 32]) -> Result<Option<Done>, Stop> {
+pub async fn prove(
+    toll: &Toll,
+    plan: &Plan,
+    route: &Route,
+    shown: &Shown,
+    digest: [u8; 32],
+) -> Result<Option<Done>, Stop> {
     let Some(till) = searched(toll, route) else { return Ok(None) };
     let Some(rail) = proving(toll, till) else { return Ok(None) };
-    let Some(recognised) = rail.recognise(shown)? else { return Ok(None) };
+    let terms = nothing(rail.as_ref(), plan, route);
+    let ask = Ask { terms: &terms, digest, description: "", lasts: 0 };
+    let Some(recognised) = rail.recognise(shown, &ask)? else { return Ok(None) };
     let terms = recognised.terms.clone();
     if terms.amount != Atoms(0) || !terms.model.as_str().is_empty() || terms.route != route.path {
         return Ok(None);
     }
-    let ask = Ask { terms: &terms, digest, description: "" };
+    let ask = Ask { terms: &terms, digest, description: "", lasts: 0 };
     let proof = rail.check(shown, recognised, &ask, UnixSeconds::now()).await?;
     let Some(payer) = proof.payer.map(|p| p.to_ascii_lowercase()) else { return Ok(Some(Vec::new())) };
     let open = toll.store.channels_of(till.rail.id(), &payer).await.map_err(|e| super::pay::store_down(&e))?;

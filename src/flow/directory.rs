@@ -2,10 +2,9 @@
 //! `/agents.md`. Made from the plan, so it cannot disagree with the 402; still, the 402 decides.
 
 use super::Toll;
-use crate::ids::RailId;
+use crate::ids::{PublicModel, RailId};
 use crate::limits::StreamRule;
-use crate::money::Usd;
-use crate::openai::models::{self, Listed};
+use crate::openai::models::{self, Listed, Sold};
 use crate::rail::Way;
 use crate::rules::Plan;
 use crate::rules::plan::{Access, Charge, Route, Surface};
@@ -38,7 +37,7 @@ impl Offered {
 
     /// The price of every request, in atoms, when they all have the same.
     fn amount(&self, route: &Route) -> Option<String> {
-        flat(route).filter(|_| !self.is_session())?.to_atoms(self.decimals).map(|a| a.to_string())
+        route.tier.flat().filter(|_| !self.is_session())?.to_atoms(self.decimals).map(|a| a.to_string())
     }
 
     fn price_words(&self, route: &Route) -> String {
@@ -46,7 +45,7 @@ impl Offered {
             _ if self.is_session() => {
                 "by usage: what the backend counts x the model's price per token in /v1/models".to_owned()
             }
-            Some(Charge::Flat(usd)) => format!("${usd} per request"),
+            Some(Charge::Flat { usd, .. }) => format!("${usd} per request"),
             Some(Charge::Ceiling) => "prompt plus the most output asked for, by model".to_owned(),
             Some(Charge::Estimate { overhead, .. }) => format!("prompt x input price x {overhead}, by model"),
             None => "by usage".to_owned(),
@@ -124,13 +123,6 @@ fn streams(route: &Route) -> &'static str {
     }
 }
 
-fn flat(route: &Route) -> Option<Usd> {
-    match route.tier.charge {
-        Some(Charge::Flat(usd)) => Some(usd),
-        _ => None,
-    }
-}
-
 /// A short text for language models and people.
 pub fn llms(toll: &Toll, plan: &Plan) -> String {
     llms_of(&toll.public_url, plan, |route| Offered::all(toll, route))
@@ -195,24 +187,46 @@ Open a channel once, then pay with vouchers, which are signatures and cost no tr
 /// `/v1/models` in the form most clients parse: OpenRouter's decimal `pricing` per token beside OpenAI's members.
 /// Models that no route sells are not listed.
 pub fn models(plan: &Plan, route: &Route, created: u64) -> Vec<u8> {
-    let sold: Vec<Listed> = (route.tier.models.iter())
-        .filter_map(|name| Some((plan.models.get(name)?, plan.sold_at(name)?)))
-        .map(|(model, at)| Listed {
-            name: model.name.to_string(),
-            aliases: plan.aliases(&model.name),
-            path: at.path.to_string(),
-            tier: at.tier.name.to_string(),
-            created,
-            prompt: model.price.input.as_per_token(),
-            cached_prompt: model.price.cached_input.as_per_token(),
-            completion: model.price.output.as_per_token(),
-            request: flat(at).map(|usd| usd.to_string()),
-            image: at.tier.limits.image_url.map(|usd| usd.to_string()),
-            max_output: at.tier.limits.max_output_tokens,
-            max_input: at.tier.limits.max_input_tokens,
-        })
-        .collect();
-    models::list(&sold)
+    let names = route.tier.models.iter();
+    models::list(&names.filter_map(|name| listed(plan, route, name, created)).collect::<Vec<_>>())
+}
+
+/// One entry of the list that a route shows, by any name of the model: `/v1/models/{id}`.
+pub fn model(plan: &Plan, route: &Route, asked: &str, created: u64) -> Option<Vec<u8>> {
+    let name = &plan.resolve(asked)?.name;
+    route.tier.models.contains(name).then(|| listed(plan, route, name, created))?.map(|model| models::one(&model))
+}
+
+/// A model with every place that sells it. First of all the list's own tier, where that sells it; else the cheapest.
+fn listed(plan: &Plan, list: &Route, name: &PublicModel, created: u64) -> Option<Listed> {
+    let (model, sellers) = (plan.models.get(name)?, plan.sellers(name));
+    let here = sellers.iter().find(|at| at.tier.name == list.tier.name).or(sellers.first())?;
+    Some(Listed {
+        name: model.name.to_string(),
+        aliases: plan.aliases(&model.name),
+        created,
+        prompt: model.price.input.as_per_token(),
+        cached_prompt: model.price.cached_input.as_per_token(),
+        completion: model.price.output.as_per_token(),
+        here: sold(here),
+        sold: sellers.iter().map(|at| sold(at)).collect(),
+    })
+}
+
+fn sold(at: &Route) -> Sold {
+    let limits = &at.tier.limits;
+    Sold {
+        tier: at.tier.name.to_string(),
+        path: at.path.to_string(),
+        request: match at.access {
+            Access::Free => Some("0".to_owned()),
+            Access::Paid => at.tier.flat().map(|usd| usd.to_string()),
+        },
+        image: limits.image_url.map(|usd| usd.to_string()),
+        max_output: limits.max_output_tokens,
+        max_input: limits.max_input_tokens,
+        max_n: limits.max_n,
+    }
 }
 
 #[cfg(test)]

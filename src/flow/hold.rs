@@ -1,4 +1,4 @@
-//! Money set aside for a request: it ends in a delivery or is given back.
+//! Money that was taken for a request: it ends in a delivery or is given back.
 
 use super::pay::{advance, denied_stop, running_stop, store_down};
 use super::{Stop, Toll};
@@ -17,13 +17,25 @@ pub struct Hold {
     toll: Arc<Toll>,
     claim: Claim,
     request: String,
+    /// It was taken after the reply came: the claim is still `Taking`, and this transaction paid it.
+    taken: Option<Option<String>>,
     open: bool,
 }
 
 impl Hold {
     /// Holds what `claim` paid, for `request`, which the claim already names as the one it serves.
     pub(super) fn of(toll: Arc<Toll>, claim: Claim, request: String) -> Self {
-        Self { toll, claim, request, open: true }
+        Self { toll, claim, request, taken: None, open: true }
+    }
+
+    /// Holds what was just taken of `claim`, which is written down together with the delivery.
+    pub(super) fn taken(toll: Arc<Toll>, claim: Claim, request: String, transaction: Option<String>) -> Self {
+        Self { toll, claim, request, taken: Some(transaction), open: true }
+    }
+
+    /// The transaction that paid, where it is not the claim's reference.
+    pub fn transaction(&self) -> Option<&String> {
+        self.taken.as_ref().and_then(Option::as_ref).or(self.claim.transaction.as_ref())
     }
 
     /// What was bought.
@@ -39,10 +51,15 @@ impl Hold {
     /// Durable before the first byte leaves: from here on the payment buys nothing else. The receipt goes into the same
     /// transaction. On `Err` nothing may be sent.
     pub async fn deliver(&mut self, receipt: &Receipt, tally: Vec<(String, u64, Usd)>) -> Result<(), Stop> {
-        let op = Op::Deliver { by: self.request.clone(), receipt: receipt.id.clone() };
-        let next = self.claim.apply(op, UnixSeconds::now()).map_err(|denied| denied_stop(&self.claim, denied))?;
-        let entry = Entry::Receipt(Box::new(receipt.clone()));
-        let write = Write { claim: Some(next.clone()), journal: vec![entry], tally, ..Write::default() };
+        let (by, id, now) = (self.request.clone(), receipt.id.clone(), UnixSeconds::now());
+        let op = match &self.taken {
+            Some(transaction) => Op::Settle { by, transaction: transaction.clone(), receipt: id },
+            None => Op::Deliver { by, receipt: id },
+        };
+        let next = self.claim.apply(op, now).map_err(|denied| denied_stop(&self.claim, denied))?;
+        let paid = self.taken.is_some().then(|| Entry::Paid { key: next.key.0.clone(), at: now });
+        let journal = paid.into_iter().chain([Entry::Receipt(Box::new(receipt.clone()))]).collect();
+        let write = Write { claim: Some(next.clone()), journal, tally, ..Write::default() };
         match self.toll.store.commit(write).await {
             Ok(Swap::Done) => {
                 self.claim = next;
@@ -67,12 +84,21 @@ impl Hold {
             return Moved::Unknown;
         }
         self.open = false;
-        give_back(&self.toll, &self.claim, &self.request).await
+        let op = self.back();
+        give_back(&self.toll, &self.claim, op).await
+    }
+
+    /// How the claim is told that nothing was delivered.
+    fn back(&self) -> Op {
+        match &self.taken {
+            Some(transaction) => Op::PayUnserved { transaction: transaction.clone() },
+            None => Op::GiveBack { by: self.request.clone() },
+        }
     }
 }
 
-async fn give_back(toll: &Toll, claim: &Claim, request: &str) -> Moved {
-    match advance(toll, claim, Op::GiveBack { by: request.to_owned() }, UnixSeconds::now()).await {
+async fn give_back(toll: &Toll, claim: &Claim, op: Op) -> Moved {
+    match advance(toll, claim, op, UnixSeconds::now()).await {
         Ok(next) => next.redeem_until().map_or(Moved::Unknown, |until| Moved::Redeemable { until }),
         Err(stop) => {
             tracing::error!(claim = %claim.key.0, reason = stop.refusal.code(), "a hold could not be given back; recovery will");
@@ -86,9 +112,9 @@ impl Drop for Hold {
         if !self.open {
             return;
         }
-        let (toll, claim, request) = (Arc::clone(&self.toll), self.claim.clone(), std::mem::take(&mut self.request));
+        let (toll, claim, op) = (Arc::clone(&self.toll), self.claim.clone(), self.back());
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { give_back(&toll, &claim, &request).await });
+            runtime.spawn(async move { give_back(&toll, &claim, op).await });
         }
     }
 }

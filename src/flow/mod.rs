@@ -5,10 +5,13 @@
 //! model can never be priced or challenged, an unpaid request can never be forwarded.
 
 mod alone;
+mod bound;
 pub mod channels;
+pub mod choose;
 pub mod closing;
 pub mod control;
 pub mod directory;
+pub mod exposure;
 pub mod hold;
 pub mod lease;
 pub mod loss;
@@ -16,6 +19,7 @@ pub mod parse;
 pub mod pay;
 pub mod policy;
 pub mod price;
+pub mod promise;
 pub mod receipt;
 pub mod reclaim;
 pub mod recover;
@@ -60,6 +64,8 @@ pub struct Toll {
     pub metrics: Arc<Metrics>,
     /// Losses the operator agreed to carry.
     pub losses: loss::Losses,
+    /// What payers promised and have not paid yet.
+    pub exposure: exposure::Exposure,
     /// Scheme, host and port of the gate as clients see it, without a trailing slash.
     pub public_url: String,
     /// Longest wait for a payment whose outcome is unknown.

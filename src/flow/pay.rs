@@ -4,17 +4,20 @@
 //! signature (`Rail::check`) → what we add (`Rail::complete`) → durable claim → chain. Nothing asks the chain before a valid
 //! signature.
 
+use super::exposure::{Exposure, Risk};
 use super::hold::Hold;
 use super::lease::Lease;
 use super::loss::{Losses, Room};
 use super::price::Quoted;
+use super::promise::{Promise, unpaid};
 use super::{Stop, Toll, parse, policy, price, session};
 use crate::channel::Channel;
 use crate::claim::{Claim, ClaimKey, Denied, Op, Standing, Terms};
 use crate::clock::UnixSeconds;
-use crate::journal::Entry;
-use crate::money::Usd;
-use crate::rail::{self, Ask, Collected, Found, Offer, Proof, Rail, Recognised, Shown};
+use crate::ids::RailId;
+use crate::journal::{Entry, Settlement};
+use crate::money::{Atoms, Usd};
+use crate::rail::{self, Ask, Collected, Found, Offer, Proof, Rail, Recognised, Shown, Vouched, When};
 use crate::refusal::{Moved, Refusal};
 use crate::rules::Plan;
 use crate::rules::plan::{Access, Charge, Shortfall};
@@ -45,6 +48,8 @@ pub enum Money {
     Hold(Hold),
     /// A part of a channel that may be used.
     Lease(Lease),
+    /// An amount that is taken after the reply.
+    Promise(Promise),
 }
 
 /// Everything `pay` looks at that is not the price.
@@ -80,7 +85,7 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
     if let Some((till, presented)) = session::present(toll, shown, UnixSeconds::now())? {
         return session::buy(toll, visit, quoted, till, presented).await;
     }
-    let (rail, recognised) = recognise(toll, shown)?;
+    let (rail, recognised) = recognise(toll, visit, quoted, shown)?;
     let revision = match toll.store.claim(&recognised.key).await.map_err(|e| unread(&e))? {
         None => 1,
         // Somebody else's attempt with this proof came to nothing, as it had to. Its owner is not the poorer for it.
@@ -90,9 +95,9 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
     if !quoted.allowed.route.accept.contains(rail.id()) {
         return Err(Refusal::InvalidChallenge { why: "this rail is not accepted here any more" }.into());
     }
-    let quoted = offered(toll, visit, quoted, &recognised).await?;
+    let quoted = offered(toll, visit, quoted, rail.as_ref(), &recognised).await?;
     let terms = expected(&quoted, rail.as_ref(), &recognised)?;
-    let ask = Ask { terms: &terms, digest: visit.digest, description: "" };
+    let ask = Ask { terms: &terms, digest: visit.digest, description: "", lasts: lasts(visit.plan, &quoted) };
     let proof = rail.check(shown, recognised, &ask, UnixSeconds::now()).await.inspect_err(|_| {
         toll.metrics.payments.with_label_values(&[rail.id().as_str(), "refused"]).inc();
     })?;
@@ -102,23 +107,56 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
     if !toll.pools.load().available(&quoted.allowed.model.pool) {
         return Err(Refusal::UpstreamUnavailable { retry_after_seconds: 5 }.into());
     }
+    let server = toll.server(visit.request);
+    if let When::After { most, exposure } = rail.when(quoted.allowed.stream) {
+        let output = match most {
+            Some(_) => quoted.output_covered(terms.decimals, terms.amount),
+            None => quoted.output_bought(terms.price),
+        };
+        let risk = risk(toll, rail.id(), proof.payer.as_deref(), terms.price, exposure).await?;
+        let taking = Taking { rail, shown, proof, terms, request: &server, revision };
+        let promise = promise(toll, taking, most.is_some()).await?.at(Some(risk));
+        return Ok(Paid { quoted, money: Money::Promise(promise), output, room: None });
+    }
     let room = room(toll, &quoted, Cap::Kept).await?;
     let budget = terms.price.plus(room.as_ref().map_or(Usd::ZERO, Room::amount)).unwrap_or(terms.price);
     let output = quoted.output_bought(budget);
     if output == 0 {
         return Err(Refusal::CapReached { retry_after_seconds: 600 }.into());
     }
-    let hold = take(toll, rail, shown, proof, terms, &toll.server(visit.request), revision).await?;
+    let taking = Taking { rail, shown, proof, terms, request: &server, revision };
+    let hold = take(toll, taking).await?;
     Ok(Paid { quoted, money: Money::Hold(hold), output, room })
 }
 
-fn recognise<'a>(toll: &'a Toll, shown: &Shown) -> Result<(&'a Arc<dyn Rail>, Recognised), Stop> {
+fn recognise<'a>(
+    toll: &'a Toll,
+    visit: &Visit<'_>,
+    live: &Quoted,
+    shown: &Shown,
+) -> Result<(&'a Arc<dyn Rail>, Recognised), Stop> {
+    let lasts = lasts(visit.plan, live);
     for rail in &toll.rails {
-        if let Some(recognised) = rail.recognise(shown)? {
+        let Some(terms) = terms_on(live, rail.as_ref()) else { continue };
+        let ask = Ask { terms: &terms, digest: visit.digest, description: "", lasts };
+        if let Some(recognised) = rail.recognise(shown, &ask)? {
             return Ok((rail, recognised));
         }
     }
     Err(Refusal::InvalidChallenge { why: "it was not issued here" }.into())
+}
+
+/// What a request costs on a rail, or the most it can cost where what it used is taken. `None`: more than can be asked for.
+fn terms_on(quoted: &Quoted, rail: &dyn Rail) -> Option<Terms> {
+    match rail.when(quoted.allowed.stream) {
+        When::After { most: Some(most), .. } => quoted.terms_by_usage(rail.id(), rail.decimals(), most),
+        When::First | When::After { most: None, .. } => quoted.terms(rail.id(), rail.decimals()),
+    }
+}
+
+/// The longest a request may take, in seconds.
+fn lasts(plan: &Plan, quoted: &Quoted) -> u64 {
+    plan.pools.get(&quoted.allowed.model.pool).map_or(0, |pool| pool.timeouts.total_seconds)
 }
 
 /// The quote under the rules that made the offer. Price comes from the offer, security from the live rules: a model that is
@@ -127,6 +165,7 @@ async fn offered(
     toll: &Toll,
     visit: &Visit<'_>,
     live: &Arc<Quoted>,
+    rail: &dyn Rail,
     recognised: &Recognised,
 ) -> Result<Arc<Quoted>, Refusal> {
     let terms = &recognised.terms;
@@ -139,8 +178,18 @@ async fn offered(
     if terms.generation == live.generation {
         return Ok(Arc::clone(live));
     }
-    let Some(plan) = toll.rules.plan_of(&terms.generation) else { return Ok(Arc::clone(live)) };
-    let old = quote_under(&plan, terms.route.as_str(), visit.body.clone()).await?;
+    let old = match terms.generation.as_str() {
+        // x402 v1 repeats no offer: any price of the last minutes will do.
+        "" => match recent(toll, visit, rail, recognised).await {
+            Some(found) => found,
+            None => return Err(Refusal::InvalidChallenge { why: "no offer of this path has this amount" }),
+        },
+        _ => match toll.rules.plan_of(&terms.generation) {
+            Some(plan) => (Arc::clone(&plan), quote_under(&plan, terms.route.as_str(), visit.body.clone()).await?),
+            None => return Ok(Arc::clone(live)),
+        },
+    };
+    let (plan, old) = old;
     let (then, now) = (&old.allowed.model, &live.allowed.model);
     // A pool that only got another name is the same place; the old name is still found there (`upstream::Pools::get`).
     let moved = match (plan.pools.get(&then.pool), visit.plan.pools.get(&now.pool)) {
@@ -154,6 +203,24 @@ async fn offered(
     Ok(Arc::new(old))
 }
 
+/// The newest rules under which this request had the amount that was signed.
+async fn recent(
+    toll: &Toll,
+    visit: &Visit<'_>,
+    rail: &dyn Rail,
+    recognised: &Recognised,
+) -> Option<(Arc<Plan>, Quoted)> {
+    for plan in toll.rules.recent() {
+        let Ok(quoted) = quote_under(&plan, recognised.terms.route.as_str(), visit.body.clone()).await else {
+            continue;
+        };
+        if terms_on(&quoted, rail).is_some_and(|terms| terms.amount == recognised.terms.amount) {
+            return Some((plan, quoted));
+        }
+    }
+    None
+}
+
 /// Parse, policy and price under a given plan.
 pub async fn quote_under(plan: &Plan, path: &str, body: Bytes) -> Result<Quoted, Refusal> {
     let route = plan.route(path).ok_or(Refusal::UnknownPath)?;
@@ -164,8 +231,10 @@ pub async fn quote_under(plan: &Plan, path: &str, body: Bytes) -> Result<Quoted,
 /// What the credential's terms must be. The amount is what we compute, unless the rules that made the offer are gone (a
 /// restart): then it is the offer's own, which came back under our MAC together with the digest of this very body.
 fn expected(quoted: &Quoted, rail: &dyn Rail, recognised: &Recognised) -> Result<Terms, Refusal> {
-    let mut terms =
-        quoted.terms(rail.id(), rail.decimals()).ok_or(Refusal::Internal { place: "pay: amount out of range" })?;
+    let mut terms = terms_on(quoted, rail).ok_or(Refusal::Internal { place: "pay: amount out of range" })?;
+    if recognised.terms.generation.as_str().is_empty() {
+        return Ok(terms);
+    }
     if terms.generation != recognised.terms.generation {
         terms.generation = recognised.terms.generation.clone();
         terms.amount = recognised.terms.amount;
@@ -204,17 +273,20 @@ async fn learn(toll: &Toll, tier: &str, now: UnixSeconds) -> Result<(), Stop> {
     Ok(())
 }
 
-/// Completes the proof, claims it durably, then collects it. All in a task of its own: a client that leaves in between must not
-/// leave a payment that nobody follows.
-async fn take(
-    toll: &Arc<Toll>,
-    rail: &Arc<dyn Rail>,
-    shown: &Shown,
+/// A payment about to be claimed.
+struct Taking<'a> {
+    rail: &'a Arc<dyn Rail>,
+    shown: &'a Shown,
     proof: Proof,
     terms: Terms,
-    request: &str,
+    request: &'a str,
     revision: u64,
-) -> Result<Hold, Stop> {
+}
+
+/// Completes the proof, claims it durably, then collects it. All in a task of its own: a client that leaves in between must not
+/// leave a payment that nobody follows.
+async fn take(toll: &Arc<Toll>, taking: Taking<'_>) -> Result<Hold, Stop> {
+    let Taking { rail, shown, proof, terms, request, revision } = taking;
     let key = proof.recognised.key.clone();
     let (own, rail, shown, request) = (Arc::clone(toll), Arc::clone(rail), shown.clone(), request.to_owned());
     let work = async move {
@@ -227,39 +299,94 @@ async fn take(
                 return Err(refusal.into());
             }
         };
-        let now = UnixSeconds::now();
-        let Recognised { key, challenge_id, reference, resend, .. } = proof.recognised.clone();
-        let claim = Claim {
-            schema: Claim::SCHEMA,
-            revision,
-            key,
-            challenge_id,
-            terms,
-            reference,
-            payer: proof.payer.clone(),
-            resend,
-            standing: Standing::Claimed { by: request.clone() },
-            claimed_at: now,
-            collect_until: proof.collect_until,
-            paid_at: None,
-        };
-        let entry = Entry::Claimed {
-            key: claim.key.0.clone(),
-            amount: claim.terms.amount,
-            reference: claim.reference.clone(),
-            at: now,
-        };
-        let write = Write { claim: Some(claim.clone()), journal: vec![entry], ..Write::default() };
-        match toll.store.commit(write).await {
-            Ok(Swap::Done) => {}
-            Ok(Swap::Lost(_) | Swap::Overtaken(_)) => return Err(running(&toll, rail.as_ref())),
-            // It may be written: then recovery hands the payment in after the restart. Nobody may pay anew meanwhile.
-            Err(e) => return Err(unread(&e)),
-        }
+        let standing = Standing::Claimed { by: request.clone() };
+        let claim = claim(&toll, rail.as_ref(), &proof, terms, revision, standing).await?;
         let collected = rail.collect(&shown, &proof).await;
         conclude(&toll, rail.as_ref(), claim, collected, &request).await
     };
     to_its_end(toll, &key, work).await
+}
+
+/// Claims a proof durably, then asks whether it would be paid. Nothing moves.
+async fn promise(toll: &Arc<Toll>, taking: Taking<'_>, by_usage: bool) -> Result<Promise, Stop> {
+    let Taking { rail, proof, terms, request, revision, .. } = taking;
+    let (toll, rail, request) = (Arc::clone(toll), Arc::clone(rail), request.to_owned());
+    let work = async move {
+        let standing = Standing::Promised { by: request.clone() };
+        let claim = claim(&toll, rail.as_ref(), &proof, terms, revision, standing).await?;
+        let vouched = rail.vouch(&claim).await;
+        let count = |outcome: &str| toll.metrics.payments.with_label_values(&[rail.id().as_str(), outcome]).inc();
+        let promise = Promise::of(Arc::clone(&toll), Arc::clone(&rail), claim, request, by_usage);
+        match vouched {
+            Vouched::Good => Ok(promise),
+            Vouched::Bad { why } => {
+                count("refused");
+                let moved = promise.forgo().await;
+                Err(Stop { refusal: Refusal::PaymentInvalid { why }, moved, claimed: true })
+            }
+            Vouched::Unknown { why } => {
+                count("unknown");
+                tracing::warn!(rail = %rail.id(), why, "a payment could not be verified: nothing was taken");
+                let moved = promise.forgo().await;
+                Err(Stop { refusal: Refusal::PaymentUnchecked { retry_after_seconds: 5 }, moved, claimed: true })
+            }
+        }
+    };
+    tokio::spawn(work).await.unwrap_or_else(|_| Err(unknown()))
+}
+
+/// Counts what a payer promises against the most he may have promised and not paid.
+async fn risk(toll: &Toll, rail: &RailId, payer: Option<&str>, amount: Usd, most: Usd) -> Result<Risk, Stop> {
+    let payer = payer.unwrap_or_default();
+    let name = Exposure::tally_name(rail, payer);
+    let lost = toll.store.tally(&name, UnixSeconds::now().day()).await.map_err(|e| store_down(&e))?;
+    let risk = toll.exposure.enter(rail, payer, amount, lost, most);
+    risk.ok_or_else(|| {
+        toll.metrics.payments.with_label_values(&[rail.as_str(), "refused"]).inc();
+        Refusal::PayerExposed { most, lost, retry_after_seconds: 30 }.into()
+    })
+}
+
+/// Writes a new claim.
+async fn claim(
+    toll: &Toll,
+    rail: &dyn Rail,
+    proof: &Proof,
+    terms: Terms,
+    revision: u64,
+    standing: Standing,
+) -> Result<Claim, Stop> {
+    let now = UnixSeconds::now();
+    let Recognised { key, challenge_id, reference, resend, .. } = proof.recognised.clone();
+    let claim = Claim {
+        schema: Claim::SCHEMA,
+        revision,
+        key,
+        challenge_id,
+        terms,
+        reference,
+        payer: proof.payer.clone(),
+        resend,
+        standing,
+        claimed_at: now,
+        collect_until: proof.collect_until,
+        paid_at: None,
+        taken: None,
+        transaction: None,
+    };
+    let entry = Entry::Claimed {
+        key: claim.key.0.clone(),
+        amount: claim.terms.amount,
+        reference: claim.reference.clone(),
+        at: now,
+    };
+    let write = Write { claim: Some(claim.clone()), journal: vec![entry], ..Write::default() };
+    match toll.store.commit(write).await {
+        Ok(Swap::Done) => Ok(claim),
+        Ok(Swap::Lost(_) | Swap::Overtaken(_)) => Err(running(toll, rail)),
+        // It may be written: then recovery looks at it after the restart. Nobody may pay anew meanwhile.
+        Err(e) => Err(unread(&e)),
+    }
 }
 
 /// Runs a step that must not stop half-way in a task of its own: when the client leaves, its hold is dropped with the result and
@@ -291,29 +418,31 @@ async fn conclude(
 ) -> Result<Hold, Stop> {
     let count = |outcome: &str| toll.metrics.payments.with_label_values(&[rail.id().as_str(), outcome]).inc();
     let now = UnixSeconds::now();
-    match collected {
-        Collected::Paid => {
-            count("paid");
-            let usd = claim.terms.amount.to_usd(claim.terms.decimals).unwrap_or(claim.terms.price);
-            toll.metrics.charged_usd.with_label_values(&[rail.id().as_str()]).inc_by(crate::metrics::shown(usd));
-            let paid = advance(toll, &claim, Op::Pay { by: request.to_owned() }, now).await.map_err(|e| Stop {
-                refusal: e.refusal,
-                moved: Moved::Unknown,
-                claimed: true,
-            })?;
-            Ok(Hold::of(Arc::clone(toll), paid, request.to_owned()))
-        }
+    let transaction = match collected {
+        Collected::Paid => None,
+        Collected::Settled { transaction } => Some(transaction),
         Collected::Failed { why } => {
             count("failed");
             advance(toll, &claim, Op::Die, now).await?;
-            Err(Stop { refusal: Refusal::PaymentFailed { why }, moved: Moved::No, claimed: true })
+            return Err(Stop { refusal: Refusal::PaymentFailed { why }, moved: Moved::No, claimed: true });
+        }
+        Collected::Unprovable => {
+            count("unproven");
+            advance(toll, &claim, Op::Doubt, now).await?;
+            return Err(Stop { refusal: Refusal::PaymentUnproven, moved: Moved::Unknown, claimed: true });
         }
         Collected::Unknown => {
             count("unknown");
             super::recover::follow(Arc::clone(toll), claim);
-            Err(unknown())
+            return Err(unknown());
         }
-    }
+    };
+    count("paid");
+    super::recover::count_charge(toll, &claim, claim.terms.amount);
+    let unsure = |e: Stop| Stop { refusal: e.refusal, moved: Moved::Unknown, claimed: true };
+    let op = Op::Pay { by: request.to_owned(), transaction };
+    let paid = advance(toll, &claim, op, now).await.map_err(unsure)?;
+    Ok(Hold::of(Arc::clone(toll), paid, request.to_owned()))
 }
 
 /// The key says which proof it is; the challenge says who was asked. Somebody else's proof under an offer of one's own must
@@ -323,10 +452,12 @@ fn is_answered_by(claim: &Claim, recognised: &Recognised) -> Result<(), Stop> {
         return Ok(());
     }
     // While it is not known whose it is, nobody may be told to pay anew.
-    if let Standing::Claimed { .. } = claim.standing {
-        return Err(running_stop());
+    match claim.standing {
+        Standing::Claimed { .. } | Standing::Taking { .. } | Standing::Promised { .. } => Err(running_stop()),
+        // An x402 payment is public once it is settled. Whoever shows it otherwise than its payer did is told that it is used.
+        _ if recognised.is_public => Err(Stop { moved: Moved::Yes, claimed: true, ..Refusal::ProofSpent.into() }),
+        _ => Err(Refusal::InvalidChallenge { why: "the payment answers another offer" }.into()),
     }
-    Err(Refusal::InvalidChallenge { why: "the payment answers another offer" }.into())
 }
 
 /// A proof we have seen before.
@@ -340,7 +471,7 @@ async fn resume(
     is_answered_by(&claim, recognised)?;
     let rail = claim.terms.rail.clone();
     let deadline = tokio::time::Instant::now() + toll.unknown_wait;
-    while let Standing::Claimed { by } = &claim.standing {
+    while let Standing::Claimed { by } | Standing::Taking { by, .. } = &claim.standing {
         if !super::recover::is_following(by) {
             toll.metrics.payments.with_label_values(&[rail.as_str(), "replayed"]).inc();
             return Err(running_stop());
@@ -355,7 +486,7 @@ async fn resume(
     }
     // The body it was bought for needs no second look at its price; any other must cost no more.
     let need = if recognised.digest == Some(visit.digest) {
-        claim.terms.amount
+        claim.paid_amount()
     } else {
         quoted.parts.price_usd.to_atoms(claim.terms.decimals).ok_or(Refusal::Internal { place: "pay: redeem" })?
     };
@@ -393,17 +524,52 @@ async fn resume(
 pub(super) async fn advance(toll: &Toll, claim: &Claim, op: Op, now: UnixSeconds) -> Result<Claim, Stop> {
     let entry = match &op {
         Op::Pay { .. } => Some(Entry::Paid { key: claim.key.0.clone(), at: now }),
-        Op::PayUnserved | Op::GiveBack { .. } => Some(Entry::Owed { key: claim.key.0.clone(), at: now }),
-        Op::Die => Some(Entry::Dead { key: claim.key.0.clone(), at: now }),
+        Op::PayUnserved { .. } | Op::GiveBack { .. } => Some(Entry::Owed { key: claim.key.0.clone(), at: now }),
+        Op::Die | Op::Forgo { .. } => Some(Entry::Dead { key: claim.key.0.clone(), at: now }),
+        Op::Take { amount, .. } => Some(Entry::Taking { key: claim.key.0.clone(), amount: *amount, at: now }),
+        Op::Doubt => Some(Entry::Unproven { key: claim.key.0.clone(), at: now }),
         _ => None,
     };
     let next = claim.apply(op, now).map_err(|denied| denied_stop(claim, denied))?;
-    let write = Write { claim: Some(next.clone()), journal: entry.into_iter().collect(), ..Write::default() };
+    let mut write = Write { claim: Some(next.clone()), journal: entry.into_iter().collect(), ..Write::default() };
+    if let Standing::Taking { receipt: Some(id), amount, .. } = &claim.standing {
+        (write.journal, write.tally) = settled_after(toll, &next, id, *amount, now).await?;
+    }
     match toll.store.commit(write).await {
         Ok(Swap::Done) => Ok(next),
         Ok(Swap::Lost(_) | Swap::Overtaken(_)) => Err(running_stop()),
         Err(e) => Err(Stop { claimed: true, moved: Moved::Unknown, ..store_down(&e) }),
     }
+}
+
+/// What is written when the payment of an answer that has left is known: the receipt as it is now, and what its payer did not pay.
+async fn settled_after(
+    toll: &Toll,
+    next: &Claim,
+    receipt: &str,
+    amount: Atoms,
+    now: UnixSeconds,
+) -> Result<(Vec<Entry>, Vec<(String, u64, Usd)>), Stop> {
+    let known = toll.store.receipt(receipt).await.map_err(|e| unread(&e))?;
+    let with = |settlement, lost: bool| {
+        let mut receipt = known?;
+        (receipt.settlement, receipt.transaction) = (Some(settlement), next.transaction.clone());
+        if lost {
+            (receipt.charged, receipt.charged_usd) = (Atoms(0), Usd::ZERO);
+        }
+        Some(Entry::Receipt(Box::new(receipt)))
+    };
+    Ok(match next.standing {
+        Standing::Delivered { .. } => {
+            let paid = Entry::Paid { key: next.key.0.clone(), at: now };
+            ([paid].into_iter().chain(with(Settlement::Settled, false)).collect(), Vec::new())
+        }
+        Standing::Lost { .. } => {
+            tracing::error!(claim = %next.key.0, payer = next.payer.as_deref().unwrap_or(""), "delivered, and its payment failed");
+            (with(Settlement::Lost, true).into_iter().collect(), unpaid(next, amount, now))
+        }
+        _ => (Vec::new(), Vec::new()),
+    })
 }
 
 pub(super) fn denied_stop(claim: &Claim, denied: Denied) -> Stop {
@@ -415,6 +581,7 @@ pub(super) fn denied_stop(claim: &Claim, denied: Denied) -> Stop {
             Refusal::PaymentFailed { why: "this payment failed earlier and can never go through".to_owned() },
             Moved::No,
         ),
+        Denied::Unproven => (Refusal::PaymentUnproven, Moved::Unknown),
         Denied::OtherRoute => (Refusal::RedeemElsewhere { route: claim.terms.route.to_string() }, redeemable),
         Denied::Dearer { need, paid } => (Refusal::Underpaid { need, paid }, redeemable),
         Denied::OutOfOrder => (Refusal::Internal { place: "claim: op out of order" }, Moved::Unknown),
@@ -474,6 +641,7 @@ pub async fn offers(
     }
     let now = UnixSeconds::now();
     let description = description(quoted);
+    let lasts = lasts(&toll.rules.plan(), quoted);
     let mut why = None;
     let mut offers = Vec::with_capacity(allowed.route.accept.len());
     for id in &allowed.route.accept {
@@ -481,8 +649,8 @@ pub async fn offers(
         let made = way.standing().and_then(|()| match (toll.rail(id), toll.till(id)) {
             (Some(_), _) if capped => Err("the operator's cap is reached".to_owned()),
             (Some(rail), _) => {
-                let terms = quoted.terms(id, rail.decimals()).ok_or("the amount is out of range")?;
-                let ask = Ask { terms: &terms, digest, description: &description };
+                let terms = terms_on(quoted, rail.as_ref()).ok_or("the amount is out of range")?;
+                let ask = Ask { terms: &terms, digest, description: &description, lasts };
                 rail.offer(&ask, now).map_err(|r| r.message())
             }
             (None, Some(till)) => session::offer(toll, till, quoted, known, &description, now).map_err(|r| r.message()),
@@ -510,7 +678,7 @@ pub async fn offers(
 }
 
 /// What the wallet shows its owner. Words of the rules only.
-fn description(quoted: &Quoted) -> String {
+pub fn description(quoted: &Quoted) -> String {
     let ascii = |s: &str| s.chars().filter(|c| c.is_ascii_graphic() || *c == ' ').collect::<String>();
     format!("{} on {}", ascii(quoted.allowed.model.name.as_str()), ascii(quoted.allowed.route.path.as_str()))
 }

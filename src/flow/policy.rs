@@ -3,8 +3,8 @@
 use super::parse::Parsed;
 use crate::ids::PublicModel;
 use crate::openai::request::Ask;
-use crate::refusal::Refusal;
-use crate::rules::plan::{Charge, Model, Plan, Route};
+use crate::refusal::{Place, Refusal};
+use crate::rules::plan::{Access, Charge, Model, Plan, Route};
 use std::sync::Arc;
 
 /// A request for a model that its route sells.
@@ -20,17 +20,23 @@ pub struct Allowed {
     pub stream: bool,
 }
 
-/// The tier's default model when none is named; else the named one if this tier sells it.
+/// The models that may serve a request which names none, in order of choice.
+pub fn choices(parsed: &Parsed, plan: &Plan) -> Vec<Arc<Model>> {
+    parsed.route.tier.unnamed.iter().filter_map(|name| plan.models.get(name)).cloned().collect()
+}
+
+/// A request that names no model, served by one of its [`choices`].
+pub(super) fn by(parsed: &Parsed, model: Arc<Model>) -> Allowed {
+    Allowed { route: Arc::clone(&parsed.route), ask: parsed.ask.clone(), model, stream: parsed.stream }
+}
+
+/// The named model, if this tier sells it; the first of its [`choices`] when none is named.
 pub fn allow(parsed: Parsed, plan: &Plan) -> Result<Allowed, Refusal> {
     let Parsed { route, ask, stream } = parsed;
     let model = match &ask.model {
         None => {
-            let name = route.tier.default_model.as_ref().or(route.tier.models.first());
-            let model = name.and_then(|name| plan.models.get(name));
-            model.ok_or_else(|| Refusal::BadField {
-                param: "model".to_owned(),
-                why: "is required: this path has no default model".to_owned(),
-            })?
+            let model = route.tier.unnamed.first().and_then(|name| plan.models.get(name));
+            model.ok_or(Refusal::Internal { place: "policy: a tier without models" })?
         }
         Some(asked) => {
             let model = plan.resolve(asked).ok_or_else(|| Refusal::UnknownModel { asked: asked.clone() })?;
@@ -43,18 +49,21 @@ pub fn allow(parsed: Parsed, plan: &Plan) -> Result<Allowed, Refusal> {
     Ok(Allowed { model: Arc::clone(model), route, ask, stream })
 }
 
-/// The path that sells a model, and its price there in words.
-fn sold_at(plan: &Plan, model: &PublicModel) -> Option<(String, String)> {
-    let route = plan.sold_at(model)?;
+/// Every path that sells a model, cheapest first, with its price there in words.
+fn sold_at(plan: &Plan, model: &PublicModel) -> Vec<Place> {
+    let Some(model) = plan.models.get(model) else { return Vec::new() };
+    plan.sellers(&model.name).into_iter().map(|route| place(route, model)).collect()
+}
+
+/// A route as an answer names it.
+pub(super) fn place(route: &Route, model: &Model) -> Place {
     let price = match route.tier.charge {
-        Some(Charge::Flat(usd)) => format!("{} per request", crate::refusal::price_text(usd)),
-        _ => plan.models.get(model).map_or_else(String::new, |m| {
-            format!(
-                "${} per million prompt tokens and ${} per million output tokens",
-                m.price.input.as_per_million(),
-                m.price.output.as_per_million()
-            )
-        }),
+        _ if route.access == Access::Free => "nothing".to_owned(),
+        Some(Charge::Flat { usd, .. }) => format!("${usd} per request"),
+        _ => {
+            let (input, output) = (model.price.input.as_per_million(), model.price.output.as_per_million());
+            format!("${input} per million prompt tokens and ${output} per million output tokens")
+        }
     };
-    Some((route.path.to_string(), price))
+    Place { path: route.path.to_string(), price }
 }

@@ -2,28 +2,26 @@
 //!
 //! All sums are exact integers of 1e-18 USD; rounding to atoms happens once, in [`Quoted::terms`].
 
+use super::bound::{Size, TEMPLATE_TOKENS};
 use super::policy::Allowed;
 use crate::claim::Terms;
 use crate::ids::{Generation, RailId};
 use crate::money::{Atoms, PerToken, Usd};
 use crate::refusal::Refusal;
-use crate::rules::plan::{Charge, Prices, Shortfall};
+use crate::rules::plan::{Access, Charge, Prices, Shortfall};
 use crate::tokens::{self, Vocabulary};
 use crate::usage::Usage;
 use std::sync::Arc;
 
 /// Prompts above this many bytes are counted off the async threads.
 const COUNT_INLINE_BYTES: usize = 64 * 1024;
-
-/// Tokens that a chat template may add to each message beyond what is counted.
-const TEMPLATE_TOKENS: u64 = 8;
 /// Output tokens that a stream starts with, before anybody knows how fast it is: half a second at 64 a second.
 pub const FIRST_WINDOW: u64 = 32;
 
 /// The parts of a price, for `pontage quote` and for whoever doubts it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Parts {
-    /// How the tier prices: `flat`, `ceiling`, `estimate/clamp`, `estimate/absorb`.
+    /// How the tier prices: `flat`, `flat/clamp`, `ceiling`, `estimate/clamp`, `estimate/absorb`.
     pub rule: &'static str,
     /// Tokens of the prompt, when the rule needs them.
     pub prompt_tokens: Option<u64>,
@@ -74,12 +72,18 @@ pub async fn quote(allowed: Allowed, generation: Generation) -> Result<Quoted, R
     let template = TEMPLATE_TOKENS.saturating_mul(allowed.ask.messages.saturating_add(1));
     let counted = match (charge, limits.max_input_tokens) {
         _ if allowed.route.by_usage => true,
-        (Charge::Flat(_), None) => false,
-        (Charge::Flat(_), Some(max)) => !by_size(max.saturating_sub(template)),
+        (Charge::Flat { min_output_tokens: Some(_), .. }, _) => true,
+        (Charge::Flat { .. }, None) => false,
+        (Charge::Flat { .. }, Some(max)) => !by_size(max.saturating_sub(template)),
         _ => true,
     };
     let (allowed, prompt) = if counted { count(allowed).await? } else { (allowed, None) };
     let parts = price(&allowed, charge, prompt).ok_or(Refusal::Internal { place: "price: out of range" })?;
+    if let (Charge::Flat { usd, min_output_tokens: Some(least) }, Access::Paid) = (charge, allowed.route.access) {
+        let counted = prompt.ok_or(Refusal::Internal { place: "price: not counted" })?;
+        let within = Size::of(&allowed.ask).within(usd, least, &allowed.model, &allowed.route.tier.limits, counted);
+        within.map_err(|gap| Refusal::OverPrice { gap, sold_at: Vec::new() })?;
+    }
     Ok(Quoted { allowed, generation, parts })
 }
 
@@ -104,7 +108,11 @@ async fn count(allowed: Allowed) -> Result<(Allowed, Counted), Refusal> {
     };
     match (tokens, max) {
         (Some(tokens), _) => Ok((allowed, Some((tokens, vocabulary.name())))),
-        (None, max) => Err(Refusal::PromptTooLong { max: max.unwrap_or(u64::MAX), counted_by: vocabulary.name() }),
+        (None, max) => Err(Refusal::PromptTooLong {
+            max: max.unwrap_or(u64::MAX),
+            counted_by: vocabulary.name(),
+            sold_at: Vec::new(),
+        }),
     }
 }
 
@@ -123,7 +131,8 @@ fn price(allowed: &Allowed, charge: Charge, prompt: Counted) -> Option<Parts> {
     let output_of = |per_choice: u64| output.of(per_choice.checked_mul(n)?);
     let base = prompt_usd.unwrap_or(Usd::ZERO).plus(images_usd)?;
     let (rule, output_usd, price_usd) = match charge {
-        Charge::Flat(usd) => ("flat", None, usd),
+        Charge::Flat { usd, min_output_tokens: None } => ("flat", None, usd),
+        Charge::Flat { usd, min_output_tokens: Some(_) } => ("flat/clamp", None, usd),
         Charge::Ceiling => {
             let out = output_of(max_output_tokens)?;
             ("ceiling", Some(out), base.plus(out)?)
@@ -167,11 +176,34 @@ impl Quoted {
         })
     }
 
+    /// The terms where what was used is taken afterwards: the most it can cost, or `most` if that is less. `None` when not even the
+    /// prompt is covered by it.
+    pub fn terms_by_usage(&self, rail: &RailId, decimals: u8, most: Usd) -> Option<Terms> {
+        let cover = self.cover(decimals)?;
+        let amount = cover.of(cover.most)?.min(most.to_atoms(decimals)?);
+        let terms = Terms { amount, price: amount.to_usd(decimals)?, ..self.terms(rail, decimals)? };
+        (self.output_covered(decimals, amount) > 0).then_some(terms)
+    }
+
+    /// Output tokens per choice that `amount` covers beside the prompt, at most what was asked.
+    pub fn output_covered(&self, decimals: u8, amount: Atoms) -> u64 {
+        let tokens = self.cover(decimals).map_or(0, |cover| cover.tokens(amount).min(cover.most));
+        tokens / self.parts.n.max(1)
+    }
+
     /// Output tokens per choice that a budget of `usd` pays for after the prompt and images, at most what was asked. Under
-    /// `flat` and `ceiling` the whole ask is sold.
+    /// `flat` without a least output and under `ceiling` the whole ask is sold.
     pub fn output_bought(&self, usd: Usd) -> u64 {
         let asked = self.parts.max_output_tokens;
-        let Some(Charge::Estimate { .. }) = self.allowed.route.tier.charge else { return asked };
+        match self.allowed.route.tier.charge {
+            Some(Charge::Estimate { .. }) => {}
+            Some(Charge::Flat { min_output_tokens: Some(_), .. }) => {
+                let Some(prompt) = self.parts.prompt_tokens else { return 0 };
+                let Allowed { route, ask, model, .. } = &self.allowed;
+                return Size::of(ask).bought(usd, model, &route.tier.limits, prompt);
+            }
+            _ => return asked,
+        }
         let spent = self.parts.prompt_usd.unwrap_or(Usd::ZERO).plus(self.parts.images_usd).unwrap_or(usd);
         match self.allowed.model.price.output.affordable(usd.less(spent)) {
             None => asked,

@@ -60,6 +60,12 @@ pub fn public(receipt: &Receipt) -> Value {
         "complete": receipt.complete,
     });
     if let Value::Object(map) = &mut shown {
+        if let Some(transaction) = &receipt.transaction {
+            map.insert("transaction".to_owned(), json!(transaction));
+        }
+        if let Some(settlement) = receipt.settlement {
+            map.insert("settlement".to_owned(), json!(settlement));
+        }
         if let Some(actual) = receipt.actual_usd {
             map.insert("actual".to_owned(), json!({ "usd": actual }));
         }
@@ -106,6 +112,8 @@ pub(crate) mod tests {
             usage: None,
             usage_source: None,
             reference: "0xab".into(),
+            transaction: None,
+            settlement: None,
             payer: None,
             complete: true,
         }

@@ -1,13 +1,14 @@
 //! Claims nobody works on: left by a crash, or by a wait that was too short.
 //!
 //! Before the gate listens, every claim that is not over is looked at: `Serving` of a dead process delivered nothing that was
-//! written down, so it becomes `Owed`; `Claimed` is asked of the chain by its own key, and sent again while it still can land
-//! (`notes/security.md` §4.5).
+//! written down, so it becomes `Owed`; `Claimed` and `Taking` are asked of the chain by their own key, and sent again while they still
+//! can land (`notes/security.md` §4.5); of what was only `Promised` nothing is taken.
 
 use super::{Toll, pay};
 use crate::claim::{Claim, Op, Standing};
 use crate::clock::UnixSeconds;
-use crate::rail::Collected;
+use crate::money::Atoms;
+use crate::rail::{Collected, Rail};
 use crate::store::StoreError;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +42,14 @@ async fn take_up(toll: &Arc<Toll>, own: bool) -> Result<usize, StoreError> {
     let mut count = 0;
     for claim in toll.store.open_claims(now).await? {
         match &claim.standing {
-            Standing::Serving { by } | Standing::Claimed { by } if !is_left(toll, by, own).await? => continue,
+            Standing::Serving { by }
+            | Standing::Claimed { by }
+            | Standing::Promised { by }
+            | Standing::Taking { by, .. }
+                if !is_left(toll, by, own).await? =>
+            {
+                continue;
+            }
             _ => count += 1,
         }
         match &claim.standing {
@@ -51,11 +59,22 @@ async fn take_up(toll: &Arc<Toll>, own: bool) -> Result<usize, StoreError> {
                     tracing::warn!(claim = %claim.key.0, "paid and not delivered before the stop: redeemable");
                 }
             }
-            Standing::Claimed { .. } => {
+            Standing::Promised { by } => {
+                let op = Op::Forgo { by: by.clone() };
+                if pay::advance(toll, &claim, op, now).await.is_ok() {
+                    tracing::warn!(claim = %claim.key.0, "promised and not taken before the stop: nothing is");
+                }
+            }
+            Standing::Claimed { .. } | Standing::Taking { .. } => {
                 tracing::warn!(claim = %claim.key.0, "outcome unknown since the stop: asking the chain");
                 follow(Arc::clone(toll), claim);
             }
-            Standing::Owed | Standing::Delivered { .. } | Standing::Dead => {}
+            Standing::Owed
+            | Standing::Delivered { .. }
+            | Standing::Dead
+            | Standing::Untaken
+            | Standing::Lost { .. }
+            | Standing::Unproven => {}
         }
     }
     Ok(count)
@@ -64,7 +83,7 @@ async fn take_up(toll: &Arc<Toll>, own: bool) -> Result<usize, StoreError> {
 /// Follows a claim until the chain has spoken. Runs in the background.
 pub fn follow(toll: Arc<Toll>, claim: Claim) {
     tokio::spawn(async move {
-        let Standing::Claimed { by } = claim.standing.clone() else { return };
+        let (Standing::Claimed { by } | Standing::Taking { by, .. }) = claim.standing.clone() else { return };
         let follower = toll.server(FOLLOWER);
         let claim = if by == follower {
             claim
@@ -81,36 +100,63 @@ pub fn follow(toll: Arc<Toll>, claim: Claim) {
         };
         let mut wait = Duration::from_millis(500);
         loop {
-            let now = UnixSeconds::now();
-            let op = match rail.look(&claim, now).await {
-                Collected::Paid => Op::PayUnserved,
-                Collected::Failed { .. } => Op::Die,
-                Collected::Unknown => {
-                    tokio::time::sleep(wait).await;
-                    wait = (wait * 2).min(Duration::from_secs(30));
-                    continue;
+            let collected = match claim.standing {
+                Standing::Taking { amount: Atoms(0), .. } => {
+                    Collected::Failed { why: "nothing was to be taken".into() }
                 }
+                _ => rail.look(&claim, UnixSeconds::now()).await,
             };
-            let outcome = if op == Op::Die { "failed" } else { "paid" };
-            match pay::advance(&toll, &claim, op, now).await {
-                Ok(_) => {
-                    toll.metrics.payments.with_label_values(&[rail.id().as_str(), outcome]).inc();
-                    if outcome == "paid" {
-                        let usd = claim.terms.amount.to_usd(claim.terms.decimals).unwrap_or(claim.terms.price);
-                        toll.metrics
-                            .charged_usd
-                            .with_label_values(&[rail.id().as_str()])
-                            .inc_by(crate::metrics::shown(usd));
-                    }
-                    tracing::info!(claim = %claim.key.0, outcome, "outcome known");
-                }
-                Err(stop) => {
-                    tracing::error!(claim = %claim.key.0, reason = stop.refusal.code(), "outcome known, not written");
-                }
+            if collected == Collected::Unknown {
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(Duration::from_secs(30));
+                continue;
             }
+            write_down(&toll, rail.as_ref(), &claim, collected).await;
             return;
         }
     });
+}
+
+/// Writes down what became of a payment that nobody waits for, or follows it when that is not known.
+pub(super) async fn conclude(toll: &Arc<Toll>, rail: &dyn Rail, claim: Claim, collected: Collected) {
+    match collected {
+        Collected::Unknown => follow(Arc::clone(toll), claim),
+        known => write_down(toll, rail, &claim, known).await,
+    }
+}
+
+async fn write_down(toll: &Toll, rail: &dyn Rail, claim: &Claim, collected: Collected) {
+    let now = UnixSeconds::now();
+    let (op, outcome) = match collected {
+        Collected::Paid => (Op::PayUnserved { transaction: None }, "paid"),
+        Collected::Settled { transaction } => (Op::PayUnserved { transaction: Some(transaction) }, "paid"),
+        Collected::Failed { .. } => (Op::Die, "failed"),
+        Collected::Unprovable => (Op::Doubt, "unproven"),
+        Collected::Unknown => return,
+    };
+    match pay::advance(toll, claim, op, now).await {
+        Ok(next) => {
+            toll.metrics.payments.with_label_values(&[rail.id().as_str(), outcome]).inc();
+            match outcome {
+                "paid" => count_charge(toll, claim, next.paid_amount()),
+                "unproven" => {
+                    tracing::error!(claim = %claim.key.0, "nobody can show whether this was paid: look at the payee's account")
+                }
+                _ => {}
+            }
+            tracing::info!(claim = %claim.key.0, outcome, "outcome known");
+        }
+        Err(stop) => {
+            tracing::error!(claim = %claim.key.0, reason = stop.refusal.code(), "outcome known, not written");
+        }
+    }
+}
+
+/// Adds a payment to what the rail has earned.
+pub(super) fn count_charge(toll: &Toll, claim: &Claim, amount: Atoms) {
+    let usd = amount.to_usd(claim.terms.decimals).unwrap_or(claim.terms.price);
+    let rail = claim.terms.rail.as_str();
+    toll.metrics.charged_usd.with_label_values(&[rail]).inc_by(crate::metrics::shown(usd));
 }
 
 /// Takes up claims of gates that are gone, every half minute where there can be other gates.

@@ -151,7 +151,7 @@ fn counts_itself(toll: &Toll, quoted: &Quoted) -> bool {
 
 /// A channel that serves.
 pub(super) async fn known(toll: &Toll, till: &Till, id: &ChannelId) -> Result<Arc<Channel>, Stop> {
-    let channel = toll.channels.read(id).await.map_err(|e| store_down(&e))?;
+    let channel = toll.channels.newest(id).await.map_err(|e| store_down(&e))?;
     let channel = channel.filter(|c| c.rail == *till.rail.id()).ok_or(Refusal::ChannelUnknown)?;
     match channel.serves() {
         Ok(()) => Ok(channel),

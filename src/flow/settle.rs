@@ -10,7 +10,7 @@ use super::receipt::{self, Signet};
 use super::{Stop, Toll};
 use crate::clock::UnixSeconds;
 use crate::ids;
-use crate::journal::{Entry, Receipt};
+use crate::journal::{Entry, Receipt, Settlement};
 use crate::money::{Atoms, Usd};
 use crate::openai::cover::Cover as CoverCount;
 use crate::openai::error::body as openai_error;
@@ -24,11 +24,15 @@ use crate::store::Write;
 use crate::tokens::Vocabulary;
 use crate::usage::{Usage, UsageSource};
 use bytes::Bytes;
+use http::{HeaderName, HeaderValue};
 use std::sync::Arc;
 use std::time::Instant;
 
 /// Most of a stream that waits for its first word. More is let go, whatever it says.
 const SILENT_BYTES: usize = 64 * 1024;
+
+/// Names the receipt of a reply whose price is not known when its head leaves: `GET /receipts/{id}`.
+pub const RECEIPT_ID: HeaderName = HeaderName::from_static("pontage-receipt-id");
 
 /// How a reply ended, as the pump saw it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +86,7 @@ impl Delivery {
     pub fn begin(toll: Arc<Toll>, signet: Arc<Signet>, paid: Paid, request: &str) -> Self {
         let Paid { quoted, money, output, room } = paid;
         let allowed = &quoted.allowed;
-        let Means { rail, charged, decimals, reference, payer, receipt } = Means::of(&money);
+        let Means { rail, charged, decimals, reference, transaction, settlement, payer, receipt } = Means::of(&money);
         let receipt = Receipt {
             id: receipt.unwrap_or_else(|| ids::fresh("rcpt")),
             request: request.to_owned(),
@@ -100,12 +104,14 @@ impl Delivery {
             usage: None,
             usage_source: None,
             reference,
+            transaction,
+            settlement,
             payer,
             complete: false,
         };
         let bounds = Bounds { choices: quoted.parts.n, completion: Some(output.saturating_mul(quoted.parts.n)) };
         let mut meter = Meter::new(allowed.ask.wants_usage, bounds);
-        if let Money::Lease(_) = money {
+        if is_by_token(&money) {
             meter = meter.with_cover(cover_count(allowed.model.vocabulary.as_deref()));
             if !allowed.model.hidden_output {
                 meter = meter.all_is_shown();
@@ -150,8 +156,7 @@ impl Delivery {
             spelling: ability.spelling,
             stream: allowed.stream,
             // A running count on every chunk is for clients that asked for usage, and for cover; a fixed amount needs none.
-            continuous_usage: ability.continuous_usage
-                && (allowed.ask.wants_usage || matches!(self.money, Money::Lease(_))),
+            continuous_usage: ability.continuous_usage && (allowed.ask.wants_usage || is_by_token(&self.money)),
         });
         self.quoted = Arc::new(self.quoted.without_body());
         body
@@ -169,6 +174,7 @@ impl Delivery {
         }
         self.settle(&verdict, End::Whole);
         self.receipt.complete = true;
+        self.take_promise().await?;
         self.write_down().await?;
         let named = self.quoted.allowed.route.receipt.body.as_deref().filter(|_| self.is_paid());
         let with_block = named.and_then(|name| add_block(&body, name, &self.block()));
@@ -192,7 +198,7 @@ impl Delivery {
     pub async fn chunk(&mut self, chunk: Bytes, out: &mut Vec<Bytes>) -> Result<Next, Refusal> {
         let covered = match &self.money {
             Money::Lease(lease) => lease.covered(),
-            Money::Hold(_) | Money::None => u64::MAX,
+            Money::Hold(_) | Money::Promise(_) | Money::None => u64::MAX,
         };
         let fed = self.meter.feed_covered(chunk, covered, &mut self.silent);
         let waiting: usize = self.silent.iter().map(Bytes::len).sum();
@@ -317,9 +323,17 @@ impl Delivery {
         match &self.money {
             Money::Hold(hold) => {
                 let rail = self.toll.rail(&hold.terms().rail);
-                rail.map_or_else(Vec::new, |rail| rail.receipt(hold.claim(), &self.receipt))
+                let mut lines = rail.map_or_else(Vec::new, |rail| rail.receipt(hold.claim(), &self.receipt));
+                if self.receipt.settlement.is_some() {
+                    lines.extend(HeaderValue::from_str(&self.receipt.id).map(|id| (RECEIPT_ID, id)));
+                }
+                lines
             }
             Money::Lease(lease) if self.spent => lease.receipt_header(&self.receipt).into_iter().collect(),
+            // What it costs is not known yet; it can be asked for later.
+            Money::Promise(_) => {
+                HeaderValue::from_str(&self.receipt.id).map(|id| (RECEIPT_ID, id)).into_iter().collect()
+            }
             Money::Lease(_) | Money::None => Vec::new(),
         }
     }
@@ -331,6 +345,7 @@ impl Delivery {
             Money::None => refusal.into(),
             Money::Hold(hold) => Stop { refusal, moved: hold.give_back().await, claimed: true },
             Money::Lease(lease) => Stop { refusal, moved: lease.release().await, claimed: true },
+            Money::Promise(promise) => Stop { refusal, moved: promise.forgo().await, claimed: true },
         }
     }
 
@@ -361,7 +376,7 @@ impl Delivery {
     fn counted(&self, verdict: &Verdict) -> Usage {
         let prompt = self.quoted.parts.prompt_tokens.unwrap_or(0);
         let completion = match self.money {
-            Money::Lease(_) => self.meter.counted(),
+            Money::Lease(_) | Money::Promise(_) => self.meter.counted(),
             Money::Hold(_) | Money::None => verdict.delivered_chunks,
         };
         Usage { prompt, completion, ..Usage::default() }
@@ -372,9 +387,7 @@ impl Delivery {
         let pool = self.receipt.pool.clone();
         let (usage, source, label) = match (verdict.usage, end) {
             // A running count may be ahead of what was let out.
-            (Some(usage), End::ClientGone | End::Unpaid)
-                if self.ending.is_none() && matches!(self.money, Money::Lease(_)) =>
-            {
+            (Some(usage), End::ClientGone | End::Unpaid) if self.ending.is_none() && is_by_token(&self.money) => {
                 let counted = usage.completion.min(self.meter.counted());
                 let completion = self.meter.delivered().map_or(counted, |out| out.completion.min(usage.completion));
                 (Some(Usage { completion, ..usage }), UsageSource::Reported, "reported")
@@ -401,7 +414,42 @@ impl Delivery {
         self.receipt.usage = usage;
         self.receipt.usage_source = Some(source);
         self.charge_lease(end);
+        self.charge_promise(end);
         self.count_exchange();
+    }
+
+    /// What is to be taken of what was promised: what was used, never more. The rest is the operator's loss.
+    fn charge_promise(&mut self, end: End) {
+        let Money::Promise(promise) = &self.money else { return };
+        let decimals = self.receipt.decimals;
+        let used = match self.receipt.actual_usd {
+            Some(usd) => Some(usd.to_atoms(decimals).unwrap_or(promise.terms().amount)),
+            None if end == End::Whole && self.quoted.allowed.route.tier.missing_usage == MissingUsage::Ceiling => {
+                Some(promise.terms().amount)
+            }
+            None => None,
+        };
+        let due = promise.due(used);
+        if promise.is_by_usage() && used.is_some_and(|used| used > due) {
+            tracing::warn!(receipt = %self.receipt.id, "what was used is above what the payer authorized");
+        }
+        self.receipt.charged = due;
+        self.receipt.charged_usd = due.to_usd(decimals).unwrap_or(Usd::ZERO);
+        self.receipt.settlement = Some(Settlement::Pending);
+    }
+
+    /// A reply that came whole is paid before it leaves.
+    async fn take_promise(&mut self) -> Result<(), Stop> {
+        match std::mem::replace(&mut self.money, Money::None) {
+            Money::Promise(promise) => {
+                let hold = promise.take(self.receipt.charged).await?;
+                self.receipt.settlement = Some(Settlement::Settled);
+                self.receipt.transaction = hold.transaction().cloned();
+                self.money = Money::Hold(hold);
+            }
+            other => self.money = other,
+        }
+        Ok(())
     }
 
     /// What is taken out of the channel: what was used, never more than is leased. The rest is the operator's loss.
@@ -451,6 +499,10 @@ impl Delivery {
             (self.delivered, self.spent) = (true, true);
             return Ok(());
         }
+        if let Money::Promise(promise) = &mut self.money {
+            self.delivered = true;
+            return promise.owe(&self.receipt, tally).await;
+        }
         if !self.delivered {
             return self.deliver(tally).await;
         }
@@ -474,6 +526,15 @@ impl Delivery {
     }
 }
 
+/// Whether what is used is what is paid.
+fn is_by_token(money: &Money) -> bool {
+    match money {
+        Money::Lease(_) => true,
+        Money::Promise(promise) => promise.is_by_usage(),
+        Money::Hold(_) | Money::None => false,
+    }
+}
+
 /// Whether there is a word of an answer, or at least its end.
 fn says_something(verdict: &Verdict) -> bool {
     verdict.delivered_chunks > 0 || verdict.finished
@@ -493,6 +554,8 @@ struct Means {
     charged: Atoms,
     decimals: u8,
     reference: String,
+    transaction: Option<String>,
+    settlement: Option<Settlement>,
     payer: Option<String>,
     receipt: Option<String>,
 }
@@ -505,15 +568,29 @@ impl Means {
                 charged: Atoms(0),
                 decimals: 6,
                 reference: String::new(),
+                transaction: None,
+                settlement: None,
                 payer: None,
                 receipt: None,
             },
             Money::Hold(hold) => Self {
                 rail: hold.terms().rail.clone(),
-                charged: hold.terms().amount,
+                charged: hold.claim().paid_amount(),
                 decimals: hold.terms().decimals,
                 reference: hold.claim().reference.clone(),
+                transaction: hold.transaction().cloned(),
+                settlement: hold.transaction().map(|_| Settlement::Settled),
                 payer: hold.claim().payer.clone(),
+                receipt: None,
+            },
+            Money::Promise(promise) => Self {
+                rail: promise.terms().rail.clone(),
+                charged: Atoms(0),
+                decimals: promise.terms().decimals,
+                reference: promise.claim().reference.clone(),
+                transaction: None,
+                settlement: Some(Settlement::Pending),
+                payer: promise.claim().payer.clone(),
                 receipt: None,
             },
             Money::Lease(lease) => Self {
@@ -521,6 +598,8 @@ impl Means {
                 charged: Atoms(0),
                 decimals: lease.channel().decimals,
                 reference: lease.channel().id.0.clone(),
+                transaction: None,
+                settlement: None,
                 payer: Some(lease.channel().descriptor.payer.clone()),
                 receipt: Some(lease.held().purchase.receipt.clone()),
             },

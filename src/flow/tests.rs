@@ -139,15 +139,27 @@ impl Rail for Fake {
             expires: now.plus(300),
             reference: String::new(),
             resend: Some("signed".into()),
+            is_public: false,
         };
         self.offered.lock().unwrap().insert(challenge_id.clone(), known);
-        Ok(Offer { rail: self.id.clone(), range: ("tempo".into(), "charge".into()), headers: Vec::new(), challenge_id })
+        Ok(Offer {
+            rail: self.id.clone(),
+            range: ("tempo".into(), "charge".into()),
+            headers: Vec::new(),
+            challenge_id: Some(challenge_id),
+            entry: None,
+        })
     }
-    fn recognise(&self, shown: &Shown) -> Result<Option<Recognised>, Refusal> {
-        let Shown::Mpp(credential) = shown;
+    fn recognise(&self, shown: &Shown, _live: &Ask<'_>) -> Result<Option<Recognised>, Refusal> {
+        let Shown::Mpp(credential) = shown else { return Ok(None) };
         let known = self.offered.lock().unwrap().get(&credential.challenge.id).cloned();
         let proof = credential.payload["proof"].as_str().unwrap().to_owned();
         Ok(known.map(|known| Recognised { key: ClaimKey(proof.clone()), reference: format!("0x{proof}"), ..known }))
+    }
+    fn offered(&self, shown: &Shown, path: &str) -> Option<crate::ids::PublicModel> {
+        let Shown::Mpp(credential) = shown else { return None };
+        let terms = self.offered.lock().unwrap().get(&credential.challenge.id)?.terms.clone();
+        (terms.route.as_str() == path).then_some(terms.model)
     }
     async fn check(
         &self,
@@ -312,7 +324,7 @@ impl Bed {
     async fn credential(&self, path: &str, body: &str, proof: &str) -> Shown {
         let quoted = self.quote(path, body).await.unwrap();
         let offers = pay::offers(&self.toll, &quoted, digest(body), &http::HeaderMap::new(), None).await.unwrap();
-        shown(&offers[0].challenge_id, proof)
+        shown(offers[0].challenge_id.as_ref().unwrap(), proof)
     }
 
     async fn quote(&self, path: &str, body: &str) -> Result<Arc<Quoted>, Refusal> {
@@ -375,6 +387,7 @@ fn toll(
         pools,
         metrics: Arc::new(Metrics::new()),
         losses: Losses::default(),
+        exposure: super::exposure::Exposure::default(),
         public_url: "http://gate.test".into(),
         unknown_wait: Duration::from_secs(20),
     };

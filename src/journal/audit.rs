@@ -2,7 +2,8 @@
 
 use super::chain::{Broken, Head};
 use super::channels::Ledger;
-use super::{Entry, Receipt};
+use super::fleet::Together;
+use super::{Entry, Receipt, Settlement};
 use crate::channel::Channel;
 use crate::claim::{Claim, Standing};
 use crate::clock::UnixSeconds;
@@ -90,7 +91,7 @@ pub fn audit(
     claims: impl IntoIterator<Item = Result<Claim, String>>,
     channels: impl IntoIterator<Item = Result<Channel, String>>,
 ) -> Audit {
-    let (books, mut found) = walk(lines, head);
+    let (books, mut found) = walk(lines, head, |_| ());
     if found.broken.is_none() {
         for claim in claims {
             found.claims += 1;
@@ -113,16 +114,25 @@ pub fn audit(
 }
 
 /// Walks the journal of one gate of several: does it hold together, and what did this gate charge? What the others did, and the
-/// records that all of them share, are not in it, so nothing else can be said.
-pub fn audit_part(lines: impl IntoIterator<Item = Result<String, String>>, head: Head) -> Audit {
-    let (_, mut found) = walk(lines, head);
+/// records that all of them share, are not in it, so nothing else can be said until every gate's lines are `together`.
+pub fn audit_part(
+    lines: impl IntoIterator<Item = Result<String, String>>,
+    head: Head,
+    together: &mut Together,
+) -> Audit {
+    together.begin();
+    let (_, mut found) = walk(lines, head, |entry| together.enter(entry));
     found.faults.clear();
     found.owed.clear();
     found.part = true;
     found
 }
 
-fn walk(lines: impl IntoIterator<Item = Result<String, String>>, head: Head) -> (Books, Audit) {
+fn walk(
+    lines: impl IntoIterator<Item = Result<String, String>>,
+    head: Head,
+    mut tell: impl FnMut(&Entry),
+) -> (Books, Audit) {
     let mut books = Books::default();
     let mut found = Audit::default();
     for line in lines {
@@ -133,7 +143,10 @@ fn walk(lines: impl IntoIterator<Item = Result<String, String>>, head: Head) -> 
             Ok((next, entry)) => {
                 found.head = next;
                 match entry {
-                    Some(entry) => books.enter(entry, &mut found.faults),
+                    Some(entry) => {
+                        tell(&entry);
+                        books.enter(entry, &mut found.faults);
+                    }
                     None => found.unknown_lines += 1,
                 }
             }
@@ -169,8 +182,16 @@ impl Locked {
 struct Story {
     amount: Atoms,
     reference: String,
+    taken: Option<Atoms>,
     paid_at: Option<UnixSeconds>,
     dead: bool,
+    unproven: bool,
+}
+
+impl Story {
+    fn paid(&self) -> Atoms {
+        self.taken.unwrap_or(self.amount)
+    }
 }
 
 #[derive(Default)]
@@ -187,8 +208,8 @@ impl Books {
         self.channels.enter(&entry, faults);
         match entry {
             Entry::Claimed { key, amount, reference, at: _ } => {
-                let story = Story { amount, reference, paid_at: None, dead: false };
-                // After a dead attempt with somebody else's hash its owner may claim it.
+                let story = Story { amount, reference, taken: None, paid_at: None, dead: false, unproven: false };
+                // After a dead attempt with somebody else's hash its owner may claim it, and what was not taken may be shown again.
                 if self.stories.insert(key.clone(), story).is_some_and(|before| !before.dead) {
                     faults.push(format!("{key} was claimed twice"));
                 }
@@ -203,6 +224,18 @@ impl Books {
                 Some(story) => story.dead = true,
                 None => faults.push(format!("{key} is dead and was never claimed")),
             },
+            Entry::Taking { key, amount, at: _ } => match self.stories.get_mut(&key) {
+                Some(story) if story.dead || story.paid_at.is_some() || amount > story.amount => {
+                    faults.push(format!("{amount} of {key} were to be taken, which cannot be"));
+                }
+                Some(story) => story.taken = Some(amount),
+                None => faults.push(format!("{key} was to be taken and was never claimed")),
+            },
+            Entry::Unproven { key, at: _ } => match self.stories.get_mut(&key) {
+                Some(story) if story.paid_at.is_some() => faults.push(format!("{key} is unproven and was paid")),
+                Some(story) => story.unproven = true,
+                None => faults.push(format!("{key} is unproven and was never claimed")),
+            },
             // In the ledger of channels.
             Entry::Channel { .. }
             | Entry::Voucher { .. }
@@ -210,8 +243,10 @@ impl Books {
             | Entry::Outcome { .. }
             | Entry::Closed { .. } => {}
             Entry::Receipt(receipt) => {
+                // What could not be taken after the reply is charged no more.
+                let lost = receipt.settlement == Some(Settlement::Lost) && receipt.charged == Atoms(0);
                 if let Some(before) = self.receipts.get(&receipt.id)
-                    && (&before.reference, before.charged) != (&receipt.reference, receipt.charged)
+                    && (&before.reference != &receipt.reference || (before.charged != receipt.charged && !lost))
                 {
                     faults.push(format!("receipt {} changed its payment or its amount", receipt.id));
                 }
@@ -243,14 +278,17 @@ impl Books {
             }
         }
         for (key, story) in &self.stories {
-            let delivered = self.delivered.contains_key(&story.reference);
+            let receipt = self.delivered.get(&story.reference).and_then(|id| self.receipts.get(id));
+            let delivered = receipt.is_some();
+            let after = receipt.and_then(|r| r.settlement);
             match story.paid_at {
                 Some(paid_at) if !delivered => found.owed.push(Owed {
                     key: key.clone(),
-                    amount: story.amount,
+                    amount: story.paid(),
                     reference: story.reference.clone(),
                     paid_at,
                 }),
+                None if matches!(after, Some(Settlement::Pending | Settlement::Lost)) => {}
                 None if delivered => found.faults.push(format!("{key} was delivered and never paid")),
                 _ => {}
             }
@@ -271,20 +309,26 @@ impl Books {
         if claim.paid_at.is_some() != story.paid_at.is_some() {
             faults.push(format!("{key} is paid in one of claims and journal, and not in the other"));
         }
-        if (claim.standing == Standing::Dead) != story.dead {
+        if matches!(claim.standing, Standing::Dead | Standing::Untaken) != story.dead {
             faults.push(format!("{key} is dead in one of claims and journal, and not in the other"));
+        }
+        if (claim.standing == Standing::Unproven) != story.unproven {
+            faults.push(format!("{key} is unproven in one of claims and journal, and not in the other"));
         }
         match (&claim.standing, self.delivered.get(&claim.reference)) {
             (Standing::Delivered { receipt }, _) => match self.receipts.get(receipt) {
                 None => faults.push(format!("{key} is delivered and its receipt {receipt} is missing")),
                 Some(r)
                     if (&r.reference, &r.rail, r.charged)
-                        != (&claim.reference, &claim.terms.rail, claim.terms.amount) =>
+                        != (&claim.reference, &claim.terms.rail, claim.paid_amount()) =>
                 {
                     faults.push(format!("receipt {receipt} is not for what {key} paid"));
                 }
                 Some(_) => {}
             },
+            // Served first and paid after.
+            (Standing::Taking { receipt: Some(own), .. } | Standing::Lost { receipt: own }, Some(receipt))
+                if own == receipt => {}
             (_, Some(receipt)) => faults.push(format!("{key} has receipt {receipt} and is not delivered")),
             (_, None) => {}
         }

@@ -71,7 +71,12 @@ impl Ledger {
                 }
             }),
             Entry::Receipt(receipt) => self.sold(receipt, faults),
-            Entry::Claimed { .. } | Entry::Paid { .. } | Entry::Dead { .. } | Entry::Owed { .. } => {}
+            Entry::Claimed { .. }
+            | Entry::Paid { .. }
+            | Entry::Dead { .. }
+            | Entry::Taking { .. }
+            | Entry::Unproven { .. }
+            | Entry::Owed { .. } => {}
         }
     }
 

@@ -3,9 +3,10 @@
 pub mod audit;
 pub mod chain;
 mod channels;
+pub mod fleet;
 mod record;
 
-pub use record::{Entry, Receipt};
+pub use record::{Entry, Receipt, Settlement};
 
 /// Records for tests of this floor and those above.
 #[cfg(test)]
@@ -34,6 +35,8 @@ pub mod sample {
             usage: Some(Usage { prompt: 10, completion: u64::MAX, cached: 0, reasoning: 3 }),
             usage_source: Some(UsageSource::Reported),
             reference: reference.to_owned(),
+            transaction: None,
+            settlement: None,
             payer: None,
             complete: true,
         }

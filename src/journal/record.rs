@@ -43,10 +43,28 @@ pub struct Receipt {
     pub usage_source: Option<UsageSource>,
     /// Reference on chain.
     pub reference: String,
+    /// The transaction that paid, once it is known, where that is not the reference.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transaction: Option<String>,
+    /// How far the payment got, where it is taken after the reply.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settlement: Option<Settlement>,
     /// Who paid.
     pub payer: Option<String>,
     /// The reply was delivered whole; `false` when client or backend went away in the middle.
     pub complete: bool,
+}
+
+/// How far a payment got that is taken after the reply began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Settlement {
+    /// It is being taken.
+    Pending,
+    /// It was taken.
+    Settled,
+    /// It could not be taken: the reply was given for nothing.
+    Lost,
 }
 
 /// One line of the journal.
@@ -73,6 +91,22 @@ pub enum Entry {
     },
     /// The claim is provably not paid.
     Dead {
+        /// The claim.
+        key: String,
+        /// When.
+        at: UnixSeconds,
+    },
+    /// So much of it is about to be taken.
+    Taking {
+        /// The claim.
+        key: String,
+        /// What was used.
+        amount: Atoms,
+        /// When.
+        at: UnixSeconds,
+    },
+    /// Nobody can tell any more whether it was paid.
+    Unproven {
         /// The claim.
         key: String,
         /// When.

@@ -79,7 +79,7 @@ const NAMES: [&str; FIELDS.len()] = {
 const STREAM_OPTIONS: &[&str] = &["include_usage", "include_obfuscation", "continuous_usage_stats"];
 
 /// A chat request, read and held to its limits.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Ask {
     /// What the client calls the model; `None`: the tier's default is meant.
     pub model: Option<String>,

@@ -9,17 +9,22 @@
 //! | [`Rail::check`] | none | does it answer an offer for exactly these terms, now, with a valid signature? |
 //! | [`Rail::complete`] | chain, store | what must be done before the claim: a fee that we carry is tried and set aside |
 //! | *(claim becomes durable)* | store | |
-//! | [`Rail::collect`] | chain | paid, failed, or nobody knows |
+//! | [`Rail::collect`] | chain | [`When::First`]: paid, failed, or nobody knows |
+//! | [`Rail::vouch`], [`Rail::take`] | chain | [`When::After`]: would it be paid? and, after the reply: the same as `collect` |
 //! | [`Rail::look`] | chain | the same question later, from the claim's record alone |
 
 pub mod mpp;
+pub mod recover;
+pub mod ring;
 pub mod session;
+pub mod x402;
 
 use crate::channel::ChannelId;
 use crate::claim::{Claim, ClaimKey, Terms};
 use crate::clock::UnixSeconds;
-use crate::ids::RailId;
+use crate::ids::{PublicModel, RailId};
 use crate::journal::Receipt;
+use crate::money::Usd;
 use crate::refusal::Refusal;
 use async_trait::async_trait;
 use http::HeaderMap;
@@ -33,8 +38,10 @@ pub struct Offer {
     pub range: (String, String),
     /// Header lines that carry it, e.g. one `WWW-Authenticate: Payment …`.
     pub headers: Vec<(http::HeaderName, http::HeaderValue)>,
-    /// The challenge id, repeated in the problem body.
-    pub challenge_id: String,
+    /// The challenge id, repeated in the problem body; x402 has none.
+    pub challenge_id: Option<String>,
+    /// What goes into the lists that all x402 offers share.
+    pub entry: Option<Box<x402::wire::Entry>>,
 }
 
 /// What an offer is bound to, apart from the amount: the body it was priced for.
@@ -46,6 +53,39 @@ pub struct Ask<'a> {
     pub digest: [u8; 32],
     /// Text for people, from the rules only.
     pub description: &'a str,
+    /// The longest this request may take, in seconds: what is paid after it must live longer.
+    pub lasts: u64,
+}
+
+/// When a rail takes its money.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// Before the backend hears of the request.
+    First,
+    /// After the reply, or after its success: until then the payment is only promised.
+    After {
+        /// What is taken is what was used, and this is the most that is ever asked for. `None`: the price, whatever was used.
+        most: Option<Usd>,
+        /// The most one payer may have promised and not paid at a time.
+        exposure: Usd,
+    },
+}
+
+/// Whether a promised payment is good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Vouched {
+    /// It would be paid now.
+    Good,
+    /// It would not.
+    Bad {
+        /// In our words, or the facilitator's one.
+        why: String,
+    },
+    /// Nobody could be asked.
+    Unknown {
+        /// In our words.
+        why: String,
+    },
 }
 
 /// A payment credential as found in a request, decoded and not believed. One variant per protocol.
@@ -53,6 +93,8 @@ pub struct Ask<'a> {
 pub enum Shown {
     /// `Authorization: Payment …` or `Payment-Authorization: Payment …`.
     Mpp(Box<::mpp::PaymentCredential>),
+    /// `PAYMENT-SIGNATURE: …` or `X-PAYMENT: …`.
+    X402(Box<x402::wire::Payment>),
 }
 
 /// What a request carries.
@@ -68,21 +110,49 @@ pub enum Found {
     Many(usize),
 }
 
-/// Looks for payment credentials of every protocol in the request headers. No I/O.
+/// Looks for payment credentials of every protocol in the request headers. One of each protocol are two. No I/O.
 pub fn found(headers: &HeaderMap) -> Found {
-    mpp::wire::found(headers)
+    match (mpp::wire::found(headers), x402::shown::found(headers)) {
+        (Found::Nothing, found) | (found, Found::Nothing) => found,
+        (one, other) => Found::Many(one.count() + other.count()),
+    }
+}
+
+impl Found {
+    fn count(&self) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::Malformed | Self::One(_) => 1,
+            Self::Many(count) => *count,
+        }
+    }
+}
+
+/// What a client whose payment was handed in and failed is told beside the offers: x402 has a header for it.
+pub fn failure(found: &Found, refusal: &Refusal) -> Option<(http::HeaderName, http::HeaderValue)> {
+    let (Found::One(Shown::X402(payment)), Refusal::PaymentFailed { why }) = (found, refusal) else { return None };
+    let payer = payment.signed.payer();
+    let told = x402::wire::Settled {
+        success: false,
+        transaction: "",
+        network: &payment.network,
+        payer: payer.as_deref(),
+        amount: None,
+        error_reason: Some(why),
+    };
+    x402::wire::settled(payment.version, &told)
 }
 
 impl Shown {
     /// What a session credential says it does, not believed; `None` for any other credential.
     pub fn action(&self) -> Option<&str> {
-        let Self::Mpp(credential) = self;
+        let Self::Mpp(credential) = self else { return None };
         mpp::wire::action(credential)
     }
 
     /// The channel it names, not believed.
     pub fn channel(&self) -> Option<ChannelId> {
-        let Self::Mpp(credential) = self;
+        let Self::Mpp(credential) = self else { return None };
         mpp::wire::channel(credential)
     }
 }
@@ -116,6 +186,8 @@ pub struct Recognised {
     pub reference: String,
     /// What has to be kept to try again later.
     pub resend: Option<String>,
+    /// Whether everybody can read the proof once it is on chain: then it is not by itself a right to anything.
+    pub is_public: bool,
 }
 
 /// A checked proof: everything that can be known without the chain holds.
@@ -134,6 +206,11 @@ pub struct Proof {
 pub enum Collected {
     /// The exact amount of the exact token reached our address.
     Paid,
+    /// The same, by a transaction that was not known before.
+    Settled {
+        /// Its hash or signature.
+        transaction: String,
+    },
     /// It definitely did not and will not: nothing was taken.
     Failed {
         /// In our words.
@@ -141,6 +218,8 @@ pub enum Collected {
     },
     /// Not known: ask again.
     Unknown,
+    /// Not known, and it never will be: the proof is used up, and nobody can show by whom or for what.
+    Unprovable,
 }
 
 /// What every way to pay says about itself.
@@ -164,8 +243,12 @@ pub trait Way: Send + Sync {
 pub trait Rail: Way {
     /// An offer for exactly these terms. No I/O.
     fn offer(&self, ask: &Ask<'_>, now: UnixSeconds) -> Result<Offer, Refusal>;
-    /// Whether the credential answers an offer of this rail, by MAC alone. `Ok(None)`: another rail's. No I/O, no expiry check.
-    fn recognise(&self, shown: &Shown) -> Result<Option<Recognised>, Refusal>;
+    /// Whether the credential answers an offer of this rail, by MAC alone. `Ok(None)`: another rail's. `live`: this request under
+    /// the rules in force, for protocols whose offers name neither path nor model. No I/O, no expiry check.
+    fn recognise(&self, shown: &Shown, live: &Ask<'_>) -> Result<Option<Recognised>, Refusal>;
+    /// The model of the offer that a credential answers, as it says itself; `None`: it does not say, or its offer is another rail's
+    /// or path's.
+    fn offered(&self, shown: &Shown, path: &str) -> Option<PublicModel>;
     /// The rest that can be checked locally, cheapest first: expiry, terms, digest, form, signature. No I/O.
     async fn check(
         &self,
@@ -180,8 +263,20 @@ pub trait Rail: Way {
     async fn complete(&self, _shown: &Shown, proof: Proof) -> Result<Proof, Refusal> {
         Ok(proof)
     }
+    /// When it takes the money of a request that streams, or that does not. No I/O.
+    fn when(&self, _streams: bool) -> When {
+        When::First
+    }
     /// Takes the money. Called once per claim, after the claim is durable.
     async fn collect(&self, shown: &Shown, proof: &Proof) -> Collected;
+    /// [`When::After`]: whether the payment would be made. Moves nothing. Called after the claim is durable.
+    async fn vouch(&self, _claim: &Claim) -> Vouched {
+        Vouched::Bad { why: "it is paid first".to_owned() }
+    }
+    /// [`When::After`]: takes the amount that the claim, which is `Taking`, says. Called once per claim, after that is durable.
+    async fn take(&self, claim: &Claim, now: UnixSeconds) -> Collected {
+        self.look(claim, now).await
+    }
     /// Whether the claim's payment landed. When it did not and still can, sends it again if `claim.resend` is there.
     async fn look(&self, claim: &Claim, now: UnixSeconds) -> Collected;
     /// Header lines that carry the receipt of a paid request (`Payment-Receipt`), with `Cache-Control: private`'s need left to

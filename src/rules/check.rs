@@ -5,10 +5,12 @@
 
 use crate::catalogue::Catalogue;
 use crate::ids::{PublicModel, TierName};
-use crate::limits::Limits;
+use crate::limits::{Limits, OverLimit, UnknownFields};
 use crate::rules::entry::{self, ChargeEntry, Entries, ModelEntry, PoolEntry, RouteEntry, TierEntry};
 use crate::rules::file::Files;
-use crate::rules::plan::{Charge, HealthRules, Model, Plan, PoolRules, Prices, Route, Shortfall, Tier};
+use crate::rules::plan::{
+    Charge, HealthRules, MissingUsage, Model, Plan, PoolRules, Prices, Route, Shortfall, Surface, Tier,
+};
 use crate::written::{Mistake, Said};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -133,7 +135,7 @@ impl Desk<'_> {
         names: &HashMap<String, PublicModel>,
         models: &BTreeMap<PublicModel, Arc<Model>>,
     ) -> Option<Arc<Tier>> {
-        let (sold, default_model) = self.sold(e, names);
+        let (sold, unnamed) = self.sold(e, names);
         let limits = e.limits.as_ref()?;
         let charge = match &e.charge {
             ChargeEntry::Is(charge) => Some(charge.value),
@@ -141,6 +143,13 @@ impl Desk<'_> {
             ChargeEntry::Wrong => return None,
         };
         for model in sold.iter().filter_map(|name| models.get(name)) {
+            if let (Some(Charge::Flat { usd, min_output_tokens: Some(least) }), ChargeEntry::Is(said)) =
+                (charge, &e.charge)
+                && model.price.output.of(least).is_none_or(|cost| cost > usd)
+            {
+                let why = format!("{usd} USD do not pay for min_output_tokens of {:?}", model.name.as_str());
+                self.wrong(said, why);
+            }
             if dearest(limits, &model.price, charge).is_none() {
                 let why = format!("the dearest request for {:?} costs more than can be counted", model.name.as_str());
                 self.wrong(&e.name, why);
@@ -149,19 +158,19 @@ impl Desk<'_> {
         Some(Arc::new(Tier {
             name: e.name.value.clone(),
             models: sold,
-            default_model,
+            unnamed,
             limits: limits.clone(),
             charge,
             missing_usage: e.missing_usage,
         }))
     }
 
-    /// The tier's models with prefixes expanded, in order of the file, and the first one that was named exactly.
-    fn sold(&mut self, e: &TierEntry, names: &HashMap<String, PublicModel>) -> (Vec<PublicModel>, Option<PublicModel>) {
+    /// The tier's models with prefixes expanded, in order of the file, and those that serve who names none.
+    fn sold(&mut self, e: &TierEntry, names: &HashMap<String, PublicModel>) -> (Vec<PublicModel>, Vec<PublicModel>) {
         let mut sold: Vec<PublicModel> = Vec::new();
-        let mut default_model = None;
+        let mut exact = Vec::new();
         let mut written = BTreeSet::new();
-        let Some(models) = &self.entries.models else { return (sold, default_model) };
+        let Some(models) = &self.entries.models else { return (sold, exact) };
         for said in &e.models {
             let text = said.value.as_str();
             if !written.insert(text) {
@@ -184,8 +193,8 @@ impl Desk<'_> {
                 let what = if text.ends_with('*') { "matches nothing" } else { "is not" };
                 self.wrong(said, format!("{text:?} {what} in models.toml"));
             }
-            if default_model.is_none() && !text.ends_with('*') {
-                default_model = matched.first().copied().cloned();
+            if !text.ends_with('*') {
+                exact.extend(matched.iter().copied().cloned());
             }
             for name in matched {
                 if !sold.contains(name) {
@@ -193,7 +202,8 @@ impl Desk<'_> {
                 }
             }
         }
-        (sold, default_model)
+        let unnamed = if exact.is_empty() { sold.clone() } else { exact };
+        (sold, unnamed)
     }
 
     fn unique_paths(&mut self) {
@@ -236,11 +246,23 @@ impl Desk<'_> {
                 let tier = tier.value.as_str();
                 self.wrong(said, format!("{rail:?} has a fixed amount, and tier.{tier} does not say `charge`"));
             }
+            let bounded = entry.is_some_and(|tier| match &tier.charge {
+                ChargeEntry::Is(said) => matches!(said.value, Charge::Flat { min_output_tokens: Some(_), .. }),
+                _ => false,
+            });
+            if let (false, true, Some(tier)) = (ability.fixed_amount, bounded, &e.tier) {
+                let tier = tier.value.as_str();
+                let why = "refuses what its flat price does not pay for; give this rail a path of its own";
+                self.wrong(said, format!("{rail:?} charges what was used, and tier.{tier} {why}"));
+            }
         }
         Some(Arc::new(Route {
             path: e.path.as_ref()?.value.clone(),
             surface: e.surface?,
-            tier: tiers.get(&e.tier.as_ref()?.value)?.clone(),
+            tier: match (&e.tier, e.surface?) {
+                (None, Surface::Models) => self.everything()?,
+                (tier, _) => tiers.get(&tier.as_ref()?.value)?.clone(),
+            },
             stream: e.stream,
             access: e.access?,
             accept: e.accept.iter().map(|said| said.value.clone()).collect(),
@@ -249,6 +271,29 @@ impl Desk<'_> {
                 .iter()
                 .any(|said| self.catalogue.rails.get(said.value.as_str()).is_some_and(|r| !r.fixed_amount)),
             receipt: e.receipt.clone(),
+        }))
+    }
+}
+
+impl Desk<'_> {
+    /// What a list without a tier shows: every model. Nothing is sold by it.
+    fn everything(&self) -> Option<Arc<Tier>> {
+        let models = self.entries.models.as_ref()?;
+        Some(Arc::new(Tier {
+            name: TierName::from(""),
+            models: models.iter().map(|model| model.name.value.clone()).collect(),
+            unnamed: Vec::new(),
+            limits: Limits {
+                max_body_bytes: 0,
+                max_output_tokens: 0,
+                max_input_tokens: Some(0),
+                max_n: 0,
+                over_limit: OverLimit::Refuse,
+                unknown_fields: UnknownFields::Refuse,
+                image_url: None,
+            },
+            charge: None,
+            missing_usage: MissingUsage::default(),
         }))
     }
 }
@@ -265,7 +310,7 @@ fn dearest(limits: &Limits, price: &Prices, charge: Option<Charge>) -> Option<()
         _ => prompt,
     };
     let flat = match charge {
-        Some(Charge::Flat(usd)) => usd,
+        Some(Charge::Flat { usd, .. }) => usd,
         Some(Charge::Estimate { shortfall: Shortfall::Absorb { per_day, .. }, .. }) => per_day,
         _ => crate::money::Usd::ZERO,
     };

@@ -30,6 +30,15 @@ impl Plan {
         self.routes.get(path)
     }
 
+    /// The list that a path below a models route names an entry of, and what the path says behind it, still encoded:
+    /// `/v1/models/{id}`.
+    pub fn entry_of<'p>(&self, path: &'p str) -> Option<(&Arc<Route>, &'p str)> {
+        let below =
+            |route: &Route| path.strip_prefix(route.path.as_str())?.strip_prefix('/').filter(|id| !id.is_empty());
+        let lists = self.routes.values().filter(|route| route.surface == Surface::Models);
+        lists.filter_map(|route| Some((route, below(route)?))).min_by_key(|(_, id)| id.len())
+    }
+
     /// The only road from a name a client may say (a public name or an alias) to a name a backend will hear.
     pub fn resolve(&self, asked: &str) -> Option<&Arc<Model>> {
         self.models.get(self.names.get(asked)?)
@@ -47,10 +56,16 @@ impl Plan {
         names
     }
 
-    /// A chat route that sells `model`, to name to a client that asked on the wrong one: paid ones first, then by path.
-    pub fn sold_at(&self, model: &PublicModel) -> Option<&Arc<Route>> {
+    /// The chat routes that sell `model`, to name to a client that asked on the wrong one: flat prices first, cheapest first; then
+    /// those whose price depends on the request; free ones last, for they are there for some other reason. Equals by path.
+    pub fn sellers(&self, model: &PublicModel) -> Vec<&Arc<Route>> {
         let sells = |route: &&Arc<Route>| route.surface == Surface::Chat && route.tier.models.contains(model);
-        self.routes.values().filter(sells).min_by_key(|route| route.access == Access::Free)
+        let mut sellers: Vec<_> = self.routes.values().filter(sells).collect();
+        sellers.sort_by_key(|route| {
+            let flat = route.tier.flat();
+            (route.access == Access::Free, flat.is_none(), flat)
+        });
+        sellers
     }
 }
 
@@ -110,8 +125,9 @@ pub struct Tier {
     pub name: TierName,
     /// Public names sold, prefixes expanded, in order of the file.
     pub models: Vec<PublicModel>,
-    /// The first exact one: served when the client names none.
-    pub default_model: Option<PublicModel>,
+    /// Who may serve a request that names no model, in order of choice: those that were named exactly; where there are only
+    /// prefixes, all of them.
+    pub unnamed: Vec<PublicModel>,
     /// Limits.
     pub limits: Limits,
     /// Price on fixed-amount rails; `None` only when no route of the tier accepts one.
@@ -120,11 +136,27 @@ pub struct Tier {
     pub missing_usage: MissingUsage,
 }
 
+impl Tier {
+    /// The price of every request on fixed-amount rails, when they all have the same.
+    pub fn flat(&self) -> Option<Usd> {
+        match self.charge {
+            Some(Charge::Flat { usd, .. }) => Some(usd),
+            _ => None,
+        }
+    }
+}
+
 /// How a fixed-amount rail is priced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Charge {
     /// One price for every request.
-    Flat(Usd),
+    Flat {
+        /// The price.
+        usd: Usd,
+        /// What a request may cost at the model's prices stays within the flat one: output is limited to what is left of it after the
+        /// prompt, and a request that leaves less than this (or than it asked for) is refused. `None`: the operator carries it.
+        min_output_tokens: Option<u64>,
+    },
     /// Prompt plus the most output the request can have.
     Ceiling,
     /// Prompt × input price × overhead, raised to cover what `shortfall` promises.

@@ -109,6 +109,11 @@ impl Rules {
         self.desk.shelf.load().find(generation, UnixSeconds::now()).cloned()
     }
 
+    /// The plans whose offers still live, the newest first.
+    pub fn recent(&self) -> Vec<Arc<Plan>> {
+        self.desk.shelf.load().recent(UnixSeconds::now())
+    }
+
     /// How the rules stand.
     pub fn standing(&self) -> Arc<Standing> {
         self.desk.standing.load_full()
@@ -360,6 +365,11 @@ impl Shelf {
             return Some(&self.live);
         }
         self.old.iter().find(|(plan, at)| plan.generation == *generation && !lapsed(*at, now)).map(|(plan, _)| plan)
+    }
+
+    fn recent(&self, now: UnixSeconds) -> Vec<Arc<Plan>> {
+        let old = self.old.iter().filter(|(_, at)| !lapsed(*at, now)).map(|(plan, _)| plan.clone());
+        std::iter::once(self.live.clone()).chain(old).collect()
     }
 
     /// `None` when there is nothing to let go of.

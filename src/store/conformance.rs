@@ -37,7 +37,7 @@ fn put(claim: &Claim) -> Write {
 }
 
 fn owed(key: &str, at: u64) -> Claim {
-    sample::claim(key, 100).apply(Op::PayUnserved, UnixSeconds(at)).unwrap()
+    sample::claim(key, 100).apply(Op::PayUnserved { transaction: None }, UnixSeconds(at)).unwrap()
 }
 
 /// Walks a claim into the store step by step, as the flow does.
@@ -66,7 +66,7 @@ async fn a_claim_is_created_only_if_absent<B: Bench>() {
 async fn a_record_is_replaced_only_by_the_one_that_follows_it<B: Bench>() {
     let bench = B::fresh();
     let store = bench.open();
-    let now = keep(&*store, "k", &[(Op::PayUnserved, 1_010)]).await;
+    let now = keep(&*store, "k", &[(Op::PayUnserved { transaction: None }, 1_010)]).await;
     for (key, revision, why) in [
         ("k", 2, "the same revision again"),
         ("k", 1, "back to the beginning"),
@@ -164,7 +164,7 @@ async fn only_what_is_over_and_past_its_time_is_forgotten<B: Bench>() {
     let bench = B::fresh();
     let store = bench.open();
     let by = || "r0".to_owned();
-    let pay = || (Op::Pay { by: by() }, 1_100);
+    let pay = || (Op::Pay { by: by(), transaction: None }, 1_100);
     // Collectable until 1,300; paid at 1,100, so redeemable until 2,000; kept a day longer.
     let (unpaid_end, paid_end) = (1_300 + 86_400, 2_000 + 86_400);
     keep(&*store, "claimed", &[]).await;
@@ -196,10 +196,10 @@ async fn only_what_is_over_and_past_its_time_is_forgotten<B: Bench>() {
 async fn open_claims_are_those_recovery_must_look_at<B: Bench>() {
     let bench = B::fresh();
     let store = bench.open();
-    let pay = || (Op::Pay { by: "r0".to_owned() }, 1_100);
+    let pay = || (Op::Pay { by: "r0".to_owned(), transaction: None }, 1_100);
     keep(&*store, "claimed", &[]).await;
     keep(&*store, "serving", &[pay()]).await;
-    keep(&*store, "owed", &[(Op::PayUnserved, 1_100)]).await;
+    keep(&*store, "owed", &[(Op::PayUnserved { transaction: None }, 1_100)]).await;
     keep(&*store, "delivered", &[pay(), (Op::Deliver { by: "r0".into(), receipt: "r".into() }, 1_200)]).await;
     keep(&*store, "dead", &[(Op::Die, 1_200)]).await;
     for (now, want) in [(2_000, &["claimed", "owed", "serving"][..]), (2_001, &["claimed", "serving"])] {
@@ -295,7 +295,7 @@ fn changed(channel: &Channel, name: &str, op: ChannelOp) -> Channel {
 }
 
 fn keeping(channel: &Channel) -> Write {
-    Write { channel: Some(channel.clone()), ..Write::default() }
+    Write { channel: Some(channel.clone().into()), ..Write::default() }
 }
 
 async fn a_channel_is_kept_by_its_revision_and_listed_until_it_is_over<B: Bench>() {

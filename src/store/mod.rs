@@ -13,6 +13,7 @@ use crate::journal::{Entry, Receipt};
 use crate::money::Usd;
 use async_trait::async_trait;
 use std::fmt;
+use std::sync::Arc;
 use tokio::sync::broadcast;
 
 /// What goes into one durable transaction: all of it or nothing.
@@ -22,7 +23,7 @@ pub struct Write {
     /// the revision before.
     pub claim: Option<Claim>,
     /// The same for a channel. One write has a claim or a channel, never both.
-    pub channel: Option<Channel>,
+    pub channel: Option<Arc<Channel>>,
     /// Lines for the journal, in order. Receipts among them are found again by [`Store::receipt`].
     pub journal: Vec<Entry>,
     /// Amounts to add to running totals: `(name, day, amount)`.
@@ -88,6 +89,10 @@ pub trait Store: Send + Sync {
     async fn facts(&self, facts: &[(String, String)], accept: bool) -> Result<Vec<String>, StoreError>;
     /// Whether it takes writes. After a failed fsync it never does again: the process must be restarted.
     fn standing(&self) -> Result<(), StoreError>;
+    /// Whether the operator lets it serve although a crash may lose what it confirmed.
+    fn accepts_data_loss(&self) -> bool {
+        false
+    }
 }
 
 /// Where the facts of this run differ from those of the last, as sentences (see [`Store::facts`]).

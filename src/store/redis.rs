@@ -6,23 +6,27 @@
 //! trusted and every minute), so gates and Redis may be killed and started again. It claims nothing about fail-over to a replica.
 //!
 //! A change is swapped in Redis first, then come the totals and receipts beside it and the lines of the journal, all before anybody is
-//! answered: a swap that lost to another gate must leave no line. What a crash leaves half-way was told to nobody.
+//! answered: a swap that lost to another gate must leave no line. Where the answer to a swap is lost, its lines are kept until the
+//! record says whether it was made ([`doubt`]). What a crash leaves half-way was told to nobody.
 
+mod doubt;
+mod link;
 mod probe;
 mod record;
 
+use self::doubt::Doubts;
+use self::link::Link;
 use self::probe::Probe;
 use self::record::{Put, Streams};
 use super::embedded::Embedded;
 use super::{Store, StoreError, Swap, Write, changed_facts};
 use crate::channel::{Channel, ChannelId};
-use crate::claim::{Claim, ClaimKey, Standing};
+use crate::claim::{Claim, ClaimKey};
 use crate::clock::UnixSeconds;
 use crate::ids::RailId;
 use crate::journal::{Entry, Receipt};
 use crate::money::Usd;
 use crate::secret::Secret;
-use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{AsyncCommands as _, Client};
@@ -40,6 +44,8 @@ const ALIVE_SECONDS: u64 = 30;
 const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
 /// How often Redis is asked whether it is there, and how often whether it is safe.
 const PING: Duration = Duration::from_secs(1);
+/// How long is waited before a lost connection is looked after, so that a broken one is no busy loop.
+const BREATH: Duration = Duration::from_millis(20);
 const PROBE: Duration = Duration::from_secs(60);
 /// Tries to add to a total that other gates add to as well.
 const ATTEMPTS: u32 = 8;
@@ -78,9 +84,11 @@ pub struct Settings {
 
 /// The Redis store.
 pub struct Redis {
-    streams: Streams,
+    streams: Arc<Streams>,
     journal: Arc<Embedded>,
-    standing: Arc<ArcSwap<Result<(), StoreError>>>,
+    doubts: Arc<Doubts>,
+    link: Arc<Link>,
+    accept_data_loss: bool,
     changes: broadcast::Sender<ChannelId>,
     background: Vec<tokio::task::JoinHandle<()>>,
 }
@@ -109,15 +117,18 @@ impl Redis {
         let connection = connected.map_err(|e| StoreError(format!("Redis cannot be reached: {}", said(&e))))?;
         let probe = Probe::new(settings.accept_data_loss);
         let run = probe.look(&mut connection.clone()).await?;
-        let standing = Arc::new(ArcSwap::from_pointee(Ok(())));
+        let link = Arc::new(Link::default());
         let (changes, _) = broadcast::channel(1024);
-        let streams = Streams::new(connection.clone(), Arc::clone(&standing));
+        let streams = Arc::new(Streams::new(connection.clone(), Arc::clone(&link)));
+        let doubts = Arc::new(Doubts::new(Arc::clone(&streams), Arc::clone(&journal)));
         let background = vec![
-            tokio::spawn(watch(connection.clone(), probe, run, Arc::clone(&standing))),
-            tokio::spawn(live(connection, journal.gate().to_owned())),
+            tokio::spawn(watch(connection.clone(), probe, run, Arc::clone(&link))),
+            tokio::spawn(live(connection, journal.gate().to_owned(), Arc::clone(&link))),
             tokio::spawn(listen(client, changes.clone())),
+            tokio::spawn(Doubts::look(Arc::downgrade(&doubts), PING)),
         ];
-        Ok(Self { streams, journal, standing, changes, background })
+        let accept_data_loss = settings.accept_data_loss;
+        Ok(Self { streams, journal, doubts, link, accept_data_loss, changes, background })
     }
 
     /// The connection, for tests that do what no gate does.
@@ -133,13 +144,13 @@ impl Redis {
         }
         match self.streams.put(&key, claim.revision, &json(claim)?).await? {
             Put::Done => {}
-            Put::Top(text) => {
+            Put::Top { text, in_doubt: _ } => {
                 let top = text.map(|text| read_claim(&claim.key.0, &text)).transpose()?;
                 return Ok(Swap::Lost(Box::new(top)));
             }
         }
         self.streams.rank(DUE_CLAIMS, &claim.key.0, claim.keep_until()).await?;
-        if matches!(claim.standing, Standing::Delivered { .. } | Standing::Dead) {
+        if claim.standing.is_end() {
             self.streams.remove(OPEN_CLAIMS, &claim.key.0).await?;
         }
         Ok(Swap::Done)
@@ -154,8 +165,15 @@ impl Redis {
         }
         match self.streams.put(&channel_key(id), channel.revision, &json(channel)?).await? {
             Put::Done => {}
-            Put::Top(text) => {
+            Put::Top { text, in_doubt } => {
                 let top = text.map(|text| read_channel(id, &text)).transpose()?;
+                // It was made, and another gate went on from it before this one heard so.
+                let name = channel.recent.last().filter(|_| in_doubt);
+                if let (Some(name), Some(top)) = (name, &top)
+                    && doubt::names(top, name)
+                {
+                    return Ok(Swap::Done);
+                }
                 return Ok(Swap::Overtaken(Box::new(top)));
             }
         }
@@ -211,6 +229,19 @@ impl Redis {
     }
 }
 
+/// Writes lines into this gate's journal, after the receipts among them were put where every gate finds them.
+async fn set_down(streams: &Streams, journal: &Embedded, lines: Vec<Entry>) -> Result<(), StoreError> {
+    for entry in &lines {
+        if let Entry::Receipt(receipt) = entry {
+            streams.keep(&format!("pontage:receipt:{}", receipt.id), &json(receipt)?, RECEIPT_SECONDS).await?;
+        }
+    }
+    if lines.is_empty() {
+        return Ok(());
+    }
+    journal.commit(Write { journal: lines, ..Write::default() }).await.map(drop)
+}
+
 fn tally_key(name: &str, day: u64) -> String {
     format!("pontage:tally:{name}:{day}")
 }
@@ -232,22 +263,22 @@ fn said(error: &redis::RedisError) -> String {
     error.category().to_owned()
 }
 
-/// Keeps the standing true: is it there, is it the same as before, is it safe.
-async fn watch(
-    mut connection: ConnectionManager,
-    probe: Probe,
-    mut run: String,
-    standing: Arc<ArcSwap<Result<(), StoreError>>>,
-) {
+/// Keeps the standing true: is it there, is it the same as before, is it safe. Woken when a connection is lost, because nothing is
+/// asked of what is at the other end of the next one before it was looked at.
+async fn watch(mut connection: ConnectionManager, probe: Probe, mut run: String, link: Arc<Link>) {
     let mut looked = tokio::time::Instant::now();
     loop {
-        tokio::time::sleep(PING).await;
-        let was_well = standing.load().is_ok();
+        tokio::select! {
+            () = tokio::time::sleep(PING) => {}
+            () = link.lost() => tokio::time::sleep(BREATH).await,
+        }
+        let losses = link.losses();
+        let was_well = link.standing().is_ok();
         let there = redis::cmd("PING")
             .query_async::<String>(&mut connection)
             .await
             .map_err(|e| StoreError(format!("Redis does not answer: {}", said(&e))));
-        let due = looked.elapsed() >= PROBE || !was_well;
+        let due = looked.elapsed() >= PROBE || !was_well || !link.is_seen();
         let now = match there {
             Ok(_) if due => {
                 looked = tokio::time::Instant::now();
@@ -261,20 +292,29 @@ async fn watch(
             Ok(_) => continue,
             Err(error) => Err(error),
         };
-        if let (Err(error), true) = (&now, was_well) {
-            tracing::error!(%error, "paid traffic is refused");
-        } else if now.is_ok() && !was_well {
-            tracing::info!("Redis is there again");
+        match &now {
+            Err(error) if was_well => tracing::error!(%error, "paid traffic is refused"),
+            Ok(()) if !was_well => tracing::info!("Redis is there again"),
+            _ => {}
         }
-        standing.store(Arc::new(now));
+        match now {
+            Ok(()) => link.is_well_since(losses),
+            Err(error) => link.fail(error),
+        }
     }
 }
 
 /// Says that this gate lives.
-async fn live(mut connection: ConnectionManager, gate: String) {
+async fn live(mut connection: ConnectionManager, gate: String, link: Arc<Link>) {
     loop {
-        let sign: Result<(), _> = connection.set_ex(gate_key(&gate), 1, ALIVE_SECONDS).await;
-        let pause = if sign.is_ok() { SIGN_OF_LIFE } else { PING };
+        let mut pause = PING;
+        if link.is_seen() {
+            let sign: Result<(), _> = connection.set_ex(gate_key(&gate), 1, ALIVE_SECONDS).await;
+            match sign {
+                Ok(()) => pause = SIGN_OF_LIFE,
+                Err(error) => drop(link.lose(&error)),
+            }
+        }
         tokio::time::sleep(pause).await;
     }
 }
@@ -319,24 +359,32 @@ impl Store for Redis {
                 return Err(StoreError("one write has a claim or a channel, never both".to_owned()));
             }
             (Some(claim), None) => self.put_claim(claim).await?,
-            (None, Some(channel)) => self.put_channel(channel).await?,
+            (None, Some(channel)) => {
+                self.doubts.settle(&channel.id).await?;
+                match self.put_channel(channel).await {
+                    Ok(swap) => swap,
+                    Err(error) => {
+                        self.doubts.keep(channel, write.journal).await;
+                        return Err(error);
+                    }
+                }
+            }
             (None, None) => Swap::Done,
         };
         if swap != Swap::Done {
             return Ok(swap);
         }
-        for entry in &write.journal {
-            if let Entry::Receipt(receipt) = entry {
-                self.streams.keep(&format!("pontage:receipt:{}", receipt.id), &json(receipt)?, RECEIPT_SECONDS).await?;
-            }
-        }
         for (name, day, amount) in &write.tally {
             self.add_to(name, *day, *amount).await?;
         }
-        if write.journal.is_empty() {
-            return Ok(Swap::Done);
+        let Some(channel) = &write.channel else {
+            return set_down(&self.streams, &self.journal, write.journal).await.map(|()| Swap::Done);
+        };
+        if let Err(error) = set_down(&self.streams, &self.journal, write.journal.clone()).await {
+            self.doubts.keep(channel, write.journal).await;
+            return Err(error);
         }
-        self.journal.commit(Write { journal: write.journal, ..Write::default() }).await
+        Ok(Swap::Done)
     }
 
     async fn open_claims(&self, now: UnixSeconds) -> Result<Vec<Claim>, StoreError> {
@@ -385,7 +433,7 @@ impl Store for Redis {
                 Some((_, text)) => read_claim(&name, &text).is_ok_and(|claim| claim.is_over(now)),
             };
             if over {
-                self.streams.drop(&claim_key(&name)).await?;
+                self.streams.erase(&claim_key(&name)).await?;
                 self.streams.remove(OPEN_CLAIMS, &name).await?;
                 self.streams.unrank(DUE_CLAIMS, &name).await?;
                 dropped += 1;
@@ -429,7 +477,11 @@ impl Store for Redis {
     fn standing(&self) -> Result<(), StoreError> {
         self.journal.standing()?;
         self.streams.intact()?;
-        self.standing.load().as_ref().clone()
+        self.link.standing()
+    }
+
+    fn accepts_data_loss(&self) -> bool {
+        self.accept_data_loss
     }
 }
 

@@ -14,7 +14,8 @@ use tokio::task::JoinHandle;
 pub const PATH_USD: &str = "0x20c0000000000000000000000000000000000000";
 /// BetaUSD: what accounts made by [`Chain::fund`] pay gas in.
 pub const BETA_USD: &str = "0x20c0000000000000000000000000000000000002";
-const FEE_MANAGER: &str = "0xfeec000000000000000000000000000000000000";
+/// Where the fee of every transaction goes.
+pub const FEE_MANAGER: &str = "0xfeec000000000000000000000000000000000000";
 /// Every SDK takes this id for the public testnet and needs only the RPC URL overridden.
 pub const CHAIN_ID: u64 = 42431;
 
@@ -298,6 +299,8 @@ pub enum Fault {
     Hang,
     /// The chain does it and the caller waits.
     HangAfter,
+    /// Transactions are taken; whatever is asked is answered as things stood so many blocks ago. For every method (`"*"`).
+    Behind(u64),
 }
 
 #[derive(Default)]
@@ -423,6 +426,16 @@ async fn relay(mut stream: TcpStream, target: String, http: reqwest::Client, fau
                 }
                 continue;
             }
+            Some(Fault::Behind(blocks)) => {
+                let reply = match &call {
+                    Value::Array(_) => panic!("a batch has no one answer"),
+                    one => behind(&target, one, *blocks).await,
+                };
+                if !answer_json(&mut stream, reply.to_string().as_bytes()).await {
+                    return;
+                }
+                continue;
+            }
             Some(Fault::DropReply | Fault::HangAfter) | None => {}
         }
         let sent = http.post(&target).header("content-type", "application/json").body(body).send().await;
@@ -435,6 +448,41 @@ async fn relay(mut stream: TcpStream, target: String, http: reqwest::Client, fau
         }
         if !answer_json(&mut stream, &reply).await {
             return;
+        }
+    }
+}
+
+/// What a node says that has not heard of the newest blocks.
+async fn behind(target: &str, call: &Value, blocks: u64) -> Value {
+    let newest = rpc(target, "eth_blockNumber", json!([])).await.map(|n| quantity(&n) as u64);
+    let head = newest.unwrap_or_default().saturating_sub(blocks);
+    let (method, mut params) = (call["method"].as_str().unwrap_or_default(), call["params"].clone());
+    let known = |block: &Value| block.as_str().is_some_and(|b| b.starts_with("0x")) && quantity(block) as u64 <= head;
+    let place = match method {
+        "eth_getBlockByNumber" => Some(0),
+        "eth_call" | "eth_estimateGas" | "eth_getBalance" => Some(1),
+        _ => None,
+    };
+    if let (Some(place), Some(all)) = (place, params.as_array_mut()) {
+        all.resize(all.len().max(place + 1), Value::Null);
+        if !known(&all[place]) {
+            all[place] = json!(format!("{head:#x}"));
+        }
+    }
+    if method == "eth_getLogs" && !known(&params[0]["toBlock"]) {
+        params[0]["toBlock"] = json!(format!("{head:#x}"));
+    }
+    let said = match method {
+        "eth_blockNumber" => Ok(json!(format!("{head:#x}"))),
+        _ => rpc(target, method, params).await,
+    };
+    match said {
+        Ok(found) if method == "eth_getTransactionReceipt" && !found.is_null() && !known(&found["blockNumber"]) => {
+            json!({"jsonrpc": "2.0", "id": call["id"], "result": null})
+        }
+        Ok(found) => json!({"jsonrpc": "2.0", "id": call["id"], "result": found}),
+        Err(message) => {
+            json!({"jsonrpc": "2.0", "id": call["id"], "error": {"code": -32000, "message": message}})
         }
     }
 }

@@ -48,6 +48,8 @@ pub struct GateOptions {
     pub env: Vec<(String, String)>,
     /// More arguments of `serve`.
     pub args: Vec<String>,
+    /// The process is told about files that may not grow by an error, not by a signal: [`Gate::disk`] can be full.
+    pub small_disk: bool,
     pub wait: Wait,
     /// How long until [`Self::wait`] must be true.
     pub patience: Duration,
@@ -66,6 +68,7 @@ impl GateOptions {
             rule_edits: Vec::new(),
             env: Vec::new(),
             args: Vec::new(),
+            small_disk: false,
             wait: Wait::Ready,
             patience: Duration::from_secs(20),
         }
@@ -284,7 +287,11 @@ impl Gate {
 
     /// `pontage <args>` with this gate's secrets in the environment and its directory as the working one.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pontage"));
+        let binary = env!("CARGO_BIN_EXE_pontage");
+        let mut command = Command::new(if self.options.small_disk { "sh" } else { binary });
+        if self.options.small_disk {
+            command.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\"", binary]);
+        }
         command.env_clear().current_dir(self.dir.path());
         for name in ["PATH", "HOME", "RUST_BACKTRACE", "PONTAGE_LOG", "LLVM_PROFILE_FILE"] {
             if let Some(value) = std::env::var_os(name) {
@@ -401,6 +408,21 @@ impl Gate {
             assert!(Instant::now() < end, "the gate did not end within 20 s of SIGTERM; it said:\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// From now on no file of the running gate can be written past so many bytes; `None`: as far as it likes.
+    pub fn disk(&self, bytes: Option<u64>) {
+        let pid = self.pid().expect("the gate is not running");
+        let most = bytes.map_or("unlimited".to_owned(), |bytes| bytes.to_string());
+        let set = Command::new("prlimit").args([format!("--pid={pid}"), format!("--fsize={most}:unlimited")]).status();
+        assert!(set.is_ok_and(|set| set.success()), "prlimit (util-linux) is needed and works on our own processes");
+    }
+
+    /// Bytes of memory that the process holds.
+    pub fn memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid().expect("it runs"))).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() * 1024
     }
 
     /// SIGKILL: what a power cut looks like to the store.

@@ -35,6 +35,7 @@ pub mod gate;
 pub mod ledger;
 pub mod payer;
 pub mod raw;
+pub mod relay;
 pub mod reserve;
 pub mod session;
 pub mod wallet;

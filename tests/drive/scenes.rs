@@ -8,8 +8,8 @@ use mpp::client::tempo::charge::{SignOptions, TempoCharge};
 use pontage::claim::Terms;
 use pontage::clock::UnixSeconds;
 use pontage::money::{Atoms, Usd};
-use pontage::rail::mpp::bind::KeyRing;
 use pontage::rail::mpp::charge::{Charge, Settings};
+use pontage::rail::ring::KeyRing;
 use pontage::rail::{Ask, Rail as _};
 use pontage::secret::Secret;
 use sha2::{Digest as _, Sha256};
@@ -347,7 +347,7 @@ async fn expired(bed: &Bed, body: &[u8]) -> PaymentChallenge {
         price: Usd::parse("0.02").unwrap(),
         decimals: 6,
     };
-    let ask = Ask { terms: &terms, digest: Sha256::digest(body).into(), description: "" };
+    let ask = Ask { terms: &terms, digest: Sha256::digest(body).into(), description: "", lasts: 900 };
     let offer = rail.offer(&ask, UnixSeconds(UnixSeconds::now().0 - 600)).unwrap();
     PaymentChallenge::from_header(offer.headers[0].1.to_str().unwrap()).unwrap()
 }

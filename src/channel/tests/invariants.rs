@@ -22,7 +22,7 @@ fn over(phase: &Phase) -> bool {
 }
 
 /// Which phases follow a phase. A person looks at what is quarantined, and what our own transaction closed is closed.
-fn follows(before: &Phase, after: &Phase) -> bool {
+pub(super) fn follows(before: &Phase, after: &Phase) -> bool {
     use Phase::{Closed, Closing, Failed, ForcedClosing, Open, Opening, Quarantined};
     match (before, after) {
         (_, Quarantined { .. }) => true,

@@ -377,7 +377,7 @@ fn one_channel_serves_so_many_requests_at_once_and_its_record_stays_small() {
     }
     assert!(c.vouchers.len() <= PENDING_VOUCHERS + 1 && c.recent.len() <= RECENT_OPS);
     // Names in a gate are 32 digits; here they spell the change out.
-    c.recent = (0..RECENT_OPS).map(name).collect();
+    c.recent = (0..RECENT_OPS).map(name).map(Into::into).collect();
     c.our_tx = Some(Intent { raw: format!("0x{}", "0".repeat(800)), ..intent(settle(1), &name(1)) });
     let text = serde_json::to_string(&c).unwrap();
     println!("a busy channel is {} bytes", text.len());

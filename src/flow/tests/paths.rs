@@ -88,9 +88,14 @@ async fn whoever_shows_a_proof_again_hears_where_it_stands() {
     let by = || "r0".to_owned();
     for (ops, want, moved, why) in [
         (vec![], "payment_in_use", Moved::Unknown, "another request is collecting it"),
-        (vec![Op::Pay { by: by() }], "payment_in_use", Moved::Unknown, "another request is being served"),
         (
-            vec![Op::Pay { by: by() }, Op::Deliver { by: by(), receipt: "rcpt".into() }],
+            vec![Op::Pay { by: by(), transaction: None }],
+            "payment_in_use",
+            Moved::Unknown,
+            "another request is being served",
+        ),
+        (
+            vec![Op::Pay { by: by(), transaction: None }, Op::Deliver { by: by(), receipt: "rcpt".into() }],
             "payment_spent",
             Moved::Yes,
             "it has bought its reply",
@@ -111,7 +116,9 @@ async fn whoever_shows_a_proof_again_hears_where_it_stands() {
 
 /// A claim of proof `a` as an earlier request left it.
 async fn put(bed: &Bed, credential: &Shown, ops: &[Op], at: UnixSeconds) {
-    let known = bed.rail.recognise(credential).unwrap().unwrap();
+    let nothing = crate::claim::sample::claim("a", 1).terms;
+    let live = crate::rail::Ask { terms: &nothing, digest: [0; 32], description: "", lasts: 0 };
+    let known = bed.rail.recognise(credential, &live).unwrap().unwrap();
     let mut claim = Claim {
         terms: known.terms,
         challenge_id: known.challenge_id,
@@ -149,7 +156,7 @@ async fn an_undelivered_payment_buys_the_same_or_a_cheaper_reply_of_its_route_an
         let bed = Bed::new();
         let bought = ask("m", 10);
         let mut credential = bed.credential(PATH, &bought, "a").await;
-        put(&bed, &credential, &[Op::PayUnserved], at).await;
+        put(&bed, &credential, &[Op::PayUnserved { transaction: None }], at).await;
         if other_offer {
             credential = bed.credential(PATH, &bought, "a").await;
         }
@@ -173,7 +180,7 @@ async fn an_undelivered_payment_buys_the_same_or_a_cheaper_reply_of_its_route_an
 async fn underpaid_says_both_numbers() {
     let bed = Bed::new();
     let credential = bed.credential(PATH, &ask("m", 10), "a").await;
-    put(&bed, &credential, &[Op::PayUnserved], UnixSeconds::now()).await;
+    put(&bed, &credential, &[Op::PayUnserved { transaction: None }], UnixSeconds::now()).await;
     let need = bed.quote(PATH, &ask("m", 20)).await.unwrap().parts.price_usd.to_atoms(6).unwrap();
     let paid = bed.claim("a").await.unwrap().terms.amount;
     let stop = stopped(bed.pay(PATH, &ask("m", 20), &credential).await);

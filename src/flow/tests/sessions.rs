@@ -131,11 +131,12 @@ impl Session for Purse {
             rail: self.id.clone(),
             range: ("tempo".into(), "session".into()),
             headers: vec![(http::header::WWW_AUTHENTICATE, line.parse().unwrap())],
-            challenge_id: crate::ids::fresh("ch"),
+            challenge_id: Some(crate::ids::fresh("ch")),
+            entry: None,
         })
     }
     fn present(&self, shown: &Shown, _now: UnixSeconds) -> Result<Option<Presented>, Refusal> {
-        let Shown::Mpp(credential) = shown;
+        let Shown::Mpp(credential) = shown else { return Ok(None) };
         if shown.action().is_none() {
             return Ok(None);
         }

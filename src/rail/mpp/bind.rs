@@ -7,19 +7,11 @@
 use crate::claim::Terms;
 use crate::ids::{self, RailId};
 use crate::money::{Atoms, Usd};
-use crate::secret::Secret;
+use crate::rail::ring::KeyRing;
 use ::mpp::protocol::core::ChallengeEcho;
-use arc_swap::ArcSwap;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use hmac::{Hmac, Mac};
 use serde::{Deserialize, Serialize};
-use sha2::Sha256;
-use std::fmt;
-use std::sync::Arc;
-
-/// Shortest key that is accepted, in bytes: a guessed key mints challenges for any amount.
-pub const MIN_KEY_BYTES: usize = 32;
 
 /// The values under the MAC, as they stand on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,95 +59,37 @@ impl<'a> Slots<'a> {
         visit(self.opaque);
     }
 
-    /// Whether the joined text can be read in one way only: `|` inside a slot, or anything but printable ASCII, would let two
-    /// different challenges share an id. An empty header slot is no header.
-    fn unambiguous(&self) -> bool {
+    /// What the MAC is over. `None` when that could be read in two ways: `|` inside a slot, or anything but printable ASCII, would let
+    /// two different challenges share an id. An empty header slot is no header.
+    fn joined(&self) -> Option<String> {
         let mut plain = self.header != Some("");
         self.each(|slot| plain &= slot.bytes().all(|b| b != b'|' && (b.is_ascii_graphic() || b == b' ')));
-        plain
-    }
-
-    fn mac(&self, key: &Hmac<Sha256>) -> Hmac<Sha256> {
-        let mut mac = key.clone();
+        if !plain {
+            return None;
+        }
+        let mut text = String::with_capacity(self.request.len() + self.opaque.len() + 256);
         let mut first = true;
         self.each(|slot| {
             if !std::mem::take(&mut first) {
-                mac.update(b"|");
+                text.push('|');
             }
-            mac.update(slot.as_bytes());
+            text.push_str(slot);
         });
-        mac
-    }
-}
-
-/// Why a set of keys is not taken. Never says anything about the keys' content.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RingError {
-    /// No key.
-    Empty,
-    /// A key is shorter than [`MIN_KEY_BYTES`]; its place in the list, from 0.
-    TooShort(usize),
-}
-
-impl fmt::Display for RingError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Empty => f.write_str("there is no challenge key"),
-            Self::TooShort(at) => write!(f, "challenge key {at} is shorter than {MIN_KEY_BYTES} bytes"),
-        }
-    }
-}
-
-/// The challenge keys: the first signs, all verify. Swapped while requests run; each request sees one set.
-pub struct KeyRing(ArcSwap<Vec<Hmac<Sha256>>>);
-
-impl fmt::Debug for KeyRing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "KeyRing({} keys)", self.0.load().len())
+        Some(text)
     }
 }
 
 impl KeyRing {
-    /// A ring of these keys, bytes as given.
-    pub fn new(keys: &[Secret]) -> Result<Self, RingError> {
-        Ok(Self(ArcSwap::from_pointee(Self::prepare(keys)?)))
-    }
-
-    /// Replaces the keys, all or nothing: after an error the ring is as before. Offers signed by a key that is gone are no
-    /// longer ours, so a retired key stays in the list as long as its offers live (5 minutes).
-    pub fn swap(&self, keys: &[Secret]) -> Result<(), RingError> {
-        self.0.store(Arc::new(Self::prepare(keys)?));
-        Ok(())
-    }
-
-    fn prepare(keys: &[Secret]) -> Result<Vec<Hmac<Sha256>>, RingError> {
-        if keys.is_empty() {
-            return Err(RingError::Empty);
-        }
-        keys.iter()
-            .enumerate()
-            .map(|(at, key)| match Hmac::new_from_slice(key.expose()) {
-                Ok(mac) if key.expose().len() >= MIN_KEY_BYTES => Ok(mac),
-                _ => Err(RingError::TooShort(at)),
-            })
-            .collect()
-    }
-
     /// The id of a challenge, 43 characters. `None` when a slot holds `|`, a control character or non-ASCII text.
     pub fn sign(&self, slots: &Slots<'_>) -> Option<String> {
-        let keys = self.0.load();
-        let key = keys.first().filter(|_| slots.unambiguous())?;
-        Some(URL_SAFE_NO_PAD.encode(slots.mac(key).finalize().into_bytes()))
+        Some(URL_SAFE_NO_PAD.encode(self.mac(slots.joined()?.as_bytes())?))
     }
 
     /// Whether `id` is the id of these slots under any key. The comparison takes the same time wherever they differ. An id has
     /// one spelling: the strict base64url of 32 bytes.
     pub fn verify(&self, slots: &Slots<'_>, id: &str) -> bool {
-        let Ok(id) = URL_SAFE_NO_PAD.decode(id) else { return false };
-        if id.len() != 32 || !slots.unambiguous() {
-            return false;
-        }
-        self.0.load().iter().fold(false, |known, key| slots.mac(key).verify_slice(&id).is_ok() | known)
+        let (Ok(id), Some(text)) = (URL_SAFE_NO_PAD.decode(id), slots.joined()) else { return false };
+        self.made(text.as_bytes(), &id)
     }
 }
 
@@ -225,8 +159,11 @@ impl Opaque {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
+    use crate::secret::Secret;
     use ::mpp::protocol::core::{Base64UrlJson, compute_challenge_id_with_header};
+    use hmac::{Hmac, Mac as _};
     use proptest::prelude::*;
+    use sha2::Sha256;
 
     const KEY: &str = "0123456789abcdef0123456789abcdef";
 
@@ -264,35 +201,9 @@ mod tests {
             (Slots { expires, ..slots() }, "ChPX33RkKSZoSUyZcu8ai4hhkvjZJFkZVnvWs5s0iXI", "expires"),
             (Slots { expires, digest, ..slots() }, "m39jbWWCIfmfJZSwCfvKFFtBl0Qwf9X4nOmDb21peLA", "expires and digest"),
         ] {
-            assert_eq!(URL_SAFE_NO_PAD.encode(slots.mac(&key).finalize().into_bytes()), want, "{why}");
+            let mac = key.clone().chain_update(slots.joined().unwrap()).finalize().into_bytes();
+            assert_eq!(URL_SAFE_NO_PAD.encode(mac), want, "{why}");
         }
-    }
-
-    #[test]
-    fn the_first_key_signs_and_every_key_verifies_until_it_leaves_the_ring() {
-        let (old, new) = ("old key, old key, old key, old key", "new key, new key, new key, new key");
-        let ring = ring(&[old]);
-        let id = ring.sign(&slots()).unwrap();
-        ring.swap(&[Secret::new(new), Secret::new(old)]).unwrap();
-        assert!(ring.verify(&slots(), &id), "its offers live on");
-        assert_ne!(ring.sign(&slots()).unwrap(), id, "new offers are signed by the new key");
-        ring.swap(&[Secret::new(new)]).unwrap();
-        assert!(!ring.verify(&slots(), &id), "a key that left is not ours");
-    }
-
-    #[test]
-    fn a_bad_set_of_keys_changes_nothing_and_is_not_repeated() {
-        let ring = ring(&[KEY]);
-        let id = ring.sign(&slots()).unwrap();
-        for (keys, want) in
-            [(vec![], RingError::Empty), (vec![Secret::new(KEY), Secret::new("canary")], RingError::TooShort(1))]
-        {
-            let error = ring.swap(&keys).unwrap_err();
-            assert_eq!(error, want);
-            assert!(!error.to_string().contains("canary"));
-        }
-        assert!(ring.verify(&slots(), &id));
-        assert_eq!(format!("{ring:?}"), "KeyRing(1 keys)");
     }
 
     #[test]

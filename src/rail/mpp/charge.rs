@@ -9,7 +9,7 @@
 //! `Offline`, a provider that knows the chain id and nothing else. Sending and confirming are ours (`collect`), because a
 //! payment's outcome has three values and the crate's answer has two.
 
-use super::bind::{KeyRing, Opaque, Slots};
+use super::bind::{Opaque, Slots};
 use super::collect::{self, Due, Pace};
 use super::proof::{Payload, hex_bytes};
 use super::sponsor::{self, LEAST_SECONDS, Purpose, Sponsor};
@@ -17,9 +17,10 @@ use super::wire;
 use crate::chain::{Address, B256, Chain};
 use crate::claim::{Claim, Terms};
 use crate::clock::UnixSeconds;
-use crate::ids::RailId;
+use crate::ids::{PublicModel, RailId};
 use crate::journal::Receipt;
 use crate::money::Atoms;
+use crate::rail::ring::KeyRing;
 use crate::rail::{Ask, Collected, Offer, Proof, Rail, Recognised, Shown, Way};
 use crate::refusal::Refusal;
 use ::mpp::PaymentCredential;
@@ -357,12 +358,13 @@ impl Rail for Charge {
             rail: self.settings.id.clone(),
             range: (METHOD.to_owned(), INTENT.to_owned()),
             headers: vec![line],
-            challenge_id,
+            challenge_id: Some(challenge_id),
+            entry: None,
         })
     }
 
-    fn recognise(&self, shown: &Shown) -> Result<Option<Recognised>, Refusal> {
-        let Shown::Mpp(credential) = shown;
+    fn recognise(&self, shown: &Shown, _live: &Ask<'_>) -> Result<Option<Recognised>, Refusal> {
+        let Shown::Mpp(credential) = shown else { return Ok(None) };
         let echo = &credential.challenge;
         if echo.method.as_str() != METHOD || echo.intent.as_str() != INTENT {
             return Ok(None);
@@ -390,7 +392,15 @@ impl Rail for Charge {
             expires,
             reference: payload.reference(&echo.id),
             resend: payload.resend(),
+            is_public: false,
         }))
+    }
+
+    fn offered(&self, shown: &Shown, path: &str) -> Option<PublicModel> {
+        let Shown::Mpp(credential) = shown else { return None };
+        let words = Opaque::open(Slots::of(&credential.challenge).opaque).filter(|w| w.is_of(&self.settings.id))?;
+        let Terms { route, model, .. } = words.terms(Atoms(0), DECIMALS);
+        (route.as_str() == path).then_some(model)
     }
 
     async fn check(
@@ -400,7 +410,7 @@ impl Rail for Charge {
         ask: &Ask<'_>,
         now: UnixSeconds,
     ) -> Result<Proof, Refusal> {
-        let Shown::Mpp(credential) = shown;
+        let Shown::Mpp(credential) = shown else { return Err(Refusal::MalformedCredential) };
         if now >= recognised.expires {
             return Err(Refusal::OfferExpired);
         }
@@ -461,7 +471,7 @@ impl Rail for Charge {
     }
 
     async fn complete(&self, shown: &Shown, mut proof: Proof) -> Result<Proof, Refusal> {
-        let Shown::Mpp(credential) = shown;
+        let Shown::Mpp(credential) = shown else { return Err(Refusal::MalformedCredential) };
         if let Some((sponsor, envelope)) = self.envelope(credential) {
             let purpose = Purpose::Charge { amount: proof.recognised.terms.amount };
             let cosigned = sponsor.cosign(sponsor.review(&envelope, purpose, UnixSeconds::now())?).await?;

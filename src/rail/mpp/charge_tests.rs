@@ -100,7 +100,7 @@ fn digest(body: &[u8]) -> [u8; 32] {
 }
 
 fn ask(terms: &Terms) -> Ask<'_> {
-    Ask { terms, digest: digest(BODY), description: "one chat completion" }
+    Ask { terms, digest: digest(BODY), description: "one chat completion", lasts: 900 }
 }
 
 fn payer() -> PrivateKeySigner {
@@ -128,7 +128,7 @@ impl Bench {
     /// Recognise and check, as the gate does.
     async fn admit(&self, credential: &PaymentCredential, ask: &Ask<'_>) -> Result<Proof, Refusal> {
         let shown = Shown::Mpp(Box::new(credential.clone()));
-        let known = self.rail.recognise(&shown)?.ok_or(Refusal::PaymentRequired)?;
+        let known = self.rail.recognise(&shown, ask)?.ok_or(Refusal::PaymentRequired)?;
         self.rail.check(&shown, known, ask, UnixSeconds::now()).await
     }
 
@@ -156,7 +156,7 @@ fn an_offer_says_exactly_what_is_asked_and_for_five_minutes() {
     let bench = bench();
     let offer = bench.rail.offer(&ask(&terms(10_000)), UnixSeconds(1_795_221_719)).unwrap();
     let challenge = PaymentChallenge::from_header(offer.headers[0].1.to_str().unwrap()).unwrap();
-    assert_eq!(offer.challenge_id, challenge.id);
+    assert_eq!(offer.challenge_id.as_ref(), Some(&challenge.id));
     assert_eq!(challenge.expires.as_deref(), Some(UnixSeconds(1_795_221_719 + 300).rfc3339().as_str()));
     assert!(::mpp::body_digest::verify(challenge.digest.as_deref().unwrap(), BODY), "the crate reads our digest");
     assert!(challenge.verify("test-secret-key-0123456789abcdef0123456789"), "and our id");
@@ -224,7 +224,7 @@ async fn another_gates_offers_are_not_ours() {
         (Settings { chain_id: 4217, ..settings() }, false, "chain"),
         (Settings { id: "other/charge".into(), ..settings() }, true, "another rail of this gate"),
     ] {
-        let got = bench_with(settings).rail.recognise(&shown);
+        let got = bench_with(settings).rail.recognise(&shown, &ask(&terms(10_000)));
         assert_eq!(got == Ok(None), none, "{why}: {got:?}");
         assert!(none || matches!(got, Err(Refusal::InvalidChallenge { .. })), "{why}: {got:?}");
     }
@@ -264,7 +264,11 @@ async fn no_field_of_a_challenge_can_be_changed() {
         let mut bad = good.clone();
         bad["challenge"][field] = json!(value);
         let bad: PaymentCredential = serde_json::from_value(bad).unwrap();
-        assert_eq!(bench.rail.recognise(&Shown::Mpp(Box::new(bad))), Ok(None), "{field}: another rail's");
+        assert_eq!(
+            bench.rail.recognise(&Shown::Mpp(Box::new(bad)), &ask(&terms(10_000))),
+            Ok(None),
+            "{field}: another rail's"
+        );
     }
     let mut described = good;
     described["challenge"]["description"] = json!("anything");
@@ -276,7 +280,7 @@ async fn no_field_of_a_challenge_can_be_changed() {
 async fn an_offer_ends_on_the_second() {
     let bench = bench();
     let shown = Shown::Mpp(Box::new(bench.answer(&terms(10_000)).await));
-    let known = bench.rail.recognise(&shown).unwrap().unwrap();
+    let known = bench.rail.recognise(&shown, &ask(&terms(10_000))).unwrap().unwrap();
     let end = known.expires;
     for (now, want, why) in [
         (UnixSeconds(end.0), Some(Refusal::OfferExpired), "at its end"),
@@ -299,7 +303,13 @@ async fn a_transaction_must_end_with_its_offer_and_may_not_wait_for_later() {
     let bench = bench();
     let credential = bench.answer(&terms(10_000)).await;
     let text = credential.charge_payload().unwrap().signed_tx().unwrap().to_owned();
-    let expires = bench.rail.recognise(&Shown::Mpp(Box::new(credential.clone()))).unwrap().unwrap().expires.0;
+    let expires = bench
+        .rail
+        .recognise(&Shown::Mpp(Box::new(credential.clone())), &ask(&terms(10_000)))
+        .unwrap()
+        .unwrap()
+        .expires
+        .0;
     let now = UnixSeconds::now().0;
     for (before, after, want, why) in [
         (Some(expires + 2), None, "validBefore is later", "past the offer's end"),
@@ -420,6 +430,8 @@ async fn what_reached_us_is_paid_and_can_be_looked_up_from_the_record_alone() {
         claimed_at: UnixSeconds(0),
         collect_until: proof.collect_until,
         paid_at: None,
+        taken: None,
+        transaction: None,
     };
     assert_eq!(bench.rail.look(&claim, UnixSeconds(0)).await, Collected::Unknown, "no head, no verdict");
     *bench.node.head.lock().unwrap() = Ok(Head { chain_id: CHAIN, number: 1, time: UnixSeconds::now() });
@@ -489,7 +501,7 @@ async fn recorded_credentials_of_real_clients_are_read_and_verified() {
             assert!(credential.source.as_deref().unwrap().to_lowercase().ends_with(&payer), "{why}: payer");
         }
         // Their server's challenges do not say what they are for: ours must.
-        let got = push.rail.recognise(&Shown::Mpp(credential));
+        let got = push.rail.recognise(&Shown::Mpp(credential), &ask(&terms(10_000)));
         assert!(matches!(got, Err(Refusal::InvalidChallenge { .. })), "{why}: {got:?}");
     }
     assert_eq!(push.calls(), 0);

@@ -261,6 +261,7 @@ mod tests {
             Collected::Paid => "paid",
             Collected::Failed { .. } => "failed",
             Collected::Unknown => "unknown",
+            Collected::Settled { .. } | Collected::Unprovable => "not said by this rail",
         }
     }
 

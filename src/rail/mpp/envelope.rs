@@ -5,6 +5,7 @@
 
 use crate::chain::Address;
 use crate::chain::fees::{Trial, whole_atoms};
+use crate::chain::reserve::RESERVE;
 use crate::clock::UnixSeconds;
 use crate::money::{Atoms, Usd};
 use ::mpp::protocol::methods::tempo::{FeePayerEnvelope78, FeePayerPolicy, TEMPO_FEE_PAYER_ENVELOPE_TYPE_ID};
@@ -19,8 +20,6 @@ use tempo_alloy::primitives::{AASigned, TempoTransaction};
 pub const LEAST_SECONDS: u64 = 15;
 /// The most one transaction may cost: 0.05 USD, the crate's own limit. Offers are made while this fits into the budget.
 pub const DEAREST: Usd = Usd(50_000_000_000_000_000);
-/// The channel reserve (TIP-1034), at the same address on every chain.
-pub const RESERVE: Address = Address::new([0x4d, 0x50, 0x50, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
 /// Largest envelope that is looked at, in bytes.
 pub(super) const MAX_ENVELOPE: usize = 16 * 1024;
 /// `open(address,address,address,uint96,bytes32,address)` of the reserve, and the length of its only encoding.
@@ -138,7 +137,7 @@ impl Allowed {
         if tx.valid_after.is_some_and(|t| UnixSeconds(t.get()) > now) {
             return Err("validAfter is not reached");
         }
-        let trial = self.the_one_call(tx, envelope.sender, purpose)?;
+        let trial = self.the_one_call(tx, envelope.sender, purpose, valid_until)?;
         if signed.recover_signer().ok() != Some(envelope.sender) {
             return Err("the signature is not the sender's");
         }
@@ -146,7 +145,13 @@ impl Allowed {
     }
 
     /// The transaction's only call, if it is the allowed one in its only encoding.
-    fn the_one_call(&self, tx: &TempoTransaction, from: Address, purpose: Purpose) -> Result<Trial, &'static str> {
+    fn the_one_call(
+        &self,
+        tx: &TempoTransaction,
+        from: Address,
+        purpose: Purpose,
+        valid_until: UnixSeconds,
+    ) -> Result<Trial, &'static str> {
         let other = "a sponsored transaction holds exactly the call that is due, and this one does not";
         let [call] = tx.calls.as_slice() else { return Err(other) };
         let TxKind::Call(to) = call.to else { return Err(other) };
@@ -165,7 +170,7 @@ impl Allowed {
         if !due || !call.value.is_zero() {
             return Err(other);
         }
-        Ok(Trial { from, to, input: call.input.clone(), gas: tx.gas_limit })
+        Ok(Trial { from, to, input: call.input.clone(), gas: tx.gas_limit, valid_until })
     }
 }
 

@@ -111,7 +111,14 @@ impl Escrow {
         let mut taken = first == Sent::Accepted;
         loop {
             match timeout_at(deadline, self.chain.mined(hash)).await {
-                Ok(Ok(Some(mined))) => return self.judge(channel, intent, hash, &mined).await,
+                Ok(Ok(Some(mined))) => {
+                    let judged = timeout_at(deadline, self.judge(channel, intent, hash, &mined)).await;
+                    match judged.unwrap_or(Outcome::Unknown) {
+                        // It is mined and the node we asked about the channel is behind: there is patience left for it.
+                        Outcome::Unknown => {}
+                        known => return known,
+                    }
+                }
                 Ok(Ok(None)) => match first {
                     Sent::Rejected(Rejection::Funds) => {
                         return dropped("the chain refused it: its sender cannot pay for it");
@@ -297,3 +304,7 @@ fn unreadable() -> Outcome {
 fn dropped(why: &str) -> Outcome {
     Outcome::Dropped { why: why.to_owned() }
 }
+
+#[cfg(test)]
+#[path = "escrow_tests.rs"]
+mod tests;

@@ -5,7 +5,7 @@
 //! recomputed: the channel's id from the descriptor, the descriptor of an opening from the transaction, the digest of a voucher
 //! from the id. What is sent to the chain is in [`super::escrow`].
 
-use super::bind::{KeyRing, Slots};
+use super::bind::Slots;
 use super::charge::{Charge, DECIMALS};
 use super::escrow::{self, Escrow};
 use super::sponsor::{self, Purpose, Sponsor};
@@ -18,6 +18,7 @@ use crate::channel::{Act, Channel, ChannelId, Intent, View, Voucher};
 use crate::clock::UnixSeconds;
 use crate::ids::{self, RailId};
 use crate::money::Atoms;
+use crate::rail::ring::KeyRing;
 use crate::rail::session::{Action, Outcome, PayersTx, Presented, Session, SessionAsk, SessionReceipt, Snapshot};
 use crate::rail::{Offer, Shown, Way};
 use crate::refusal::Refusal;
@@ -142,8 +143,13 @@ impl TempoSession {
     }
 
     /// What a payload does, with every signature in it checked.
-    fn action(&self, payload: &Payload, parties: &Parties, now: UnixSeconds) -> Result<Action, Refusal> {
-        let id = parties.id(self.settings.chain_id);
+    fn action(
+        &self,
+        payload: &Payload,
+        parties: &Parties,
+        id: crate::chain::B256,
+        now: UnixSeconds,
+    ) -> Result<Action, Refusal> {
         let voucher = || -> Result<Voucher, Refusal> {
             let missing = || invalid("the voucher has no amount or no signature");
             let amount = payload.cumulative_amount.as_deref().ok_or_else(missing)?;
@@ -406,12 +412,13 @@ impl Session for TempoSession {
             rail: self.settings.id.clone(),
             range: (METHOD.to_owned(), INTENT.to_owned()),
             headers: vec![line],
-            challenge_id,
+            challenge_id: Some(challenge_id),
+            entry: None,
         })
     }
 
     fn present(&self, shown: &Shown, now: UnixSeconds) -> Result<Option<Presented>, Refusal> {
-        let Shown::Mpp(credential) = shown;
+        let Shown::Mpp(credential) = shown else { return Ok(None) };
         let echo = &credential.challenge;
         if echo.method.as_str() != METHOD || echo.intent.as_str() != INTENT {
             return Ok(None);
@@ -428,13 +435,14 @@ impl Session for TempoSession {
         if scope.rail != self.settings.id.as_str() {
             return Ok(None);
         }
-        let request: Request = echo.request.decode().map_err(|_| not_ours("its request cannot be read"))?;
+        let request = URL_SAFE_NO_PAD.decode(slots.request).ok().and_then(|json| serde_json::from_slice(&json).ok());
+        let request: Request = request.ok_or_else(|| not_ours("its request cannot be read"))?;
         if !self.is_ours(&request) {
             return Err(not_ours("it is not payable to us"));
         }
         let expires = UnixSeconds::parse_rfc3339(slots.expires).ok_or_else(|| not_ours("it has no expiry"))?;
-        let payload: Payload =
-            serde_json::from_value(credential.payload.clone()).map_err(|_| invalid("the payload has no known form"))?;
+        let payload =
+            Payload::deserialize(&credential.payload).map_err(|_| invalid("the payload has no known form"))?;
         let written = payload.descriptor.as_ref().ok_or_else(|| {
             invalid("the payload has no descriptor: sessionProtocol \"v2\" is needed, v1 is not served")
         })?;
@@ -448,12 +456,13 @@ impl Session for TempoSession {
         if parties.operator != self.operator {
             return Err(invalid("the channel has another operator than was offered"));
         }
-        let id = channel_id(parties.id(self.settings.chain_id));
+        let word = parties.id(self.settings.chain_id);
+        let id = channel_id(word);
         if payload.channel_id.as_deref().map(str::to_ascii_lowercase).as_deref() != Some(id.0.as_str()) {
             return Err(invalid("the channel id is not that of the descriptor on this chain and escrow"));
         }
         named(credential.source.as_deref(), &parties, self.settings.chain_id)?;
-        let action = self.action(&payload, &parties, now)?;
+        let action = self.action(&payload, &parties, word, now)?;
         Ok(Some(Presented {
             challenge_id: echo.id.clone(),
             expires,
@@ -558,3 +567,7 @@ fn named(source: Option<&str>, parties: &Parties, chain_id: u64) -> Result<(), R
     }
     Err(Refusal::SignerMismatch)
 }
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;

@@ -43,7 +43,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tempo_alloy::primitives::{AASigned, TempoTransaction};
 
-pub use super::envelope::{DEAREST, LEAST_SECONDS, Purpose, RESERVE, is_envelope};
+pub use super::envelope::{DEAREST, LEAST_SECONDS, Purpose, is_envelope};
 
 /// How often the chain is asked what a sponsored transaction cost.
 pub const LOOK_EVERY: Duration = Duration::from_secs(2);

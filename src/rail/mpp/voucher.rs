@@ -9,23 +9,16 @@ use crate::chain::reserve::RESERVE;
 use crate::chain::{Address, B256};
 use crate::channel::{ChannelId, Descriptor, Voucher};
 use crate::money::Atoms;
+use crate::rail::recover::{self, Unreadable, recover};
 use crate::refusal::Refusal;
 use ::mpp::protocol::methods::tempo::precompile_voucher::{
     compute_precompile_channel_id_with_escrow, precompile_voucher_signing_hash_with_escrow,
     verify_precompile_voucher_signature,
 };
-use alloy::primitives::keccak256;
-use secp256k1::ecdsa::{RecoverableSignature, RecoveryId};
-use secp256k1::{Message, Secp256k1, VerifyOnly};
 use serde::Deserialize;
-use std::sync::LazyLock;
 
 /// Longest signature that is looked at. A WebAuthn one has a few hundred bytes.
 const MAX_SIGNATURE: usize = 2048;
-/// Length of a secp256k1 signature: r, s, v.
-const SECP256K1: usize = 65;
-
-static CURVE: LazyLock<Secp256k1<VerifyOnly>> = LazyLock::new(Secp256k1::verification_only);
 
 /// A descriptor with values instead of words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,7 +141,7 @@ pub fn checked(parties: &Parties, chain_id: u64, id: B256, amount: &str, signatu
         .map_err(|_| wrong("its amount is not a uint96"))?;
     let signer = parties.signer();
     let kept = match bytes.as_slice() {
-        signed if signed.len() == SECP256K1 => secp256k1(signed, digest, signer)?,
+        signed if signed.len() == recover::LENGTH => secp256k1(signed, digest, signer)?,
         signed if signed.len() == 64 => {
             let _ = signed;
             return Err(wrong("a signature of 64 bytes (EIP-2098) is not taken by the reserve"));
@@ -169,27 +162,20 @@ pub fn checked(parties: &Parties, chain_id: u64, id: B256, amount: &str, signatu
 /// signature of the same voucher, and the chain refuses it.
 fn secp256k1(bytes: &[u8], digest: B256, signer: Address) -> Result<Vec<u8>, Refusal> {
     let wrong = |why: &str| Refusal::VoucherInvalid { why: why.to_owned() };
-    let (compact, v) = bytes.split_at(64);
-    let parity = match v {
-        [0 | 27] => 0,
-        [1 | 28] => 1,
-        _ => return Err(wrong("its recovery id is none of 0, 1, 27 and 28")),
-    };
-    let unreadable = |_| wrong("its signature is no point of the curve");
-    let id = RecoveryId::try_from(parity).map_err(unreadable)?;
-    let signature = RecoverableSignature::from_compact(compact, id).map_err(unreadable)?;
-    let mut normal = signature.to_standard();
-    normal.normalize_s();
-    if normal != signature.to_standard() {
+    let made = recover(bytes, digest).map_err(|why| match why {
+        Unreadable::Form => wrong("its recovery id is none of 0, 1, 27 and 28"),
+        Unreadable::Point => wrong("its signature is no point of the curve"),
+    })?;
+    if !made.low {
         return Err(wrong("its s is in the upper half"));
     }
-    let key = CURVE.recover_ecdsa(Message::from_digest(digest.0), &signature).map_err(unreadable)?;
-    let key = key.serialize_uncompressed();
-    if Address::from_slice(keccak256(&key[1..]).0.get(12..).unwrap_or_default()) != signer {
+    if made.signer != signer {
         return Err(Refusal::SignerMismatch);
     }
-    let mut kept = compact.to_vec();
-    kept.push(27 + if parity == 1 { 1 } else { 0 });
+    let mut kept = bytes.to_vec();
+    if let Some(v) = kept.last_mut() {
+        *v = made.v;
+    }
     Ok(kept)
 }
 

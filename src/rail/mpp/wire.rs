@@ -6,7 +6,7 @@ use crate::journal::Receipt;
 use crate::rail::{Found, Offer, Shown};
 use ::mpp::PaymentCredential;
 use ::mpp::protocol::core::accept_payment::{HasMethodIntent, parse, rank};
-use ::mpp::protocol::core::base64url_decode;
+use ::mpp::protocol::core::{base64url_decode, parse_advertised_credential_header};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -35,6 +35,8 @@ pub fn found(headers: &HeaderMap) -> Found {
     let mut tokens = Vec::new();
     for line in lines() {
         match std::str::from_utf8(line.as_bytes()) {
+            // A credential alone, which is how they come.
+            Ok(text) if memchr::memchr2(b',', b'"', text.as_bytes()).is_none() => tokens.extend(payment(text.trim())),
             Ok(text) => tokens.extend(elements(text).filter_map(payment)),
             Err(_) if line.as_bytes().get(..7).is_some_and(|s| s.eq_ignore_ascii_case(b"payment")) => tokens.push(""),
             Err(_) => (),
@@ -73,11 +75,16 @@ fn payment(element: &str) -> Option<&str> {
 }
 
 fn credential(token: &str) -> Option<PaymentCredential> {
-    let json = base64url_decode(token).ok()?;
+    // The crate reads padding and the other alphabet too, a character at a time.
+    let json = URL_SAFE_NO_PAD.decode(token).ok().or_else(|| base64url_decode(token).ok())?;
     if json.len() > MAX_JSON || depth(&json) > MAX_DEPTH {
         return None;
     }
-    PaymentCredential::from_header(&format!("Payment {token}")).ok()
+    // What the crate's own reader of headers looks at beyond this is how the echoed values are written. They are under our MAC, so
+    // those of an offer of ours are written as we write them.
+    let mut credential: PaymentCredential = serde_json::from_slice(&json).ok()?;
+    credential.challenge.header = parse_advertised_credential_header(credential.challenge.header.as_deref()).ok()?;
+    Some(credential)
 }
 
 /// Deepest nesting of arrays and objects in JSON text, without parsing it.
@@ -353,6 +360,8 @@ mod tests {
             usage: None,
             usage_source: None,
             reference: "0xabc".into(),
+            transaction: None,
+            settlement: None,
             payer: None,
             complete: true,
         };
@@ -385,7 +394,8 @@ mod tests {
                     rail: format!("{method}/{intent}").into(),
                     range: (method.into(), intent.into()),
                     headers: vec![],
-                    challenge_id: String::new(),
+                    challenge_id: None,
+                    entry: None,
                 })
                 .collect()
         };

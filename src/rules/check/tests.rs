@@ -84,16 +84,16 @@ fn a_good_rule_set_becomes_a_plan_in_which_every_name_resolves() {
     assert_eq!((route.surface, route.stream, route.access), (Surface::Chat, StreamRule::Allow, Access::Paid));
     assert_eq!(route.accept, [RailId::from("tempo/charge")]);
     assert_eq!(route.receipt, ReceiptForm { header: true, body: Some("pontage".into()) });
-    assert_eq!(route.tier.default_model, Some(PublicModel::from("openai/gpt-oss-120b")));
-    assert_eq!(route.tier.charge, Some(Charge::Flat(Usd::parse("0.02").unwrap())));
+    assert_eq!(route.tier.unnamed, [PublicModel::from("openai/gpt-oss-120b")]);
+    assert_eq!(route.tier.charge, Some(Charge::Flat { usd: Usd::parse("0.02").unwrap(), min_output_tokens: None }));
     let limits = &route.tier.limits;
     assert_eq!((limits.max_body_bytes, limits.max_n, limits.max_input_tokens), (1 << 20, 1, None));
     assert_eq!((limits.over_limit, limits.unknown_fields), (OverLimit::Clamp, UnknownFields::Refuse));
     assert_eq!(limits.image_url, None, "no price for images: refused");
 
     assert!(plan.route("/v1/chat/completions/").is_none() && plan.route("/v1").is_none(), "routes match exactly");
-    assert_eq!(plan.sold_at(&model.name).unwrap().path, route.path);
-    assert!(plan.sold_at(&PublicModel::from("openai/tiny")).is_none(), "no tier sells it");
+    assert_eq!(plan.sellers(&model.name), [route]);
+    assert!(plan.sellers(&PublicModel::from("openai/tiny")).is_empty(), "no tier sells it");
 
     let pool = plan.pools.get("gpt-oss").unwrap();
     let server = ServerRules { tls: false, host: "127.0.0.1".into(), port: 8000, prefix: String::new(), weight: 1 };
@@ -124,6 +124,9 @@ fn every_single_mistake_is_named_with_its_file_line_and_key() {
         ("tiers.toml", "[\"openai/gpt-oss-120b\"]", "[\"meta/*\"]", "3: tier.standard.models[0]: \"meta/*\" matches nothing in models.toml"),
         ("tiers.toml", "[\"openai/gpt-oss-120b\"]", "[\"openai/*\", \"openai/*\"]", "3: tier.standard.models[1]: \"openai/*\" is in this list twice"),
         ("tiers.toml", "[\"openai/gpt-oss-120b\"]", "[]", "3: tier.standard.models: a tier sells at least one model"),
+        ("tiers.toml", "flat = \"0.02\"", "flat = \"0.02\", min_output_tokens = 4096", "5: tier.standard.charge.min_output_tokens: is more than max_output_tokens"),
+        ("tiers.toml", "flat = \"0.02\"", "flat = \"0.001\", min_output_tokens = 2000", "5: tier.standard.charge: 0.001 USD do not pay for min_output_tokens of \"openai/gpt-oss-120b\""),
+        ("tiers.toml", "flat = \"0.02\"", "ceiling = true, min_output_tokens = 64", "5: tier.standard.charge.min_output_tokens: unknown key; known here: ceiling, estimate, flat"),
         ("tiers.toml", "max_output_tokens = 2048\n", "", "2: tier.standard: `max_output_tokens` is missing"),
         ("tiers.toml", "2048", "0", "4: tier.standard.max_output_tokens: 0 is not between 1 and 10000000"),
         ("tiers.toml", "charge = { flat = \"0.02\" }", "over_limit = \"no\"\ncharge = { flat = \"0.02\" }", "5: tier.standard.over_limit: \"no\" is not \"clamp\" or \"refuse\""),
@@ -283,27 +286,50 @@ fn a_missing_file_is_one_mistake_and_not_a_mistake_of_all_who_refer_to_it() {
 }
 
 #[test]
-fn prefixes_expand_in_the_order_of_the_file_and_the_first_exact_name_is_the_default() {
-    for (models, want, default, why) in [
-        ("[\"openai/*\"]", &["openai/gpt-oss-120b", "openai/tiny"][..], None, "a prefix is nobody's default"),
-        (
-            "[\"*\", \"openai/tiny\"]",
-            &["openai/gpt-oss-120b", "openai/tiny"][..],
-            Some("openai/tiny"),
-            "the exact one is",
-        ),
-        (
-            "[\"openai/tiny\", \"openai/*\"]",
-            &["openai/tiny", "openai/gpt-oss-120b"][..],
-            Some("openai/tiny"),
-            "listed first",
-        ),
+fn prefixes_expand_in_the_order_of_the_file_and_exact_names_serve_who_names_none() {
+    const BIG: &str = "openai/gpt-oss-120b";
+    const TINY: &str = "openai/tiny";
+    for (models, want, unnamed, why) in [
+        ("[\"openai/*\"]", &[BIG, TINY][..], &[BIG, TINY][..], "nothing is named exactly"),
+        ("[\"*\", \"openai/tiny\"]", &[BIG, TINY], &[TINY], "the exact one is chosen"),
+        ("[\"openai/tiny\", \"openai/*\"]", &[TINY, BIG], &[TINY], "listed first"),
+        ("[\"openai/tiny\", \"openai/gpt-oss-120b\"]", &[TINY, BIG], &[TINY, BIG], "in their order"),
     ] {
         let plan = good("tiers.toml", "[\"openai/gpt-oss-120b\"]", models);
         let tier = plan.tiers.get("standard").unwrap();
         assert_eq!(tier.models.iter().map(PublicModel::as_str).collect::<Vec<_>>(), want, "{why}");
-        assert_eq!(tier.default_model.as_ref().map(PublicModel::as_str), default, "{why}");
+        assert_eq!(tier.unnamed.iter().map(PublicModel::as_str).collect::<Vec<_>>(), unnamed, "{why}");
     }
+}
+
+#[test]
+fn whoever_asks_on_the_wrong_path_is_sent_to_the_cheapest_first() {
+    let tier = |name: &str, charge: &str| {
+        format!("[tier.{name}]\nmodels = [\"openai/*\"]\nmax_output_tokens = 1\ncharge = {charge}\n")
+    };
+    let route = |path: &str, tier: &str, how: &str| {
+        format!("[[route]]\npath = \"{path}\"\nsurface = \"chat\"\ntier = \"{tier}\"\n{how}\n")
+    };
+    let paid = "accept = [\"tempo/charge\"]";
+    let tiers =
+        tier("dear", "{ flat = \"0.1\" }") + &tier("cheap", "{ flat = \"0.09\" }") + &tier("by", "{ ceiling = true }");
+    let routes = [
+        ("/a", "dear", paid),
+        ("/b", "by", paid),
+        ("/c", "cheap", "access = \"free\""),
+        ("/e", "cheap", paid),
+        ("/d", "cheap", paid),
+    ];
+    let routes: String = routes.iter().map(|(path, tier, how)| route(path, tier, how)).collect();
+    let files = [("models.toml", MODELS), ("tiers.toml", &tiers), ("routes.toml", &routes), ("pools.toml", POOLS)];
+    let plan = check(&Files::of(files), &catalogue()).unwrap();
+    let sellers = plan.sellers(&PublicModel::from("openai/tiny"));
+    let paths: Vec<_> = sellers.iter().map(|route| route.path.as_str()).collect();
+    assert_eq!(
+        paths,
+        ["/d", "/e", "/a", "/b", "/c"],
+        "flat by price, then what depends on the request, then what is free"
+    );
 }
 
 #[test]
@@ -326,6 +352,25 @@ fn an_estimate_says_who_carries_the_output() {
         let plan = good("tiers.toml", "flat = \"0.02\"", &format!("estimate = {{ {to} }}"));
         assert_eq!(plan.tiers.get("standard").unwrap().charge, Some(want), "{to}");
     }
+}
+
+#[test]
+fn a_flat_price_that_limits_what_it_pays_for_is_not_mixed_with_rails_that_charge_what_was_used() {
+    let bounded = "[tier.standard]\nmodels = [\"openai/gpt-oss-120b\"]\nmax_output_tokens = 2048\ncharge = { flat = \"0.02\", min_output_tokens = 64 }\n";
+    let plan = |accept: &str| {
+        let routes = ROUTES.replace("[\"tempo/charge\"]", accept);
+        let files = [("models.toml", MODELS), ("tiers.toml", bounded), ("routes.toml", &routes), ("pools.toml", POOLS)];
+        check(&Files::of(files), &catalogue())
+    };
+    let want = Charge::Flat { usd: Usd::parse("0.02").unwrap(), min_output_tokens: Some(64) };
+    assert_eq!(plan("[\"tempo/charge\"]").unwrap().tiers.get("standard").unwrap().charge, Some(want));
+    let mistakes = plan("[\"tempo/charge\", \"tempo/session\"]").unwrap_err();
+    assert_eq!(
+        mistakes.iter().map(Mistake::to_string).collect::<Vec<_>>(),
+        [
+            "routes.toml:6: route[0].accept[1]: \"tempo/session\" charges what was used, and tier.standard refuses what its flat price does not pay for; give this rail a path of its own"
+        ]
+    );
 }
 
 #[test]

@@ -46,7 +46,7 @@ pub struct RouteEntry {
     pub path: Option<Said<RoutePath>>,
     /// Surface.
     pub surface: Option<Surface>,
-    /// Tier.
+    /// Tier; absent on a list of every model.
     pub tier: Option<Said<TierName>>,
     /// Streaming.
     pub stream: StreamRule,
@@ -99,7 +99,8 @@ fn read(s: &Section<'_>) -> RouteEntry {
         spot: s.spot().clone(),
         path: s.need("path").and_then(|v| path(&v)),
         surface,
-        tier: s.need("tier").and_then(|v| Some(v.said(TierName::from(v.text()?)))),
+        tier: if surface == Some(Surface::Models) { s.take("tier") } else { s.need("tier") }
+            .and_then(|v| Some(v.said(TierName::from(v.text()?)))),
         stream: stream.and_then(|v| v.word(&streams)).unwrap_or_default(),
         access,
         accept: accept

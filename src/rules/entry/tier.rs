@@ -91,7 +91,11 @@ fn limits(s: &Section<'_>) -> Option<Limits> {
 fn charge(s: &Section<'_>, limits: Option<&Limits>) -> Option<Charge> {
     let (flat, ceiling, estimate) = (s.take("flat"), s.take("ceiling"), s.take("estimate"));
     match (flat, ceiling, estimate) {
-        (Some(v), None, None) => v.amount(Usd::parse).map(Charge::Flat),
+        (Some(v), None, None) => {
+            let least = s.take("min_output_tokens").map(|at| least_output(&at, limits));
+            let usd = v.amount(Usd::parse);
+            Some(Charge::Flat { usd: usd?, min_output_tokens: least.map_or(Some(None), |tokens| tokens.map(Some))? })
+        }
         (None, Some(v), None) => {
             let on = v.flag()?;
             if !on {
@@ -131,12 +135,7 @@ fn estimate_of(s: &Section<'_>, limits: Option<&Limits>) -> Option<Charge> {
             cap.wrong("belongs to shortfall = \"absorb\"");
         }
         let at = missing(s, output, "min_output_tokens", "\"clamp\"")?;
-        let tokens = at.count(1..=u64::MAX)?;
-        if limits.is_some_and(|limits| tokens > limits.max_output_tokens) {
-            at.wrong("is more than max_output_tokens");
-            return None;
-        }
-        Shortfall::Clamp { min_output_tokens: tokens }
+        Shortfall::Clamp { min_output_tokens: least_output(&at, limits)? }
     } else {
         if let Some(output) = output {
             output.wrong("belongs to shortfall = \"clamp\"");
@@ -152,6 +151,15 @@ fn estimate_of(s: &Section<'_>, limits: Option<&Limits>) -> Option<Charge> {
         Shortfall::Absorb { per_call, per_day }
     };
     Some(Charge::Estimate { overhead: overhead?, shortfall })
+}
+
+fn least_output(at: &Value<'_>, limits: Option<&Limits>) -> Option<u64> {
+    let tokens = at.count(1..=u64::MAX)?;
+    if limits.is_some_and(|limits| tokens > limits.max_output_tokens) {
+        at.wrong("is more than max_output_tokens");
+        return None;
+    }
+    Some(tokens)
 }
 
 fn missing<'p>(s: &Section<'_>, value: Option<Value<'p>>, key: &str, whose: &str) -> Option<Value<'p>> {

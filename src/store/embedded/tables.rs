@@ -1,13 +1,14 @@
 //! What the file holds, and what one operation does to it inside a write transaction.
 
 use crate::channel::Channel;
-use crate::claim::{Claim, Standing};
+use crate::claim::Claim;
 use crate::clock::UnixSeconds;
 use crate::journal::Entry;
 use crate::journal::chain::Head;
 use crate::money::Usd;
 use crate::store::{StoreError, Swap, Write};
 use redb::{ReadableTable, Table, TableDefinition, TableError, WriteTransaction};
+use std::borrow::Cow;
 
 /// Layout of the file. A file with another number is refused at start.
 const SCHEMA: &str = "1";
@@ -55,18 +56,20 @@ fn here<T>(why: String) -> Result<T, Fault> {
     Err(Fault::Here(StoreError(why)))
 }
 
+/// What every record begins with, and whose it is when it is a channel's.
+#[derive(serde::Deserialize)]
+struct Stamp<'r> {
+    schema: u16,
+    revision: u64,
+    #[serde(borrow, default)]
+    id: Cow<'r, str>,
+}
+
 /// The claim in `bytes`. The error blocks this key only: what a later version wrote, or what a bad disk left, is neither
 /// dropped nor overwritten.
 pub(in crate::store) fn read_claim(key: &str, bytes: &[u8]) -> Result<Claim, StoreError> {
-    #[derive(serde::Deserialize)]
-    struct Version {
-        schema: u16,
-    }
     let bad = |why: String| StoreError(format!("the record of claim {key} cannot be read, so it is blocked: {why}"));
-    let version: Version = serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
-    if version.schema != Claim::SCHEMA {
-        return Err(bad(format!("it has schema {}, this build reads {}", version.schema, Claim::SCHEMA)));
-    }
+    stamp(bytes, Claim::SCHEMA).map_err(&bad)?;
     let claim: Claim = serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
     if claim.key.0 != key {
         return Err(bad(format!("it says it is {}", claim.key.0)));
@@ -76,20 +79,25 @@ pub(in crate::store) fn read_claim(key: &str, bytes: &[u8]) -> Result<Claim, Sto
 
 /// The channel in `bytes`, as [`read_claim`] does it.
 pub(in crate::store) fn read_channel(id: &str, bytes: &[u8]) -> Result<Channel, StoreError> {
-    #[derive(serde::Deserialize)]
-    struct Version {
-        schema: u16,
-    }
-    let bad = |why: String| StoreError(format!("the record of channel {id} cannot be read, so it is blocked: {why}"));
-    let version: Version = serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
-    if version.schema != Channel::SCHEMA {
-        return Err(bad(format!("it has schema {}, this build reads {}", version.schema, Channel::SCHEMA)));
-    }
-    let channel: Channel = serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
+    stamp(bytes, Channel::SCHEMA).map_err(|why| blocked(id, &why))?;
+    let channel: Channel = serde_json::from_slice(bytes).map_err(|e| blocked(id, &e.to_string()))?;
     if channel.id.0 != id {
-        return Err(bad(format!("it says it is {}", channel.id)));
+        return Err(blocked(id, &format!("it says it is {}", channel.id)));
     }
     Ok(channel)
+}
+
+fn blocked(id: &str, why: &str) -> StoreError {
+    StoreError(format!("the record of channel {id} cannot be read, so it is blocked: {why}"))
+}
+
+/// The first words of a record whose layout this build reads. The rest is passed over, and is JSON.
+fn stamp(bytes: &[u8], schema: u16) -> Result<Stamp<'_>, String> {
+    let stamp: Stamp<'_> = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+    if stamp.schema != schema {
+        return Err(format!("it has schema {}, this build reads {schema}", stamp.schema));
+    }
+    Ok(stamp)
 }
 
 /// Makes the tables of a new file, or looks whether an old one is ours. The error is a sentence for operators.
@@ -226,14 +234,14 @@ impl<'t> Book<'t> {
             if write.claim.is_some() {
                 return here("one write has a claim or a channel, never both".to_owned());
             }
-            let old = self.channel(&channel.id.0)?;
             if channel.schema != Channel::SCHEMA {
                 return here(format!("channel {} has schema {}, not {}", channel.id, channel.schema, Channel::SCHEMA));
             }
-            if old.as_ref().map_or(0, |o| o.revision).checked_add(1) != Some(channel.revision) {
-                return Ok(Swap::Overtaken(Box::new(old)));
+            // Who has the revision before has read that record: only its number is looked at here.
+            if self.revision(&channel.id.0)?.checked_add(1) != Some(channel.revision) {
+                return Ok(Swap::Overtaken(Box::new(self.channel(&channel.id.0)?)));
             }
-            purse = Some((channel, json(channel)?));
+            purse = Some((channel, json(channel.as_ref())?));
         }
         let (lines, head) = self.lines(&write.journal)?;
         let totals = self.totals(&write.tally)?;
@@ -265,6 +273,16 @@ impl<'t> Book<'t> {
         }
     }
 
+    /// Of the channel's record; 0 when there is none.
+    fn revision(&self, id: &str) -> Result<u64, Fault> {
+        let Some(bytes) = self.channels.get(id)? else { return Ok(0) };
+        match stamp(bytes.value(), Channel::SCHEMA) {
+            Ok(stamp) if stamp.id == id => Ok(stamp.revision),
+            Ok(stamp) => Err(Fault::Here(blocked(id, &format!("it says it is {}", stamp.id)))),
+            Err(why) => Err(Fault::Here(blocked(id, &why))),
+        }
+    }
+
     fn put_channel(&mut self, channel: &Channel, json: &str) -> Result<(), Fault> {
         let id = channel.id.0.as_str();
         let payer = (channel.rail.as_str(), channel.descriptor.payer.as_str(), id);
@@ -282,9 +300,9 @@ impl<'t> Book<'t> {
     fn put(&mut self, claim: &Claim, old: Option<&Claim>, json: &str) -> Result<(), Fault> {
         let key = claim.key.0.as_str();
         self.claims.insert(key, json.as_bytes())?;
-        match claim.standing {
-            Standing::Delivered { .. } | Standing::Dead => drop(self.open.remove(key)?),
-            Standing::Claimed { .. } | Standing::Serving { .. } | Standing::Owed => drop(self.open.insert(key, ())?),
+        match claim.standing.is_end() {
+            true => drop(self.open.remove(key)?),
+            false => drop(self.open.insert(key, ())?),
         }
         if let Some(old) = old.filter(|o| o.keep_until() != claim.keep_until()) {
             self.due.remove((old.keep_until().0, key))?;

@@ -1,16 +1,22 @@
 //! The one thread that writes. Whatever waits in its queue, up to [`BATCH`] operations, goes into one transaction and one
-//! fsync (group commit). It never waits for company: operations that arrive while it commits are the next batch, so a lone
-//! write is as fast as the disk and a crowd shares.
+//! fsync (group commit). A lone write is as fast as the disk: only after a transaction that a crowd shared are the crowd's next
+//! operations waited for, [`GATHER`] at most, because what a transaction costs beside its operations is most of it.
 
 use super::tables::{Book, Fault};
 use crate::store::StoreError;
 use redb::{Database, Durability};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 /// Most operations in one transaction.
 const BATCH: usize = 64;
+/// Operations in one transaction from which on there is a crowd.
+const CROWD: usize = 4;
+/// Longest wait for a crowd, in steps of [`STEP`].
+const GATHER: Duration = Duration::from_millis(2);
+const STEP: Duration = Duration::from_micros(250);
 /// Operations that may wait; beyond it, callers wait to get in.
 const QUEUE: usize = 1024;
 
@@ -114,17 +120,36 @@ impl Drop for Watch<'_> {
 
 fn run(db: &Database, mut jobs: mpsc::Receiver<Job>, health: &Health) {
     let _watch = Watch(health);
+    let mut shared = 0;
     while let Some(first) = jobs.blocking_recv() {
         let mut batch = vec![first];
-        while batch.len() < BATCH
-            && let Ok(job) = jobs.try_recv()
-        {
-            batch.push(job);
+        fill(&mut batch, &mut jobs);
+        if shared >= CROWD {
+            gather(&mut batch, &mut jobs, shared);
         }
+        shared = batch.len();
         // A failed disk is asked nothing more; dropping the jobs answers their callers.
         if health.check().is_ok() {
             commit(db, batch, health);
         }
+    }
+}
+
+fn fill(batch: &mut Vec<Job>, jobs: &mut mpsc::Receiver<Job>) {
+    while batch.len() < BATCH
+        && let Ok(job) = jobs.try_recv()
+    {
+        batch.push(job);
+    }
+}
+
+/// Waits until there are half as many operations again as shared the last transaction, so that a crowd that grows is seen, and
+/// [`GATHER`] at most.
+fn gather(batch: &mut Vec<Job>, jobs: &mut mpsc::Receiver<Job>, shared: usize) {
+    let began = Instant::now();
+    while batch.len() < BATCH.min(shared + shared / 2) && began.elapsed() < GATHER && !jobs.is_closed() {
+        std::thread::sleep(STEP);
+        fill(batch, jobs);
     }
 }
 

@@ -1,10 +1,10 @@
 //! A record as a stream, and the plain commands around it. Each is bounded in time; one whose answer is lost is asked again until
 //! it is known what became of it, or the caller hears that nobody knows.
 
+use super::link::Link;
 use super::said;
 use crate::clock::UnixSeconds;
 use crate::store::StoreError;
-use arc_swap::ArcSwap;
 use redis::aio::ConnectionManager;
 use redis::streams::StreamRangeReply;
 use redis::{Cmd, FromRedisValue, cmd};
@@ -25,21 +25,26 @@ const PAUSE: Duration = Duration::from_millis(150);
 pub(super) enum Put {
     /// It is the newest one.
     Done,
-    /// It is not: this is (`None`: there is no such record any more).
-    Top(Option<String>),
+    /// It is not.
+    Top {
+        /// This is (`None`: there is no such record any more).
+        text: Option<String>,
+        /// An answer was lost: it may have been, before somebody else put the next one.
+        in_doubt: bool,
+    },
 }
 
 /// Records and sets in Redis.
 pub(super) struct Streams {
     connection: ConnectionManager,
-    standing: Arc<ArcSwap<Result<(), StoreError>>>,
+    link: Arc<Link>,
     /// Confirmed writes are gone. It stays so for the life of the process.
     ruined: OnceLock<StoreError>,
 }
 
 impl Streams {
-    pub fn new(connection: ConnectionManager, standing: Arc<ArcSwap<Result<(), StoreError>>>) -> Self {
-        Self { connection, standing, ruined: OnceLock::new() }
+    pub fn new(connection: ConnectionManager, link: Arc<Link>) -> Self {
+        Self { connection, link, ruined: OnceLock::new() }
     }
 
     #[cfg(test)]
@@ -68,7 +73,7 @@ impl Streams {
             match at.checked_add(1).map(|next| next.cmp(&revision)) {
                 Some(Ordering::Equal) => {}
                 // Gone, and not made again by whoever remembers it.
-                _ if below.is_none() => return Ok(Put::Top(None)),
+                _ if below.is_none() => return Ok(Put::Top { text: None, in_doubt }),
                 // What this version follows is gone: Redis has lost what it had confirmed.
                 Some(Ordering::Less) => {
                     let why = format!("{key} is at {at} and was at {}", revision.saturating_sub(1));
@@ -77,20 +82,25 @@ impl Streams {
                 Some(Ordering::Greater) | None => {
                     // An earlier try may have been taken although its answer was lost.
                     let ours = in_doubt && at == revision && below.as_ref().is_some_and(|(_, kept)| kept == text);
-                    return Ok(if ours { Put::Done } else { Put::Top(below.map(|(_, kept)| kept)) });
+                    let text = below.map(|(_, kept)| kept);
+                    return Ok(if ours { Put::Done } else { Put::Top { text, in_doubt } });
                 }
+            }
+            if !self.link.is_seen() {
+                last = unseen();
+                continue;
             }
             match added(key, revision, text).query_async(&mut self.connection.clone()).await {
                 Ok(Some::<String>(_)) => return Ok(Put::Done),
                 // The key is gone, and is not made again by whoever remembers it.
-                Ok(None) => return Ok(Put::Top(None)),
+                Ok(None) => return Ok(Put::Top { text: None, in_doubt }),
                 // Somebody else was faster: the next look says who.
                 Err(error) if error.code() == Some("ERR") => {
                     last = StoreError(format!("Redis refuses to write: {}", said(&error)))
                 }
                 Err(error) => {
                     in_doubt = true;
-                    last = self.lost(&error);
+                    last = self.link.lose(&error);
                 }
             }
         }
@@ -122,7 +132,7 @@ impl Streams {
         self.ask(cmd("ZRANGEBYSCORE").arg(set).arg("-inf").arg(format!("({}", at.0)).take()).await
     }
 
-    pub async fn drop(&self, key: &str) -> Result<(), StoreError> {
+    pub async fn erase(&self, key: &str) -> Result<(), StoreError> {
         self.ask(cmd("DEL").arg(key).take()).await
     }
 
@@ -143,6 +153,7 @@ impl Streams {
         let told: Result<u64, _> =
             cmd("PUBLISH").arg(channel).arg(text).query_async(&mut self.connection.clone()).await;
         if let Err(error) = told {
+            drop(self.link.lose(&error));
             tracing::debug!(error = %said(&error), "a change was not announced");
         }
     }
@@ -154,10 +165,14 @@ impl Streams {
             if attempt > 0 {
                 tokio::time::sleep(PAUSE).await;
             }
+            if !self.link.is_seen() {
+                last = unseen();
+                continue;
+            }
             match command.query_async(&mut self.connection.clone()).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) if error.is_io_error() || error.is_timeout() || error.is_connection_dropped() => {
-                    last = self.lost(&error);
+                    last = self.link.lose(&error);
                 }
                 Err(error) => return Err(StoreError(format!("Redis refuses: {}", said(&error)))),
             }
@@ -178,20 +193,10 @@ impl Streams {
         }
         error
     }
+}
 
-    /// It did not answer. Until it is heard of again nothing is offered; the watch looks every second.
-    fn lost(&self, error: &redis::RedisError) -> StoreError {
-        self.fail(&format!("Redis does not answer: {}", said(error)))
-    }
-
-    fn fail(&self, why: &str) -> StoreError {
-        let error = StoreError(why.to_owned());
-        if self.standing.load().is_ok() {
-            tracing::error!(%error, "paid traffic is refused");
-        }
-        self.standing.store(Arc::new(Err(error.clone())));
-        error
-    }
+fn unseen() -> StoreError {
+    StoreError("Redis does not answer: it was not looked at since its connection was lost".to_owned())
 }
 
 fn newest(key: &str) -> Cmd {

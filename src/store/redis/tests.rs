@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use super::*;
+use crate::claim::Standing;
 use crate::claim::{Op, sample};
 use crate::store::conformance::{self, Bench};
 use std::net::{Ipv4Addr, TcpListener};
@@ -164,7 +165,7 @@ async fn what_was_confirmed_survives_the_death_of_redis_and_nothing_is_offered_m
     for claim in &claims {
         assert_eq!(store.claim(&claim.key).await.unwrap().as_ref(), Some(claim), "it mends itself");
     }
-    let next = claims[0].apply(Op::PayUnserved, UnixSeconds(1_010)).unwrap();
+    let next = claims[0].apply(Op::PayUnserved { transaction: None }, UnixSeconds(1_010)).unwrap();
     assert_eq!(store.commit(put(&next)).await, Ok(Swap::Done), "and goes on");
 }
 
@@ -273,4 +274,175 @@ async fn gates_know_who_of_them_lives() {
     let mut other = a.streams_connection();
     let left: i64 = redis::cmd("TTL").arg(gate_key(&gone)).query_async(&mut other).await.unwrap();
     assert!(left > 0 && left <= 30, "its sign of life ends by itself: {left}");
+}
+
+/// Between a gate and Redis: passes everything, until it is told to take the answer to the next new version of a record.
+#[derive(Default)]
+struct Thief {
+    armed: std::sync::atomic::AtomicBool,
+    /// The version is in Redis, and its answer is held.
+    holds: tokio::sync::Notify,
+    /// Now it is lost, and the connection with it.
+    go: tokio::sync::Notify,
+}
+
+impl Thief {
+    async fn before(port: u16) -> (Arc<Self>, u16) {
+        let thief = Arc::new(Self::default());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let own = listener.local_addr().unwrap().port();
+        let at_work = Arc::clone(&thief);
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let Ok(server) = tokio::net::TcpStream::connect(("127.0.0.1", port)).await else { continue };
+                tokio::spawn(Arc::clone(&at_work).pass(client, server));
+            }
+        });
+        (thief, own)
+    }
+
+    async fn pass(self: Arc<Self>, mut client: tokio::net::TcpStream, mut server: tokio::net::TcpStream) {
+        let (mut asked, mut said) = (vec![0; 65_536], vec![0; 65_536]);
+        let mut take = false;
+        loop {
+            tokio::select! {
+                n = client.read(&mut asked) => {
+                    let Ok(n @ 1..) = n else { return };
+                    let version = asked[..n].windows(4).any(|w| w == b"XADD");
+                    take |= version && self.armed.swap(false, std::sync::atomic::Ordering::SeqCst);
+                    if server.write_all(&asked[..n]).await.is_err() { return }
+                }
+                n = server.read(&mut said) => {
+                    let Ok(n @ 1..) = n else { return };
+                    if take {
+                        self.holds.notify_one();
+                        self.go.notified().await;
+                        return;
+                    }
+                    if client.write_all(&said[..n]).await.is_err() { return }
+                }
+            }
+        }
+    }
+
+    fn arm(&self) {
+        self.armed.store(true, std::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+/// A change of the channel by name, and the line it leaves.
+fn signed(channel: &Channel, name: &str, amount: u128) -> Write {
+    use crate::channel::{Op, sample};
+    let voucher = sample::voucher(amount);
+    let entry = Entry::Voucher {
+        channel: channel.id.clone(),
+        amount: voucher.amount,
+        signature: voucher.signature.clone(),
+        at: sample::START,
+    };
+    let op = Op::Accept { voucher, min_delta: crate::money::Atoms(1) };
+    let (next, _) = channel.apply(name, op, sample::START).unwrap();
+    Write { channel: Some(Arc::new(next)), journal: vec![entry], ..Write::default() }
+}
+
+fn lines_of(store: &Redis, amount: u128) -> usize {
+    let wanted = format!("\"{amount}\"");
+    store.journal.lines().iter().filter(|line| line.contains("voucher") && line.contains(&wanted)).count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_whose_answer_was_lost_and_that_another_gate_overtook_leaves_its_lines_once() {
+    let server = Server::with(&SAFE);
+    let (thief, port) = Thief::before(server.port).await;
+    let a = Arc::new(server.open_at(port, "a.redb", false).await.unwrap());
+    let b = server.open("b.redb").await.unwrap();
+    let mut channel = crate::channel::sample::open("0xaa", 10);
+    channel.revision = 1;
+    let mut channel = Arc::new(channel);
+    let made = a.commit(Write { channel: Some(channel.clone()), ..Write::default() }).await;
+    assert_eq!(made, Ok(Swap::Done));
+    for (round, redis_dies) in [(1, false), (2, true)] {
+        let (ours, theirs) = (round * 100, round * 100 + 50);
+        thief.arm();
+        let writing = tokio::spawn({
+            let (a, write) = (Arc::clone(&a), signed(&channel, &format!("ours{round}"), ours));
+            async move { a.commit(write).await }
+        });
+        thief.holds.notified().await;
+        let now = b.channel(&channel.id).await.unwrap().unwrap();
+        let overtaking = signed(&now, &format!("theirs{round}"), theirs);
+        channel = overtaking.channel.clone().unwrap();
+        assert_eq!(b.commit(overtaking).await, Ok(Swap::Done));
+        if redis_dies {
+            server.kill();
+        }
+        thief.go.notify_one();
+        let told = writing.await.unwrap();
+        if redis_dies {
+            assert!(told.is_err(), "nobody knows: {told:?}");
+            assert_eq!(lines_of(&a, ours), 0, "and nothing is said of it");
+            server.start(&SAFE);
+            until(|| async { lines_of(&a, ours) == 1 }).await;
+            until(|| async { a.standing().is_ok() && b.standing().is_ok() }).await;
+        } else {
+            assert_eq!(told, Ok(Swap::Done), "it was made");
+        }
+        let next = signed(&channel, &format!("next{round}"), theirs + 1);
+        channel = next.channel.clone().unwrap();
+        assert_eq!(a.commit(next).await, Ok(Swap::Done));
+        assert_eq!((lines_of(&a, ours), lines_of(&a, theirs), lines_of(&a, theirs + 1)), (1, 0, 1), "round {round}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_was_never_made_leaves_no_line_however_its_end_was_learnt() {
+    let server = Server::with(&SAFE);
+    let (a, b) = (server.open("a.redb").await.unwrap(), server.open("b.redb").await.unwrap());
+    let mut channel = crate::channel::sample::open("0xaa", 10);
+    channel.revision = 1;
+    let channel = Arc::new(channel);
+    a.commit(Write { channel: Some(channel.clone()), ..Write::default() }).await.unwrap();
+    // Redis dies before it hears of it.
+    server.kill();
+    assert!(a.commit(signed(&channel, "ours", 100)).await.is_err());
+    server.start(&SAFE);
+    until(|| async { a.standing().is_ok() && b.standing().is_ok() }).await;
+    assert_eq!(b.commit(signed(&channel, "theirs", 150)).await, Ok(Swap::Done));
+    assert!(matches!(a.commit(signed(&channel, "late", 120)).await, Ok(Swap::Overtaken(_))));
+    let now = a.channel(&channel.id).await.unwrap().unwrap();
+    assert_eq!(a.commit(signed(&now, "next", 200)).await, Ok(Swap::Done));
+    assert_eq!((lines_of(&a, 100), lines_of(&a, 120), lines_of(&a, 200)), (0, 0, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_was_started_again_is_looked_at_before_it_is_asked_anything() {
+    let server = Server::with(&SAFE);
+    let store = server.open("journal.redb").await.unwrap();
+    assert_eq!(store.commit(put(&sample::claim("before", 100))).await, Ok(Swap::Done));
+    // It is back with other settings before anybody has missed it.
+    server.kill();
+    server.start(&["--appendonly", "yes", "--appendfsync", "everysec", "--maxmemory-policy", "noeviction"]);
+    let end = std::time::Instant::now() + Duration::from_secs(15);
+    let mut n = 0;
+    while !store.standing().err().is_some_and(|e| e.0.contains("everysec")) {
+        assert!(std::time::Instant::now() < end, "nobody has looked: {:?}", store.standing());
+        n += 1;
+        let told = store.commit(put(&sample::claim(&format!("k{n}"), 100))).await;
+        assert!(told.is_err(), "written to a Redis that would lose it: {told:?}");
+    }
+    assert!(store.commit(put(&sample::claim("after", 100))).await.is_err());
+    server.kill();
+    server.start(&SAFE);
+    until(|| async { store.standing().is_ok() }).await;
+    assert_eq!(store.commit(put(&sample::claim("after", 100))).await, Ok(Swap::Done), "safe again, it goes on");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_does_not_tell_its_settings_is_refused_and_a_store_that_serves_all_the_same_says_so() {
+    let server = Server::with(&[SAFE.as_slice(), &["--rename-command", "CONFIG", ""]].concat());
+    let refused = server.open("journal.redb").await.err().expect("refused").0;
+    assert!(refused.contains("CONFIG is forbidden") && refused.contains("accept_data_loss"), "{refused}");
+    let allowed = server.open_at(server.port, "journal.redb", true).await.expect("the operator says so");
+    assert!(allowed.accepts_data_loss(), "and everybody can see it");
+    assert!(!Server::with(&SAFE).open("other.redb").await.unwrap().accepts_data_loss());
 }

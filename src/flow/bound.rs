@@ -1,0 +1,122 @@
+//! What a flat price pays for: `charge = { flat = …, min_output_tokens = … }`.
+//!
+//! Whatever a request may come to at the model's prices stays within the price: the prompt at its dearest, with room for a chat
+//! template that is longer than is counted, and images; what is left of the price buys output, for every choice. Where that is
+//! less than the tier's least (or than was asked, when less was asked) the request is refused with the numbers that would do.
+//! An amount that cannot be computed pays for nothing.
+
+use crate::limits::{Limits, OverLimit, StreamRule};
+use crate::money::Usd;
+use crate::openai::request::Ask;
+use crate::refusal::Gap;
+use crate::rules::plan::{Access, Charge, Model, Route};
+
+/// Tokens that a chat template may add to each message beyond what is counted.
+pub const TEMPLATE_TOKENS: u64 = 8;
+/// Tokens that a chat template may add to a whole request: the longest system message that we know of has 61 (GPT-OSS).
+const SYSTEM_TOKENS: u64 = 64;
+
+/// What of a request decides whether a tier takes it, apart from its model.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    bytes: usize,
+    messages: u64,
+    images: u64,
+    n: u64,
+    asked_output: Option<u64>,
+    stream: bool,
+}
+
+impl Size {
+    /// The size of a request.
+    pub fn of(ask: &Ask) -> Self {
+        let Ask { messages, images, n, asked_output, stream, .. } = *ask;
+        Self { bytes: ask.body.len(), messages, images, n: n.max(1), asked_output, stream }
+    }
+
+    fn room(&self) -> u64 {
+        SYSTEM_TOKENS.saturating_add(TEMPLATE_TOKENS.saturating_mul(self.messages.saturating_add(1)))
+    }
+
+    /// Most output tokens of one choice: as asked, held to the limit.
+    fn output(&self, limits: &Limits) -> u64 {
+        self.asked_output.unwrap_or(limits.max_output_tokens).min(limits.max_output_tokens)
+    }
+
+    fn images(&self, limits: &Limits) -> Option<Usd> {
+        limits.image_url.unwrap_or(Usd::ZERO).0.checked_mul(u128::from(self.images)).map(Usd)
+    }
+
+    /// The dearest that a prompt of so many tokens can come to, images included.
+    fn prompt(&self, model: &Model, limits: &Limits, tokens: u64) -> Option<Usd> {
+        let each = model.price.input.max(model.price.cached_input);
+        each.of(tokens.checked_add(self.room())?)?.plus(self.images(limits)?)
+    }
+
+    /// Output tokens of one choice that `usd` pays for after a prompt of so many tokens, at most those asked.
+    pub fn bought(&self, usd: Usd, model: &Model, limits: &Limits, prompt: u64) -> u64 {
+        let Some(spent) = self.prompt(model, limits, prompt).filter(|spent| *spent <= usd) else { return 0 };
+        let most = self.output(limits);
+        model.price.output.affordable(usd.less(spent)).map_or(most, |tokens| most.min(tokens / self.n))
+    }
+
+    /// Whether a flat price pays for a prompt of so many tokens, and if not, what would do.
+    pub fn within(
+        &self,
+        usd: Usd,
+        least: u64,
+        model: &Model,
+        limits: &Limits,
+        (prompt, counted_by): (u64, &'static str),
+    ) -> Result<(), Gap> {
+        let output = least.min(self.output(limits));
+        let output_within = self.bought(usd, model, limits, prompt);
+        if output_within >= output {
+            return Ok(());
+        }
+        let each = model.price.input.max(model.price.cached_input);
+        // What may be left for the prompt's own tokens once images, template and output are paid for.
+        let rest = || {
+            let output = model.price.output.of(output.checked_mul(self.n)?)?;
+            let besides = each.of(self.room())?.plus(self.images(limits)?)?.plus(output)?;
+            (besides <= usd).then(|| usd.less(besides))
+        };
+        let affordable = rest().and_then(|rest| each.affordable(rest)).filter(|tokens| *tokens > 0);
+        let left = self.prompt(model, limits, prompt).map_or(Usd::ZERO, |spent| usd.less(spent));
+        Err(Gap {
+            price: usd,
+            prompt,
+            counted_by,
+            output,
+            n: self.n,
+            shorten_by: affordable.map(|tokens| prompt.saturating_sub(tokens)),
+            n_within: model.price.output.affordable(left).map_or(0, |tokens| tokens / output.max(1)),
+            output_within,
+        })
+    }
+}
+
+/// Whether a route would take a request of this size for this model, with a prompt of so many tokens. `None`: of a length that
+/// is not known, and above `more_than`.
+pub fn would_take(route: &Route, model: &Model, size: &Size, prompt: Option<u64>, more_than: u64) -> bool {
+    let limits = &route.tier.limits;
+    let long_enough = limits.max_input_tokens.is_none_or(|max| prompt.map_or(max > more_than, |tokens| tokens <= max));
+    let fits = size.bytes <= limits.max_body_bytes
+        && size.n <= limits.max_n
+        && (size.images == 0 || limits.image_url.is_some())
+        && !(limits.over_limit == OverLimit::Refuse && size.asked_output.is_some_and(|n| n > limits.max_output_tokens))
+        && !(route.stream == StreamRule::Refuse && size.stream);
+    long_enough && fits && pays(route, model, size, prompt.unwrap_or(more_than))
+}
+
+fn pays(route: &Route, model: &Model, size: &Size, prompt: u64) -> bool {
+    match route.tier.charge {
+        Some(Charge::Flat { usd, min_output_tokens: Some(least) }) if route.access == Access::Paid => {
+            size.within(usd, least, model, &route.tier.limits, (prompt, "")).is_ok()
+        }
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests;

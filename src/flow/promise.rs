@@ -1,0 +1,188 @@
+//! A payment that is verified and not taken yet: by the reply's success, or by what it used.
+//!
+//! ```text
+//! Promised ─► served ─► Taking (durable) ─► the rail takes it ─► a Hold, whose delivery is the last write     (a reply that came whole)
+//! Promised ─► streamed ─► Taking (durable, with the receipt) ─► the rail takes it while nobody waits          (by usage)
+//! Promised ─► not served ─► Untaken
+//! ```
+
+use super::exposure::{Exposure, Risk};
+use super::hold::Hold;
+use super::pay::{advance, denied_stop, running_stop, store_down};
+use super::{Stop, Toll, recover};
+use crate::claim::{Claim, Op, Standing, Terms};
+use crate::clock::UnixSeconds;
+use crate::journal::{Entry, Receipt};
+use crate::money::{Atoms, Usd};
+use crate::rail::{Collected, Rail};
+use crate::refusal::{Moved, Refusal};
+use crate::store::{Swap, Write};
+use std::sync::Arc;
+
+/// What stands behind a request that is paid for after its reply. It ends in [`Promise::take`], [`Promise::owe`] or
+/// [`Promise::forgo`]; one that is dropped takes nothing.
+#[must_use = "a promise must be taken or forgone, or its payer waits for a restart"]
+pub struct Promise {
+    toll: Arc<Toll>,
+    rail: Arc<dyn Rail>,
+    claim: Claim,
+    request: String,
+    by_usage: bool,
+    risk: Option<Risk>,
+    open: bool,
+}
+
+impl Promise {
+    /// What `claim` promised, for `request`, which it already names.
+    pub(super) fn of(toll: Arc<Toll>, rail: Arc<dyn Rail>, claim: Claim, request: String, by_usage: bool) -> Self {
+        Self { toll, rail, claim, request, by_usage, risk: None, open: true }
+    }
+
+    /// The same, counted against its payer's limit while it lives.
+    pub(super) fn at(mut self, risk: Option<Risk>) -> Self {
+        self.risk = risk;
+        self
+    }
+
+    /// What was bought.
+    pub fn terms(&self) -> &Terms {
+        &self.claim.terms
+    }
+
+    /// The claim as last written.
+    pub fn claim(&self) -> &Claim {
+        &self.claim
+    }
+
+    /// What is to be taken when the reply cost `used`; `None`: the price. Never more than was promised.
+    pub fn due(&self, used: Option<Atoms>) -> Atoms {
+        match used {
+            Some(used) if self.by_usage => used.min(self.claim.terms.amount),
+            None if self.by_usage => Atoms(0),
+            _ => self.claim.terms.amount,
+        }
+    }
+
+    /// Whether what is taken is what was used.
+    pub fn is_by_usage(&self) -> bool {
+        self.by_usage
+    }
+
+    /// Takes `amount` for a reply that waits for it: `Ok` is paid. In a task of its own: a client that leaves meanwhile has a
+    /// payment that somebody follows.
+    pub async fn take(mut self, amount: Atoms) -> Result<Hold, Stop> {
+        self.open = false;
+        let (toll, rail) = (Arc::clone(&self.toll), Arc::clone(&self.rail));
+        let (claim, request, risk) = (self.claim.clone(), self.request.clone(), self.risk.take());
+        let work = async move {
+            let _until_the_outcome_is_known = risk;
+            let op = Op::Take { by: request.clone(), amount, receipt: None };
+            let claim = advance(&toll, &claim, op, UnixSeconds::now()).await?;
+            let collected = match amount {
+                Atoms(0) => Collected::Paid,
+                _ => rail.take(&claim, UnixSeconds::now()).await,
+            };
+            taken(&toll, rail.as_ref(), claim, collected, request).await
+        };
+        tokio::spawn(work).await.unwrap_or_else(|_| Err(unknown()))
+    }
+
+    /// The reply has left, and `receipt` says what it cost: durable, then taken while nobody waits.
+    pub async fn owe(&mut self, receipt: &Receipt, tally: Vec<(String, u64, Usd)>) -> Result<(), Stop> {
+        self.open = false;
+        let (amount, now) = (receipt.charged, UnixSeconds::now());
+        let op = Op::Take { by: self.request.clone(), amount, receipt: Some(receipt.id.clone()) };
+        let next = self.claim.apply(op, now).map_err(|denied| denied_stop(&self.claim, denied))?;
+        let journal =
+            vec![Entry::Taking { key: next.key.0.clone(), amount, at: now }, Entry::Receipt(Box::new(receipt.clone()))];
+        let write = Write { claim: Some(next.clone()), journal, tally, ..Write::default() };
+        match self.toll.store.commit(write).await {
+            Ok(Swap::Done) => {}
+            Ok(Swap::Lost(_) | Swap::Overtaken(_)) => return Err(running_stop()),
+            Err(e) => return Err(Stop { moved: Moved::Unknown, claimed: true, ..store_down(&e) }),
+        }
+        self.claim = next.clone();
+        let (toll, rail, risk) = (Arc::clone(&self.toll), Arc::clone(&self.rail), self.risk.take());
+        tokio::spawn(async move {
+            let _until_the_outcome_is_known = risk;
+            let collected = match amount {
+                Atoms(0) => Collected::Paid,
+                _ => rail.take(&next, UnixSeconds::now()).await,
+            };
+            recover::conclude(&toll, rail.as_ref(), next, collected).await;
+        });
+        Ok(())
+    }
+
+    /// Nothing was served: nothing is taken, and the payer may show the same proof again.
+    pub async fn forgo(mut self) -> Moved {
+        self.open = false;
+        forgo(&self.toll, &self.claim, &self.request).await
+    }
+}
+
+async fn forgo(toll: &Toll, claim: &Claim, request: &str) -> Moved {
+    match advance(toll, claim, Op::Forgo { by: request.to_owned() }, UnixSeconds::now()).await {
+        Ok(_) => Moved::No,
+        Err(stop) => {
+            tracing::error!(claim = %claim.key.0, reason = stop.refusal.code(), "a promise could not be let go; recovery will");
+            Moved::No
+        }
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        if !self.open {
+            return;
+        }
+        let (toll, claim, request) = (Arc::clone(&self.toll), self.claim.clone(), std::mem::take(&mut self.request));
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { forgo(&toll, &claim, &request).await });
+        }
+    }
+}
+
+/// What became of a payment that a reply waits for.
+async fn taken(
+    toll: &Arc<Toll>,
+    rail: &dyn Rail,
+    claim: Claim,
+    collected: Collected,
+    request: String,
+) -> Result<Hold, Stop> {
+    let count = |outcome: &str| toll.metrics.payments.with_label_values(&[rail.id().as_str(), outcome]).inc();
+    let transaction = match collected {
+        Collected::Paid => None,
+        Collected::Settled { transaction } => Some(transaction),
+        Collected::Failed { why } => {
+            count("failed");
+            advance(toll, &claim, Op::Die, UnixSeconds::now()).await?;
+            return Err(Stop { refusal: Refusal::PaymentFailed { why }, moved: Moved::No, claimed: true });
+        }
+        Collected::Unprovable => {
+            count("unproven");
+            advance(toll, &claim, Op::Doubt, UnixSeconds::now()).await?;
+            return Err(Stop { refusal: Refusal::PaymentUnproven, moved: Moved::Unknown, claimed: true });
+        }
+        Collected::Unknown => {
+            count("unknown");
+            recover::follow(Arc::clone(toll), claim);
+            return Err(unknown());
+        }
+    };
+    count("paid");
+    let Standing::Taking { amount, .. } = claim.standing else { return Err(unknown()) };
+    recover::count_charge(toll, &claim, amount);
+    Ok(Hold::taken(Arc::clone(toll), claim, request, transaction))
+}
+
+fn unknown() -> Stop {
+    Stop { refusal: Refusal::PaymentUnknown { retry_after_seconds: 5 }, moved: Moved::Unknown, claimed: true }
+}
+
+/// What a payer had and did not pay, as a line for the store's running totals.
+pub(super) fn unpaid(claim: &Claim, amount: Atoms, now: UnixSeconds) -> Vec<(String, u64, Usd)> {
+    let (Some(payer), Some(usd)) = (&claim.payer, amount.to_usd(claim.terms.decimals)) else { return Vec::new() };
+    vec![(Exposure::tally_name(&claim.terms.rail, payer), now.day(), usd)]
+}

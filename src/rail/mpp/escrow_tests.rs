@@ -1,0 +1,349 @@
+//! How a channel's transactions are judged, on a chain that says what a table tells it to.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use super::*;
+use crate::chain::reserve::GasPrice;
+use crate::chain::{Chain, Head, Inclusion};
+use crate::channel::sample;
+use crate::clock::UnixSeconds;
+use async_trait::async_trait;
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::time::Duration;
+
+const CHAIN: u64 = 42431;
+const DEPOSIT: u128 = sample::DEPOSIT;
+/// The block that a transaction of these tests is mined in.
+const BLOCK: u64 = 40;
+const LOST: Sent = Sent::Lost { why: "gone" };
+const DOWN: Unreachable = Unreachable { why: "gone" };
+
+/// Patience without end where there is something to wait for, so that a busy machine changes no verdict; else little.
+fn pace(want: &str) -> Pace {
+    let patience = if want == "unknown" { Duration::from_millis(50) } else { Duration::from_secs(60) };
+    Pace { patience, pause: Duration::from_millis(1), nonce_doubt: Duration::from_millis(10) }
+}
+
+/// Answers in order; the last one stays.
+struct Script<T>(Mutex<VecDeque<T>>);
+
+impl<T: Clone> Script<T> {
+    fn new(answers: Vec<T>) -> Self {
+        Self(Mutex::new(answers.into()))
+    }
+
+    fn next(&self) -> T {
+        let mut answers = self.0.lock().unwrap();
+        if answers.len() > 1 { answers.pop_front().unwrap() } else { answers.front().unwrap().clone() }
+    }
+}
+
+type Seen = Result<Option<Mined>, Unreachable>;
+
+struct Scripted {
+    sent: Script<Sent>,
+    seen: Script<Seen>,
+    states: Script<Result<Vec<View>, Unreachable>>,
+    head: Result<u64, Unreachable>,
+    sends: Mutex<usize>,
+}
+
+#[async_trait]
+impl Chain for Scripted {
+    async fn head(&self) -> Result<Head, Unreachable> {
+        self.head.map(|time| Head { chain_id: CHAIN, number: BLOCK, time: UnixSeconds(time) })
+    }
+    async fn inclusion(&self, _: B256) -> Result<Inclusion, Unreachable> {
+        Err(DOWN)
+    }
+    async fn send(&self, _: &[u8]) -> Sent {
+        *self.sends.lock().unwrap() += 1;
+        self.sent.next()
+    }
+}
+
+#[async_trait]
+impl Reserve for Scripted {
+    async fn states(&self, _: &[B256]) -> Result<Vec<View>, Unreachable> {
+        self.states.next()
+    }
+    async fn close_requests(&self, _: Address, _: u64, _: u64) -> Result<Vec<B256>, Unreachable> {
+        Err(DOWN)
+    }
+    async fn mined(&self, _: B256) -> Result<Option<Mined>, Unreachable> {
+        self.seen.next()
+    }
+    async fn gas_price(&self) -> Result<GasPrice, Unreachable> {
+        Err(DOWN)
+    }
+    async fn gas(&self, _: Address, _: &[u8]) -> Result<Option<u64>, Unreachable> {
+        Err(DOWN)
+    }
+}
+
+fn scripted(sent: Vec<Sent>, seen: Vec<Seen>, states: Vec<Result<Vec<View>, Unreachable>>) -> Scripted {
+    Scripted {
+        sent: Script::new(sent),
+        seen: Script::new(seen),
+        states: Script::new(states),
+        head: Ok(0),
+        sends: Mutex::new(0),
+    }
+}
+
+fn escrow(chain: Arc<dyn Reserve>, want: &str) -> Escrow {
+    let key = SettleKey::new(&Secret::new([7; 32])).unwrap();
+    Escrow { pace: pace(want), ..Escrow::new(chain, key, CHAIN, Address::repeat_byte(2)) }
+}
+
+fn id() -> B256 {
+    B256::repeat_byte(9)
+}
+
+/// The nonce hash of [`sample::opening`].
+fn nonce_hash() -> B256 {
+    B256::repeat_byte(0x22)
+}
+
+fn channel() -> Channel {
+    sample::opening(&format!("{:#x}", id()), 10)
+}
+
+fn intent(act: Act) -> Intent {
+    Intent { valid_until: UnixSeconds(100), ..sample::intent(act, &format!("{:#x}", B256::repeat_byte(5))) }
+}
+
+fn opened() -> Deed {
+    Deed::Opened { channel: id(), nonce_hash: nonce_hash(), deposit: DEPOSIT }
+}
+
+fn done(deeds: Vec<Deed>) -> Mined {
+    Mined { block: BLOCK, success: true, deeds }
+}
+
+fn at(block: u64) -> Result<Vec<View>, Unreachable> {
+    Ok(vec![sample::view(block, DEPOSIT, 0)])
+}
+
+fn kind(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Landed { .. } => "landed",
+        Outcome::Dropped { .. } => "dropped",
+        Outcome::Unknown => "unknown",
+    }
+}
+
+const TOP_UP: Act = Act::TopUp { additional: Atoms(50) };
+const SETTLE: Act = Act::Settle { amount: Atoms(30) };
+const CLOSE: Act = Act::Close { amount: Atoms(30), capture: Atoms(20) };
+
+#[tokio::test]
+async fn a_transaction_landed_only_when_the_reserve_itself_says_what_it_was_for() {
+    let other = B256::repeat_byte(8);
+    let topped = |channel| Deed::ToppedUp { channel, deposit: DEPOSIT + 50 };
+    let settled = |channel, settled| Deed::Settled { channel, settled };
+    let closed = |channel| Deed::Closed { channel };
+    for (act, deeds, want, why) in [
+        (Act::Open, vec![opened()], "landed", "opened as intended"),
+        (Act::Open, vec![closed(other), settled(other, 1), opened()], "landed", "among other deeds"),
+        (Act::Open, vec![], "dropped", "mined, and the reserve says nothing"),
+        (
+            Act::Open,
+            vec![Deed::Opened { channel: other, nonce_hash: nonce_hash(), deposit: DEPOSIT }],
+            "dropped",
+            "another channel",
+        ),
+        (
+            Act::Open,
+            vec![Deed::Opened { channel: id(), nonce_hash: other, deposit: DEPOSIT }],
+            "dropped",
+            "another opening",
+        ),
+        (
+            Act::Open,
+            vec![Deed::Opened { channel: id(), nonce_hash: nonce_hash(), deposit: DEPOSIT - 1 }],
+            "dropped",
+            "less locked",
+        ),
+        (
+            Act::Open,
+            vec![Deed::Opened { channel: id(), nonce_hash: nonce_hash(), deposit: DEPOSIT + 1 }],
+            "dropped",
+            "more locked",
+        ),
+        (Act::Open, vec![topped(id())], "dropped", "a top-up is no opening"),
+        (TOP_UP, vec![topped(id())], "landed", "topped up"),
+        (TOP_UP, vec![topped(other)], "dropped", "another channel"),
+        (TOP_UP, vec![opened()], "dropped", "an opening is no top-up"),
+        (SETTLE, vec![settled(id(), 30)], "landed", "settled"),
+        (SETTLE, vec![settled(id(), 31)], "landed", "and more is out by another one of ours"),
+        (SETTLE, vec![settled(id(), 29)], "dropped", "less than the voucher"),
+        (SETTLE, vec![settled(other, 30)], "dropped", "another channel"),
+        (SETTLE, vec![closed(id())], "dropped", "a close is no settlement"),
+        (CLOSE, vec![closed(id())], "landed", "closed"),
+        (CLOSE, vec![settled(id(), 30), closed(id())], "landed", "closed with the last payment"),
+        (CLOSE, vec![closed(other)], "dropped", "another channel"),
+        (CLOSE, vec![settled(id(), 30)], "dropped", "a settlement is no close"),
+    ] {
+        for (success, want) in [(true, want), (false, "dropped")] {
+            let mined = Mined { success, ..done(deeds.clone()) };
+            for (states, judged) in [
+                (at(BLOCK), want),
+                (at(BLOCK + 1), want),
+                // The node we asked does not have the block yet: its word about the channel is older than what happened.
+                (at(BLOCK - 1), if want == "landed" { "unknown" } else { want }),
+                (Err(DOWN), if want == "landed" { "unknown" } else { want }),
+                (Ok(vec![]), if want == "landed" { "unknown" } else { want }),
+            ] {
+                let chain =
+                    Arc::new(scripted(vec![Sent::Accepted], vec![Ok(Some(mined.clone()))], vec![states.clone()]));
+                let escrow = escrow(chain.clone(), judged);
+                let told = escrow.submit(&channel(), &intent(act.clone())).await;
+                assert_eq!(kind(&told), judged, "{why}, success {success}, states {states:?}");
+                let looked = escrow.look(&channel(), &intent(act.clone())).await;
+                assert_eq!(kind(&looked), judged, "a later look: {why}, success {success}, states {states:?}");
+                assert_eq!(*chain.sends.lock().unwrap(), 1, "{why}: what is mined is not sent again");
+                if let Outcome::Landed { mined, view } = told {
+                    let want = (format!("{:#x}", B256::repeat_byte(5)), states.unwrap()[0]);
+                    assert_eq!((mined, view), want, "{why}: with the chain's word after it");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_dropped_without_evidence_and_nothing_is_believed_that_was_not_seen() {
+    let absent = || Ok(None);
+    let landed = || Ok(Some(done(vec![opened()])));
+    let reverted = || Ok(Some(Mined { success: false, ..done(vec![]) }));
+    let refused = |why| Sent::Rejected(why);
+    for (sent, seen, want, why) in [
+        (vec![Sent::Accepted], vec![landed()], "landed", "taken and mined"),
+        (vec![Sent::Accepted], vec![absent(), absent(), landed()], "landed", "mined after a while"),
+        (vec![Sent::Accepted], vec![Err(DOWN), Err(DOWN), landed()], "landed", "the node was away for a moment"),
+        (vec![Sent::Accepted], vec![absent()], "unknown", "taken, never seen"),
+        (vec![Sent::Accepted], vec![Err(DOWN)], "unknown", "taken, and nobody to ask"),
+        (vec![Sent::Accepted], vec![reverted()], "dropped", "reverted"),
+        (vec![LOST], vec![absent()], "unknown", "nobody knows whether it was taken"),
+        (vec![LOST], vec![Err(DOWN)], "unknown", "nothing answers"),
+        (vec![LOST], vec![landed()], "landed", "its answer was lost, it was mined"),
+        (vec![LOST, Sent::Accepted], vec![absent(), landed()], "landed", "handed in again"),
+        (vec![LOST, refused(Rejection::Funds)], vec![absent()], "unknown", "refused after the first was lost"),
+        (vec![LOST, refused(Rejection::Invalid)], vec![absent()], "unknown", "the same"),
+        (vec![refused(Rejection::Funds)], vec![absent()], "dropped", "its sender cannot pay"),
+        (vec![refused(Rejection::Funds)], vec![Err(DOWN)], "unknown", "refused, and the receipt was not looked at"),
+        (vec![refused(Rejection::Invalid)], vec![absent()], "dropped", "no node will take it"),
+        (vec![refused(Rejection::Invalid)], vec![landed()], "landed", "refused because it is mined already"),
+        (vec![refused(Rejection::Nonce)], vec![absent()], "dropped", "its nonce was used by another one, long enough"),
+        (vec![refused(Rejection::Nonce)], vec![absent(), landed()], "landed", "its nonce was used by this very one"),
+        (vec![refused(Rejection::Nonce)], vec![Err(DOWN)], "unknown", "its nonce is used; by whom was not seen"),
+    ] {
+        let chain = Arc::new(scripted(sent, seen, vec![at(BLOCK)]));
+        let told = escrow(chain, want).submit(&channel(), &intent(Act::Open)).await;
+        assert_eq!(kind(&told), want, "{why}: {told:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_is_behind_the_one_that_mined_it_is_asked_until_it_is_not() {
+    let seen = vec![Ok(Some(done(vec![opened()])))];
+    let states = vec![at(BLOCK - 2), Err(DOWN), at(BLOCK - 1), at(BLOCK)];
+    let chain = Arc::new(scripted(vec![Sent::Accepted], seen, states));
+    let told = escrow(chain.clone(), "landed").submit(&channel(), &intent(Act::Open)).await;
+    assert_eq!(kind(&told), "landed", "the payer, who has locked his money, is not sent away: {told:?}");
+    assert_eq!(*chain.sends.lock().unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_later_look_sends_again_while_it_can_land_and_gives_up_only_by_the_chains_clock() {
+    let absent = || Ok(None);
+    let landed = || Ok(Some(done(vec![opened()])));
+    for (head, sent, seen, want, sends, why) in [
+        (Ok(99), LOST, vec![landed()], "landed", 0, "it landed meanwhile"),
+        (Ok(10_000), LOST, vec![landed()], "landed", 0, "asked long after"),
+        (Ok(99), Sent::Accepted, vec![absent(), landed()], "landed", 1, "sent again and mined at once"),
+        (Ok(99), Sent::Accepted, vec![absent()], "unknown", 1, "sent again, not seen yet"),
+        (Ok(99), LOST, vec![absent()], "unknown", 1, "sent again, nobody knows"),
+        (
+            Ok(99),
+            Sent::Rejected(Rejection::Invalid),
+            vec![absent()],
+            "unknown",
+            1,
+            "refused: perhaps because it landed",
+        ),
+        (Ok(100), Sent::Accepted, vec![absent()], "unknown", 0, "its time is over, perhaps in a block not seen"),
+        (Ok(130), Sent::Accepted, vec![absent()], "unknown", 0, "at the edge of the doubt"),
+        (Ok(131), Sent::Accepted, vec![absent()], "dropped", 0, "over for sure"),
+        (Ok(131), Sent::Accepted, vec![Err(DOWN)], "unknown", 0, "no look, no verdict"),
+        (Err(DOWN), Sent::Accepted, vec![absent()], "unknown", 0, "no clock, no verdict"),
+        (Err(DOWN), Sent::Accepted, vec![landed()], "unknown", 0, "a node that cannot tell its head is asked again"),
+    ] {
+        let chain = Arc::new(Scripted { head, ..scripted(vec![sent], seen, vec![at(BLOCK)]) });
+        let told = escrow(chain.clone(), want).look(&channel(), &intent(Act::Open)).await;
+        assert_eq!((kind(&told), *chain.sends.lock().unwrap()), (want, sends), "{why}: {told:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_read_is_kept_as_it_is() {
+    let good = intent(Act::Open);
+    let broken = Channel { id: ChannelId("0xnone".to_owned()), ..channel() };
+    for (channel, intent, why) in [
+        (channel(), Intent { tx: "0x12".to_owned(), ..good.clone() }, "no hash"),
+        (channel(), Intent { raw: "0x7".to_owned(), ..good.clone() }, "no bytes"),
+        (broken, good, "no channel id"),
+    ] {
+        let chain = Arc::new(Scripted {
+            head: Ok(10_000),
+            ..scripted(vec![Sent::Rejected(Rejection::Funds)], vec![Ok(Some(done(vec![opened()])))], vec![at(BLOCK)])
+        });
+        let escrow = escrow(chain, "unknown");
+        assert_eq!(escrow.submit(&channel, &intent).await, Outcome::Unknown, "{why}");
+        assert_eq!(escrow.look(&channel, &intent).await, Outcome::Unknown, "{why}");
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_never_answers_costs_no_more_than_our_patience() {
+    struct Silent;
+    #[async_trait]
+    impl Chain for Silent {
+        async fn head(&self) -> Result<Head, Unreachable> {
+            std::future::pending().await
+        }
+        async fn inclusion(&self, _: B256) -> Result<Inclusion, Unreachable> {
+            std::future::pending().await
+        }
+        async fn send(&self, _: &[u8]) -> Sent {
+            std::future::pending().await
+        }
+    }
+    #[async_trait]
+    impl Reserve for Silent {
+        async fn states(&self, _: &[B256]) -> Result<Vec<View>, Unreachable> {
+            std::future::pending().await
+        }
+        async fn close_requests(&self, _: Address, _: u64, _: u64) -> Result<Vec<B256>, Unreachable> {
+            std::future::pending().await
+        }
+        async fn mined(&self, _: B256) -> Result<Option<Mined>, Unreachable> {
+            std::future::pending().await
+        }
+        async fn gas_price(&self) -> Result<GasPrice, Unreachable> {
+            std::future::pending().await
+        }
+        async fn gas(&self, _: Address, _: &[u8]) -> Result<Option<u64>, Unreachable> {
+            std::future::pending().await
+        }
+    }
+    let escrow = escrow(Arc::new(Silent), "unknown");
+    let both = async {
+        let (channel, intent) = (channel(), intent(Act::Open));
+        (escrow.submit(&channel, &intent).await, escrow.look(&channel, &intent).await)
+    };
+    let got = tokio::time::timeout(Duration::from_secs(10), both).await.expect("it ends by itself");
+    assert_eq!(got, (Outcome::Unknown, Outcome::Unknown));
+}

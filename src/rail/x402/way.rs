@@ -1,0 +1,533 @@
+//! `exact` and `upto` as ways to pay: offers under our MAC, payments recognised by them, money taken through a facilitator and, where
+//! a node is configured, looked for on the chain itself.
+//!
+//! What a facilitator says is believed up to an amount that the operator sets. When it does not say what became of a payment, the chain
+//! is asked; without a chain the same payment is handed in again, and once that can no longer tell, it is nobody's
+//! ([`Collected::Unprovable`]): refused, and never asked for a second time.
+
+use super::evidence::{Evidence, Movement, Trace};
+use super::facilitator::{Call, Expects, Facilitator, Kind, Settlement, Support, Verdict};
+use super::offer::{self, Bound, Stamp};
+use super::shown;
+use super::signed::{self, Signed, Wanted};
+use super::wire::{self, Entry, OFFER, Payment, Resource, Scheme, Settled, Version};
+use crate::claim::{Claim, Standing, Terms};
+use crate::clock::UnixSeconds;
+use crate::ids::{PublicModel, RailId};
+use crate::journal::Receipt;
+use crate::money::{Atoms, Usd};
+use crate::network::{Asset, Family, Network};
+use crate::rail::ring::KeyRing;
+use crate::rail::{Ask, Collected, Offer, Proof, Rail, Recognised, Shown, Vouched, Way, When};
+use crate::refusal::Refusal;
+use async_trait::async_trait;
+use http::{HeaderName, HeaderValue};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Seconds an offer lives.
+const OFFER_SECONDS: u64 = 300;
+/// Seconds a signature must outlive the moment it is looked at, so that there is time to hand it in; facilitators want 6.
+const MARGIN_SECONDS: u64 = 15;
+/// What a signature should outlive the request by.
+const AFTER_SECONDS: u64 = 60;
+/// How long a Solana transaction can land after it was signed: the life of its blockhash, with room.
+const SOLANA_SECONDS: u64 = 180;
+/// How often a transaction that a facilitator names is looked for before the answer is left to the recovery.
+const LOOKS: u32 = 8;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
+/// The word in `extra` that names the model, for requests that name none.
+const MODEL: &str = "model";
+
+/// One section's terms for one scheme.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// `base/exact`.
+    pub id: RailId,
+    /// Its scheme.
+    pub scheme: Scheme,
+    /// Where.
+    pub network: Network,
+    /// In what.
+    pub asset: Asset,
+    /// To whom.
+    pub pay_to: String,
+    /// By Permit2 instead of EIP-3009; `upto` always is.
+    pub permit2: bool,
+    /// `exact`: taken before the request is served, not after its success.
+    pub first: bool,
+    /// Most that one request is authorized for (`upto`). Wallets refuse more than a dollar unless told otherwise.
+    pub ceiling: Usd,
+    /// Most that one payer may have promised and not paid.
+    pub exposure: Usd,
+    /// Above this the chain is asked whether a facilitator told the truth.
+    pub evidence_above: Usd,
+    /// Scheme, host and port of the gate, without a trailing slash.
+    pub public_url: String,
+}
+
+/// A way to pay by x402.
+pub struct X402 {
+    settings: Settings,
+    ring: Arc<KeyRing>,
+    facilitator: Arc<dyn Facilitator>,
+    evidence: Option<Arc<dyn Evidence>>,
+}
+
+/// What is kept of a payment until its outcome is known. Whoever holds it can hand the payment in: it never leaves the store.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    version: Version,
+    payload: Box<RawValue>,
+    requirements: Box<RawValue>,
+}
+
+impl X402 {
+    /// A way to pay through `facilitator`, with `evidence` of the chain where there is a node.
+    pub fn new(
+        settings: Settings,
+        ring: Arc<KeyRing>,
+        facilitator: Arc<dyn Facilitator>,
+        evidence: Option<Arc<dyn Evidence>>,
+    ) -> Self {
+        Self { settings, ring, facilitator, evidence }
+    }
+
+    fn kind(&self, version: Version) -> Kind {
+        Kind { version, scheme: self.settings.scheme, network: self.settings.network.clone() }
+    }
+
+    fn is_solana(&self) -> bool {
+        self.settings.network.family == Family::Solana
+    }
+
+    /// Whether some requests are paid for after their reply.
+    fn may_wait(&self) -> bool {
+        self.when(false) != When::First
+    }
+
+    /// The entry of `accepts` for these terms, without our offer in it.
+    fn entry(&self, terms: &Terms, lasts: u64, support: &Support, v1: bool) -> Entry {
+        let Settings { scheme, network, asset, pay_to, permit2, .. } = &self.settings;
+        let mut extra = serde_json::Map::new();
+        let mut say = |word: &str, text: &str| drop(extra.insert(word.to_owned(), Value::from(text)));
+        if !self.is_solana() {
+            say("name", &asset.name);
+            say("version", &asset.version);
+        }
+        if *permit2 {
+            say("assetTransferMethod", "permit2");
+        }
+        if *scheme == Scheme::Upto {
+            say("facilitatorAddress", support.facilitator_address.as_deref().unwrap_or(""));
+        }
+        if self.is_solana() {
+            say("feePayer", support.fee_payer.as_deref().unwrap_or(""));
+        }
+        say(MODEL, terms.model.as_str());
+        let max_timeout_seconds = match self.may_wait() {
+            true => lasts.saturating_add(OFFER_SECONDS).saturating_add(AFTER_SECONDS),
+            false => OFFER_SECONDS,
+        };
+        Entry {
+            scheme: *scheme,
+            network: network.clone(),
+            amount: terms.amount,
+            asset: asset.address.clone(),
+            pay_to: pay_to.clone(),
+            max_timeout_seconds,
+            extra,
+            v1,
+            sponsors_approval: *permit2 && support.sponsors_approval,
+        }
+    }
+
+    /// Whether clients of v1 may pay here: the scheme is the one they know, and so is the network, to them and to the facilitator.
+    fn takes_v1(&self) -> bool {
+        let Settings { scheme, network, permit2, .. } = &self.settings;
+        *scheme == Scheme::Exact
+            && !permit2
+            && network.v1().is_some()
+            && self.facilitator.support(&self.kind(Version::V1)).is_ok()
+    }
+
+    fn same_address(&self, a: &str, b: &str) -> bool {
+        if self.is_solana() { a == b } else { a.eq_ignore_ascii_case(b) }
+    }
+
+    fn resource_url(&self, terms: &Terms) -> String {
+        format!("{}{}", self.settings.public_url, terms.route)
+    }
+
+    /// How long the payment may still have to wait before it is handed in.
+    fn must_last(&self, lasts: u64) -> u64 {
+        if self.may_wait() { lasts.saturating_add(MARGIN_SECONDS) } else { MARGIN_SECONDS }
+    }
+
+    /// What a claim is to pay, as this rail's chain would show it.
+    fn movement(&self, amount: Atoms) -> Movement<'_> {
+        Movement { token: &self.settings.asset.address, to: &self.settings.pay_to, amount }
+    }
+
+    /// Hands the payment in once.
+    async fn settle(&self, kept: &Kept, signed: &Signed, amount: Atoms) -> Collected {
+        let Some(requirements) = asking(&kept.requirements, amount) else { return Collected::Unknown };
+        let payer = signed.payer();
+        let expects = Expects { network: &self.settings.network, payer: payer.as_deref(), amount };
+        let call = Call { version: kept.version, payload: &kept.payload, requirements: &requirements, expects };
+        match self.facilitator.settle(&call).await {
+            Settlement::Settled { transaction, .. } => self.believe(transaction, signed, amount).await,
+            Settlement::Failed { reason } if is_used(&reason) => match self.trace(signed, amount).await {
+                Trace::Moved { transaction } => Collected::Settled { transaction },
+                Trace::Gone => failed("it was used up for something else"),
+                // It says used, the chain says new or nothing at all.
+                Trace::Unused => Collected::Unknown,
+                Trace::Unknown if self.evidence.is_some() => Collected::Unknown,
+                Trace::Unknown => Collected::Unprovable,
+            },
+            Settlement::Failed { reason } => match self.is_dear(amount) {
+                // A facilitator that takes the money and says it did not would make its payer pay twice.
+                true => match self.trace(signed, amount).await {
+                    Trace::Moved { transaction } => Collected::Settled { transaction },
+                    _ => failed(&reason),
+                },
+                false => failed(&reason),
+            },
+            Settlement::Unknown { why } => {
+                tracing::warn!(rail = %self.settings.id, why, "a settlement's outcome is not known");
+                Collected::Unknown
+            }
+        }
+    }
+
+    fn is_dear(&self, amount: Atoms) -> bool {
+        self.evidence.is_some()
+            && amount.to_usd(self.settings.asset.decimals).is_none_or(|usd| usd > self.settings.evidence_above)
+    }
+
+    /// Takes a facilitator's word for a small amount, and the chain's for a larger one.
+    async fn believe(&self, transaction: String, signed: &Signed, amount: Atoms) -> Collected {
+        let Some(evidence) = self.evidence.as_ref().filter(|_| self.is_dear(amount)) else {
+            return Collected::Settled { transaction };
+        };
+        for _ in 0..LOOKS {
+            match evidence.shows(&transaction, signed, &self.movement(amount)).await {
+                Trace::Moved { transaction } => return Collected::Settled { transaction },
+                Trace::Gone | Trace::Unused => {
+                    tracing::error!(rail = %self.settings.id, transaction, "the facilitator names a transaction that does not pay");
+                    return match self.trace(signed, amount).await {
+                        Trace::Moved { transaction } => Collected::Settled { transaction },
+                        Trace::Gone => failed("it was used up for something else"),
+                        Trace::Unused | Trace::Unknown => Collected::Unknown,
+                    };
+                }
+                Trace::Unknown => tokio::time::sleep(BETWEEN_LOOKS).await,
+            }
+        }
+        Collected::Unknown
+    }
+
+    async fn trace(&self, signed: &Signed, amount: Atoms) -> Trace {
+        match &self.evidence {
+            Some(evidence) => evidence.trace(signed, &self.movement(amount)).await,
+            None => Trace::Unknown,
+        }
+    }
+}
+
+/// Words by which facilitators say that an authorization was used before.
+fn is_used(reason: &str) -> bool {
+    let reason = reason.to_ascii_lowercase();
+    ["nonce_already_used", "duplicate_settlement", "nonce_used", "authorization_used", "already_processed"]
+        .iter()
+        .any(|word| reason.contains(word))
+}
+
+fn failed(why: &str) -> Collected {
+    Collected::Failed { why: why.to_owned() }
+}
+
+/// The requirements with another amount.
+fn asking(requirements: &RawValue, amount: Atoms) -> Option<Box<RawValue>> {
+    let mut words: serde_json::Map<String, Value> = serde_json::from_str(requirements.get()).ok()?;
+    let word = if words.contains_key("maxAmountRequired") { "maxAmountRequired" } else { "amount" };
+    words.insert(word.to_owned(), Value::from(amount.to_string()));
+    serde_json::value::to_raw_value(&words).ok()
+}
+
+/// Which payment of this payer it is, as only he knows before it is on chain.
+fn secret_of(payment: &Payment, digest: &[u8; 32]) -> String {
+    let mut hash = Sha256::new();
+    match payment.accepted.as_ref().and_then(|a| a.extra.get(OFFER)).and_then(Value::as_str) {
+        Some(offer) => hash.update(offer.as_bytes()),
+        // v1 repeats nothing of ours: the body stands for it.
+        None => hash.update(digest),
+    }
+    hash.update(payment.signed.signature());
+    format!("v{}:{}", u8::from(payment.version), hex::encode(hash.finalize()))
+}
+
+impl Way for X402 {
+    fn id(&self) -> &RailId {
+        &self.settings.id
+    }
+
+    fn range(&self) -> (&'static str, &'static str) {
+        match self.settings.scheme {
+            Scheme::Exact => ("x402", "exact"),
+            Scheme::Upto => ("x402", "upto"),
+        }
+    }
+
+    fn currency(&self) -> &str {
+        &self.settings.asset.address
+    }
+
+    fn decimals(&self) -> u8 {
+        self.settings.asset.decimals
+    }
+
+    fn facts(&self) -> (String, String) {
+        let Settings { id, network, asset, pay_to, .. } = &self.settings;
+        (id.to_string(), format!("{pay_to} in {} on {network}", asset.address))
+    }
+
+    fn standing(&self) -> Result<(), String> {
+        let support = self.facilitator.support(&self.kind(Version::V2))?;
+        match (self.settings.scheme, self.is_solana()) {
+            (Scheme::Upto, _) if support.facilitator_address.is_none() => {
+                Err("the facilitator does not say by which address it settles".to_owned())
+            }
+            (_, true) if support.fee_payer.is_none() => Err("the facilitator does not say who pays the fee".to_owned()),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl Rail for X402 {
+    fn offer(&self, ask: &Ask<'_>, now: UnixSeconds) -> Result<Offer, Refusal> {
+        let defect = || Refusal::Internal { place: "x402: offer" };
+        let none = |why| Refusal::NoOffer { retry_after_seconds: 5, why };
+        let support = self.facilitator.support(&self.kind(Version::V2)).map_err(none)?;
+        let mut entry = self.entry(ask.terms, ask.lasts, &support, self.takes_v1());
+        let Terms { route, model, generation, price, .. } = ask.terms;
+        let stamp = Stamp {
+            generation: generation.clone(),
+            expires: now.plus(OFFER_SECONDS),
+            price: *price,
+            digest: ask.digest,
+        };
+        let bound = Bound { rail: &self.settings.id, route, model, entry: &entry };
+        let text = offer::seal(&self.ring, &stamp, &bound).ok_or_else(defect)?;
+        entry.extra.insert(OFFER.to_owned(), Value::from(text));
+        let (protocol, scheme) = self.range();
+        Ok(Offer {
+            rail: self.settings.id.clone(),
+            range: (protocol.to_owned(), scheme.to_owned()),
+            headers: Vec::new(),
+            challenge_id: None,
+            entry: Some(Box::new(entry)),
+        })
+    }
+
+    fn recognise(&self, shown: &Shown, live: &Ask<'_>) -> Result<Option<Recognised>, Refusal> {
+        let Shown::X402(payment) = shown else { return Ok(None) };
+        if (payment.scheme, &payment.network) != (self.settings.scheme, &self.settings.network) {
+            return Ok(None);
+        }
+        let support = self.facilitator.support(&self.kind(Version::V2)).unwrap_or_default();
+        let mut terms = live.terms.clone();
+        let mut entry = self.entry(&terms, live.lasts, &support, true);
+        let (digest, expires) = match &payment.accepted {
+            Some(accepted) => {
+                let permit2 = matches!(payment.signed, Signed::Permit2(_));
+                if !self.same_address(&accepted.asset, &entry.asset)
+                    || !self.same_address(&accepted.pay_to, &entry.pay_to)
+                    || permit2 != self.settings.permit2
+                {
+                    return Ok(None);
+                }
+                entry.amount = accepted.amount;
+                entry.max_timeout_seconds = accepted.max_timeout_seconds;
+                let entry = entry.repeated(accepted);
+                let text = accepted.extra.get(OFFER).and_then(Value::as_str).unwrap_or("");
+                let Terms { route, model, .. } = live.terms;
+                let bound = Bound { rail: &self.settings.id, route, model, entry: &entry };
+                let not_ours = Refusal::InvalidChallenge { why: "its offer was not made here for this request" };
+                let stamp = offer::open(&self.ring, text, &bound).ok_or(not_ours)?;
+                terms.amount = accepted.amount;
+                terms.price = stamp.price;
+                terms.generation = stamp.generation;
+                (Some(stamp.digest), stamp.expires)
+            }
+            None => {
+                let (Signed::Eip3009(_) | Signed::Solana(_)) = payment.signed else { return Ok(None) };
+                if self.settings.permit2 {
+                    return Ok(None);
+                }
+                let amount = payment.signed.amount().unwrap_or(terms.amount);
+                if amount != terms.amount {
+                    terms.amount = amount;
+                    terms.generation = "".into();
+                }
+                entry.amount = amount;
+                (None, UnixSeconds(u64::MAX))
+            }
+        };
+        Ok(Some(Recognised {
+            key: payment.signed.key(&self.settings.network, &self.settings.asset.address),
+            challenge_id: secret_of(payment, &live.digest),
+            reference: payment.signed.reference(),
+            terms,
+            digest,
+            expires,
+            resend: None,
+            is_public: true,
+        }))
+    }
+
+    fn offered(&self, shown: &Shown, _path: &str) -> Option<PublicModel> {
+        let Shown::X402(payment) = shown else { return None };
+        let model = payment.accepted.as_ref()?.extra.get(MODEL)?.as_str()?;
+        Some(PublicModel::from(model))
+    }
+
+    async fn check(
+        &self,
+        shown: &Shown,
+        mut recognised: Recognised,
+        ask: &Ask<'_>,
+        now: UnixSeconds,
+    ) -> Result<Proof, Refusal> {
+        let Shown::X402(payment) = shown else { return Err(Refusal::MalformedCredential) };
+        if now >= recognised.expires {
+            return Err(Refusal::OfferExpired);
+        }
+        if recognised.digest.is_some_and(|digest| digest != ask.digest) {
+            return Err(Refusal::InvalidChallenge { why: "its offer was made for another body" });
+        }
+        if payment.version == Version::V1 && !self.takes_v1() {
+            return Err(Refusal::InvalidChallenge { why: "it is not offered to v1 clients" });
+        }
+        let unchecked = |_| Refusal::PaymentUnchecked { retry_after_seconds: 5 };
+        let support = self.facilitator.support(&self.kind(payment.version)).map_err(unchecked)?;
+        let entry = self.entry(ask.terms, ask.lasts, &support, true);
+        wire::matches(payment, &entry).map_err(|why| Refusal::InvalidChallenge { why })?;
+        let mut facilitators = support.signers.clone();
+        facilitators.extend(support.facilitator_address.clone());
+        let wanted = Wanted {
+            network: &self.settings.network,
+            asset: &self.settings.asset,
+            pay_to: &self.settings.pay_to,
+            amount: ask.terms.amount,
+            scheme: self.settings.scheme,
+            permit2: self.settings.permit2,
+            facilitators: &facilitators,
+            fee_payer: support.fee_payer.as_deref(),
+            memo: None,
+            now,
+            lasts: self.must_last(ask.lasts),
+        };
+        signed::check(&payment.signed, &wanted).map_err(|why| Refusal::PaymentInvalid { why })?;
+        let entry = match &payment.accepted {
+            Some(accepted) => entry.repeated(accepted),
+            None => entry,
+        };
+        let url = self.resource_url(ask.terms);
+        let resource = Resource { url: &url, description: "", mime_type: "application/json" };
+        let requirements = wire::requirements(&entry, payment.version, &resource)
+            .ok_or(Refusal::Internal { place: "x402: requirements" })?;
+        let kept = Kept { version: payment.version, payload: payment.raw.clone(), requirements };
+        recognised.resend = serde_json::to_string(&kept).ok();
+        let collect_until = payment.signed.until().unwrap_or(now.plus(SOLANA_SECONDS));
+        Ok(Proof { payer: payment.signed.payer(), recognised, collect_until })
+    }
+
+    fn when(&self, streams: bool) -> When {
+        let Settings { scheme, first, ceiling, exposure, .. } = self.settings;
+        match scheme {
+            Scheme::Upto => When::After { most: Some(ceiling), exposure },
+            // A stream cannot be taken back, and a Solana transaction does not wait.
+            Scheme::Exact if first || streams || self.is_solana() => When::First,
+            Scheme::Exact => When::After { most: None, exposure },
+        }
+    }
+
+    async fn collect(&self, shown: &Shown, proof: &Proof) -> Collected {
+        let Shown::X402(payment) = shown else { return Collected::Unknown };
+        let Some(kept) = proof.recognised.resend.as_deref().and_then(kept) else { return Collected::Unknown };
+        self.settle(&kept, &payment.signed, proof.recognised.terms.amount).await
+    }
+
+    async fn vouch(&self, claim: &Claim) -> Vouched {
+        let lost = || Vouched::Unknown { why: "its record cannot be read".to_owned() };
+        let Some(kept) = claim.resend.as_deref().and_then(kept) else { return lost() };
+        let expects =
+            Expects { network: &self.settings.network, payer: claim.payer.as_deref(), amount: claim.terms.amount };
+        let call = Call { version: kept.version, payload: &kept.payload, requirements: &kept.requirements, expects };
+        match self.facilitator.verify(&call).await {
+            Verdict::Valid { .. } => Vouched::Good,
+            Verdict::Invalid { reason } => Vouched::Bad { why: reason },
+            Verdict::Unknown { why } => Vouched::Unknown { why },
+        }
+    }
+
+    async fn take(&self, claim: &Claim, _now: UnixSeconds) -> Collected {
+        let Standing::Taking { amount, .. } = claim.standing else { return Collected::Unknown };
+        match claim.resend.as_deref().and_then(kept).and_then(|kept| Some((shown::again(&kept.payload)?, kept))) {
+            Some((signed, kept)) => self.settle(&kept, &signed, amount).await,
+            None => Collected::Unknown,
+        }
+    }
+
+    /// It was handed in at least once, and nobody knows what came of it.
+    async fn look(&self, claim: &Claim, now: UnixSeconds) -> Collected {
+        let Some(kept) = claim.resend.as_deref().and_then(kept) else { return Collected::Unknown };
+        let Some(signed) = shown::again(&kept.payload) else { return Collected::Unknown };
+        let amount = match claim.standing {
+            Standing::Taking { amount, .. } => amount,
+            _ => claim.terms.amount,
+        };
+        // Clocks of chains run apart from ours.
+        let is_late = now > claim.collect_until.plus(AFTER_SECONDS);
+        match self.trace(&signed, amount).await {
+            Trace::Moved { transaction } => return Collected::Settled { transaction },
+            Trace::Gone => return failed("it was used up for something else"),
+            Trace::Unused if is_late => return failed("it ran out before it was taken"),
+            Trace::Unknown if self.evidence.is_some() => return Collected::Unknown,
+            Trace::Unused | Trace::Unknown => {}
+        }
+        match self.settle(&kept, &signed, amount).await {
+            // An earlier attempt may have landed: a "no" now says nothing about then, unless the chain just said that it is unused.
+            Collected::Failed { why } => match (self.trace(&signed, amount).await, is_late) {
+                (Trace::Moved { transaction }, _) => Collected::Settled { transaction },
+                (Trace::Unused, true) | (Trace::Gone, _) => failed(&why),
+                (Trace::Unknown, true) if self.evidence.is_none() => Collected::Unprovable,
+                _ => Collected::Unknown,
+            },
+            other => other,
+        }
+    }
+
+    fn receipt(&self, claim: &Claim, receipt: &Receipt) -> Vec<(HeaderName, HeaderValue)> {
+        let version = if claim.challenge_id.starts_with("v1:") { Version::V1 } else { Version::V2 };
+        let told = Settled {
+            success: true,
+            transaction: receipt.transaction.as_deref().unwrap_or(""),
+            network: &self.settings.network,
+            payer: claim.payer.as_deref(),
+            amount: Some(receipt.charged),
+            error_reason: None,
+        };
+        wire::settled(version, &told).into_iter().collect()
+    }
+}
+
+fn kept(text: &str) -> Option<Kept> {
+    serde_json::from_str(text).ok()
+}

@@ -1,0 +1,75 @@
+//! What is known of the connection. One that was lost leads to a Redis that may have been started again with other settings, so
+//! after a loss nothing is asked of it until the watch has looked.
+
+use super::said;
+use crate::store::StoreError;
+use arc_swap::ArcSwap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::Notify;
+
+/// Shared by the watch and by whoever asks Redis anything.
+pub(super) struct Link {
+    standing: ArcSwap<Result<(), StoreError>>,
+    /// Answers that were lost, ever.
+    losses: AtomicU64,
+    /// How many had been when Redis was last found safe.
+    seen: AtomicU64,
+    wake: Notify,
+}
+
+impl Default for Link {
+    fn default() -> Self {
+        let standing = ArcSwap::from_pointee(Ok(()));
+        Self { standing, losses: AtomicU64::new(0), seen: AtomicU64::new(0), wake: Notify::new() }
+    }
+}
+
+impl Link {
+    /// Whether anything may be offered.
+    pub fn standing(&self) -> Result<(), StoreError> {
+        self.standing.load().as_ref().clone()
+    }
+
+    /// Whether Redis was looked at since the last loss.
+    pub fn is_seen(&self) -> bool {
+        self.seen.load(Ordering::SeqCst) == self.losses.load(Ordering::SeqCst)
+    }
+
+    /// Answers lost so far.
+    pub fn losses(&self) -> u64 {
+        self.losses.load(Ordering::SeqCst)
+    }
+
+    /// Waits for a loss.
+    pub async fn lost(&self) {
+        self.wake.notified().await;
+    }
+
+    /// It did not answer. Until it was looked at again nothing is offered.
+    pub fn lose(&self, error: &redis::RedisError) -> StoreError {
+        self.losses.fetch_add(1, Ordering::SeqCst);
+        let error = StoreError(format!("Redis does not answer: {}", said(error)));
+        if self.standing.load().is_ok() {
+            tracing::error!(%error, "paid traffic is refused");
+        }
+        self.fail(error.clone());
+        self.wake.notify_one();
+        error
+    }
+
+    /// Nothing is offered any more.
+    pub fn fail(&self, error: StoreError) {
+        self.standing.store(Arc::new(Err(error)));
+    }
+
+    /// It was found safe after so many losses. One that came meanwhile asks for another look.
+    pub fn is_well_since(&self, losses: u64) {
+        self.seen.store(losses, Ordering::SeqCst);
+        self.standing.store(Arc::new(Ok(())));
+        if !self.is_seen() {
+            self.fail(StoreError("Redis does not answer".to_owned()));
+            self.wake.notify_one();
+        }
+    }
+}
