@@ -257,6 +257,7 @@ async fn a_payment_moves_the_token_on_a_real_solana_runtime_and_its_buyer_needs_
     for (client, flags) in [
         (Client::Fetch, &[][..]),
         (Client::Fetch, &[("stream", "true")][..]),
+        (Client::Legacy, &[][..]),
         (Client::OpenAi, &[][..]),
         (Client::Httpx, &[][..]),
     ] {
@@ -271,7 +272,10 @@ async fn a_payment_moves_the_token_on_a_real_solana_runtime_and_its_buyer_needs_
         assert!(svm.lamports(&svm.fee_payer()).await < fees, "{said}");
         assert_eq!(svm.lamports(&buyer.address).await, 0, "{said}");
         // The receipt names a transaction that the chain knows.
-        let signature = got["headers"]["payment_response"]["transaction"].clone();
+        let v1 = client == Client::Legacy;
+        let receipt = &got["headers"][if v1 { "x_payment_response" } else { "payment_response" }];
+        assert_eq!(receipt["network"], if v1 { "solana-devnet".into() } else { svm.network() }, "{said}");
+        let signature = receipt["transaction"].clone();
         let known = svm.rpc("getSignatureStatuses", json!([[signature]])).await;
         assert_eq!(known["value"][0]["err"], Value::Null, "{said}");
         assert_eq!(known["value"][0]["confirmationStatus"], "finalized", "{said}");
@@ -291,6 +295,8 @@ async fn a_solana_payment_moves_the_token_once_and_one_that_has_grown_old_never(
 
     let buyer = svm.buyer(10_000).await;
     let got = Client::Fetch.pay_svm(&svm, &buyer, &seller.url(), &[]).await;
+    assert_eq!(got["headers"]["payment_response"]["payer"], buyer.address, "{got:#}");
+    assert_eq!(common::facilitator::FEE_PAYER, svm.fee_payer());
     let payment = &got["calls"][1]["payment"];
     let asked = &payment["accepted"];
     assert_eq!(svm.usdc(&buyer.address).await, 10_000);

@@ -1,5 +1,5 @@
 // The published facilitator over a local chain: v2 `exact` and `upto`, v1 `exact`, EIP-2612 gas sponsoring; with `--svm`, `exact`
-// on Solana too. Prints one line, `{"url": …}`. `GET /calls` counts what it was asked.
+// of both versions on Solana too. Prints one line, `{"url": …}`. `GET /calls` counts what it was asked.
 //   --rpc URL --chain 84532 --key 0x… [--svm URL --svm_key HEX]
 import { createServer } from 'node:http'
 import { x402Facilitator } from '@x402/core/facilitator'
@@ -31,10 +31,12 @@ if (o.rpc) {
 }
 if (o.svm) {
   const { ExactSvmScheme } = await import('@x402/svm/exact/facilitator')
+  const { ExactSvmSchemeV1 } = await import('@x402/svm/exact/v1/facilitator')
   const { toFacilitatorSvmSigner } = await import('@x402/svm')
   const { createKeyPairSignerFromPrivateKeyBytes } = await import('@solana/kit')
   const payer = await createKeyPairSignerFromPrivateKeyBytes(Buffer.from(o.svm_key, 'hex'))
-  facilitator.register('solana:EtWTRABZaYq6iMfeYKouRu166VU2xqa1', new ExactSvmScheme(toFacilitatorSvmSigner(payer, { defaultRpcUrl: o.svm })))
+  const signer = toFacilitatorSvmSigner(payer, { defaultRpcUrl: o.svm })
+  facilitator.register('solana:EtWTRABZaYq6iMfeYKouRu166VU2xqa1', new ExactSvmScheme(signer)).registerV1('solana-devnet', new ExactSvmSchemeV1(signer))
 }
 
 const calls = { supported: 0, verify: 0, settle: 0 }

@@ -4,14 +4,19 @@
 import { chatBody, errorLine, interesting, once, options, readSse } from '../clients/lib.mjs'
 import { wallet } from './wallet.mjs'
 
-async function legacy({ rpc, key, chain = 84532 }) {
+async function legacy({ rpc, key, chain = 84532, svm_rpc, svm_key }) {
   const { wrapFetchWithPayment } = await import('x402-fetch')
   const { createWalletClient, http } = await import('viem')
   const { privateKeyToAccount } = await import('viem/accounts')
   const { evmChain } = await import('./chains.mjs')
   const { recorder } = await import('./wallet.mjs')
-  const account = privateKeyToAccount(key)
   const record = recorder()
+  if (svm_rpc) {
+    const { createKeyPairSignerFromPrivateKeyBytes } = await import('@solana/kit')
+    const signer = await createKeyPairSignerFromPrivateKeyBytes(Buffer.from(svm_key, 'hex'))
+    return { fetch: wrapFetchWithPayment(record.fetch, signer, undefined, undefined, { svmConfig: { rpcUrl: svm_rpc } }), calls: record.calls, payers: { svm: signer.address } }
+  }
+  const account = privateKeyToAccount(key)
   const signer = createWalletClient({ account, chain: evmChain(chain), transport: http(rpc) })
   return { fetch: wrapFetchWithPayment(record.fetch, signer), calls: record.calls, payers: { evm: account.address } }
 }

@@ -11,6 +11,8 @@ const PRICE = '2000', CEILING = '50000', METERED = '1234'
 const DEVNET = 'solana:EtWTRABZaYq6iMfeYKouRu166VU2xqa1'
 const DEVNET_USDC = '4zMMC9srt5Ri5X14GAgXhaHii3GnPAEERYPJgZJDncDU'
 
+const V1 = { [DEVNET]: 'solana-devnet', ...Object.fromEntries(Object.entries(V1_NAMES).map(([id, name]) => [`eip155:${id}`, name])) }
+
 const o = options({ chain: '84532' })
 const { kinds } = await (await fetch(`${o.facilitator}/supported`)).json()
 const given = (network, scheme) => kinds.find((kind) => kind.x402Version === 2 && kind.network === network && kind.scheme === scheme)?.extra
@@ -32,16 +34,16 @@ const server = createServer(async (request, response) => {
   const parts = []
   for await (const part of request) parts.push(part)
   const url = `http://${request.headers.host}${request.url}`
-  const { extra, ...rest } = offers[0]
-  const v1 = V1_NAMES[o.chain] && { scheme: 'exact', network: V1_NAMES[o.chain], maxAmountRequired: PRICE, resource: url, description: '', mimeType: 'application/json', payTo: rest.payTo, maxTimeoutSeconds: rest.maxTimeoutSeconds, asset, extra }
+  const v1 = offers.filter((offer) => offer.scheme === 'exact' && !offer.extra?.assetTransferMethod && V1[offer.network])
+    .map(({ amount, ...rest }) => ({ ...rest, network: V1[rest.network], maxAmountRequired: amount, resource: url, description: '', mimeType: 'application/json' }))
   const unpaid = (error) => {
     response.writeHead(402, { 'content-type': 'application/json', 'PAYMENT-REQUIRED': b64({ x402Version: 2, error, resource: { url }, accepts: offers, extensions: declareEip2612GasSponsoringExtension() }) })
-    response.end(JSON.stringify({ x402Version: 1, error, accepts: v1 ? [v1] : [] }))
+    response.end(JSON.stringify({ x402Version: 1, error, accepts: v1 }))
   }
   const header = request.headers['payment-signature'] ?? request.headers['x-payment']
   if (!header) return unpaid('Payment required')
   const payment = JSON.parse(Buffer.from(header, 'base64').toString('utf8'))
-  const paymentRequirements = payment.x402Version === 1 ? v1 : offers.find((offer) => same(payment.accepted, offer))
+  const paymentRequirements = payment.x402Version === 1 ? v1.find((offer) => offer.network === payment.network) : offers.find((offer) => same(payment.accepted, offer))
   if (!paymentRequirements) return unpaid('No matching payment requirements')
   const body = { x402Version: payment.x402Version, paymentPayload: payment, paymentRequirements }
   const verdict = await ask('/verify', body)

@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -27,6 +28,9 @@ pub const VERIFY: &str = "/verify";
 pub const SETTLE: &str = "/settle";
 /// Whoever pays, when the payment does not say.
 pub const PAYER: &str = "0x857b06519E91e3A54538791bDbb0E22373e36b66";
+
+/// Pays the fees on Solana: the fee payer of [`super::SvmBed`], which a wallet asks for nothing.
+pub const FEE_PAYER: &str = "AKnL4NNf3DGWZJS6cPknBuEGnVsV4A4m5tgebLHaRSZ9";
 
 /// What one call gets.
 #[derive(Clone, Debug)]
@@ -268,8 +272,10 @@ pub fn supported(networks: &[&str]) -> Value {
     let mut kinds = Vec::new();
     for network in networks {
         if network.starts_with("solana:") {
-            let extra = json!({"feePayer": "EwWqGE4ZFKLofuestmU4LDdK7XM1N4ALgdZccwYugwGd"});
+            let extra = json!({"feePayer": FEE_PAYER});
             kinds.push(json!({"x402Version": 2, "scheme": "exact", "network": network, "extra": extra}));
+            let v1 = if network.ends_with("xqa1") { "solana-devnet" } else { "solana" };
+            kinds.push(json!({"x402Version": 1, "scheme": "exact", "network": v1, "extra": extra}));
             continue;
         }
         kinds.push(json!({"x402Version": 2, "scheme": "exact", "network": network}));
@@ -385,9 +391,11 @@ fn written(answer: Answer, call: &Call, script: &Mutex<Script>) -> Vec<u8> {
 fn yes(call: &Call, script: &Mutex<Script>) -> Value {
     let asked: Value = serde_json::from_slice(&call.body).unwrap_or(Value::Null);
     let payment = &asked["paymentPayload"]["payload"];
-    let payer = payment["authorization"]["from"].as_str().or(payment["permit2Authorization"]["from"].as_str());
-    let payer = payer.unwrap_or(PAYER);
+    let named = payment["authorization"]["from"].as_str().or(payment["permit2Authorization"]["from"].as_str());
+    let named = named.map(str::to_owned).or_else(|| solana_payer(payment["transaction"].as_str()?));
+    let payer = named.unwrap_or_else(|| PAYER.to_owned());
     let requirements = &asked["paymentRequirements"];
+    let solana = requirements["network"].as_str().is_some_and(|network| network.starts_with("solana"));
     let amount = requirements["amount"].as_str().or(requirements["maxAmountRequired"].as_str());
     let mut script = script.lock().unwrap();
     match call.path.as_str() {
@@ -395,7 +403,10 @@ fn yes(call: &Call, script: &Mutex<Script>) -> Value {
         VERIFY => json!({"isValid": true, "payer": payer}),
         SETTLE => {
             script.settled += 1;
-            let transaction = format!("0x{:064x}", script.settled);
+            let transaction = match solana {
+                true => bs58::encode([[7; 56].as_slice(), &script.settled.to_be_bytes()].concat()).into_string(),
+                false => format!("0x{:064x}", script.settled),
+            };
             json!({
                 "success": true, "transaction": transaction, "network": requirements["network"], "payer": payer,
                 "amount": amount,
@@ -403,6 +414,14 @@ fn yes(call: &Call, script: &Mutex<Script>) -> Value {
         }
         _ => Value::Null,
     }
+}
+
+/// Who signs beside the fee payer: the second account of a versioned transaction with two signatures.
+fn solana_payer(transaction: &str) -> Option<String> {
+    let wire = base64::engine::general_purpose::STANDARD.decode(transaction).ok()?;
+    let message = wire.get(1 + 64 * usize::from(*wire.first()?)..)?;
+    // Version, three counts, the number of accounts, the fee payer.
+    message.get(5 + 32..5 + 64).map(|account| bs58::encode(account).into_string())
 }
 
 /// One HTTP/1.1 request with a length, or without a body.
