@@ -67,7 +67,9 @@ async fn fleet(tokens: u64) -> Fleet {
     })
     .await;
     bed.backend.tune(|script| (script.tokens, script.per_token) = (tokens, Duration::from_millis(10)));
-    let second = Gate::start(kept.expect("options")).await;
+    // Its operator accepts what the first one's does not, and Redis never makes use of it.
+    let accepting = "kind = \"redis\"\naccept_data_loss = true";
+    let second = Gate::start(kept.expect("options").conf_edit("kind = \"redis\"", accepting)).await;
     Fleet { bed, second, _redis: redis }
 }
 
@@ -193,4 +195,35 @@ async fn what_a_gate_that_died_for_good_had_leased_is_ended_by_the_other() {
     };
     let came = 3 * INPUT + words(&text(&stream)) * OUTPUT;
     assert!(spent <= came + 80 * OUTPUT, "{spent} for {came} and a window");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_journals_of_two_gates_add_up_to_what_their_channel_was_closed_at() {
+    let mut fleet = fleet(30).await;
+    for (gate, accepts) in [(&fleet.bed.gate, false), (&fleet.second, true)] {
+        assert_eq!(gate.status().await["store"]["accept_data_loss"], json!(accepts), "what its operator accepts shows");
+        assert_eq!(gate.metric("pontage_store_unsafe", &[]).await, f64::from(u8::from(accepts)));
+    }
+    let (channel, _) = fleet.bed.channel(1_000_000, 0).await;
+    let mut sold = 0;
+    for listen in [fleet.bed.gate.listen, fleet.second.listen] {
+        let offer = fleet.bed.fresh().await;
+        let mut line = begin(listen, &channel.voucher_credential(&offer, 400_000), 30).await;
+        assert!(line.until(b"event: payment-receipt", SHORT).await, "{}", text(&line));
+        let _ = line.more(Duration::from_millis(300)).await;
+        sold += atoms(&final_receipt(&text(&line)).expect("a receipt")["charged"]);
+    }
+    assert_eq!(closed(&fleet, &channel, 400_000).await, sold);
+    fleet.bed.gate.stop().await;
+    fleet.second.stop().await;
+    let other = fleet.second.dir().join("var/pontage.redb");
+    let other = other.to_str().unwrap();
+    let (status, said, complaint) = fleet.bed.gate.verb(&["audit", "--store", "var/pontage.redb", "--store", other]);
+    assert!(status.success(), "{said}{complaint}");
+    let line = said.lines().find(|line| line.starts_with("channel ")).expect("the channel is listed");
+    assert!(line.contains(&format!(" {sold} atoms charged by 2 gates")), "{said}");
+    assert!(line.ends_with(&format!("closed at {sold}")), "{said}");
+    // Without the gate that opened the channel the books are not whole.
+    let (alone, said, _) = fleet.bed.gate.verb(&["audit", "--store", other, "--store", other]);
+    assert!(!alone.success() && said.contains("was opened 0 times"), "{said}");
 }

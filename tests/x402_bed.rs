@@ -5,12 +5,12 @@
 
 mod common;
 
-use alloy::primitives::B256;
+use alloy::primitives::{B256, U256};
 use std::time::Duration;
 
 use common::facilitator::{SETTLE, SUPPORTED, VERIFY};
-use common::x402::Calls;
-use common::{Answer, EvmBed, Facilitator, Scripted};
+use common::x402::{Calls, Client, Reference};
+use common::{Answer, EvmBed, Facilitator, Scripted, SvmBed};
 use serde_json::{Value, json};
 
 fn nonce(payment: &Value) -> B256 {
@@ -183,5 +183,148 @@ async fn no_answer_of_the_list_of_false_settlements_is_a_settlement() {
             && said["payer"] == "0xabc"
             && said["amount"] == "1000";
         assert!(!sound, "{why}: {said}");
+    }
+}
+
+/// Every client, what it is told to prefer, what it was charged, and which header carried the payment.
+const PAYING: [(Client, &[(&str, &str)], u128, &str); 14] = [
+    (Client::Fetch, &[], Reference::PRICE, "eip3009"),
+    (Client::Fetch, &[("stream", "true")], Reference::PRICE, "eip3009"),
+    (Client::Fetch, &[("transfer", "permit2"), ("scheme", "exact")], Reference::PRICE, "permit2"),
+    (Client::Fetch, &[("scheme", "upto")], Reference::METERED, "permit2"),
+    (Client::Legacy, &[], Reference::PRICE, "v1"),
+    (Client::Legacy, &[("stream", "true")], Reference::PRICE, "v1"),
+    (Client::OpenAi, &[], Reference::PRICE, "eip3009"),
+    (Client::OpenAi, &[("stream", "true"), ("scheme", "upto")], Reference::METERED, "permit2"),
+    (Client::Httpx, &[], Reference::PRICE, "eip3009"),
+    (Client::Httpx, &[("transfer", "permit2"), ("scheme", "exact")], Reference::PRICE, "permit2"),
+    (Client::Httpx, &[("scheme", "upto"), ("stream", "true")], Reference::METERED, "permit2"),
+    (Client::Requests, &[], Reference::PRICE, "eip3009"),
+    (Client::PyOpenAi, &[], Reference::PRICE, "eip3009"),
+    (Client::PyOpenAi, &[("stream", "true"), ("scheme", "upto")], Reference::METERED, "permit2"),
+];
+
+#[tokio::test]
+async fn every_published_client_pays_a_seller_that_is_not_the_gate() {
+    let bed = EvmBed::start().await;
+    let facilitator = Facilitator::ts(&bed).await;
+    let seller = Reference::start(&bed, &facilitator.url()).await;
+    for (client, flags, price, how) in PAYING {
+        let buyer = bed.buyer(100_000).await;
+        let address = buyer.address().to_string();
+        let before = bed.usdc(bed.payee()).await;
+        let got = client.pay(&bed, &buyer, &seller.url(), flags).await;
+        let said = format!("{client:?} {flags:?}: {got:#}");
+        assert_eq!(got["ok"], true, "{said}");
+        assert_eq!(got["status"], 200, "{said}");
+        match got["text"].as_str() {
+            Some(text) => assert_eq!(text, "tok0 tok1 tok2 tok3", "{said}"),
+            None => assert!(got["raw"].as_str().unwrap().contains("tok3"), "{said}"),
+        }
+        // What it charged is on the chain, in the receipt, and nowhere else.
+        assert_eq!(bed.usdc(bed.payee()).await - before, price, "{said}");
+        assert_eq!(bed.usdc(&address).await, 100_000 - price, "{said}");
+        let header = if how == "v1" { "x_payment_response" } else { "payment_response" };
+        assert_eq!(got["headers"][header]["success"], true, "{said}");
+        let payment = match got.get("payments") {
+            Some(payments) => payments[0].clone(),
+            None => got["calls"][1]["payment"].clone(),
+        };
+        assert_eq!(payment["x402Version"], if how == "v1" { 1 } else { 2 }, "{said}");
+        match payment["payload"]["permit2Authorization"]["nonce"].as_str() {
+            Some(nonce) => {
+                let nonce: U256 = nonce.parse().unwrap();
+                assert_eq!(how, "permit2", "{said}");
+                assert!(bed.permit2_nonce_used(&address, nonce).await, "{said}");
+                assert!(!bed.permit2_nonce_used(&address, nonce ^ U256::ONE).await, "{said}");
+            }
+            None => {
+                assert_ne!(how, "permit2", "{said}");
+                assert!(bed.authorization_state(&address, nonce(&payment)).await, "{said}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_payment_moves_the_token_on_a_real_solana_runtime_and_its_buyer_needs_no_sol() {
+    let (bed, svm) = (EvmBed::start().await, SvmBed::start().await);
+    let facilitator = Facilitator::ts_with(&bed, &svm).await;
+    let seller = Reference::start_with(&bed, &svm, &facilitator.url()).await;
+    let mut earned = 0;
+    for (client, flags) in [
+        (Client::Fetch, &[][..]),
+        (Client::Fetch, &[("stream", "true")][..]),
+        (Client::OpenAi, &[][..]),
+        (Client::Httpx, &[][..]),
+    ] {
+        let buyer = svm.buyer(10_000).await;
+        let fees = svm.lamports(&svm.fee_payer()).await;
+        let got = client.pay_svm(&svm, &buyer, &seller.url(), flags).await;
+        let said = format!("{client:?} {flags:?}: {got:#}");
+        assert_eq!(got["ok"], true, "{said}");
+        earned += Reference::PRICE;
+        assert_eq!(svm.usdc(&buyer.address).await, 10_000 - Reference::PRICE, "{said}");
+        assert_eq!(svm.usdc(&svm.payee()).await, earned, "{said}");
+        assert!(svm.lamports(&svm.fee_payer()).await < fees, "{said}");
+        assert_eq!(svm.lamports(&buyer.address).await, 0, "{said}");
+        // The receipt names a transaction that the chain knows.
+        let signature = got["headers"]["payment_response"]["transaction"].clone();
+        let known = svm.rpc("getSignatureStatuses", json!([[signature]])).await;
+        assert_eq!(known["value"][0]["err"], Value::Null, "{said}");
+        assert_eq!(known["value"][0]["confirmationStatus"], "finalized", "{said}");
+    }
+    assert_eq!(bed.usdc(bed.payee()).await, 0);
+}
+
+#[tokio::test]
+async fn a_solana_payment_moves_the_token_once_and_one_that_has_grown_old_never() {
+    let (bed, svm) = (EvmBed::start().await, SvmBed::start().await);
+    let (first, second) = (Facilitator::ts_with(&bed, &svm).await, Facilitator::ts_with(&bed, &svm).await);
+    // This one settles nothing, so what its buyers signed is still good.
+    let idle = Scripted::start(&[]).await;
+    let supported = first.supported().await;
+    idle.lists(|said| *said = supported);
+    let seller = Reference::start_with(&bed, &svm, &idle.url()).await;
+
+    let buyer = svm.buyer(10_000).await;
+    let got = Client::Fetch.pay_svm(&svm, &buyer, &seller.url(), &[]).await;
+    let payment = &got["calls"][1]["payment"];
+    let asked = &payment["accepted"];
+    assert_eq!(svm.usdc(&buyer.address).await, 10_000);
+    let settled = first.ask("settle", payment, asked).await;
+    assert_eq!(settled["success"], true, "{settled}");
+    for (why, facilitator) in [("it remembers", &first), ("it never saw it", &second)] {
+        let again = facilitator.ask("settle", payment, asked).await;
+        assert_eq!(again["success"], false, "{why}: {again}");
+    }
+    assert_eq!(svm.usdc(&svm.payee()).await, Reference::PRICE);
+
+    let got = Client::Fetch.pay_svm(&svm, &buyer, &seller.url(), &[]).await;
+    let payment = &got["calls"][1]["payment"];
+    let verdict = second.ask("verify", payment, asked).await;
+    assert_eq!(verdict["isValid"], true, "{verdict}");
+    svm.expire().await;
+    let late = second.ask("settle", payment, asked).await;
+    assert_eq!(late["success"], false, "{late}");
+    assert_eq!(svm.usdc(&svm.payee()).await, Reference::PRICE);
+}
+
+#[tokio::test]
+async fn a_buyer_who_let_permit2_in_needs_no_sponsoring_and_one_who_did_not_does() {
+    let bed = EvmBed::start().await;
+    let facilitator = Facilitator::ts(&bed).await;
+    let seller = Reference::start(&bed, &facilitator.url()).await;
+    for approved in [false, true] {
+        let buyer = bed.buyer(10_000).await;
+        let address = buyer.address().to_string();
+        if approved {
+            bed.approve_permit2(&address).await;
+        }
+        assert_eq!(bed.permit2_allowance(&address).await > U256::ZERO, approved);
+        let got = Client::Fetch.pay(&bed, &buyer, &seller.url(), &[("scheme", "exact"), ("transfer", "permit2")]).await;
+        assert_eq!(got["ok"], true, "{got:#}");
+        let info = &got["calls"][1]["payment"]["extensions"]["eip2612GasSponsoring"]["info"];
+        assert_eq!(info.get("signature").is_none(), approved, "{got:#}");
     }
 }

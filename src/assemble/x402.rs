@@ -52,6 +52,13 @@ fn facilitator(conf: &X402Conf) -> Result<Arc<dyn Facilitator>, String> {
     }
 }
 
+#[cfg(feature = "local-facilitator")]
+fn local(conf: &X402Conf) -> Result<Arc<dyn Facilitator>, String> {
+    use crate::rail::x402::local::{Local, Settings};
+    let FacilitatorConf::Local { rpc, key } = &conf.facilitator else { return Err("it is not local".to_owned()) };
+    Ok(Arc::new(Local::new(Settings { network: conf.network.clone(), rpc: rpc.read()?, key: key.read()? })?))
+}
+
 #[cfg(not(feature = "local-facilitator"))]
 fn local(_: &X402Conf) -> Result<Arc<dyn Facilitator>, String> {
     Err("`local` is not in this build: build with --features local-facilitator".to_owned())

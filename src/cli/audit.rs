@@ -2,14 +2,37 @@
 
 use crate::store::embedded::Embedded;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Audits the store at `path` and prints what it found, one fact a line. Exit code 0: the books are sound (what is owed is
-/// listed and is no fault); 1: the journal is broken or contradicts the claims; 2: the store cannot be read.
-pub fn run(path: &Path) -> ExitCode {
+/// Audits the stores at `paths` and prints what it found, one fact a line; several are the journals of the gates of one fleet, and
+/// are compared with each other. Exit code 0: the books are sound (what is owed is listed and is no fault); 1: a journal is broken
+/// or contradicts the claims or another journal; 2: a store cannot be read.
+pub fn run(paths: &[PathBuf]) -> ExitCode {
+    let mut out = io::stdout().lock();
+    let code = match paths {
+        [path] => report(path, &mut out),
+        paths => together(paths, &mut out),
+    };
     // Exit code 2 also when nobody can read the report: silence must not look like sound books.
-    ExitCode::from(report(path, &mut io::stdout().lock()).unwrap_or(2))
+    ExitCode::from(code.unwrap_or(2))
+}
+
+fn together(paths: &[PathBuf], out: &mut impl Write) -> io::Result<u8> {
+    match Embedded::audit_fleet(paths) {
+        Ok((parts, together)) => {
+            for (path, part) in paths.iter().zip(&parts) {
+                write!(out, "store     {}\n{part}", path.display())?;
+            }
+            write!(out, "{together}")?;
+            out.flush()?;
+            Ok(u8::from(!together.is_sound() || parts.iter().any(|part| !part.is_sound())))
+        }
+        Err(error) => {
+            writeln!(io::stderr(), "{error}")?;
+            Ok(2)
+        }
+    }
 }
 
 fn report(path: &Path, out: &mut impl Write) -> io::Result<u8> {

@@ -57,9 +57,9 @@ enum Verb {
     },
     /// Walk the journal and compare it with the claims.
     Audit {
-        /// The store's file.
+        /// The store's file; of a fleet, every gate's, one option each.
         #[arg(long, default_value = "var/pontage.redb")]
-        store: PathBuf,
+        store: Vec<PathBuf>,
     },
     /// Work with the channels of the running gate.
     Channels {

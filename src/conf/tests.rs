@@ -39,7 +39,7 @@ fn what_is_not_written_has_the_value_of_the_design() {
     assert_eq!(listen.limits.connections_per_ip, 256);
     assert_eq!(conf.store.path, Path::new("var/pontage.redb"));
     assert!(conf.warnings.is_empty() && listen.cors.is_empty());
-    let RailKind::MppTempo(tempo) = &conf.rails[0].kind;
+    let RailKind::MppTempo(tempo) = &conf.rails[0].kind else { panic!("tempo") };
     assert_eq!((tempo.chain_id, tempo.accept_push, &tempo.settle_key), (42431, false, &None));
     assert_eq!(tempo.session, None, "nobody opens channels here by accident");
     assert_eq!(tempo.sponsor, None, "nobody carries fees by accident");
@@ -170,7 +170,7 @@ fn every_single_mistake_is_named_with_its_line_and_key() {
 /// The base file with `session = { terms }` and a settle key.
 fn channels(terms: &str) -> Result<SessionConf, Vec<String>> {
     let conf = with("chain_id", &format!("settle_key = \"env:S\"\nsession = {{ {terms} }}\nchain_id"))?;
-    let RailKind::MppTempo(tempo) = &conf.rails[0].kind;
+    let RailKind::MppTempo(tempo) = &conf.rails[0].kind else { panic!("tempo") };
     Ok(tempo.session.unwrap())
 }
 
@@ -295,7 +295,7 @@ fn secrets_are_measured_when_they_are_read_and_never_shown() {
     assert_eq!(secrets.receipt_key.expose(), [0x0a; 32]);
     assert_eq!(format!("{secrets:?}"), "Secrets(…)");
     let settle_key = |seed: &str| {
-        let RailKind::MppTempo(tempo) = conf(&key, seed).rails[0].kind.clone();
+        let RailKind::MppTempo(tempo) = conf(&key, seed).rails[0].kind.clone() else { panic!("tempo") };
         tempo.read_settle_key().map(|key| key.expose().to_vec())
     };
     assert_eq!(settle_key(&seed), Ok(vec![0x0a; 32]));

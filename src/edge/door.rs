@@ -186,7 +186,7 @@ impl<A: ServerApp + Send + Sync + 'static> Door<A> {
             tokio::spawn(async move {
                 let _ = tcp.set_nodelay(true);
                 let stream = L4Stream::from(tcp);
-                let handshake = tokio::time::timeout(door.limits.head, door.greet(stream, peer));
+                let handshake = tokio::time::timeout(door.limits.head, Box::pin(door.greet(stream, peer)));
                 if let Ok(Some(stream)) = handshake.await {
                     door.host(stream, &place.guest, &shutdown).await;
                 }

@@ -153,14 +153,14 @@ pub async fn forward(
     filter: &mut dyn Filter,
 ) -> Outcome {
     let clock = Clock::start(*pool.timeouts());
-    let opened = open::open(session, connector, pool, &out, &clock).await;
+    let opened = Box::pin(open::open(session, connector, pool, &out, &clock)).await;
     // A stream may stand still for a long time, and thousands of them together.
     drop(out);
     let outcome = match opened {
         Err(cut) => cut.into(),
         Ok(opened) => match filter.head(opened.status, &opened.headers).await {
             Verdict::Fail(refusal) => Outcome::Failed(refusal),
-            Verdict::Buffer { limit } => buffer(session, connector, opened, limit, &clock).await,
+            Verdict::Buffer { limit } => Box::pin(buffer(session, connector, opened, limit, &clock)).await,
             Verdict::Stream(head) => stream(session, connector, opened, head, filter, clock).await,
         },
     };
@@ -173,7 +173,7 @@ pub async fn forward(
 async fn buffer(
     session: &mut Session,
     connector: &Connector,
-    mut opened: Opened,
+    mut opened: Box<Opened>,
     limit: usize,
     clock: &Clock,
 ) -> Outcome {
@@ -198,7 +198,7 @@ async fn buffer(
 async fn stream(
     session: &mut Session,
     connector: &Connector,
-    mut opened: Opened,
+    mut opened: Box<Opened>,
     head: Box<ResponseHeader>,
     filter: &mut dyn Filter,
     mut clock: Clock,

@@ -194,6 +194,8 @@ impl Gate {
         }
     }
 
+    /// What is over before the answer begins has its state in boxes of its own: the state of this function lives as long as the
+    /// answer, and a stream may stand still for long.
     async fn exchange(&self, session: &mut Session, visit: &mut Visit, route: &Arc<Route>, found: &Found) -> Outcome {
         if let Err(refusal) = self.flood.admit(visit.client, matches!(found, Found::One(_) | Found::Many(_))) {
             session.set_keepalive(None);
@@ -204,13 +206,13 @@ impl Gate {
         if let Found::One(shown) = found
             && control::is_management(shown, no_body)
         {
-            return self.manage(session, visit, route, shown).await;
+            return Box::pin(self.manage(session, visit, route, shown)).await;
         }
         if method == Method::GET {
             return Refusal::MethodNotAllowed { allow: "POST, HEAD" }.into();
         }
         let limit = route.tier.limits.max_body_bytes;
-        let read = body::read(session, limit, self.body_wait, &self.budget).await;
+        let read = Box::pin(body::read(session, limit, self.body_wait, &self.budget)).await;
         let body = match read {
             Ok(body) => body,
             Err(body::Unread::ClientGone) => return Outcome::Gone,
@@ -229,10 +231,10 @@ impl Gate {
             match control::prove(&self.toll, &plan, route, shown, digest).await {
                 Ok(Some(headers)) => return Outcome::Answer(Answer::managed(headers)),
                 Ok(None) => {}
-                Err(stop) => return self.unpaid(session, visit, route, stop).await,
+                Err(stop) => return Box::pin(self.unpaid(session, visit, route, stop)).await,
             }
         }
-        let quoted = match choose::quote(&self.toll, &plan, route.path.as_str(), body.clone(), found).await {
+        let quoted = match Box::pin(choose::quote(&self.toll, &plan, route.path.as_str(), body.clone(), found)).await {
             Ok(quoted) => Arc::new(quoted),
             Err(refusal) => return refusal.into(),
         };
@@ -241,7 +243,7 @@ impl Gate {
         // The chain may take seconds. A client that leaves meanwhile drops this wait; the payment is followed up by its own task.
         let paid = tokio::select! {
             biased;
-            paid = pay::pay(&self.toll, &asked, &quoted) => paid,
+            paid = Box::pin(pay::pay(&self.toll, &asked, &quoted)) => paid,
             () = super::forward::gone(session) => return Outcome::Gone,
         };
         match paid {
@@ -250,14 +252,14 @@ impl Gate {
                 // The text is in what was paid, and goes no further than the backend.
                 let still_offered = quoted.without_body();
                 drop((quoted, body));
-                match pipe::run(self, session, visit, paid).await {
+                match pipe::run(self, session, visit, Box::new(paid)).await {
                     Ok(pipe::Sent::Answer(answer)) => Outcome::Answer(answer),
                     Ok(pipe::Sent::Out(outcome)) => Outcome::Sent(outcome),
                     Ok(pipe::Sent::Gone) => Outcome::Gone,
-                    Err(stop) => self.stopped(session, visit, stop, &still_offered, digest).await,
+                    Err(stop) => Box::pin(self.stopped(session, visit, stop, &still_offered, digest)).await,
                 }
             }
-            Err(stop) => self.stopped(session, visit, stop, &quoted, digest).await,
+            Err(stop) => Box::pin(self.stopped(session, visit, stop, &quoted, digest)).await,
         }
     }
 

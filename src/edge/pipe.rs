@@ -51,10 +51,11 @@ impl Drop for Busy<'_> {
 }
 
 /// Forwards what was paid. `Err`: nothing was sent to the client, and the money is where the stop says.
-pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Paid) -> Result<Sent, Stop> {
+pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Box<Paid>) -> Result<Sent, Stop> {
     let model = Arc::clone(&paid.quoted.allowed.model);
     let path = "/v1/chat/completions";
-    let mut delivery = Delivery::begin(Arc::clone(&gate.toll), Arc::clone(&gate.signet), paid, &visit.request);
+    let delivery = Delivery::begin(Arc::clone(&gate.toll), Arc::clone(&gate.signet), *paid, &visit.request);
+    let mut delivery = Box::new(delivery);
     let Some(pool) = gate.toll.pools.load().get(&model.pool).cloned() else {
         return Err(delivery.fail(Refusal::UpstreamUnavailable { retry_after_seconds: 5 }).await);
     };
@@ -89,7 +90,7 @@ pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Pa
             }));
         }
         Outcome::Buffered { status, headers, body } => {
-            match whole(&mut delivery, &model.upstream, status, &headers, body).await {
+            match Box::pin(whole(&mut delivery, &model.upstream, status, &headers, body)).await {
                 Ok(mut answer) => {
                     answer.headers.extend(named);
                     visit.receipt = Some(Box::new(delivery.receipt().clone()));
@@ -99,7 +100,7 @@ pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Pa
             }
         }
         Outcome::ClientGone => {
-            let _ = delivery.fail(Refusal::Internal { place: "client gone" }).await;
+            let _ = Box::pin(delivery.fail(Refusal::Internal { place: "client gone" })).await;
             return Ok(Sent::Gone);
         }
         Outcome::Failed(refusal) => Stop::from(refusal),
@@ -110,7 +111,7 @@ pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Pa
     if stop.claimed {
         return Err(stop);
     }
-    Err(delivery.fail(stop.refusal).await)
+    Err(Box::pin(delivery.fail(stop.refusal)).await)
 }
 
 fn count_failure(gate: &Gate, pool: &str, refusal: &Refusal) {

@@ -2,6 +2,7 @@
 
 use super::chain::{Broken, Head};
 use super::channels::Ledger;
+use super::fleet::Together;
 use super::{Entry, Receipt, Settlement};
 use crate::channel::Channel;
 use crate::claim::{Claim, Standing};
@@ -90,7 +91,7 @@ pub fn audit(
     claims: impl IntoIterator<Item = Result<Claim, String>>,
     channels: impl IntoIterator<Item = Result<Channel, String>>,
 ) -> Audit {
-    let (books, mut found) = walk(lines, head);
+    let (books, mut found) = walk(lines, head, |_| ());
     if found.broken.is_none() {
         for claim in claims {
             found.claims += 1;
@@ -113,16 +114,25 @@ pub fn audit(
 }
 
 /// Walks the journal of one gate of several: does it hold together, and what did this gate charge? What the others did, and the
-/// records that all of them share, are not in it, so nothing else can be said.
-pub fn audit_part(lines: impl IntoIterator<Item = Result<String, String>>, head: Head) -> Audit {
-    let (_, mut found) = walk(lines, head);
+/// records that all of them share, are not in it, so nothing else can be said until every gate's lines are `together`.
+pub fn audit_part(
+    lines: impl IntoIterator<Item = Result<String, String>>,
+    head: Head,
+    together: &mut Together,
+) -> Audit {
+    together.begin();
+    let (_, mut found) = walk(lines, head, |entry| together.enter(entry));
     found.faults.clear();
     found.owed.clear();
     found.part = true;
     found
 }
 
-fn walk(lines: impl IntoIterator<Item = Result<String, String>>, head: Head) -> (Books, Audit) {
+fn walk(
+    lines: impl IntoIterator<Item = Result<String, String>>,
+    head: Head,
+    mut tell: impl FnMut(&Entry),
+) -> (Books, Audit) {
     let mut books = Books::default();
     let mut found = Audit::default();
     for line in lines {
@@ -133,7 +143,10 @@ fn walk(lines: impl IntoIterator<Item = Result<String, String>>, head: Head) -> 
             Ok((next, entry)) => {
                 found.head = next;
                 match entry {
-                    Some(entry) => books.enter(entry, &mut found.faults),
+                    Some(entry) => {
+                        tell(&entry);
+                        books.enter(entry, &mut found.faults);
+                    }
                     None => found.unknown_lines += 1,
                 }
             }

@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod chain;
 mod channels;
+pub mod fleet;
 mod record;
 
 pub use record::{Entry, Receipt, Settlement};

@@ -21,6 +21,7 @@ use crate::claim::{Claim, ClaimKey};
 use crate::clock::UnixSeconds;
 use crate::ids::RailId;
 use crate::journal::audit::{Audit, audit, audit_part};
+use crate::journal::fleet::Together;
 use crate::journal::{Entry, Receipt, chain};
 use crate::money::Usd;
 use async_trait::async_trait;
@@ -76,8 +77,29 @@ impl Embedded {
     /// Audits the file at `path`, which no gate may have open. Changes nothing, except that a file whose gate was killed is
     /// brought back to its last commit first, as the gate itself would do.
     pub fn audit(path: &Path) -> Result<Audit, StoreError> {
+        Self::look_at(path, &mut Together::default())
+    }
+
+    /// Audits the journals of several gates of one fleet, each as [`Embedded::audit`] does, and then all together.
+    pub fn audit_fleet(paths: &[PathBuf]) -> Result<(Vec<Audit>, Together), StoreError> {
+        let mut together = Together::default();
+        let mut parts = Vec::with_capacity(paths.len());
+        for path in paths {
+            let part = Self::look_at(path, &mut together)?;
+            if !part.part {
+                let why = "is the store of a gate that stands alone, not the journal of one of several";
+                return Err(StoreError(format!("{} {why}", path.display())));
+            }
+            parts.push(part);
+        }
+        together.end();
+        Ok((parts, together))
+    }
+
+    fn look_at(path: &Path, together: &mut Together) -> Result<Audit, StoreError> {
         let fail = |why: String| StoreError(format!("cannot audit the store {}: {why}", path.display()));
-        let snapshot = |db: &dyn Snapshot| db.snapshot().and_then(|txn| walk(&txn)).map_err(|e| fail(told(e)));
+        let mut snapshot =
+            |db: &dyn Snapshot| db.snapshot().and_then(|txn| walk(&txn, together)).map_err(|e| fail(told(e)));
         match builder().open_read_only(path) {
             Ok(db) => snapshot(&db),
             Err(DatabaseError::RepairAborted) => snapshot(&builder().open(path).map_err(|e| fail(in_words(e)))?),
@@ -301,13 +323,13 @@ impl<D: ReadableDatabase> Snapshot for D {
     }
 }
 
-fn walk(txn: &ReadTransaction) -> Result<Audit, Fault> {
+fn walk(txn: &ReadTransaction, together: &mut Together) -> Result<Audit, Fault> {
     let head = tables::head(&tables::meta(txn)?)?;
     let shared = tables::is_part(&tables::meta(txn)?)?;
     let (journal, claims) = (txn.open_table(JOURNAL)?, txn.open_table(CLAIMS)?);
     let lines = journal.iter()?.map(|row| row.map(|(_, line)| line.value().to_owned()).map_err(|e| e.to_string()));
     if shared {
-        return Ok(audit_part(lines, head));
+        return Ok(audit_part(lines, head, together));
     }
     let claims = claims.iter()?.map(|row| {
         let (key, bytes) = row.map_err(|e| e.to_string())?;

@@ -55,8 +55,9 @@ def interesting(headers):
     out = {k.lower(): v for k, v in headers.items() if k.lower().startswith(KEPT)}
     if "payment-receipt" in out:
         out["payment_receipt"] = b64json(out["payment-receipt"])
-    if "payment-response" in out:
-        out["payment_response"] = b64json(out["payment-response"])
+    for name in ("payment-response", "x-payment-response", "payment-required"):
+        if name in out:
+            out[name.replace("-", "_")] = b64json(out[name])
     return out
 
 

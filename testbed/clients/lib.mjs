@@ -40,6 +40,8 @@ export function interesting(headers) {
   }
   if (out['payment-receipt']) out.payment_receipt = b64json(out['payment-receipt'])
   if (out['payment-response']) out.payment_response = b64json(out['payment-response'])
+  if (out['x-payment-response']) out.x_payment_response = b64json(out['x-payment-response'])
+  if (out['payment-required']) out.payment_required = b64json(out['payment-required'])
   if (out['www-authenticate']) {
     out.offers = [...out['www-authenticate'].matchAll(/method="([^"]+)", intent="([^"]+)", request="([^"]+)"/g)]
       .map(([, method, intent, request]) => ({ method, intent, request: b64json(request) }))

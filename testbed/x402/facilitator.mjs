@@ -29,6 +29,13 @@ if (o.rpc) {
   if (V1_NAMES[o.chain]) facilitator.registerV1(V1_NAMES[o.chain], new ExactEvmSchemeV1(signer))
   facilitator.registerExtension(EIP2612_GAS_SPONSORING)
 }
+if (o.svm) {
+  const { ExactSvmScheme } = await import('@x402/svm/exact/facilitator')
+  const { toFacilitatorSvmSigner } = await import('@x402/svm')
+  const { createKeyPairSignerFromPrivateKeyBytes } = await import('@solana/kit')
+  const payer = await createKeyPairSignerFromPrivateKeyBytes(Buffer.from(o.svm_key, 'hex'))
+  facilitator.register('solana:EtWTRABZaYq6iMfeYKouRu166VU2xqa1', new ExactSvmScheme(toFacilitatorSvmSigner(payer, { defaultRpcUrl: o.svm })))
+}
 
 const calls = { supported: 0, verify: 0, settle: 0 }
 // One account signs all settlements: two at once would take the same nonce.

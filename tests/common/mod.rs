@@ -54,7 +54,7 @@ pub use payer::Payer;
 pub use raw::{Raw, RawReply};
 pub use reserve::Reserve;
 pub use wallet::Wallet;
-pub use x402::{EvmBed, Facilitator};
+pub use x402::{EvmBed, Facilitator, SvmBed};
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -345,6 +345,13 @@ fn code() -> Value {
     serde_json::from_slice(&std::fs::read(path.trim()).expect("compiled code")).unwrap()
 }
 
+fn require_packages() {
+    assert!(
+        folder().join("node_modules/.ready").exists(),
+        "the x402 packages are not installed: run `make test` (or `testbed/setup`) first"
+    );
+}
+
 fn folder() -> PathBuf {
     super::testbed().join("x402")
 }
@@ -364,10 +371,7 @@ impl Drop for Served {
 
 impl Served {
     async fn start(script: &str, flags: &[(&str, &str)]) -> Self {
-        assert!(
-            folder().join("node_modules/.ready").exists(),
-            "the x402 packages are not installed: run `make test` (or `testbed/setup`) first"
-        );
+        require_packages();
         let mut command = Command::new("node");
         command.arg(folder().join(script));
         for (name, value) in flags {
@@ -420,6 +424,14 @@ impl Facilitator {
         Self { served: Served::start("facilitator.mjs", &flags).await }
     }
 
+    /// The same, and `exact` on Solana.
+    pub async fn ts_with(bed: &EvmBed, svm: &SvmBed) -> Self {
+        let (rpc, chain, solana, payer) = (bed.url(), bed.chain_id.to_string(), svm.url(), svm.said("fee_payer_key"));
+        let flags =
+            [("rpc", rpc.as_str()), ("chain", &chain), ("key", DEV[0].key), ("svm", &solana), ("svm_key", &payer)];
+        Self { served: Served::start("facilitator.mjs", &flags).await }
+    }
+
     pub fn url(&self) -> String {
         self.served.url()
     }
@@ -441,5 +453,171 @@ impl Facilitator {
 
     pub async fn supported(&self) -> Value {
         super::http().get(format!("{}/supported", self.url())).send().await.unwrap().json().await.unwrap()
+    }
+}
+
+/// A real Solana runtime that says it is devnet, with its USDC; no slot passes without a transaction.
+pub struct SvmBed {
+    served: Served,
+}
+
+/// An account on Solana with USDC and no SOL: the facilitator pays the fees.
+#[derive(Clone, Debug)]
+pub struct SvmBuyer {
+    pub address: String,
+    /// 32 bytes of hex.
+    pub key: String,
+    /// Where its USDC lies.
+    pub tokens: String,
+}
+
+impl SvmBed {
+    pub async fn start() -> Self {
+        Self { served: Served::start("svm.mjs", &[]).await }
+    }
+
+    pub fn url(&self) -> String {
+        self.served.url()
+    }
+
+    /// `solana:EtWTRABZaYq6iMfeYKouRu166VU2xqa1`.
+    pub fn network(&self) -> String {
+        self.said("network")
+    }
+
+    /// USDC of devnet.
+    pub fn mint(&self) -> String {
+        self.said("mint")
+    }
+
+    /// Has an account for USDC, and nothing in it at the start.
+    pub fn payee(&self) -> String {
+        self.said("payee")
+    }
+
+    pub fn fee_payer(&self) -> String {
+        self.said("fee_payer")
+    }
+
+    fn said(&self, name: &str) -> String {
+        self.served.said[name].as_str().unwrap_or_else(|| panic!("svm.mjs did not say {name}")).to_owned()
+    }
+
+    /// One JSON-RPC call; panics with the runtime's own message.
+    pub async fn rpc(&self, method: &str, params: Value) -> Value {
+        chain::rpc(&self.url(), method, params).await.unwrap_or_else(|e| panic!("{method}: {e}"))
+    }
+
+    pub async fn buyer(&self, atoms: u128) -> SvmBuyer {
+        let key = alloy::hex::encode(B256::random());
+        let made = self.rpc("bed_account", json!([key, atoms.to_string()])).await;
+        let text = |name: &str| made[name].as_str().unwrap().to_owned();
+        SvmBuyer { address: text("address"), tokens: text("tokens"), key }
+    }
+
+    /// Atoms of USDC that an owner holds.
+    pub async fn usdc(&self, owner: &str) -> u128 {
+        self.rpc("bed_atoms", json!([owner])).await.as_str().unwrap().parse().unwrap()
+    }
+
+    /// Lamports.
+    pub async fn lamports(&self, address: &str) -> u64 {
+        self.rpc("getBalance", json!([address])).await["value"].as_u64().unwrap()
+    }
+
+    /// Transactions signed so far and not sent yet become too old.
+    pub async fn expire(&self) {
+        self.rpc("bed_expire", json!([])).await;
+    }
+}
+
+/// A seller that is not the gate: v1 and v2 on every path, paid before the answer. What it asks for, in atoms:
+/// [`Reference::PRICE`] under `exact`; under `upto` [`Reference::METERED`] of a higher ceiling.
+pub struct Reference {
+    served: Served,
+}
+
+impl Reference {
+    pub const PRICE: u128 = 2_000;
+    pub const METERED: u128 = 1_234;
+
+    /// Behind the facilitator at this URL.
+    pub async fn start(bed: &EvmBed, facilitator: &str) -> Self {
+        let chain = bed.chain_id.to_string();
+        let flags = [("facilitator", facilitator), ("pay_to", bed.payee()), ("chain", &chain)];
+        Self { served: Served::start("reference.mjs", &flags).await }
+    }
+
+    /// The same, and `exact` on Solana.
+    pub async fn start_with(bed: &EvmBed, svm: &SvmBed, facilitator: &str) -> Self {
+        let (chain, payee) = (bed.chain_id.to_string(), svm.payee());
+        let flags = [("facilitator", facilitator), ("pay_to", bed.payee()), ("chain", &chain), ("svm_pay_to", &payee)];
+        Self { served: Served::start("reference.mjs", &flags).await }
+    }
+
+    pub fn url(&self) -> String {
+        self.served.url()
+    }
+}
+
+/// The published clients of x402 as child processes. Each takes a chain to sign for and a key with money on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Client {
+    /// npm @x402/fetch: v2, and v1 where nothing else is offered.
+    Fetch,
+    /// npm x402-fetch 1.2: v1 only, from the body of the 402.
+    Legacy,
+    /// npm openai over @x402/fetch.
+    OpenAi,
+    /// PyPI x402 over httpx.
+    Httpx,
+    /// PyPI x402 over requests.
+    Requests,
+    /// PyPI openai over x402's transport for httpx.
+    PyOpenAi,
+}
+
+impl Client {
+    pub const ALL: [Self; 6] = [Self::Fetch, Self::Legacy, Self::OpenAi, Self::Httpx, Self::Requests, Self::PyOpenAi];
+
+    /// One chat at `server` (no path) from an account of `bed`; `flags` as the script has them, `("stream", "true")` and
+    /// `("scheme", "upto")` for example. What it prints: `ok`, `status`, `headers` with the x402 ones decoded
+    /// (`payment_response`), `text`; Node tells `calls` with each payment, Python `payments`.
+    pub async fn pay(self, bed: &EvmBed, buyer: &PrivateKeySigner, server: &str, flags: &[(&str, &str)]) -> Value {
+        let (rpc, chain) = (bed.url(), bed.chain_id.to_string());
+        let key = alloy::hex::encode_prefixed(buyer.to_bytes());
+        let mut all = vec![("rpc", rpc.as_str()), ("key", &key), ("chain", &chain)];
+        all.extend_from_slice(flags);
+        self.run(server, &all).await
+    }
+
+    /// The same on Solana.
+    pub async fn pay_svm(self, svm: &SvmBed, buyer: &SvmBuyer, server: &str, flags: &[(&str, &str)]) -> Value {
+        let rpc = svm.url();
+        let mut all = vec![("svm_rpc", rpc.as_str()), ("svm_key", &buyer.key)];
+        all.extend_from_slice(flags);
+        self.run(server, &all).await
+    }
+
+    /// The same with nothing but these flags.
+    pub async fn run(self, server: &str, flags: &[(&str, &str)]) -> Value {
+        require_packages();
+        let (url, base) = (format!("{server}/v1/chat/completions"), format!("{server}/v1"));
+        let mut all = match self {
+            Self::OpenAi | Self::PyOpenAi => vec![("base", base.as_str())],
+            _ => vec![("url", url.as_str())],
+        };
+        all.extend_from_slice(flags);
+        match self {
+            Self::Legacy => all.push(("legacy", "true")),
+            Self::Requests => all.push(("sync", "true")),
+            _ => {}
+        }
+        match self {
+            Self::Fetch | Self::Legacy => super::client::node("../x402/fetch.mjs", &all).await,
+            Self::OpenAi => super::client::node("../x402/openai.mjs", &all).await,
+            Self::Httpx | Self::Requests => super::client::python("x402_pay.py", &all).await,
+            Self::PyOpenAi => super::client::python("openai_x402.py", &all).await,
+        }
     }
 }

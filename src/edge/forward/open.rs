@@ -27,7 +27,7 @@ use tokio::time::Instant;
 /// A reused connection that dies later than this after sending did not cross an idle close: the backend had the request.
 const STALE_WITHIN: Duration = Duration::from_secs(1);
 
-/// A reply whose head has come. Dropping it closes the connection (HTTP/2: resets the stream).
+/// A reply whose head has come; boxed, because it is handed on several times and its waits may be long. Dropping it closes the connection (HTTP/2: resets the stream).
 pub(super) struct Opened {
     pub session: HttpSession,
     pub status: u16,
@@ -43,7 +43,7 @@ pub(super) struct Opened {
 
 impl Opened {
     /// The reply has been read to its end: the connection may serve another request, if the backend allows.
-    pub async fn release(mut self, connector: &Connector) {
+    pub async fn release(mut self: Box<Self>, connector: &Connector) {
         if self.session.response_done() {
             let release = connector.release_http_session(self.session, &self.peer, Some(self.reuse_for));
             // A connection that is not kept says goodbye first, and over TLS that is a write.
@@ -59,7 +59,7 @@ pub(super) async fn open(
     pool: &Arc<Pool>,
     out: &Outgoing,
     clock: &Clock,
-) -> Result<Opened, Cut> {
+) -> Result<Box<Opened>, Cut> {
     let mut tried = Vec::new();
     while let Some(picked) = pool.pick(&tried) {
         tried.push(picked.index());
@@ -179,7 +179,7 @@ fn never_worked_on(e: &Error, line: &Line) -> bool {
 }
 
 /// Judges the head of a reply by what holds for every filter.
-fn accept(line: Line, picked: Picked, reuse_for: Duration) -> Result<Opened, Refusal> {
+fn accept(line: Line, picked: Picked, reuse_for: Duration) -> Result<Box<Opened>, Refusal> {
     picked.connected();
     let Some(head) = line.session.response_header() else { return Err(failed("it sent no head")) };
     let status = head.status.as_u16();
@@ -202,7 +202,8 @@ fn accept(line: Line, picked: Picked, reuse_for: Duration) -> Result<Opened, Ref
     let declared_length =
         head.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.trim().parse().ok());
     let headers = scrub::to_client(&head.headers);
-    Ok(Opened { session: line.session, status, headers, declared_length, peer: line.peer, reuse_for, _picked: picked })
+    let Line { session, peer, .. } = line;
+    Ok(Box::new(Opened { session, status, headers, declared_length, peer, reuse_for, _picked: picked }))
 }
 
 fn request_head(pool: &Pool, picked: &Picked, out: &Outgoing) -> Result<Box<RequestHeader>, Refusal> {

@@ -143,8 +143,13 @@ impl TempoSession {
     }
 
     /// What a payload does, with every signature in it checked.
-    fn action(&self, payload: &Payload, parties: &Parties, now: UnixSeconds) -> Result<Action, Refusal> {
-        let id = parties.id(self.settings.chain_id);
+    fn action(
+        &self,
+        payload: &Payload,
+        parties: &Parties,
+        id: crate::chain::B256,
+        now: UnixSeconds,
+    ) -> Result<Action, Refusal> {
         let voucher = || -> Result<Voucher, Refusal> {
             let missing = || invalid("the voucher has no amount or no signature");
             let amount = payload.cumulative_amount.as_deref().ok_or_else(missing)?;
@@ -451,12 +456,13 @@ impl Session for TempoSession {
         if parties.operator != self.operator {
             return Err(invalid("the channel has another operator than was offered"));
         }
-        let id = channel_id(parties.id(self.settings.chain_id));
+        let word = parties.id(self.settings.chain_id);
+        let id = channel_id(word);
         if payload.channel_id.as_deref().map(str::to_ascii_lowercase).as_deref() != Some(id.0.as_str()) {
             return Err(invalid("the channel id is not that of the descriptor on this chain and escrow"));
         }
         named(credential.source.as_deref(), &parties, self.settings.chain_id)?;
-        let action = self.action(&payload, &parties, now)?;
+        let action = self.action(&payload, &parties, word, now)?;
         Ok(Some(Presented {
             challenge_id: echo.id.clone(),
             expires,

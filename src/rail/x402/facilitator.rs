@@ -7,18 +7,24 @@ use super::wire::{Scheme, Version};
 use crate::money::Atoms;
 use crate::network::Network;
 use async_trait::async_trait;
+use serde::Serialize;
 use serde_json::value::RawValue;
 
 /// What is sent to `/verify` and `/settle`: the client's payload as it came, and our own requirements in the payload's generation.
-#[derive(Clone, Copy, Debug)]
+/// Serialised, it is the body of either call.
+#[derive(Clone, Copy, Debug, Serialize)]
 pub struct Call<'a> {
     /// The payload's generation.
+    #[serde(rename = "x402Version")]
     pub version: Version,
     /// The client's `PaymentPayload`, verbatim.
+    #[serde(rename = "paymentPayload")]
     pub payload: &'a RawValue,
     /// Our `PaymentRequirements`.
+    #[serde(rename = "paymentRequirements")]
     pub requirements: &'a RawValue,
     /// What a truthful answer must name.
+    #[serde(skip)]
     pub expects: Expects<'a>,
 }
 

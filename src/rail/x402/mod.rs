@@ -3,6 +3,8 @@
 pub mod evidence;
 pub mod evm_evidence;
 pub mod facilitator;
+#[cfg(feature = "local-facilitator")]
+pub mod local;
 #[cfg(test)]
 mod node;
 pub mod offer;

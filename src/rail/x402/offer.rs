@@ -177,10 +177,12 @@ mod tests {
         assert_eq!(repeated.entry, offered.entry);
     }
 
+    type Change = fn(&mut Sold);
+
     #[test]
     fn an_offer_for_anything_else_is_not_ours() {
         let text = seal(&ring(), &stamp(), &sold().bound()).unwrap();
-        let table: &[(fn(&mut Sold), &str)] = &[
+        let table: &[(Change, &str)] = &[
             (|s| s.rail = "base/exact".into(), "another rail"),
             (|s| s.route = "/v1/completions".into(), "another route"),
             (|s| s.model = "n".into(), "another model"),

@@ -4,10 +4,10 @@
 //! port (services move their paths), so neither a payment nor our key ever reaches somebody else; a move to another host is for
 //! the operator to write down. Nothing it says is logged but its word for a refusal, cut to what is printable.
 
-mod answers;
+pub(super) mod answers;
 mod auth;
 mod breaker;
-mod supported;
+pub(super) mod supported;
 
 pub use auth::Auth;
 
@@ -104,15 +104,6 @@ impl std::fmt::Debug for Remote {
     }
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Envelope<'a> {
-    #[serde(rename = "x402Version")]
-    version: Version,
-    payment_payload: &'a RawValue,
-    payment_requirements: &'a RawValue,
-}
-
 /// The members of a v2 payment that every facilitator must know.
 #[derive(Serialize, Deserialize)]
 struct Minimal<'a> {
@@ -150,12 +141,8 @@ impl Remote {
         } else {
             None
         };
-        let envelope = Envelope {
-            version: call.version,
-            payment_payload: minimal.as_deref().unwrap_or(call.payload),
-            payment_requirements: call.requirements,
-        };
-        serde_json::to_vec(&envelope).map(Bytes::from).map_err(|_| bad())
+        let payload = minimal.as_deref().unwrap_or(call.payload);
+        serde_json::to_vec(&Call { payload, ..*call }).map(Bytes::from).map_err(|_| bad())
     }
 
     /// One exchange, through a redirect if it stays with the service.
@@ -271,11 +258,15 @@ impl Facilitator for Remote {
             Ok(body) => body,
             Err(why) => return Settlement::Unknown { why },
         };
-        for _ in 0..2 {
+        for again in [false, true] {
             let reply = self.exchange("settle", Some(&body), self.times.settle).await;
             let read = reply.map_err(silence).and_then(|r| answers::settled(r.status.as_u16(), &r.body, &call.expects));
             match self.note("settle", read) {
                 Ok(Told::Settled { transaction, payer }) => return Settlement::Settled { transaction, payer },
+                // It was handed in: the payment's own effect (a nonce used, a balance gone) may be what fails it now.
+                Ok(Told::Failed { reason }) if again => {
+                    return Settlement::Unknown { why: format!("it was handed in, then refused: {reason}") };
+                }
                 Ok(Told::Failed { reason }) => return Settlement::Failed { reason },
                 Ok(Told::Pending) => (),
                 Ok(Told::Open { why }) => {

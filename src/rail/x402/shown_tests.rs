@@ -131,6 +131,8 @@ fn what_could_be_read_in_two_ways_is_not_a_payment() {
         ("exact-eip3009", "\"x402Version\":2", "\"x402Version\":\"2\"", false, "a version as text"),
         ("exact-eip3009", "\"x402Version\":2", "\"x402Version\":3", false, "the next version"),
         ("exact-eip3009", "\"x402Version\":2", "\"X402Version\":2", false, "no version"),
+        ("exact-eip3009", "\"x402Version\":2", "\"x402Version\":1", false, "v2's members under v1's number"),
+        ("v1-eip3009", "\"x402Version\":1", "\"x402Version\":2", false, "v1's members under v2's number"),
         ("exact-eip3009", "\"value\":\"20000\"", "\"value\":20000", false, "an amount as a number"),
         ("exact-eip3009", "\"value\":\"20000\"", "\"value\":\"020000\"", false, "a leading zero"),
         ("exact-eip3009", "\"value\":\"20000\"", "\"value\":\"+20000\"", false, "a sign"),

@@ -174,6 +174,29 @@ fn a_signature_of_something_else_proves_nothing() {
 }
 
 #[test]
+fn a_payment_is_good_from_its_first_second_to_the_last_that_is_needed() {
+    for name in ["exact-eip3009", "exact-permit2", "upto"] {
+        let (signed, mut asked) = (Golden::read(name).payment().signed, Golden::read(name).asked());
+        let until = signed.until().unwrap().0;
+        asked.now = UnixSeconds(until - asked.lasts);
+        assert_eq!(check(&signed, &asked.wanted()), Ok(Standing::Proven), "{name}: exactly long enough");
+        asked.now = UnixSeconds(until - asked.lasts + 1);
+        assert!(check(&signed, &asked.wanted()).is_err(), "{name}: a second too short");
+        asked.now = UnixSeconds(until - 1);
+        asked.lasts = u64::MAX;
+        assert!(check(&signed, &asked.wanted()).is_err(), "{name}: nothing is good for ever");
+    }
+    // A beginning that was changed is no longer what was signed; the clock has nothing against it.
+    let from_now_on: &[(&str, Change)] = &[
+        ("exact-eip3009", |s, a| authorization(s).valid_after = a.now.0),
+        ("exact-permit2", |s, a| permit(s).valid_after = a.now.0),
+    ];
+    for (name, change) in from_now_on {
+        assert_eq!(outcome(name, *change), Ok(Standing::Contract), "{name}");
+    }
+}
+
+#[test]
 fn facilitators_and_addresses_may_be_written_in_any_case() {
     let lower = |text: &mut String| *text = text.to_ascii_lowercase();
     let golden = Golden::read("upto");

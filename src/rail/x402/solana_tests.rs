@@ -137,6 +137,9 @@ fn a_draft_put_together_unchanged_is_the_recording() {
 }
 
 type Change = fn(&mut Draft);
+/// With somebody else's signature at hand.
+type Signing = fn(&mut Draft, [u8; 64]);
+type Asking = fn(&mut Asked);
 
 #[test]
 fn a_transaction_that_wallets_write_is_taken() {
@@ -280,7 +283,7 @@ fn a_transaction_that_does_anything_else_is_refused() {
 fn only_the_payers_own_signature_of_these_bytes_counts() {
     let (bytes, asked) = recorded("exact-solana");
     let other = |draft: &Draft| SigningKey::from_bytes(&[6; 32]).sign(&draft.message()).to_bytes();
-    let table: &[(fn(&mut Draft, [u8; 64]), &str)] = &[
+    let table: &[(Signing, &str)] = &[
         (|d, _| d.signatures[1] = [0; 64], "none"),
         (|d, other| d.signatures[1] = other, "somebody else's"),
         (|d, _| d.signatures.swap(0, 1), "in the other place"),
@@ -317,7 +320,7 @@ fn a_memo_that_was_demanded_is_the_only_one() {
 
 #[test]
 fn what_was_asked_is_compared_with_what_is_there() {
-    let table: &[(fn(&mut Asked), &str, &str)] = &[
+    let table: &[(Asking, &str, &str)] = &[
         (
             |a| a.entry.network = Network::parse("eip155:8453").unwrap(),
             "asked was one for eip155:8453",

@@ -100,6 +100,13 @@ fn four_networks_in_both_schemes_fit_and_what_does_not_is_left_out_from_the_end(
         .collect();
     assert_eq!(kept, names[..kept.len()], "in our order");
 
+    let longest = (0..600).map(|filler| {
+        let url = format!("{}{}", resource.url, "x".repeat(filler));
+        let offers: Vec<&Entry> = offers.iter().collect();
+        required(&offers, &Resource { url: &url, ..resource }, "Payment required").unwrap().1.len()
+    });
+    assert_eq!(longest.max(), Some(MAX_REQUIRED / 4 * 4), "to the last byte and no further");
+
     let mut large = entry("eip155:8453", Scheme::Exact);
     large.extra.insert("memo".into(), "x".repeat(MAX_REQUIRED).into());
     let (_, value) = read(write(&[large, offers[0].clone()]));
@@ -180,9 +187,11 @@ fn a_receipt_has_what_clients_insist_on() {
     assert_eq!(value, json!({"success": false, "transaction": "", "network": "eip155:84532", "errorReason": want}));
 }
 
+type Change = fn(&mut Payment, &mut Entry);
+
 #[test]
 fn a_payment_answers_an_offer_when_it_repeats_all_of_it() {
-    let table: &[(&str, fn(&mut Payment, &mut Entry), Result<(), &str>, &str)] = &[
+    let table: &[(&str, Change, Result<(), &str>, &str)] = &[
         ("upto", |_, _| (), Ok(()), "as offered"),
         ("upto", |p, _| p.scheme = Scheme::Exact, Err("scheme"), "another scheme"),
         ("upto", |p, _| p.network = Network::parse("eip155:8453").unwrap(), Err("network"), "another network"),

@@ -179,7 +179,7 @@ async fn refuses_everything(store: &Embedded) {
 /// The store holds the first `n` of `writes` and nothing of the others; how many that is.
 async fn prefix(store: &Embedded, writes: &[Write]) -> usize {
     let snapshot = store.db.begin_read().unwrap();
-    let found = walk(&snapshot).map_err(told).unwrap();
+    let found = walk(&snapshot, &mut Together::default()).map_err(told).unwrap();
     assert!(found.is_sound(), "{found}");
     let n = usize::try_from(found.head.lines).unwrap();
     assert_eq!(store.tally("lines", 0).await, Ok(Usd(n as u128)));
@@ -343,7 +343,7 @@ async fn what_was_acknowledged_survives_sigkill() {
             assert!(found.is_sound(), "round {round}, after {ms} ms: {found}");
         }
         let store = Embedded::open(&path).unwrap();
-        let found = walk(&store.db.begin_read().unwrap()).map_err(told).unwrap();
+        let found = walk(&store.db.begin_read().unwrap(), &mut Together::default()).map_err(told).unwrap();
         assert!(found.is_sound(), "round {round}, after {ms} ms: {found}");
         assert_eq!(store.tally("lines", 0).await, Ok(Usd(u128::from(found.head.lines))), "all of a write or nothing");
         for (key, revision) in &acknowledged {

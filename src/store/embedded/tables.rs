@@ -8,6 +8,7 @@ use crate::journal::chain::Head;
 use crate::money::Usd;
 use crate::store::{StoreError, Swap, Write};
 use redb::{ReadableTable, Table, TableDefinition, TableError, WriteTransaction};
+use std::borrow::Cow;
 
 /// Layout of the file. A file with another number is refused at start.
 const SCHEMA: &str = "1";
@@ -55,11 +56,13 @@ fn here<T>(why: String) -> Result<T, Fault> {
     Err(Fault::Here(StoreError(why)))
 }
 
-/// What every record begins with.
+/// What every record begins with, and whose it is when it is a channel's.
 #[derive(serde::Deserialize)]
-struct Stamp {
+struct Stamp<'r> {
     schema: u16,
     revision: u64,
+    #[serde(borrow, default)]
+    id: Cow<'r, str>,
 }
 
 /// The claim in `bytes`. The error blocks this key only: what a later version wrote, or what a bad disk left, is neither
@@ -88,13 +91,13 @@ fn blocked(id: &str, why: &str) -> StoreError {
     StoreError(format!("the record of channel {id} cannot be read, so it is blocked: {why}"))
 }
 
-/// Which revision a record is, if this build reads its layout. The rest is passed over, and is JSON.
-fn stamp(bytes: &[u8], schema: u16) -> Result<u64, String> {
-    let stamp: Stamp = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+/// The first words of a record whose layout this build reads. The rest is passed over, and is JSON.
+fn stamp(bytes: &[u8], schema: u16) -> Result<Stamp<'_>, String> {
+    let stamp: Stamp<'_> = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
     if stamp.schema != schema {
         return Err(format!("it has schema {}, this build reads {schema}", stamp.schema));
     }
-    Ok(stamp.revision)
+    Ok(stamp)
 }
 
 /// Makes the tables of a new file, or looks whether an old one is ours. The error is a sentence for operators.
@@ -272,9 +275,11 @@ impl<'t> Book<'t> {
 
     /// Of the channel's record; 0 when there is none.
     fn revision(&self, id: &str) -> Result<u64, Fault> {
-        match self.channels.get(id)? {
-            Some(bytes) => stamp(bytes.value(), Channel::SCHEMA).map_err(|why| Fault::Here(blocked(id, &why))),
-            None => Ok(0),
+        let Some(bytes) = self.channels.get(id)? else { return Ok(0) };
+        match stamp(bytes.value(), Channel::SCHEMA) {
+            Ok(stamp) if stamp.id == id => Ok(stamp.revision),
+            Ok(stamp) => Err(Fault::Here(blocked(id, &format!("it says it is {}", stamp.id)))),
+            Err(why) => Err(Fault::Here(blocked(id, &why))),
         }
     }
 

@@ -92,6 +92,32 @@ fn meta(txn: &redb::WriteTransaction) -> redb::Table<'_, &'static str, &'static 
 }
 
 #[tokio::test]
+async fn an_unreadable_channel_is_not_overwritten() {
+    let channel = |id: &str, revision| Channel { revision, ..crate::channel::sample::opening(id, 100) };
+    let text = |c: &Channel| serde_json::to_string(c).unwrap();
+    for (record, why) in [
+        (text(&channel("bad", 1)).replace(r#""schema":1"#, r#""schema":9"#), "a later version wrote it"),
+        (text(&channel("bad", 1)).replace('}', ""), "a bad disk left it"),
+        (text(&channel("other", 1)), "it is another's record"),
+    ] {
+        let dir = TempDir::fresh();
+        let path = dir.path().join("pontage.redb");
+        let write = |id, revision| Write { channel: Some(channel(id, revision).into()), ..Write::default() };
+        let store = Embedded::open(&path).unwrap();
+        for id in ["bad", "good"] {
+            assert_eq!(store.commit(write(id, 1)).await, Ok(Swap::Done));
+        }
+        drop(store);
+        tamper(&path, |t| drop(t.open_table(tables::CHANNELS).unwrap().insert("bad", record.as_bytes()).unwrap()));
+
+        let store = Embedded::open(&path).unwrap();
+        let said = store.commit(write("bad", 2)).await.unwrap_err().0;
+        assert!(said.contains("channel bad cannot be read"), "{why}: {said}");
+        assert_eq!(store.commit(write("good", 2)).await, Ok(Swap::Done), "{why}: the others go on");
+    }
+}
+
+#[tokio::test]
 async fn an_unreadable_claim_blocks_itself_and_nobody_else() {
     for (record, why) in [
         (r#"{"schema":9,"whatever":1}"#.to_owned(), "a later version wrote it"),

@@ -143,7 +143,8 @@ fn fill(batch: &mut Vec<Job>, jobs: &mut mpsc::Receiver<Job>) {
     }
 }
 
-/// Waits for as many operations as shared the last transaction, or half as many again while more keep coming.
+/// Waits until there are half as many operations again as shared the last transaction, so that a crowd that grows is seen, and
+/// [`GATHER`] at most.
 fn gather(batch: &mut Vec<Job>, jobs: &mut mpsc::Receiver<Job>, shared: usize) {
     let began = Instant::now();
     while batch.len() < BATCH.min(shared + shared / 2) && began.elapsed() < GATHER && !jobs.is_closed() {

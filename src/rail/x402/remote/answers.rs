@@ -21,7 +21,7 @@ const REVERTED: [&str; 2] = ["transaction_failed", "invalid_transaction_state"];
 
 /// A settlement as told.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Told {
+pub(in crate::rail::x402) enum Told {
     /// It moved.
     Settled { transaction: String, payer: Option<String> },
     /// It did not and will not.
@@ -60,7 +60,7 @@ struct Settled {
 }
 
 /// Reads an answer of `/verify`. The error says, in our words, why it is none.
-pub(super) fn verified(status: u16, body: &[u8], expects: &Expects<'_>) -> Result<Verdict, String> {
+pub(in crate::rail::x402) fn verified(status: u16, body: &[u8], expects: &Expects<'_>) -> Result<Verdict, String> {
     let said: Verified = serde_json::from_slice(body).map_err(|_| unread(status))?;
     let reason = said.invalid_reason.as_deref().filter(|r| !r.is_empty());
     if !said.is_valid {
@@ -74,7 +74,7 @@ pub(super) fn verified(status: u16, body: &[u8], expects: &Expects<'_>) -> Resul
 }
 
 /// Reads an answer of `/settle`. The error says, in our words, why it is none.
-pub(super) fn settled(status: u16, body: &[u8], expects: &Expects<'_>) -> Result<Told, String> {
+pub(in crate::rail::x402) fn settled(status: u16, body: &[u8], expects: &Expects<'_>) -> Result<Told, String> {
     let said: Settled = serde_json::from_slice(body).map_err(|_| unread(status))?;
     let reason = said.error_reason.as_deref().filter(|r| !r.is_empty());
     let transaction = said.transaction.unwrap_or_default();
@@ -142,18 +142,18 @@ fn unread(status: u16) -> String {
 }
 
 /// A facilitator's word, fit to be shown: at most 100 printable ASCII characters.
-pub(super) fn word(reason: Option<&str>) -> String {
+pub(in crate::rail::x402) fn word(reason: Option<&str>) -> String {
     let clean: String = reason.unwrap_or_default().chars().filter(|c| matches!(c, ' '..='~')).take(LONGEST).collect();
     if clean.trim().is_empty() { "no reason given".into() } else { clean }
 }
 
 /// Whether a name means this network: its CAIP-2 id, or its v1 name.
-pub(super) fn is_named(network: &Network, name: &str) -> bool {
+pub(in crate::rail::x402) fn is_named(network: &Network, name: &str) -> bool {
     network.id == name || network.v1() == Some(name)
 }
 
 /// Whether the text is an account of the network.
-pub(super) fn is_account(network: &Network, text: &str) -> bool {
+pub(in crate::rail::x402) fn is_account(network: &Network, text: &str) -> bool {
     match network.family {
         Family::Evm { .. } => text.starts_with("0x") && text.len() == 42 && text.parse::<Address>().is_ok(),
         Family::Solana => from_base58::<32>(text).is_some(),
@@ -161,7 +161,7 @@ pub(super) fn is_account(network: &Network, text: &str) -> bool {
 }
 
 /// Whether the text is a transaction's name there.
-pub(super) fn is_transaction(network: &Network, text: &str) -> bool {
+pub(in crate::rail::x402) fn is_transaction(network: &Network, text: &str) -> bool {
     match network.family {
         Family::Evm { .. } => text.starts_with("0x") && text.len() == 66 && text.parse::<B256>().is_ok(),
         Family::Solana => from_base58::<64>(text).is_some(),

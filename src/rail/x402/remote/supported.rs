@@ -12,7 +12,7 @@ const MAX_KINDS: usize = 1_000;
 
 /// Every kind that it lists and we know, each with what goes with it, or with a sentence why it is of no use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Book(Vec<(Kind, Result<Support, String>)>);
+pub(in crate::rail::x402) struct Book(Vec<(Kind, Result<Support, String>)>);
 
 #[derive(Deserialize)]
 struct Said {
@@ -26,7 +26,7 @@ struct Said {
 impl Book {
     /// Reads an answer. `before` is what the same facilitator said last: of several addresses that it signs with it may name
     /// another one each time, and an offer names one.
-    pub(super) fn read(body: &[u8], before: Option<&Self>) -> Option<Self> {
+    pub(in crate::rail::x402) fn read(body: &[u8], before: Option<&Self>) -> Option<Self> {
         let said: Said = serde_json::from_slice(body).ok()?;
         let approval = said.extensions.iter().flatten().any(|e| e == "eip2612GasSponsoring");
         let mut kinds: Vec<(Kind, Result<Support, String>)> = Vec::new();
@@ -44,7 +44,7 @@ impl Book {
     }
 
     /// What goes with a kind, or a sentence why there is nothing.
-    pub(super) fn support(&self, kind: &Kind) -> Result<Support, String> {
+    pub(in crate::rail::x402) fn support(&self, kind: &Kind) -> Result<Support, String> {
         let found = self.0.iter().find(|(known, _)| known == kind).map(|(_, support)| support.clone());
         found.unwrap_or_else(|| {
             let (version, scheme) = (u8::from(kind.version), kind.scheme);

@@ -275,6 +275,11 @@ async fn a_pending_settlement_is_asked_for_once_more_with_the_same_bytes() {
         (vec![pending(), settled(|_| ())], "settled", "confirmed at the second time"),
         (vec![pending()], "unknown", "pending twice"),
         (vec![pending(), settled(|s| s["transaction"] = json!("0x1"))], "unknown", "a lie at the second time"),
+        (
+            vec![pending(), http(400, "", r#"{"success":false,"errorReason":"insufficient_funds"}"#)],
+            "unknown",
+            "refused at the second time: its own first hand-in took the funds, perhaps",
+        ),
         (vec![pending(), Line::Raw(String::new())], "unknown", "silence at the second time"),
     ] {
         let server = Server::start(script).await;
