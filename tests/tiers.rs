@@ -6,7 +6,7 @@
 mod common;
 
 use common::client::{self, node};
-use common::{Backend, Bed, GateOptions, Payer, RawReply, Script, Unseen, eventually, payer, raw};
+use common::{Backend, Bed, Gate, GateOptions, Payer, RawReply, Script, Unseen, eventually, payer, raw};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Duration;
@@ -452,6 +452,33 @@ async fn a_list_says_each_tier_of_a_model_with_its_path_price_and_limits_and_sho
     let metrics = bed.gate.metrics().await;
     assert!(metrics.contains("route=\"/v1/models\"") && !metrics.contains("gpt-7"), "a client's word became a label");
     bed.close(Unseen::default()).await;
+}
+
+#[test]
+fn the_sample_takes_usdc_on_four_networks_and_pays_nobody_until_it_is_edited() {
+    let conf = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/agent402.toml")).unwrap();
+    let (rules, conf) = (shipped("routes.toml"), conf.replace("127.0.0.1:8402", "{listen}\"\nadmin = \"{admin}"));
+    let accepted: Vec<&str> = rules.lines().filter(|line| line.starts_with("accept = ")).collect();
+    assert_eq!(
+        accepted,
+        ["accept = [\"base/exact\", \"polygon/exact\", \"arbitrum/exact\", \"solana/exact\"]"; TIERS.len()],
+        "each 402 carries all four"
+    );
+    let mut options = GateOptions::new("http://127.0.0.1:9", "http://127.0.0.1:9");
+    options.conf = Some(conf);
+    for file in ["models.toml", "tiers.toml", "routes.toml", "pools.toml"] {
+        options = options.rule(file, &shipped(file));
+    }
+    let gate = Gate::prepare(options.env("X402_FACILITATOR_URL", "http://127.0.0.1:9"));
+    let (status, said, complaint) = gate.verb(&["check"]);
+    assert!(status.success() && said.contains("10 routes, 5 tiers, 11 models"), "{said}{complaint}");
+    let serve = ["serve", "--conf", "conf/pontage.toml", "--rules", "lua-free-rules"];
+    let out = gate.command().args(serve).output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(!out.status.success(), "{said}");
+    for rail in ["base", "polygon", "arbitrum", "solana"] {
+        assert!(said.contains(&format!("rail.{rail}.pay_to: is the sample's placeholder")), "{rail}: {said}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
