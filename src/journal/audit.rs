@@ -246,7 +246,7 @@ impl Books {
                 // What could not be taken after the reply is charged no more.
                 let lost = receipt.settlement == Some(Settlement::Lost) && receipt.charged == Atoms(0);
                 if let Some(before) = self.receipts.get(&receipt.id)
-                    && (&before.reference != &receipt.reference || (before.charged != receipt.charged && !lost))
+                    && (before.reference != receipt.reference || (before.charged != receipt.charged && !lost))
                 {
                     faults.push(format!("receipt {} changed its payment or its amount", receipt.id));
                 }
