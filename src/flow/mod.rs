@@ -15,6 +15,7 @@ pub mod exposure;
 pub mod hold;
 pub mod lease;
 pub mod loss;
+mod means;
 pub mod parse;
 pub mod pay;
 pub mod policy;
@@ -26,6 +27,7 @@ pub mod recover;
 pub mod session;
 pub mod settle;
 pub mod settler;
+mod taking;
 mod transact;
 pub mod watcher;
 

@@ -4,20 +4,19 @@
 //! signature (`Rail::check`) → what we add (`Rail::complete`) → durable claim → chain. Nothing asks the chain before a valid
 //! signature.
 
-use super::exposure::{Exposure, Risk};
 use super::hold::Hold;
 use super::lease::Lease;
 use super::loss::{Losses, Room};
 use super::price::Quoted;
 use super::promise::{Promise, unpaid};
+use super::taking::{Taking, promise, risk, take, to_its_end};
 use super::{Stop, Toll, parse, policy, price, session};
 use crate::channel::Channel;
-use crate::claim::{Claim, ClaimKey, Denied, Op, Standing, Terms};
+use crate::claim::{Claim, Denied, Op, Standing, Terms};
 use crate::clock::UnixSeconds;
-use crate::ids::RailId;
 use crate::journal::{Entry, Settlement};
 use crate::money::{Atoms, Usd};
-use crate::rail::{self, Ask, Collected, Found, Offer, Proof, Rail, Recognised, Shown, Vouched, When};
+use crate::rail::{self, Ask, Found, Offer, Rail, Recognised, Shown, When};
 use crate::refusal::{Moved, Refusal};
 use crate::rules::Plan;
 use crate::rules::plan::{Access, Charge, Shortfall};
@@ -273,178 +272,6 @@ async fn learn(toll: &Toll, tier: &str, now: UnixSeconds) -> Result<(), Stop> {
     Ok(())
 }
 
-/// A payment about to be claimed.
-struct Taking<'a> {
-    rail: &'a Arc<dyn Rail>,
-    shown: &'a Shown,
-    proof: Proof,
-    terms: Terms,
-    request: &'a str,
-    revision: u64,
-}
-
-/// Completes the proof, claims it durably, then collects it. All in a task of its own: a client that leaves in between must not
-/// leave a payment that nobody follows.
-async fn take(toll: &Arc<Toll>, taking: Taking<'_>) -> Result<Hold, Stop> {
-    let Taking { rail, shown, proof, terms, request, revision } = taking;
-    let key = proof.recognised.key.clone();
-    let (own, rail, shown, request) = (Arc::clone(toll), Arc::clone(rail), shown.clone(), request.to_owned());
-    let work = async move {
-        let toll = own;
-        let proof = match rail.complete(&shown, proof).await {
-            Ok(proof) => proof,
-            Err(Refusal::ProofRunning { .. }) => return Err(running(&toll, rail.as_ref())),
-            Err(refusal) => {
-                toll.metrics.payments.with_label_values(&[rail.id().as_str(), "refused"]).inc();
-                return Err(refusal.into());
-            }
-        };
-        let standing = Standing::Claimed { by: request.clone() };
-        let claim = claim(&toll, rail.as_ref(), &proof, terms, revision, standing).await?;
-        let collected = rail.collect(&shown, &proof).await;
-        conclude(&toll, rail.as_ref(), claim, collected, &request).await
-    };
-    to_its_end(toll, &key, work).await
-}
-
-/// Claims a proof durably, then asks whether it would be paid. Nothing moves.
-async fn promise(toll: &Arc<Toll>, taking: Taking<'_>, by_usage: bool) -> Result<Promise, Stop> {
-    let Taking { rail, proof, terms, request, revision, .. } = taking;
-    let (toll, rail, request) = (Arc::clone(toll), Arc::clone(rail), request.to_owned());
-    let work = async move {
-        let standing = Standing::Promised { by: request.clone() };
-        let claim = claim(&toll, rail.as_ref(), &proof, terms, revision, standing).await?;
-        let vouched = rail.vouch(&claim).await;
-        let count = |outcome: &str| toll.metrics.payments.with_label_values(&[rail.id().as_str(), outcome]).inc();
-        let promise = Promise::of(Arc::clone(&toll), Arc::clone(&rail), claim, request, by_usage);
-        match vouched {
-            Vouched::Good => Ok(promise),
-            Vouched::Bad { why } => {
-                count("refused");
-                let moved = promise.forgo().await;
-                Err(Stop { refusal: Refusal::PaymentInvalid { why }, moved, claimed: true })
-            }
-            Vouched::Unknown { why } => {
-                count("unknown");
-                tracing::warn!(rail = %rail.id(), why, "a payment could not be verified: nothing was taken");
-                let moved = promise.forgo().await;
-                Err(Stop { refusal: Refusal::PaymentUnchecked { retry_after_seconds: 5 }, moved, claimed: true })
-            }
-        }
-    };
-    tokio::spawn(work).await.unwrap_or_else(|_| Err(unknown()))
-}
-
-/// Counts what a payer promises against the most he may have promised and not paid.
-async fn risk(toll: &Toll, rail: &RailId, payer: Option<&str>, amount: Usd, most: Usd) -> Result<Risk, Stop> {
-    let payer = payer.unwrap_or_default();
-    let name = Exposure::tally_name(rail, payer);
-    let lost = toll.store.tally(&name, UnixSeconds::now().day()).await.map_err(|e| store_down(&e))?;
-    let risk = toll.exposure.enter(rail, payer, amount, lost, most);
-    risk.ok_or_else(|| {
-        toll.metrics.payments.with_label_values(&[rail.as_str(), "refused"]).inc();
-        Refusal::PayerExposed { most, lost, retry_after_seconds: 30 }.into()
-    })
-}
-
-/// Writes a new claim.
-async fn claim(
-    toll: &Toll,
-    rail: &dyn Rail,
-    proof: &Proof,
-    terms: Terms,
-    revision: u64,
-    standing: Standing,
-) -> Result<Claim, Stop> {
-    let now = UnixSeconds::now();
-    let Recognised { key, challenge_id, reference, resend, .. } = proof.recognised.clone();
-    let claim = Claim {
-        schema: Claim::SCHEMA,
-        revision,
-        key,
-        challenge_id,
-        terms,
-        reference,
-        payer: proof.payer.clone(),
-        resend,
-        standing,
-        claimed_at: now,
-        collect_until: proof.collect_until,
-        paid_at: None,
-        taken: None,
-        transaction: None,
-    };
-    let entry = Entry::Claimed {
-        key: claim.key.0.clone(),
-        amount: claim.terms.amount,
-        reference: claim.reference.clone(),
-        at: now,
-    };
-    let write = Write { claim: Some(claim.clone()), journal: vec![entry], ..Write::default() };
-    match toll.store.commit(write).await {
-        Ok(Swap::Done) => Ok(claim),
-        Ok(Swap::Lost(_) | Swap::Overtaken(_)) => Err(running(toll, rail)),
-        // It may be written: then recovery looks at it after the restart. Nobody may pay anew meanwhile.
-        Err(e) => Err(unread(&e)),
-    }
-}
-
-/// Runs a step that must not stop half-way in a task of its own: when the client leaves, its hold is dropped with the result and
-/// gives itself back. A step that panics leaves its claim to the recovery.
-async fn to_its_end(
-    toll: &Arc<Toll>,
-    key: &ClaimKey,
-    step: impl Future<Output = Result<Hold, Stop>> + Send + 'static,
-) -> Result<Hold, Stop> {
-    match tokio::spawn(step).await {
-        Ok(result) => result,
-        Err(_) => {
-            tracing::error!(claim = %key.0, "a payment's own task broke off");
-            if let Ok(Some(claim)) = toll.store.claim(key).await {
-                super::recover::follow(Arc::clone(toll), claim);
-            }
-            Err(unknown())
-        }
-    }
-}
-
-/// Writes down what the chain said and hands out the money, or follows up in the background when it said nothing.
-async fn conclude(
-    toll: &Arc<Toll>,
-    rail: &dyn Rail,
-    claim: Claim,
-    collected: Collected,
-    request: &str,
-) -> Result<Hold, Stop> {
-    let count = |outcome: &str| toll.metrics.payments.with_label_values(&[rail.id().as_str(), outcome]).inc();
-    let now = UnixSeconds::now();
-    let transaction = match collected {
-        Collected::Paid => None,
-        Collected::Settled { transaction } => Some(transaction),
-        Collected::Failed { why } => {
-            count("failed");
-            advance(toll, &claim, Op::Die, now).await?;
-            return Err(Stop { refusal: Refusal::PaymentFailed { why }, moved: Moved::No, claimed: true });
-        }
-        Collected::Unprovable => {
-            count("unproven");
-            advance(toll, &claim, Op::Doubt, now).await?;
-            return Err(Stop { refusal: Refusal::PaymentUnproven, moved: Moved::Unknown, claimed: true });
-        }
-        Collected::Unknown => {
-            count("unknown");
-            super::recover::follow(Arc::clone(toll), claim);
-            return Err(unknown());
-        }
-    };
-    count("paid");
-    super::recover::count_charge(toll, &claim, claim.terms.amount);
-    let unsure = |e: Stop| Stop { refusal: e.refusal, moved: Moved::Unknown, claimed: true };
-    let op = Op::Pay { by: request.to_owned(), transaction };
-    let paid = advance(toll, &claim, op, now).await.map_err(unsure)?;
-    Ok(Hold::of(Arc::clone(toll), paid, request.to_owned()))
-}
-
 /// The key says which proof it is; the challenge says who was asked. Somebody else's proof under an offer of one's own must
 /// not open somebody else's claim.
 fn is_answered_by(claim: &Claim, recognised: &Recognised) -> Result<(), Stop> {
@@ -589,7 +416,7 @@ pub(super) fn denied_stop(claim: &Claim, denied: Denied) -> Stop {
     Stop { refusal, moved, claimed: true }
 }
 
-fn running(toll: &Toll, rail: &dyn Rail) -> Stop {
+pub(super) fn running(toll: &Toll, rail: &dyn Rail) -> Stop {
     toll.metrics.payments.with_label_values(&[rail.id().as_str(), "replayed"]).inc();
     running_stop()
 }
@@ -599,7 +426,7 @@ pub(super) fn running_stop() -> Stop {
     Stop { refusal, moved: Moved::Unknown, claimed: true }
 }
 
-fn unknown() -> Stop {
+pub(super) fn unknown() -> Stop {
     let refusal = Refusal::PaymentUnknown { retry_after_seconds: 5 };
     Stop { refusal, moved: Moved::Unknown, claimed: true }
 }
@@ -610,7 +437,7 @@ pub(super) fn store_down(e: &StoreError) -> Stop {
 }
 
 /// A proof was shown and nobody can say what became of it: it may have been paid by an earlier request.
-fn unread(e: &StoreError) -> Stop {
+pub(super) fn unread(e: &StoreError) -> Stop {
     Stop { claimed: true, moved: Moved::Unknown, ..store_down(e) }
 }
 

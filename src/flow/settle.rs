@@ -4,6 +4,7 @@
 
 use super::lease::Wait;
 use super::loss::{Losses, Room};
+use super::means::Means;
 use super::pay::{Money, Paid};
 use super::price::Quoted;
 use super::receipt::{self, Signet};
@@ -545,65 +546,6 @@ fn cover_count(vocabulary: Option<&str>) -> CoverCount {
     match vocabulary.and_then(Vocabulary::parse).and_then(Vocabulary::counter) {
         Some(count) => CoverCount::Tokens(count),
         None => CoverCount::Bytes,
-    }
-}
-
-/// What a receipt says about the money.
-struct Means {
-    rail: ids::RailId,
-    charged: Atoms,
-    decimals: u8,
-    reference: String,
-    transaction: Option<String>,
-    settlement: Option<Settlement>,
-    payer: Option<String>,
-    receipt: Option<String>,
-}
-
-impl Means {
-    fn of(money: &Money) -> Self {
-        match money {
-            Money::None => Self {
-                rail: ids::RailId::from("free"),
-                charged: Atoms(0),
-                decimals: 6,
-                reference: String::new(),
-                transaction: None,
-                settlement: None,
-                payer: None,
-                receipt: None,
-            },
-            Money::Hold(hold) => Self {
-                rail: hold.terms().rail.clone(),
-                charged: hold.claim().paid_amount(),
-                decimals: hold.terms().decimals,
-                reference: hold.claim().reference.clone(),
-                transaction: hold.transaction().cloned(),
-                settlement: hold.transaction().map(|_| Settlement::Settled),
-                payer: hold.claim().payer.clone(),
-                receipt: None,
-            },
-            Money::Promise(promise) => Self {
-                rail: promise.terms().rail.clone(),
-                charged: Atoms(0),
-                decimals: promise.terms().decimals,
-                reference: promise.claim().reference.clone(),
-                transaction: None,
-                settlement: Some(Settlement::Pending),
-                payer: promise.claim().payer.clone(),
-                receipt: None,
-            },
-            Money::Lease(lease) => Self {
-                rail: lease.channel().rail.clone(),
-                charged: Atoms(0),
-                decimals: lease.channel().decimals,
-                reference: lease.channel().id.0.clone(),
-                transaction: None,
-                settlement: None,
-                payer: Some(lease.channel().descriptor.payer.clone()),
-                receipt: Some(lease.held().purchase.receipt.clone()),
-            },
-        }
     }
 }
 
