@@ -13,6 +13,7 @@
 
 mod client;
 mod served;
+pub mod stall;
 mod svm;
 
 use std::process::{Child, Command};
@@ -27,6 +28,7 @@ use serde_json::{Value, json};
 
 pub use client::Client;
 pub use served::{Calls, Facilitator, Reference};
+pub use stall::Stall;
 pub use svm::{SvmBed, SvmBuyer};
 
 use super::chain::{self, DEV, Transfer};
