@@ -135,14 +135,21 @@ fn recognise<'a>(
     shown: &Shown,
 ) -> Result<(&'a Arc<dyn Rail>, Recognised), Stop> {
     let lasts = lasts(visit.plan, live);
-    for rail in &toll.rails {
+    let accept = &live.allowed.route.accept;
+    let (here, elsewhere): (Vec<_>, Vec<_>) = toll.rails.iter().partition(|rail| accept.contains(rail.id()));
+    // Two rails may differ in nothing that a payment shows: one that the path accepts is asked first, and the other may still
+    // know what it offered.
+    let mut refused = None;
+    for rail in here.into_iter().chain(elsewhere) {
         let Some(terms) = terms_on(live, rail.as_ref()) else { continue };
         let ask = Ask { terms: &terms, digest: visit.digest, description: "", lasts };
-        if let Some(recognised) = rail.recognise(shown, &ask)? {
-            return Ok((rail, recognised));
+        match rail.recognise(shown, &ask) {
+            Ok(Some(recognised)) => return Ok((rail, recognised)),
+            Ok(None) => {}
+            Err(why) => refused = refused.or(Some(why)),
         }
     }
-    Err(Refusal::InvalidChallenge { why: "it was not issued here" }.into())
+    Err(refused.unwrap_or(Refusal::InvalidChallenge { why: "it was not issued here" }).into())
 }
 
 /// What a request costs on a rail, or the most it can cost where what it used is taken. `None`: more than can be asked for.
