@@ -162,6 +162,11 @@ fn recognise<'a>(
     Err(refused.unwrap_or(Refusal::InvalidChallenge { why: "it was not issued here" }).into())
 }
 
+/// Whether what a request used is what it pays on this rail.
+fn is_by_usage(rail: &dyn Rail, quoted: &Quoted) -> bool {
+    matches!(rail.when(quoted.allowed.stream), When::After { most: Some(_), .. })
+}
+
 /// What a request costs on a rail, or the most it can cost where what it used is taken. `None`: more than can be asked for.
 fn terms_on(quoted: &Quoted, rail: &dyn Rail) -> Option<Terms> {
     match rail.when(quoted.allowed.stream) {
@@ -358,9 +363,10 @@ async fn resume(
         Ok(room) => room,
         Err(stop) => return Err(Stop { moved: hold.give_back().await, claimed: true, ..stop }),
     };
-    let price = hold.terms().price;
+    let Terms { price, decimals, amount, .. } = *hold.terms();
     let budget = price.plus(room.as_ref().map_or(Usd::ZERO, Room::amount)).unwrap_or(price);
-    let output = quoted.output_bought(budget).max(1);
+    let by_usage = toll.rail(&rail).is_some_and(|rail| is_by_usage(rail.as_ref(), quoted));
+    let output = if by_usage { quoted.output_covered(decimals, amount) } else { quoted.output_bought(budget) }.max(1);
     Ok(Paid { quoted: Arc::clone(quoted), money: Money::Hold(hold), output, room })
 }
 
@@ -496,10 +502,11 @@ pub async fn offers(
     let mut offers = Vec::with_capacity(allowed.route.accept.len());
     for id in &allowed.route.accept {
         let Some(way) = toll.way(id) else { continue };
-        let is_by_usage = |rail: &dyn Rail| matches!(rail.when(allowed.stream), When::After { most: Some(_), .. });
         let made = way.standing().and_then(|()| match (toll.rail(id), toll.till(id)) {
             // Whoever pays what he uses leaves the operator nothing to carry.
-            (Some(rail), _) if capped && !is_by_usage(rail.as_ref()) => Err("the operator's cap is reached".to_owned()),
+            (Some(rail), _) if capped && !is_by_usage(rail.as_ref(), quoted) => {
+                Err("the operator's cap is reached".to_owned())
+            }
             (Some(rail), _) => {
                 let terms = terms_on(quoted, rail.as_ref()).ok_or("the amount is out of range")?;
                 let ask = Ask { terms: &terms, digest, description: &description, lasts };

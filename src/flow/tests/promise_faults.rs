@@ -177,3 +177,72 @@ async fn whichever_write_fails_nobody_pays_twice_and_nobody_is_served_twice_for_
         audited(bed).await;
     }
 }
+
+#[tokio::test]
+async fn a_rail_that_breaks_off_leaves_no_payment_that_nobody_follows() {
+    // While it is asked whether it would be paid: nothing was, and the proof is as good as new.
+    let broken = bed(by_success());
+    let body = ask("m", 10);
+    let credential = broken.credential(PATH, &body, "a").await;
+    broken.rail.breaks.store(true, Ordering::SeqCst);
+    assert!(stopped(broken.pay(PATH, &body, &credential).await).claimed);
+    broken.becomes("a", |claim| claim.standing == Standing::Untaken).await;
+
+    // While the money is taken: whoever waits for it hears that it is not known.
+    broken.rail.breaks.store(false, Ordering::SeqCst);
+    let served = delivery(&broken, broken.pay(PATH, &body, &credential).await.unwrap());
+    broken.rail.breaks.store(true, Ordering::SeqCst);
+    broken.rail.looked.lock().unwrap().push_back(Collected::Paid);
+    let stop = answered(served, REPLY).await.map(drop).unwrap_err();
+    assert_eq!((stop.refusal.code(), stop.moved, stop.claimed), ("payment_unknown", Moved::Unknown, true));
+    broken.becomes("a", |claim| claim.standing == Standing::Owed).await;
+
+    // While nobody waits.
+    let broken = bed(by_usage());
+    let mut body: serde_json::Value = serde_json::from_str(&body).unwrap();
+    body["stream"] = json!(true);
+    let body = body.to_string();
+    let credential = broken.credential(PATH, &body, "a").await;
+    let mut served = delivery(&broken, broken.pay(PATH, &body, &credential).await.unwrap());
+    broken.rail.breaks.store(true, Ordering::SeqCst);
+    broken.rail.looked.lock().unwrap().push_back(Collected::Paid);
+    let mut out = Vec::new();
+    served.chunk(CHUNK.into(), &mut out).await.unwrap();
+    served.end(End::ClientGone, &mut out).await;
+    broken.becomes("a", |claim| matches!(claim.standing, Standing::Delivered { .. })).await;
+}
+
+#[tokio::test]
+async fn a_store_that_fails_for_a_while_hears_the_outcome_when_it_is_back() {
+    for (story, n, written, want) in [
+        (Story::Stream, 3, false, Then::Delivered),
+        (Story::Stream, 3, true, Then::Delivered),
+        (Story::StreamUnpaid, 3, false, Then::Lost),
+    ] {
+        let bed = story.bed();
+        let mut body: serde_json::Value = serde_json::from_str(&ask("m", 10)).unwrap();
+        body["stream"] = json!(true);
+        let body = body.to_string();
+        let credential = bed.credential(PATH, &body, "a").await;
+        bed.store.fail(n, written);
+        story.run(&bed, &body, &credential).await.unwrap();
+        until(|| async { bed.store.commits.load(Ordering::SeqCst) >= n }).await;
+        *bed.store.fails.lock().unwrap() = None;
+        until(|| async { Then::of(bed.claim("a").await) == Some(want) }).await;
+        assert_eq!(bed.rail.takes.lock().unwrap().len(), 1, "asked for once");
+    }
+    // The third write makes the payment its follower's.
+    for written in [false, true] {
+        let bed = bed(by_success());
+        let body = ask("m", 10);
+        let credential = bed.credential(PATH, &body, "a").await;
+        bed.rail.taken.lock().unwrap().push_back(Collected::Unknown);
+        bed.store.fail(3, written);
+        let served = delivery(&bed, bed.pay(PATH, &body, &credential).await.unwrap());
+        assert_eq!(answered(served, REPLY).await.map(drop).unwrap_err().refusal.code(), "payment_unknown");
+        until(|| async { bed.store.commits.load(Ordering::SeqCst) >= 3 }).await;
+        *bed.store.fails.lock().unwrap() = None;
+        bed.rail.looked.lock().unwrap().push_back(Collected::Paid);
+        bed.becomes("a", |claim| claim.standing == Standing::Owed).await;
+    }
+}
