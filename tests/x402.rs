@@ -6,6 +6,7 @@ mod common;
 
 use std::time::Duration;
 
+use alloy::primitives::U256;
 use common::ledger::events;
 use common::x402::stall::{FLAT, PER_TOKEN, server};
 use common::x402::takings::{charged, transaction};
@@ -68,8 +69,15 @@ impl Row {
         self.server != server::UPTO || !self.stream
     }
 
+    /// Paid through Permit2, which the buyer never approved: it has no native coin to do so.
+    fn is_sponsored(&self) -> bool {
+        matches!(self.server, server::PERMIT2 | server::UPTO)
+    }
+
     async fn buy(&self, buyer: PrivateKeySigner, stall: &Stall, takings: &Takings) {
         let address = buyer.address().to_string();
+        let native = stall.chain.rpc("eth_getBalance", json!([address, "latest"])).await;
+        assert_eq!((native, stall.chain.permit2_allowance(&address).await), (json!("0x0"), U256::ZERO), "{self:?}");
         let mut flags = vec![("prompt", self.prompt.as_str())];
         if self.stream {
             flags.push(("stream", "true"));
@@ -78,6 +86,11 @@ impl Row {
         let said = format!("{self:?}: {got:#}");
         assert_eq!((&got["ok"], &got["status"]), (&json!(true), &json!(200)), "{said}");
         assert_eq!(text(&got), TEXT, "{said}");
+
+        let payment = got.get("payments").map_or(&got["calls"][1]["payment"], |payments| &payments[0]);
+        assert_eq!(payment["x402Version"], if self.is_v1() { 1 } else { 2 }, "{said}");
+        let approval = &payment["extensions"]["eip2612GasSponsoring"]["info"]["signature"];
+        assert_eq!(approval.is_string(), self.is_sponsored(), "{said}");
 
         let served = stall.backend.requests().into_iter().filter(|r| r.json()["messages"][0]["content"] == self.prompt);
         assert_eq!(served.count(), 1, "requests that the backend saw: {said}");
