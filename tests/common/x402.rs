@@ -15,6 +15,7 @@ mod client;
 mod served;
 pub mod stall;
 mod svm;
+pub mod takings;
 
 use std::process::{Child, Command};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -30,6 +31,7 @@ pub use client::Client;
 pub use served::{Calls, Facilitator, Reference};
 pub use stall::Stall;
 pub use svm::{SvmBed, SvmBuyer};
+pub use takings::Takings;
 
 use super::chain::{self, DEV, Transfer};
 
