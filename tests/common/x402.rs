@@ -12,7 +12,9 @@
 //! Atoms everywhere; addresses with or without checksum.
 
 mod client;
-mod served;
+pub mod counter;
+pub mod permit2;
+pub mod served;
 pub mod stall;
 mod svm;
 
@@ -27,6 +29,7 @@ use mpp::PrivateKeySigner;
 use serde_json::{Value, json};
 
 pub use client::Client;
+pub use permit2::Permit;
 pub use served::{Calls, Facilitator, Reference};
 pub use stall::Stall;
 pub use svm::{SvmBed, SvmBuyer};
