@@ -1,7 +1,8 @@
 //! What payers have promised and not paid yet, kept under a limit per payer: whoever cancels an authorization or drains an account
 //! after it was served takes no more than that (`notes/security.md` P6).
 //!
-//! What is promised is counted here, because a promise dies with the process that serves it; what was lost is a running total in the
+//! What is promised is counted here, because a promise dies with the process that serves it, and what is being taken is found in the
+//! claims again; what was lost is a running total in the
 //! store, so that a payer who did not pay stays poor for the rest of the day, whatever restarts.
 
 use crate::ids::RailId;
@@ -38,6 +39,17 @@ impl Exposure {
         }
         all.insert(whose.clone(), next);
         Some(Risk { exposure: self.clone(), whose, amount })
+    }
+
+    /// Counts what was promised already, whatever the limit.
+    pub fn carry(&self, rail: &RailId, payer: &str, amount: Usd) -> Risk {
+        let whose = (rail.clone(), payer.to_owned());
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let promised = all.entry(whose.clone()).or_insert(Usd::ZERO);
+        let before = *promised;
+        *promised = Usd(before.0.saturating_add(amount.0));
+        let amount = promised.less(before);
+        Risk { exposure: self.clone(), whose, amount }
     }
 }
 

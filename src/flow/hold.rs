@@ -2,10 +2,10 @@
 
 use super::pay::{advance, denied_stop, running_stop, store_down};
 use super::{Stop, Toll};
-use crate::claim::{Claim, Op, Terms};
+use crate::claim::{Claim, Op, Standing, Terms};
 use crate::clock::UnixSeconds;
 use crate::journal::{Entry, Receipt};
-use crate::money::Usd;
+use crate::money::{Atoms, Usd};
 use crate::refusal::Moved;
 use crate::store::{Swap, Write};
 use std::sync::Arc;
@@ -88,9 +88,10 @@ impl Hold {
         give_back(&self.toll, &self.claim, op).await
     }
 
-    /// How the claim is told that nothing was delivered.
+    /// How the claim is told that nothing was delivered. What cost nothing was not paid, and cannot be owed.
     fn back(&self) -> Op {
         match &self.taken {
+            Some(_) if self.claim.paid_amount() == Atoms(0) => Op::Die,
             Some(transaction) => Op::PayUnserved { transaction: transaction.clone() },
             None => Op::GiveBack { by: self.request.clone() },
         }
@@ -99,6 +100,7 @@ impl Hold {
 
 async fn give_back(toll: &Toll, claim: &Claim, op: Op) -> Moved {
     match advance(toll, claim, op, UnixSeconds::now()).await {
+        Ok(Claim { standing: Standing::Untaken, .. }) => Moved::No,
         Ok(next) => next.redeem_until().map_or(Moved::Unknown, |until| Moved::Redeemable { until }),
         Err(stop) => {
             tracing::error!(claim = %claim.key.0, reason = stop.refusal.code(), "a hold could not be given back; recovery will");

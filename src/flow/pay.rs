@@ -107,15 +107,17 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
         return Err(Refusal::UpstreamUnavailable { retry_after_seconds: 5 }.into());
     }
     let server = toll.server(visit.request);
-    if let When::After { most, exposure } = rail.when(quoted.allowed.stream) {
-        let output = match most {
-            Some(_) => quoted.output_covered(terms.decimals, terms.amount),
-            None => quoted.output_bought(terms.price),
-        };
+    let when = rail.when(quoted.allowed.stream);
+    if let When::After { most: Some(_), exposure } = when {
+        let output = quoted.output_covered(terms.decimals, terms.amount);
+        if output == 0 {
+            // Made under rules that are gone, and dearer ones are in force.
+            return Err(Refusal::InvalidChallenge { why: "its offer covers no answer any more" }.into());
+        }
         let risk = risk(toll, rail.id(), proof.payer.as_deref(), terms.price, exposure).await?;
         let taking = Taking { rail, shown, proof, terms, request: &server, revision };
-        let promise = promise(toll, taking, most.is_some()).await?.at(Some(risk));
-        return Ok(Paid { quoted, money: Money::Promise(promise), output, room: None });
+        let money = Money::Promise(promise(toll, taking, true).await?.at(risk));
+        return Ok(Paid { quoted, money, output, room: None });
     }
     let room = room(toll, &quoted, Cap::Kept).await?;
     let budget = terms.price.plus(room.as_ref().map_or(Usd::ZERO, Room::amount)).unwrap_or(terms.price);
@@ -123,9 +125,17 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
     if output == 0 {
         return Err(Refusal::CapReached { retry_after_seconds: 600 }.into());
     }
+    let payer = proof.payer.clone();
+    let price = terms.price;
     let taking = Taking { rail, shown, proof, terms, request: &server, revision };
-    let hold = take(toll, taking).await?;
-    Ok(Paid { quoted, money: Money::Hold(hold), output, room })
+    let money = match when {
+        When::After { exposure, .. } => {
+            let risk = risk(toll, rail.id(), payer.as_deref(), price, exposure).await?;
+            Money::Promise(promise(toll, taking, false).await?.at(risk))
+        }
+        When::First => Money::Hold(take(toll, taking).await?),
+    };
+    Ok(Paid { quoted, money, output, room })
 }
 
 fn recognise<'a>(
@@ -150,6 +160,11 @@ fn recognise<'a>(
         }
     }
     Err(refused.unwrap_or(Refusal::InvalidChallenge { why: "it was not issued here" }).into())
+}
+
+/// Whether what a request used is what it pays on this rail.
+fn is_by_usage(rail: &dyn Rail, quoted: &Quoted) -> bool {
+    matches!(rail.when(quoted.allowed.stream), When::After { most: Some(_), .. })
 }
 
 /// What a request costs on a rail, or the most it can cost where what it used is taken. `None`: more than can be asked for.
@@ -348,9 +363,10 @@ async fn resume(
         Ok(room) => room,
         Err(stop) => return Err(Stop { moved: hold.give_back().await, claimed: true, ..stop }),
     };
-    let price = hold.terms().price;
+    let Terms { price, decimals, amount, .. } = *hold.terms();
     let budget = price.plus(room.as_ref().map_or(Usd::ZERO, Room::amount)).unwrap_or(price);
-    let output = quoted.output_bought(budget).max(1);
+    let by_usage = toll.rail(&rail).is_some_and(|rail| is_by_usage(rail.as_ref(), quoted));
+    let output = if by_usage { quoted.output_covered(decimals, amount) } else { quoted.output_bought(budget) }.max(1);
     Ok(Paid { quoted: Arc::clone(quoted), money: Money::Hold(hold), output, room })
 }
 
@@ -366,8 +382,13 @@ pub(super) async fn advance(toll: &Toll, claim: &Claim, op: Op, now: UnixSeconds
     };
     let next = claim.apply(op, now).map_err(|denied| denied_stop(claim, denied))?;
     let mut write = Write { claim: Some(next.clone()), journal: entry.into_iter().collect(), ..Write::default() };
-    if let Standing::Taking { receipt: Some(id), amount, .. } = &claim.standing {
-        (write.journal, write.tally) = settled_after(toll, &next, id, *amount, now).await?;
+    match (&claim.standing, &next.standing) {
+        (Standing::Taking { receipt: Some(id), amount, .. }, _) => {
+            (write.journal, write.tally) = settled_after(toll, &next, id, *amount, now).await?;
+        }
+        // Nothing left, but a backend worked for it.
+        (Standing::Taking { amount, .. }, Standing::Untaken) => write.tally = unpaid(&next, *amount, now),
+        _ => {}
     }
     match toll.store.commit(write).await {
         Ok(Swap::Done) => Ok(next),
@@ -410,6 +431,7 @@ pub(super) fn denied_stop(claim: &Claim, denied: Denied) -> Stop {
     let redeemable = claim.redeem_until().map_or(Moved::Unknown, |until| Moved::Redeemable { until });
     let (refusal, moved) = match denied {
         Denied::Running => (Refusal::ProofRunning { retry_after_seconds: RETRY_SECONDS }, Moved::Unknown),
+        Denied::Spent if matches!(claim.standing, Standing::Lost { .. }) => (Refusal::ProofSpent, Moved::No),
         Denied::Spent => (Refusal::ProofSpent, Moved::Yes),
         Denied::Dead => (
             Refusal::PaymentFailed { why: "this payment failed earlier and can never go through".to_owned() },
@@ -481,7 +503,10 @@ pub async fn offers(
     for id in &allowed.route.accept {
         let Some(way) = toll.way(id) else { continue };
         let made = way.standing().and_then(|()| match (toll.rail(id), toll.till(id)) {
-            (Some(_), _) if capped => Err("the operator's cap is reached".to_owned()),
+            // Whoever pays what he uses leaves the operator nothing to carry.
+            (Some(rail), _) if capped && !is_by_usage(rail.as_ref(), quoted) => {
+                Err("the operator's cap is reached".to_owned())
+            }
             (Some(rail), _) => {
                 let terms = terms_on(quoted, rail.as_ref()).ok_or("the amount is out of range")?;
                 let ask = Ask { terms: &terms, digest, description: &description, lasts };

@@ -39,8 +39,8 @@ impl Promise {
     }
 
     /// The same, counted against its payer's limit while it lives.
-    pub(super) fn at(mut self, risk: Option<Risk>) -> Self {
-        self.risk = risk;
+    pub(super) fn at(mut self, risk: Risk) -> Self {
+        self.risk = Some(risk);
         self
     }
 
@@ -75,14 +75,10 @@ impl Promise {
         let (toll, rail) = (Arc::clone(&self.toll), Arc::clone(&self.rail));
         let (claim, request, risk) = (self.claim.clone(), self.request.clone(), self.risk.take());
         let work = async move {
-            let _until_the_outcome_is_known = risk;
             let op = Op::Take { by: request.clone(), amount, receipt: None };
             let claim = advance(&toll, &claim, op, UnixSeconds::now()).await?;
-            let collected = match amount {
-                Atoms(0) => Collected::Paid,
-                _ => rail.take(&claim, UnixSeconds::now()).await,
-            };
-            taken(&toll, rail.as_ref(), claim, collected, request).await
+            let collected = ask_for(&rail, &claim, amount).await;
+            taken(&toll, rail.as_ref(), claim, collected, request, risk).await
         };
         tokio::spawn(work).await.unwrap_or_else(|_| Err(unknown()))
     }
@@ -104,12 +100,8 @@ impl Promise {
         self.claim = next.clone();
         let (toll, rail, risk) = (Arc::clone(&self.toll), Arc::clone(&self.rail), self.risk.take());
         tokio::spawn(async move {
-            let _until_the_outcome_is_known = risk;
-            let collected = match amount {
-                Atoms(0) => Collected::Paid,
-                _ => rail.take(&next, UnixSeconds::now()).await,
-            };
-            recover::conclude(&toll, rail.as_ref(), next, collected).await;
+            let collected = ask_for(&rail, &next, amount).await;
+            recover::conclude(&toll, rail.as_ref(), next, collected, risk).await;
         });
         Ok(())
     }
@@ -143,6 +135,16 @@ impl Drop for Promise {
     }
 }
 
+/// Asks for the money, if there is any to ask for. A rail that breaks off has said nothing.
+async fn ask_for(rail: &Arc<dyn Rail>, claim: &Claim, amount: Atoms) -> Collected {
+    if amount == Atoms(0) {
+        return Collected::Paid;
+    }
+    let (rail, claim) = (Arc::clone(rail), claim.clone());
+    let asking = tokio::spawn(async move { rail.take(&claim, UnixSeconds::now()).await });
+    asking.await.unwrap_or(Collected::Unknown)
+}
+
 /// What became of a payment that a reply waits for.
 async fn taken(
     toll: &Arc<Toll>,
@@ -150,6 +152,7 @@ async fn taken(
     claim: Claim,
     collected: Collected,
     request: String,
+    risk: Option<Risk>,
 ) -> Result<Hold, Stop> {
     let count = |outcome: &str| toll.metrics.payments.with_label_values(&[rail.id().as_str(), outcome]).inc();
     let transaction = match collected {
@@ -167,7 +170,7 @@ async fn taken(
         }
         Collected::Unknown => {
             count("unknown");
-            recover::follow(Arc::clone(toll), claim);
+            recover::follow(Arc::clone(toll), claim, risk);
             return Err(unknown());
         }
     };
@@ -181,8 +184,11 @@ fn unknown() -> Stop {
     Stop { refusal: Refusal::PaymentUnknown { retry_after_seconds: 5 }, moved: Moved::Unknown, claimed: true }
 }
 
-/// What a payer had and did not pay, as a line for the store's running totals.
+/// What was served for a payer and could not be taken, whether it left or not, as a line for the store's running totals.
 pub(super) fn unpaid(claim: &Claim, amount: Atoms, now: UnixSeconds) -> Vec<(String, u64, Usd)> {
     let (Some(payer), Some(usd)) = (&claim.payer, amount.to_usd(claim.terms.decimals)) else { return Vec::new() };
+    if usd == Usd::ZERO {
+        return Vec::new();
+    }
     vec![(Exposure::tally_name(&claim.terms.rail, payer), now.day(), usd)]
 }

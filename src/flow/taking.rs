@@ -56,9 +56,10 @@ pub(super) async fn promise(toll: &Arc<Toll>, taking: Taking<'_>, by_usage: bool
     let work = async move {
         let standing = Standing::Promised { by: request.clone() };
         let claim = claim(&toll, rail.as_ref(), &proof, terms, revision, standing).await?;
-        let vouched = rail.vouch(&claim).await;
-        let count = |outcome: &str| toll.metrics.payments.with_label_values(&[rail.id().as_str(), outcome]).inc();
+        // From here on whatever breaks off lets it go.
         let promise = Promise::of(Arc::clone(&toll), Arc::clone(&rail), claim, request, by_usage);
+        let vouched = rail.vouch(promise.claim()).await;
+        let count = |outcome: &str| toll.metrics.payments.with_label_values(&[rail.id().as_str(), outcome]).inc();
         match vouched {
             Vouched::Good => Ok(promise),
             Vouched::Bad { why } => {
@@ -149,7 +150,7 @@ pub(super) async fn to_its_end(
         Err(_) => {
             tracing::error!(claim = %key.0, "a payment's own task broke off");
             if let Ok(Some(claim)) = toll.store.claim(key).await {
-                recover::follow(Arc::clone(toll), claim);
+                recover::follow(Arc::clone(toll), claim, None);
             }
             Err(unknown())
         }
@@ -181,7 +182,7 @@ async fn conclude(
         }
         Collected::Unknown => {
             count("unknown");
-            recover::follow(Arc::clone(toll), claim);
+            recover::follow(Arc::clone(toll), claim, None);
             return Err(unknown());
         }
     };

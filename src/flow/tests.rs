@@ -8,6 +8,7 @@ mod faults;
 mod offers;
 mod paths;
 mod promise;
+mod promise_faults;
 mod sessions;
 
 use self::sessions::Purse;
@@ -223,7 +224,7 @@ impl Rail for Fake {
     }
 }
 
-/// A store whose n-th commit fails, before or after it was written: the caller cannot tell which.
+/// A store whose n-th commit fails, before or after it was written: the caller cannot tell which. After that it takes none.
 struct Frail {
     inner: Arc<Embedded>,
     commits: AtomicUsize,
@@ -257,6 +258,7 @@ impl Store for Frail {
                 }
                 Err(StoreError("the disk fails".into()))
             }
+            Some((at, _)) if at < n => Err(StoreError("the disk has failed".into())),
             _ => self.inner.commit(write).await,
         }
     }
