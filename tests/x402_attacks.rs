@@ -39,13 +39,6 @@ impl Fair {
         Self { stall, facilitator }
     }
 
-    /// Who may pay under Permit2 as well.
-    async fn buyer(&self) -> PrivateKeySigner {
-        let buyer = self.stall.chain.buyer(20_000_000).await;
-        self.stall.chain.approve_permit2(&buyer.address().to_string()).await;
-        buyer
-    }
-
     /// Verifications and settlements so far.
     async fn asked(&self) -> (u64, u64) {
         let Calls { verify, settle, .. } = self.facilitator.calls().await;
@@ -246,7 +239,7 @@ impl Fair {
         sign: Sign<S>,
         rows: impl IntoIterator<Item = Row<S>>,
     ) {
-        let buyer = self.buyer().await;
+        let buyer = self.stall.buyer().await;
         for (why, wrong, code, noticed) in rows {
             let why = format!("{server}: {why}");
             let (offer, nonce) = (self.stall.offer(server, &chat()).await, B256::random());
@@ -285,7 +278,7 @@ async fn a_payment_with_one_field_changed_buys_nothing_and_the_true_one_is_still
 #[tokio::test(flavor = "multi_thread")]
 async fn a_payment_of_the_first_generation_is_looked_at_as_closely() {
     let fair = Fair::open().await;
-    let buyer = fair.buyer().await;
+    let buyer = fair.stall.buyer().await;
     let rows: [(&str, fn(&mut Value), &str, Noticed); 10] = [
         ("one atom more", |p| plus(&mut p["payload"]["authorization"]["value"], 1), "invalid_challenge", Here),
         ("one atom less", |p| plus(&mut p["payload"]["authorization"]["value"], -1), "invalid_challenge", Here),
@@ -322,7 +315,7 @@ async fn a_payment_of_the_first_generation_is_looked_at_as_closely() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_payment_in_no_form_or_in_two_is_told_so_and_nobody_is_asked() {
     let fair = Fair::open().await;
-    let buyer = fair.buyer().await;
+    let buyer = fair.stall.buyer().await;
     let (offer, path) = (fair.stall.offer(server::EXACT, &chat()).await, chat_at(server::EXACT));
     let payment = fair.stall.chain.authorize(&buyer, &offer, |_| ());
     let (v2, v1) = (encode(&payment), encode(&as_v1(&payment)));
@@ -389,7 +382,7 @@ async fn an_offer_buys_what_it_was_made_for_and_nothing_else() {
     let foreign = Gate::start(foreign.env("PONTAGE_CHALLENGE_KEY", "fedcba9876543210fedcba9876543210")).await;
     let fair = Fair { stall, facilitator };
     let stall = &fair.stall;
-    let buyer = fair.buyer().await;
+    let buyer = fair.stall.buyer().await;
     let offer = stall.offer(server::EXACT, &chat()).await;
     let payment = stall.chain.authorize(&buyer, &offer, |_| ());
     let first = stall.chain.authorize(&buyer, &stall.offer(server::FIRST, &chat()).await, |_| ());
@@ -427,21 +420,12 @@ impl Fair {
     async fn show_v1(&self, server: &str, payment: &Value) -> RawReply {
         self.stall.post(&chat_at(server), &[(X_PAYMENT, &encode(payment))], &chat()).await
     }
-
-    /// A payment for the small chat, whatever this server wants signed.
-    async fn payment(&self, buyer: &PrivateKeySigner, server: &str) -> Value {
-        let offer = self.stall.offer(server, &chat()).await;
-        match offer["extra"]["assetTransferMethod"] == "permit2" {
-            true => self.stall.chain.permit(buyer, &offer, |_| ()),
-            false => self.stall.chain.authorize(buyer, &offer, |_| ()),
-        }
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_64_copies_of_a_payment_at_once_one_is_served_and_one_is_settled() {
     let fair = Fair::open().await;
-    let buyer = fair.buyer().await;
+    let buyer = fair.stall.buyer().await;
     for (server, mixed, price) in [
         (server::EXACT, false, FLAT),
         (server::FIRST, false, FLAT),
@@ -452,7 +436,7 @@ async fn of_64_copies_of_a_payment_at_once_one_is_served_and_one_is_settled() {
         (server::FIRST, true, FLAT),
     ] {
         let why = format!("{server} {mixed}");
-        let payment = fair.payment(&buyer, server).await;
+        let payment = fair.stall.payment(&buyer, server, &chat()).await;
         let (v2, v1) = (encode(&payment), encode(&as_v1(&payment)));
         let (asked, served, earned) = (fair.asked().await, fair.stall.served(), fair.stall.earned().await);
         let path = chat_at(server);
@@ -478,9 +462,9 @@ async fn of_64_copies_of_a_payment_at_once_one_is_served_and_one_is_settled() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_payment_that_bought_its_answer_buys_no_other_in_whatever_form_it_comes() {
     let fair = Fair::open().await;
-    let buyer = fair.buyer().await;
+    let buyer = fair.stall.buyer().await;
     for server in [server::EXACT, server::FIRST, server::PERMIT2, server::UPTO] {
-        let payment = fair.payment(&buyer, server).await;
+        let payment = fair.stall.payment(&buyer, server, &chat()).await;
         fair.sells_once(server, &payment, if server == server::UPTO { METERED } else { FLAT }, server).await;
         let (asked, earned) = (fair.asked().await, fair.stall.earned().await);
         // Under a fresh offer, as somebody who read the signature on the chain would show it.
@@ -501,8 +485,8 @@ async fn a_payment_that_bought_its_answer_buys_no_other_in_whatever_form_it_come
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_paid_and_owed_is_redeemed_by_its_payer_and_not_by_who_reads_the_chain() {
     let fair = Fair::open().await;
-    let buyer = fair.buyer().await;
-    let payment = fair.payment(&buyer, server::FIRST).await;
+    let buyer = fair.stall.buyer().await;
+    let payment = fair.stall.payment(&buyer, server::FIRST, &chat()).await;
     let earned = fair.stall.earned().await;
     fair.stall.backend.next(Reply::reset());
     assert_final(

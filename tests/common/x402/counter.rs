@@ -1,5 +1,6 @@
 //! Buying at a [`Stall`] by hand: its offers, payments for them, and what every answer to a payment must have.
 
+use mpp::PrivateKeySigner;
 use serde_json::{Value, json};
 
 use super::stall::chat_at;
@@ -50,6 +51,38 @@ impl Stall {
         let reply = self.post(&chat_at(server), &[], body).await;
         assert_eq!(reply.status, 402, "{}", reply.text());
         accepts(&reply).remove(0)
+    }
+
+    /// Who may pay in every way: with 20 USD, and Permit2 let in.
+    pub async fn buyer(&self) -> PrivateKeySigner {
+        let buyer = self.chain.buyer(20_000_000).await;
+        self.chain.approve_permit2(&buyer.address().to_string()).await;
+        buyer
+    }
+
+    /// A payment for this body, in whatever way this server wants it signed.
+    pub async fn payment(&self, buyer: &PrivateKeySigner, server: &str, body: &Value) -> Value {
+        let offer = self.offer(server, body).await;
+        match offer["extra"]["assetTransferMethod"] == "permit2" {
+            true => self.chain.permit(buyer, &offer, |_| ()),
+            false => self.chain.authorize(buyer, &offer, |_| ()),
+        }
+    }
+
+    /// Whether this payment's nonce is used on the chain, by whomever and for whatever.
+    pub async fn is_used(&self, payment: &Value) -> bool {
+        let payload = &payment["payload"];
+        let text = |value: &Value| value.as_str().expect("text").to_owned();
+        match payload["permit2Authorization"].as_object() {
+            Some(permit) => {
+                let nonce = text(&permit["nonce"]).parse().unwrap();
+                self.chain.permit2_nonce_used(&text(&permit["from"]), nonce).await
+            }
+            None => {
+                let signed = &payload["authorization"];
+                self.chain.authorization_state(&text(&signed["from"]), text(&signed["nonce"]).parse().unwrap()).await
+            }
+        }
     }
 
     /// Shows a payment of v2.
