@@ -195,6 +195,11 @@ impl EvmBed {
         self.as_account(owner, self.usdc, approveCall { spender: account(PERMIT2), atoms: U256::MAX }).await;
     }
 
+    /// Takes that back.
+    pub async fn forbid_permit2(&self, owner: &str) {
+        self.as_account(owner, self.usdc, approveCall { spender: account(PERMIT2), atoms: U256::ZERO }).await;
+    }
+
     /// Every transfer of USDC after block `since`, oldest first. Minting is a transfer from address zero.
     pub async fn transfers(&self, since: u64) -> Vec<Transfer> {
         let from = format!("{:#x}", since + 1);
