@@ -114,7 +114,7 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
             // Made under rules that are gone, and dearer ones are in force.
             return Err(Refusal::InvalidChallenge { why: "its offer covers no answer any more" }.into());
         }
-        let risk = risk(toll, rail.id(), proof.payer.as_deref(), terms.price, exposure).await?;
+        let risk = risk(toll, rail.as_ref(), &proof, terms.price, exposure).await?;
         let taking = Taking { rail, shown, proof, terms, request: &server, revision };
         let money = Money::Promise(promise(toll, taking, true).await?.at(risk));
         return Ok(Paid { quoted, money, output, room: None });
@@ -125,15 +125,14 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
     if output == 0 {
         return Err(Refusal::CapReached { retry_after_seconds: 600 }.into());
     }
-    let payer = proof.payer.clone();
-    let price = terms.price;
+    let risk = match when {
+        When::After { exposure, .. } => Some(risk(toll, rail.as_ref(), &proof, terms.price, exposure).await?),
+        When::First => None,
+    };
     let taking = Taking { rail, shown, proof, terms, request: &server, revision };
-    let money = match when {
-        When::After { exposure, .. } => {
-            let risk = risk(toll, rail.id(), payer.as_deref(), price, exposure).await?;
-            Money::Promise(promise(toll, taking, false).await?.at(risk))
-        }
-        When::First => Money::Hold(take(toll, taking).await?),
+    let money = match risk {
+        Some(risk) => Money::Promise(promise(toll, taking, false).await?.at(risk)),
+        None => Money::Hold(take(toll, taking).await?),
     };
     Ok(Paid { quoted, money, output, room })
 }

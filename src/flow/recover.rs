@@ -87,7 +87,7 @@ async fn take_up(toll: &Arc<Toll>, own: bool) -> Result<usize, StoreError> {
 fn risk_of(toll: &Toll, claim: &Claim) -> Option<Risk> {
     let Standing::Taking { amount, .. } = claim.standing else { return None };
     let usd = amount.to_usd(claim.terms.decimals)?;
-    Some(toll.exposure.carry(&claim.terms.rail, claim.payer.as_deref().unwrap_or_default(), usd))
+    Some(toll.exposure.carry(&claim.terms.rail, claim.payer.as_deref().unwrap_or_default(), &claim.key, usd))
 }
 
 /// Follows a claim until the chain has spoken. Runs in the background; `risk` is what its payer has promised until then.

@@ -189,13 +189,11 @@ impl X402 {
                 Trace::Unknown if self.evidence.is_some() => Collected::Unknown,
                 Trace::Unknown => Collected::Unprovable,
             },
-            Settlement::Failed { reason } => match self.is_dear(amount) {
-                // A facilitator that takes the money and says it did not would make its payer pay twice.
-                true => match self.trace(signed, amount).await {
-                    Trace::Moved { transaction } => Collected::Settled { transaction },
-                    _ => failed(&reason),
-                },
-                false => failed(&reason),
+            // Whoever saw the authorization may have handed it in first, and a facilitator may take the money and say that it did not:
+            // its payer must not pay twice.
+            Settlement::Failed { reason } => match self.trace(signed, amount).await {
+                Trace::Moved { transaction } => Collected::Settled { transaction },
+                _ => failed(&reason),
             },
             Settlement::Unknown { why } => {
                 tracing::warn!(rail = %self.settings.id, why, "a settlement's outcome is not known");
@@ -229,6 +227,12 @@ impl X402 {
             }
         }
         Collected::Unknown
+    }
+
+    /// Whether the chain shows that a payment was made.
+    async fn moved(&self, kept: &Kept, amount: Atoms) -> bool {
+        let Some(signed) = shown::again(&kept.payload) else { return false };
+        matches!(self.trace(&signed, amount).await, Trace::Moved { .. })
     }
 
     async fn trace(&self, signed: &Signed, amount: Atoms) -> Trace {
@@ -379,10 +383,12 @@ impl Rail for X402 {
                 (None, UnixSeconds(u64::MAX))
             }
         };
+        let key = payment.signed.key(&self.settings.network, &self.settings.asset.address);
         Ok(Some(Recognised {
-            key: payment.signed.key(&self.settings.network, &self.settings.asset.address),
             challenge_id: secret_of(payment, &live.digest),
-            reference: payment.signed.reference(),
+            // A nonce is anybody's to choose: only with payer, token and network is it one payment's.
+            reference: key.0.clone(),
+            key,
             terms,
             digest,
             expires,
@@ -472,6 +478,13 @@ impl Rail for X402 {
         let call = Call { version: kept.version, payload: &kept.payload, requirements: &kept.requirements, expects };
         match self.facilitator.verify(&call).await {
             Verdict::Valid { .. } => Vouched::Good,
+            // Somebody handed it in before us: it is paid, and will be found so when it is taken.
+            Verdict::Invalid { reason } if is_used(&reason) && self.settings.scheme == Scheme::Exact => {
+                match self.moved(&kept, claim.terms.amount).await {
+                    true => Vouched::Good,
+                    false => Vouched::Bad { why: reason },
+                }
+            }
             Verdict::Invalid { reason } => Vouched::Bad { why: reason },
             Verdict::Unknown { why } => Vouched::Unknown { why },
         }
@@ -531,3 +544,7 @@ impl Rail for X402 {
 fn kept(text: &str) -> Option<Kept> {
     serde_json::from_str(text).ok()
 }
+
+#[cfg(test)]
+#[path = "way_tests.rs"]
+mod tests;

@@ -1,0 +1,305 @@
+//! x402 under faults: whoever is down, late, lying or in between, nobody pays twice, nobody is served twice for one payment, and
+//! what is not known is not called unpaid.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use alloy::primitives::B256;
+use common::backend::Step;
+use common::facilitator::{SETTLE, SUPPORTED, VERIFY, settlements_that_are_none};
+use common::x402::counter::{accepts, assert_challenge, assert_final, chat, code, streamed, told};
+use common::x402::stall::{FLAT, PER_TOKEN, chat_at, node, options, server};
+use common::x402::{Stall, encode};
+use common::{
+    Answer, EvmBed, Facilitator, Fault, GateOptions, Raw, RawReply, Reply, RpcProxy, Scripted, eventually, raw,
+};
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+/// What the backend's usual answer costs by usage: three words of prompt, twelve tokens.
+const METERED: u128 = (3 + 2 * 12) * PER_TOKEN;
+const SHORT: Duration = Duration::from_secs(30);
+
+/// A stall whose facilitator and node are real and can be broken: the gate reaches neither but through something scripted.
+struct Brittle {
+    stall: Stall,
+    facilitator: Scripted,
+    node: RpcProxy,
+    _real: Facilitator,
+}
+
+impl Brittle {
+    async fn open() -> Self {
+        Self::with(|options| options).await
+    }
+
+    async fn with(change: impl FnOnce(GateOptions) -> GateOptions) -> Self {
+        let chain = EvmBed::start().await;
+        let real = Facilitator::ts(&chain).await;
+        let facilitator = Scripted::before(&real.url()).await;
+        let proxy = RpcProxy::start(&chain.url()).await;
+        let variable = node(&chain).0;
+        let change = |options: GateOptions| change(options.env(&variable, &proxy.url()));
+        let stall = Stall::with(chain, &facilitator.url(), change).await;
+        Self { stall, facilitator, node: proxy, _real: real }
+    }
+
+    /// Verifications and settlements that were asked for so far.
+    fn asked(&self) -> (usize, usize) {
+        (self.facilitator.count(VERIFY), self.facilitator.count(SETTLE))
+    }
+
+    /// Shows a payment until it is served, as a client does that follows `Retry-After`; then it is spent.
+    async fn is_served_in_the_end(&self, server: &str, payment: &Value, body: &Value, why: &str) -> RawReply {
+        let end = Instant::now() + SHORT;
+        let reply = loop {
+            let reply = self.stall.show(server, payment, body).await;
+            match reply.status {
+                200 => break reply,
+                409 => assert_final(&reply, &[409], "payment_in_use", why),
+                _ => assert_unknown(&reply, why),
+            }
+            assert!(Instant::now() < end, "{why}: paid, and nothing to be had for it: {}", reply.text());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        assert_final(&self.stall.show(server, payment, body).await, &[403], "payment_spent", why);
+        reply
+    }
+
+    async fn earned_since(&self, before: u128) -> u128 {
+        self.stall.earned().await - before
+    }
+}
+
+/// The answer while nobody knows: an invitation to nothing but the same payment.
+fn assert_unknown(reply: &RawReply, why: &str) {
+    assert_final(reply, &[503], "payment_unknown", why);
+    assert_eq!(reply.json()["payment"]["moved"], "unknown", "{why}");
+    assert!(reply.header("retry-after").is_some(), "{why}");
+}
+
+/// Ways of breaking off in which nobody can tell what became of a call.
+fn silences() -> Vec<(&'static str, Answer)> {
+    vec![
+        ("resets", Answer::Reset),
+        ("closes", Answer::Close),
+        ("is no HTTP", Answer::Bytes(b"220 smtp ready\r\n".to_vec())),
+        ("moved to somebody else", Answer::redirect("http://127.0.0.1:1/settle")),
+        ("is busy", Answer::too_many("1")),
+        ("is behind a broken balancer", Answer::html(502)),
+        ("is out of order in JSON", Answer::json(500, &json!({"error": "boom"}))),
+        ("gives its verdict with 500", Answer::failed(500, "invalid_payload")),
+        ("talks too much", Answer::huge(3 << 20)),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_settlement_of_which_nobody_knows_is_never_answered_402_and_buys_its_answer_once() {
+    let bed = Brittle::open().await;
+    let buyer = bed.stall.buyer().await;
+    let answers = settlements_that_are_none().into_iter().chain(silences());
+    for (at, (why, answer)) in answers.enumerate() {
+        for landed in [true, false] {
+            // Every other on the path that is paid first.
+            let server = if at % 2 == 0 { server::EXACT } else { server::FIRST };
+            let why = format!("{server} landed {landed}: {why}");
+            let payment = bed.stall.payment(&buyer, server, &chat()).await;
+            let (earned, asked, served) = (bed.stall.earned().await, bed.asked(), bed.stall.served());
+            bed.facilitator.next(SETTLE, if landed { answer.clone().done() } else { answer.clone() });
+            let reply = bed.stall.show(server, &payment, &chat()).await;
+            match reply.status {
+                // "Pending" is asked about once more, and then it is known.
+                200 => assert!(why.contains("pending"), "{why}: taken for a settlement: {}", reply.text()),
+                _ => {
+                    assert_unknown(&reply, &why);
+                    bed.is_served_in_the_end(server, &payment, &chat(), &why).await;
+                }
+            }
+            assert_eq!(bed.earned_since(earned).await, FLAT, "{why}");
+            let again = if landed && !why.contains("pending") { 1 } else { 2 };
+            assert_eq!(bed.asked().1 - asked.1, again, "{why}: settlements");
+            assert!(bed.stall.served() - served <= 2, "{why}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_facilitator_that_keeps_a_settlement_waiting_keeps_its_client_no_longer_than_20_seconds() {
+    let bed = Brittle::open().await;
+    let buyer = bed.stall.buyer().await;
+    let rows = [(server::EXACT, true), (server::FIRST, false), (server::UPTO, true)];
+    let mut payments = Vec::new();
+    for (server, landed) in rows {
+        let payment = bed.stall.payment(&buyer, server, &chat()).await;
+        bed.facilitator.next(SETTLE, if landed { Answer::Hang.done() } else { Answer::Yes.half() });
+        payments.push((server, payment));
+    }
+    let shown = payments.iter().map(|(server, payment)| async {
+        let began = Instant::now();
+        (bed.stall.show(server, payment, &chat()).await, began.elapsed())
+    });
+    for (reply, took) in futures::future::join_all(shown).await {
+        assert_unknown(&reply, "the facilitator hangs");
+        assert!(took < Duration::from_secs(26), "the client was kept for {took:?}");
+    }
+    // Whoever waits for the outcome is the gate, not the client.
+    for (server, payment) in &payments {
+        let end = Instant::now() + Duration::from_secs(70);
+        while bed.stall.show(server, payment, &chat()).await.status != 200 {
+            assert!(Instant::now() < end, "{server}: paid, and nothing to be had for it");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_nobody_can_say_whether_a_payment_is_good_nothing_is_taken_and_it_stays_good() {
+    let bed = Brittle::open().await;
+    let buyer = bed.stall.buyer().await;
+    let lies = [
+        ("yes as a word", Answer::But(json!({"isValid": "true"}))),
+        ("yes of another payer", Answer::But(json!({"payer": "0x00000000000000000000000000000000000000AA"}))),
+        ("yes and why not", Answer::But(json!({"invalidReason": "insufficient_funds"}))),
+        ("no word", Answer::But(json!({"isValid": null}))),
+        ("nothing", Answer::status(200, "application/json", "")),
+        ("a list", Answer::status(200, "application/json", "[]")),
+        ("half a word", Answer::malformed()),
+        ("a web page", Answer::html(200)),
+        ("trouble of its own", Answer::invalid(200, "unexpected_verify_error")),
+    ];
+    for (at, (why, answer)) in
+        lies.into_iter().chain(silences().into_iter().filter(|(why, _)| !why.contains("verdict"))).enumerate()
+    {
+        let server = [server::EXACT, server::UPTO, server::PERMIT2][at % 3];
+        let why = format!("{server}: {why}");
+        let payment = bed.stall.payment(&buyer, server, &chat()).await;
+        let (earned, asked, served) = (bed.stall.earned().await, bed.asked(), bed.stall.served());
+        bed.facilitator.next(VERIFY, answer);
+        let reply = bed.stall.show(server, &payment, &chat()).await;
+        assert_final(&reply, &[503], "payment_unchecked", &why);
+        assert_eq!(reply.json()["payment"]["moved"], "no", "{why}");
+        assert!(reply.header("retry-after").is_some(), "{why}");
+        assert_eq!((bed.asked(), bed.stall.served()), ((asked.0 + 1, asked.1), served), "{why}");
+        assert!(!bed.stall.is_used(&payment).await, "{why}");
+        let reply = bed.stall.show(server, &payment, &chat()).await;
+        assert_eq!(reply.status, 200, "{why}: {}", reply.text());
+        let price = if server == server::UPTO { METERED } else { FLAT };
+        assert_eq!(bed.earned_since(earned).await, price, "{why}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_facilitator_that_says_no_is_heard_and_the_payer_is_asked_again() {
+    let bed = Brittle::open().await;
+    let buyer = bed.stall.buyer().await;
+    for (status, reason) in [
+        (200, "insufficient_funds"),
+        (400, "invalid_payload"),
+        (412, "permit2_allowance_required"),
+        (500, "invalid_scheme"),
+    ] {
+        let payment = bed.stall.payment(&buyer, server::EXACT, &chat()).await;
+        let served = bed.stall.served();
+        bed.facilitator.next(VERIFY, Answer::invalid(status, reason));
+        let reply = bed.stall.show(server::EXACT, &payment, &chat()).await;
+        assert_challenge(&reply, "payment_invalid", reason);
+        assert!(reply.text().contains(reason), "{}", reply.text());
+        assert_eq!(bed.stall.served(), served, "{reason}");
+        assert!(!bed.stall.is_used(&payment).await, "{reason}");
+    }
+    // Who never let Permit2 in is asked again, not sent away.
+    let stranger = bed.stall.chain.buyer(1_000_000).await;
+    for server in [server::PERMIT2, server::UPTO] {
+        let payment = bed.stall.payment(&stranger, server, &chat()).await;
+        assert_challenge(&bed.stall.show(server, &payment, &chat()).await, "payment_invalid", server);
+        bed.stall.chain.approve_permit2(&stranger.address().to_string()).await;
+        assert_eq!(
+            bed.stall.show(server, &payment, &chat()).await.status,
+            200,
+            "the same payment, once it may be taken"
+        );
+        bed.stall.chain.forbid_permit2(&stranger.address().to_string()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_settlement_that_failed_for_good_is_402_with_its_reason_and_fresh_offers_and_no_answer_leaks() {
+    let bed = Brittle::open().await;
+    let buyer = bed.stall.buyer().await;
+    bed.stall.backend.tune(|script| script.word = "canary".into());
+    for (server, status, reason, calls) in [
+        (server::EXACT, 200, "insufficient_funds", 1),
+        (server::EXACT, 400, "invalid_exact_evm_payload_authorization_valid_before", 1),
+        (server::UPTO, 200, "insufficient_funds", 1),
+        (server::PERMIT2, 400, "permit2_allowance_required", 1),
+        (server::FIRST, 200, "insufficient_funds", 0),
+        (server::FIRST, 400, "invalid_signature", 0),
+    ] {
+        let why = format!("{server} {reason}");
+        let payment = bed.stall.payment(&buyer, server, &chat()).await;
+        let (earned, served) = (bed.stall.earned().await, bed.stall.served());
+        bed.facilitator.next(SETTLE, Answer::failed(status, reason));
+        let reply = bed.stall.show(server, &payment, &chat()).await;
+        assert_challenge(&reply, "payment_failed", &why);
+        let told = told(&reply).unwrap_or_else(|| panic!("{why}: not told: {:?}", reply.headers));
+        assert_eq!(
+            (&told["success"], &told["transaction"], &told["network"]),
+            (&json!(false), &json!(""), &json!("eip155:84532")),
+            "{why}"
+        );
+        assert!(told["errorReason"].as_str().is_some_and(|said| said.contains(reason)), "{why}: {told}");
+        assert!(!String::from_utf8_lossy(&reply.raw).contains("canary"), "{why}: {}", reply.text());
+        assert_eq!((bed.stall.served() - served, bed.earned_since(earned).await), (calls, 0), "{why}");
+        // It is dead for good; a new one buys.
+        assert_challenge(&bed.stall.show(server, &payment, &chat()).await, "payment_failed", &why);
+        let anew = bed.stall.payment(&buyer, server, &chat()).await;
+        assert_eq!(bed.stall.show(server, &anew, &chat()).await.status, 200, "{why}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn offers_end_while_the_facilitator_is_down_and_are_back_when_it_is() {
+    let bed = Brittle::open().await;
+    let buyer = bed.stall.buyer().await;
+    let mut payments = Vec::new();
+    for _ in 0..6 {
+        payments.push(bed.stall.payment(&buyer, server::EXACT, &chat()).await);
+    }
+    let up = |id: &str| {
+        let id = id.to_owned();
+        let gate = &bed.stall.gate;
+        async move { gate.metric("pontage_rail_up", &[("rail", &id)]).await }
+    };
+    assert_eq!(up("base/exact").await, 1.0, "{}", bed.stall.gate.metrics().await);
+    for path in [VERIFY, SETTLE, SUPPORTED] {
+        bed.facilitator.always(path, Answer::Reset);
+    }
+    for payment in &payments[..5] {
+        assert_final(&bed.stall.show(server::EXACT, payment, &chat()).await, &[503], "payment_unchecked", "down");
+    }
+    // Five in a row: it is left alone, and nothing is offered that could not be honoured.
+    let asked = bed.asked();
+    for server in [server::EXACT, server::FIRST, server::PERMIT2, server::UPTO] {
+        let reply = bed.stall.post(&chat_at(server), &[], &chat()).await;
+        assert_eq!((reply.status, code(&reply).as_str()), (503, "no_offer"), "{}", reply.text());
+        assert_eq!((reply.header("payment-required"), reply.json().get("accepts")), (None, None));
+        assert!(reply.header("retry-after").is_some());
+    }
+    assert_final(
+        &bed.stall.show(server::EXACT, &payments[5], &chat()).await,
+        &[503],
+        "payment_unchecked",
+        "left alone",
+    );
+    assert_eq!((bed.asked(), up("base/exact").await, up("first/exact").await), (asked, 0.0, 0.0));
+    for path in [VERIFY, SETTLE, SUPPORTED] {
+        bed.facilitator.always(path, None);
+    }
+    let back = eventually(Duration::from_secs(25), || async { up("base/exact").await == 1.0 });
+    assert!(back.await, "never asked again: {}", bed.stall.gate.status().await);
+    for payment in &payments {
+        let reply = bed.stall.show(server::EXACT, payment, &chat()).await;
+        assert_eq!(reply.status, 200, "the same payment, when somebody can be asked: {}", reply.text());
+    }
+}
