@@ -18,6 +18,7 @@ pub mod permit2;
 pub mod served;
 pub mod stall;
 mod svm;
+pub mod takings;
 
 use std::process::{Child, Command};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -35,6 +36,7 @@ pub use permit2::Permit;
 pub use served::{Calls, Facilitator, Reference};
 pub use stall::Stall;
 pub use svm::{SvmBed, SvmBuyer};
+pub use takings::Takings;
 
 use super::chain::{self, DEV, Transfer};
 
