@@ -57,12 +57,18 @@ impl Brittle {
             assert!(Instant::now() < end, "{why}: paid, and nothing to be had for it: {}", reply.text());
             tokio::time::sleep(Duration::from_millis(50)).await;
         };
+        self.is_spent(server, payment, body, why).await;
+        reply
+    }
+
+    /// Waits until nobody works with a payment any more: then it has bought its answer, and buys no other.
+    pub async fn is_spent(&self, server: &str, payment: &Value, body: &Value, why: &str) {
+        let end = Instant::now() + SHORT;
         loop {
-            let again = self.stall.show(server, payment, body).await;
+            let reply = self.stall.show(server, payment, body).await;
             // A stream by usage is over before it is settled.
-            if again.status != 409 || Instant::now() > end {
-                assert_final(&again, &[403], "payment_spent", why);
-                return reply;
+            if reply.status != 409 || Instant::now() > end {
+                return assert_final(&reply, &[403], "payment_spent", why);
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
