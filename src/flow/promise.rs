@@ -10,6 +10,7 @@ use super::exposure::{Exposure, Risk};
 use super::hold::Hold;
 use super::pay::{advance, denied_stop, running_stop, store_down};
 use super::recover::Pause;
+use super::taking::to_its_end;
 use super::{Stop, Toll, recover};
 use crate::claim::{Claim, Op, Standing, Terms};
 use crate::clock::UnixSeconds;
@@ -69,12 +70,13 @@ impl Promise {
         self.by_usage
     }
 
-    /// Takes `amount` for a reply that waits for it: `Ok` is paid. In a task of its own: a client that leaves meanwhile has a
-    /// payment that somebody follows.
+    /// Takes `amount` for a reply that waits for it: `Ok` is paid. In a task of its own: a client that leaves meanwhile, or waits too
+    /// long, has a payment that somebody follows.
     pub async fn take(mut self, amount: Atoms) -> Result<Hold, Stop> {
         self.open = false;
         let (toll, rail) = (Arc::clone(&self.toll), Arc::clone(&self.rail));
         let (claim, request, risk) = (self.claim.clone(), self.request.clone(), self.risk.take());
+        let (key, own) = (claim.key.clone(), Arc::clone(&toll));
         let work = async move {
             let op = Op::Take { by: request.clone(), amount, receipt: None };
             let left = |stop: &Stop| recover::abandon(&toll, &claim.key, &request, stop);
@@ -82,7 +84,7 @@ impl Promise {
             let collected = ask_for(&rail, &claim, amount).await;
             taken(&toll, rail.as_ref(), claim, collected, request, risk).await
         };
-        tokio::spawn(work).await.unwrap_or_else(|_| Err(unknown()))
+        to_its_end(&own, &key, work).await
     }
 
     /// The reply has left, and `receipt` says what it cost: durable, then taken while nobody waits.

@@ -140,20 +140,25 @@ async fn claim(
     })
 }
 
-/// Runs a step that must not stop half-way in a task of its own: when the client leaves, its hold is dropped with the result and
-/// gives itself back. A step that panics leaves its claim to the recovery.
+/// Runs a step that must not stop half-way in a task of its own: when the client leaves, or has waited as long as anybody waits for an
+/// outcome that is not known, its hold is dropped with the result and gives itself back. A step that panics leaves its claim to the
+/// recovery.
 pub(super) async fn to_its_end(
     toll: &Arc<Toll>,
     key: &ClaimKey,
     step: impl Future<Output = Result<Hold, Stop>> + Send + 'static,
 ) -> Result<Hold, Stop> {
-    match tokio::spawn(step).await {
-        Ok(result) => result,
-        Err(_) => {
+    match tokio::time::timeout(toll.unknown_wait, tokio::spawn(step)).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => {
             tracing::error!(claim = %key.0, "a payment's own task broke off");
             if let Ok(Some(claim)) = toll.store.claim(key).await {
                 recover::follow(Arc::clone(toll), claim, None);
             }
+            Err(unknown())
+        }
+        Err(_) => {
+            tracing::warn!(claim = %key.0, "its client waits no longer; the payment is still being taken");
             Err(unknown())
         }
     }

@@ -195,9 +195,14 @@ impl X402 {
                 Trace::Moved { transaction } => Collected::Settled { transaction },
                 _ => failed(&reason),
             },
+            // Whatever it leaves open, the chain may know by now: then the answer that waits for it need not be made a second time.
             Settlement::Unknown { why } => {
                 tracing::warn!(rail = %self.settings.id, why, "a settlement's outcome is not known");
-                Collected::Unknown
+                match self.trace(signed, amount).await {
+                    Trace::Moved { transaction } => Collected::Settled { transaction },
+                    Trace::Gone => failed("it was used up for something else"),
+                    Trace::Unused | Trace::Unknown => Collected::Unknown,
+                }
             }
         }
     }

@@ -287,7 +287,10 @@ async fn what_a_hand_in_came_to_is_the_facilitators_word_unless_the_chain_says_o
         (&[Trace::Gone], poor(), failed("insufficient_funds"), "it did not move"),
         (&[Trace::Unused], poor(), failed("insufficient_funds"), "nor was it used"),
         (&[Trace::Unknown], poor(), failed("insufficient_funds"), "the node does not say: the facilitator's word"),
-        (&[moved()], silent(), Collected::Unknown, "asked later, not now"),
+        (&[moved()], silent(), settled("0xchain"), "it says nothing, and the chain shows it already"),
+        (&[Trace::Gone], silent(), failed("it was used up for something else"), "nothing is left to wait for"),
+        (&[Trace::Unused], silent(), Collected::Unknown, "it may be on its way"),
+        (&[Trace::Unknown], silent(), Collected::Unknown, "nobody says anything"),
     ];
     for (traces, says, want, why) in table {
         let bed = Bed::new("exact-eip3009", traces);
