@@ -95,7 +95,7 @@ pub(super) async fn risk(toll: &Toll, rail: &dyn Rail, proof: &Proof, amount: Us
 
 /// Writes a new claim.
 async fn claim(
-    toll: &Toll,
+    toll: &Arc<Toll>,
     rail: &dyn Rail,
     proof: &Proof,
     terms: Terms,
@@ -128,11 +128,16 @@ async fn claim(
     };
     let write = Write { claim: Some(claim.clone()), journal: vec![entry], ..Write::default() };
     match toll.store.commit(write).await {
-        Ok(Swap::Done) => Ok(claim),
+        Ok(Swap::Done) => return Ok(claim),
         Ok(Swap::Lost(_) | Swap::Overtaken(_)) => Err(running(toll, rail)),
-        // It may be written: then recovery looks at it after the restart. Nobody may pay anew meanwhile.
+        // It may be written: then recovery looks at it. Nobody may pay anew meanwhile.
         Err(e) => Err(unread(&e)),
     }
+    .inspect_err(|stop| {
+        if let Some(by) = claim.standing.holder() {
+            recover::abandon(toll, &claim.key, by, stop);
+        }
+    })
 }
 
 /// Runs a step that must not stop half-way in a task of its own: when the client leaves, or has waited as long as anybody waits for an
@@ -168,23 +173,24 @@ async fn conclude(
     request: &str,
 ) -> Result<Hold, Stop> {
     let count = |outcome: &str| toll.metrics.payments.with_label_values(&[rail.id().as_str(), outcome]).inc();
+    let left = |stop: &Stop| recover::abandon(toll, &claim.key, request, stop);
     let now = UnixSeconds::now();
     let transaction = match collected {
         Collected::Paid => None,
         Collected::Settled { transaction } => Some(transaction),
         Collected::Failed { why } => {
             count("failed");
-            advance(toll, &claim, Op::Die, now).await?;
+            advance(toll, &claim, Op::Die, now).await.inspect_err(left)?;
             return Err(Stop { refusal: Refusal::PaymentFailed { why }, moved: Moved::No, claimed: true });
         }
         Collected::Unprovable => {
             count("unproven");
-            advance(toll, &claim, Op::Doubt, now).await?;
+            advance(toll, &claim, Op::Doubt, now).await.inspect_err(left)?;
             return Err(Stop { refusal: Refusal::PaymentUnproven, moved: Moved::Unknown, claimed: true });
         }
         Collected::Unknown => {
             count("unknown");
-            recover::follow(Arc::clone(toll), claim, None);
+            recover::follow(Arc::clone(toll), claim.clone(), None);
             return Err(unknown());
         }
     };
@@ -192,6 +198,6 @@ async fn conclude(
     recover::count_charge(toll, &claim, claim.terms.amount);
     let unsure = |e: Stop| Stop { refusal: e.refusal, moved: Moved::Unknown, claimed: true };
     let op = Op::Pay { by: request.to_owned(), transaction };
-    let paid = advance(toll, &claim, op, now).await.map_err(unsure)?;
+    let paid = advance(toll, &claim, op, now).await.inspect_err(left).map_err(unsure)?;
     Ok(Hold::of(Arc::clone(toll), paid, request.to_owned()))
 }

@@ -9,6 +9,7 @@ mod offers;
 mod paths;
 mod promise;
 mod promise_faults;
+mod promise_trust;
 mod sessions;
 
 use self::sessions::Purse;

@@ -23,6 +23,7 @@
     unreachable_pub
 )]
 
+pub mod agent402;
 pub mod aimock;
 pub mod backend;
 pub mod bed;
