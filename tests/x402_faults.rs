@@ -1,83 +1,20 @@
-//! x402 under faults: whoever is down, late, lying or in between, nobody pays twice, nobody is served twice for one payment, and
-//! what is not known is not called unpaid.
+//! x402 under faults of the facilitator and of its callers: whoever is down, late or lying, nobody pays twice, nobody is served twice
+//! for one payment, and what is not known is not called unpaid.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
 
-use alloy::primitives::B256;
-use common::backend::Step;
-use common::facilitator::{SETTLE, SUPPORTED, VERIFY, settlements_that_are_none};
-use common::x402::counter::{accepts, assert_challenge, assert_final, chat, code, streamed, told};
-use common::x402::stall::{FLAT, PER_TOKEN, chat_at, node, options, server};
-use common::x402::{Stall, encode};
-use common::{
-    Answer, EvmBed, Facilitator, Fault, GateOptions, Raw, RawReply, Reply, RpcProxy, Scripted, eventually, raw,
-};
+use common::facilitator::{SETTLE, SUPPORTED, VERIFY, settlements_that_are_none, supported};
+use common::gate::Wait;
+use common::x402::Brittle;
+use common::x402::brittle::{METERED, assert_unknown};
+use common::x402::counter::{assert_challenge, assert_final, chat, code, told};
+use common::x402::stall::{FLAT, chat_at, options, server};
+use common::{Answer, Backend, EvmBed, Gate, Script, Scripted, eventually, raw};
+use futures::StreamExt as _;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
-
-/// What the backend's usual answer costs by usage: three words of prompt, twelve tokens.
-const METERED: u128 = (3 + 2 * 12) * PER_TOKEN;
-const SHORT: Duration = Duration::from_secs(30);
-
-/// A stall whose facilitator and node are real and can be broken: the gate reaches neither but through something scripted.
-struct Brittle {
-    stall: Stall,
-    facilitator: Scripted,
-    node: RpcProxy,
-    _real: Facilitator,
-}
-
-impl Brittle {
-    async fn open() -> Self {
-        Self::with(|options| options).await
-    }
-
-    async fn with(change: impl FnOnce(GateOptions) -> GateOptions) -> Self {
-        let chain = EvmBed::start().await;
-        let real = Facilitator::ts(&chain).await;
-        let facilitator = Scripted::before(&real.url()).await;
-        let proxy = RpcProxy::start(&chain.url()).await;
-        let variable = node(&chain).0;
-        let change = |options: GateOptions| change(options.env(&variable, &proxy.url()));
-        let stall = Stall::with(chain, &facilitator.url(), change).await;
-        Self { stall, facilitator, node: proxy, _real: real }
-    }
-
-    /// Verifications and settlements that were asked for so far.
-    fn asked(&self) -> (usize, usize) {
-        (self.facilitator.count(VERIFY), self.facilitator.count(SETTLE))
-    }
-
-    /// Shows a payment until it is served, as a client does that follows `Retry-After`; then it is spent.
-    async fn is_served_in_the_end(&self, server: &str, payment: &Value, body: &Value, why: &str) -> RawReply {
-        let end = Instant::now() + SHORT;
-        let reply = loop {
-            let reply = self.stall.show(server, payment, body).await;
-            match reply.status {
-                200 => break reply,
-                409 => assert_final(&reply, &[409], "payment_in_use", why),
-                _ => assert_unknown(&reply, why),
-            }
-            assert!(Instant::now() < end, "{why}: paid, and nothing to be had for it: {}", reply.text());
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        };
-        assert_final(&self.stall.show(server, payment, body).await, &[403], "payment_spent", why);
-        reply
-    }
-
-    async fn earned_since(&self, before: u128) -> u128 {
-        self.stall.earned().await - before
-    }
-}
-
-/// The answer while nobody knows: an invitation to nothing but the same payment.
-fn assert_unknown(reply: &RawReply, why: &str) {
-    assert_final(reply, &[503], "payment_unknown", why);
-    assert_eq!(reply.json()["payment"]["moved"], "unknown", "{why}");
-    assert!(reply.header("retry-after").is_some(), "{why}");
-}
 
 /// Ways of breaking off in which nobody can tell what became of a call.
 fn silences() -> Vec<(&'static str, Answer)> {
@@ -108,18 +45,22 @@ async fn a_settlement_of_which_nobody_knows_is_never_answered_402_and_buys_its_a
             let (earned, asked, served) = (bed.stall.earned().await, bed.asked(), bed.stall.served());
             bed.facilitator.next(SETTLE, if landed { answer.clone().done() } else { answer.clone() });
             let reply = bed.stall.show(server, &payment, &chat()).await;
+            // What landed is found on the chain at once; "pending" is asked about once more, and then it is known.
+            let is_known = landed || why.contains("pending");
             match reply.status {
-                // "Pending" is asked about once more, and then it is known.
-                200 => assert!(why.contains("pending"), "{why}: taken for a settlement: {}", reply.text()),
+                200 => assert!(is_known, "{why}: taken for a settlement: {}", reply.text()),
                 _ => {
                     assert_unknown(&reply, &why);
+                    assert!(!is_known, "{why}: it is on the chain");
                     bed.is_served_in_the_end(server, &payment, &chat(), &why).await;
                 }
             }
             assert_eq!(bed.earned_since(earned).await, FLAT, "{why}");
             let again = if landed && !why.contains("pending") { 1 } else { 2 };
             assert_eq!(bed.asked().1 - asked.1, again, "{why}: settlements");
-            assert!(bed.stall.served() - served <= 2, "{why}");
+            let calls = if is_known || server == server::FIRST { 1 } else { 2 };
+            assert_eq!(bed.stall.served() - served, calls, "{why}: upstream");
+            assert_final(&bed.stall.show(server, &payment, &chat()).await, &[403], "payment_spent", &why);
         }
     }
 }
@@ -128,13 +69,14 @@ async fn a_settlement_of_which_nobody_knows_is_never_answered_402_and_buys_its_a
 async fn a_facilitator_that_keeps_a_settlement_waiting_keeps_its_client_no_longer_than_20_seconds() {
     let bed = Brittle::open().await;
     let buyer = bed.stall.buyer().await;
-    let rows = [(server::EXACT, true), (server::FIRST, false), (server::UPTO, true)];
     let mut payments = Vec::new();
-    for (server, landed) in rows {
-        let payment = bed.stall.payment(&buyer, server, &chat()).await;
-        bed.facilitator.next(SETTLE, if landed { Answer::Hang.done() } else { Answer::Yes.half() });
-        payments.push((server, payment));
+    for (server, at_last) in
+        [(server::EXACT, Answer::Real), (server::FIRST, Answer::Reset), (server::UPTO, Answer::html(502).done())]
+    {
+        payments.push((server, bed.stall.payment(&buyer, server, &chat()).await));
+        bed.facilitator.next(SETTLE, at_last.held());
     }
+    let earned = bed.stall.earned().await;
     let shown = payments.iter().map(|(server, payment)| async {
         let began = Instant::now();
         (bed.stall.show(server, payment, &chat()).await, began.elapsed())
@@ -145,12 +87,13 @@ async fn a_facilitator_that_keeps_a_settlement_waiting_keeps_its_client_no_longe
     }
     // Whoever waits for the outcome is the gate, not the client.
     for (server, payment) in &payments {
-        let end = Instant::now() + Duration::from_secs(70);
-        while bed.stall.show(server, payment, &chat()).await.status != 200 {
-            assert!(Instant::now() < end, "{server}: paid, and nothing to be had for it");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        assert_final(&bed.stall.show(server, payment, &chat()).await, &[409], "payment_in_use", server);
     }
+    bed.facilitator.release();
+    for (server, payment) in &payments {
+        bed.is_served_in_the_end(server, payment, &chat(), server).await;
+    }
+    assert_eq!(bed.earned_since(earned).await, 2 * FLAT + METERED);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -251,10 +194,17 @@ async fn a_settlement_that_failed_for_good_is_402_with_its_reason_and_fresh_offe
         assert!(told["errorReason"].as_str().is_some_and(|said| said.contains(reason)), "{why}: {told}");
         assert!(!String::from_utf8_lossy(&reply.raw).contains("canary"), "{why}: {}", reply.text());
         assert_eq!((bed.stall.served() - served, bed.earned_since(earned).await), (calls, 0), "{why}");
-        // It is dead for good; a new one buys.
-        assert_challenge(&bed.stall.show(server, &payment, &chat()).await, "payment_failed", &why);
-        let anew = bed.stall.payment(&buyer, server, &chat()).await;
-        assert_eq!(bed.stall.show(server, &anew, &chat()).await.status, 200, "{why}");
+        // What was never delivered may be tried again as it is; what was paid first, with a new payment.
+        let again = match server {
+            server::FIRST => {
+                assert_challenge(&bed.stall.show(server, &payment, &chat()).await, "payment_failed", &why);
+                bed.stall.payment(&buyer, server, &chat()).await
+            }
+            _ => payment,
+        };
+        bed.is_served_in_the_end(server, &again, &chat(), &why).await;
+        let price = if server == server::UPTO { METERED } else { FLAT };
+        assert_eq!(bed.earned_since(earned).await, price, "{why}");
     }
 }
 
@@ -286,12 +236,9 @@ async fn offers_end_while_the_facilitator_is_down_and_are_back_when_it_is() {
         assert_eq!((reply.header("payment-required"), reply.json().get("accepts")), (None, None));
         assert!(reply.header("retry-after").is_some());
     }
-    assert_final(
-        &bed.stall.show(server::EXACT, &payments[5], &chat()).await,
-        &[503],
-        "payment_unchecked",
-        "left alone",
-    );
+    let reply = bed.stall.show(server::EXACT, &payments[5], &chat()).await;
+    assert_eq!((reply.status, code(&reply).as_str()), (503, "payment_unchecked"), "{}", reply.text());
+    assert_eq!((reply.header("payment-required"), reply.header("x-should-retry")), (None, Some("false")));
     assert_eq!((bed.asked(), up("base/exact").await, up("first/exact").await), (asked, 0.0, 0.0));
     for path in [VERIFY, SETTLE, SUPPORTED] {
         bed.facilitator.always(path, None);
@@ -301,5 +248,102 @@ async fn offers_end_while_the_facilitator_is_down_and_are_back_when_it_is() {
     for payment in &payments {
         let reply = bed.stall.show(server::EXACT, payment, &chat()).await;
         assert_eq!(reply.status, 200, "the same payment, when somebody can be asked: {}", reply.text());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gate_whose_facilitator_does_not_say_what_it_supports_listens_and_offers_nothing_through_it() {
+    let (bed, network) = (EvmBed::start().await, "eip155:84532");
+    let backend = Backend::start(Script::default()).await;
+    let lists = |change: fn(&mut Value)| {
+        let mut said = supported(&[network]);
+        change(&mut said);
+        Answer::json(200, &said)
+    };
+    let none: [bool; 4] = [false; 4];
+    let beds = [
+        ("hangs", Answer::Hang, none),
+        ("resets", Answer::Reset, none),
+        ("a web page", Answer::html(200), none),
+        ("500", Answer::json(500, &json!({"error": "boom"})), none),
+        ("429", Answer::too_many("60"), none),
+        ("somebody else's place", Answer::redirect("http://127.0.0.1:1/supported"), none),
+        ("half a word", Answer::malformed(), none),
+        ("too many words", Answer::huge(3 << 20), none),
+        ("nothing", lists(|said| said["kinds"] = json!([])), none),
+        ("another network", Answer::json(200, &supported(&["eip155:8453"])), none),
+        ("the first generation only", lists(|said| kinds(said).retain(|kind| kind["x402Version"] == 1)), none),
+        ("no upto", lists(|said| kinds(said).retain(|kind| kind["scheme"] != "upto")), [true, true, true, false]),
+        (
+            "upto without who hands it in",
+            lists(|said| kinds(said).iter_mut().for_each(|kind| drop(kind.as_object_mut().unwrap().remove("extra")))),
+            [true, true, true, false],
+        ),
+        ("kinds it has no words for", lists(|said| kinds(said).push(json!({"x402Version": 7, "new": []}))), [true; 4]),
+    ];
+    let gates = beds.into_iter().map(|(why, answer, offered)| {
+        let (bed, backend) = (&bed, &backend);
+        async move {
+            let facilitator = Scripted::start(&[network]).await;
+            facilitator.always(SUPPORTED, answer);
+            let options = options(bed, &facilitator.url(), &backend.url()).wait(Wait::Alive);
+            let gate = Gate::start(options).await;
+            for (server, offered) in
+                [server::EXACT, server::FIRST, server::PERMIT2, server::UPTO].into_iter().zip(offered)
+            {
+                let asked = raw::post(&chat_at(server), &[], chat().to_string().as_bytes());
+                let reply = raw::exchange(gate.listen, &asked).await;
+                let expected = if offered { (402, "payment_required") } else { (503, "no_offer") };
+                assert_eq!((reply.status, code(&reply).as_str()), expected, "{server} {why}: {}", reply.text());
+                assert_eq!(reply.header("payment-required").is_some(), offered, "{server} {why}");
+                assert_eq!(reply.header("retry-after").is_some(), !offered, "{server} {why}");
+            }
+        }
+    });
+    // Each is a process.
+    futures::stream::iter(gates).buffer_unordered(4).collect::<Vec<()>>().await;
+}
+
+fn kinds(said: &mut Value) -> &mut Vec<Value> {
+    said["kinds"].as_array_mut().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn above_an_amount_the_chain_is_believed_and_not_the_facilitator() {
+    let bed = Brittle::with(|mut options| {
+        let conf = options.conf.take().unwrap();
+        options.conf = Some(
+            conf.replace("evidence_above", "none")
+                .replace("\nfacilitator = ", "\nevidence_above = \"0.001\"\nfacilitator = "),
+        );
+        options
+    })
+    .await;
+    let buyer = bed.stall.buyer().await;
+    let no_such = Answer::But(json!({"transaction": format!("0x{}", "ab".repeat(32))}));
+    for (server, at) in [(server::EXACT, 0), (server::FIRST, 1), (server::PERMIT2, 2)] {
+        let payment = bed.stall.payment(&buyer, server, &chat()).await;
+        let other = bed.stall.chain.transfers(0).await.last().unwrap().tx.clone();
+        let (why, lie) = match at {
+            0 => ("a transaction there is none of", no_such.clone()),
+            _ => ("somebody else's transaction", Answer::But(json!({"transaction": other}))),
+        };
+        let (earned, asked) = (bed.stall.earned().await, bed.asked().1);
+        bed.facilitator.next(SETTLE, lie);
+        let reply = bed.stall.show(server, &payment, &chat()).await;
+        assert_unknown(&reply, why);
+        bed.is_served_in_the_end(server, &payment, &chat(), why).await;
+        assert_eq!((bed.earned_since(earned).await, bed.asked().1 - asked), (FLAT, 2), "{why}");
+    }
+    // And when it says no and has taken the money: nobody is asked to pay again.
+    for server in [server::EXACT, server::FIRST, server::PERMIT2, server::UPTO] {
+        let payment = bed.stall.payment(&buyer, server, &chat()).await;
+        let earned = bed.stall.earned().await;
+        bed.facilitator.next(SETTLE, Answer::failed(200, "insufficient_funds").done());
+        let reply = bed.stall.show(server, &payment, &chat()).await;
+        assert_eq!(reply.status, 200, "{server}: {}", reply.text());
+        bed.is_spent(server, &payment, &chat(), "served").await;
+        let price = if server == server::UPTO { METERED } else { FLAT };
+        assert_eq!(bed.earned_since(earned).await, price, "{server}");
     }
 }

@@ -1,7 +1,7 @@
 //! Money that was taken for a request: it ends in a delivery or is given back.
 
 use super::pay::{advance, denied_stop, running_stop, store_down};
-use super::{Stop, Toll};
+use super::{Stop, Toll, recover};
 use crate::claim::{Claim, Op, Standing, Terms};
 use crate::clock::UnixSeconds;
 use crate::journal::{Entry, Receipt};
@@ -70,10 +70,12 @@ impl Hold {
                 self.open = false;
                 Err(running_stop())
             }
-            // Whether it was written is not known: neither deliver nor give back; recovery decides after the restart.
+            // Whether it was written is not known: neither deliver nor give back; what the store says later decides.
             Err(e) => {
                 self.open = false;
-                Err(Stop { moved: Moved::Unknown, claimed: true, ..store_down(&e) })
+                let stop = Stop { moved: Moved::Unknown, claimed: true, ..store_down(&e) };
+                recover::abandon(&self.toll, &self.claim.key, &self.request, &stop);
+                Err(stop)
             }
         }
     }
@@ -85,7 +87,7 @@ impl Hold {
         }
         self.open = false;
         let op = self.back();
-        give_back(&self.toll, &self.claim, op).await
+        give_back(&self.toll, &self.claim, op, &self.request).await
     }
 
     /// How the claim is told that nothing was delivered. What cost nothing was not paid, and cannot be owed.
@@ -98,12 +100,13 @@ impl Hold {
     }
 }
 
-async fn give_back(toll: &Toll, claim: &Claim, op: Op) -> Moved {
+async fn give_back(toll: &Arc<Toll>, claim: &Claim, op: Op, request: &str) -> Moved {
     match advance(toll, claim, op, UnixSeconds::now()).await {
         Ok(Claim { standing: Standing::Untaken, .. }) => Moved::No,
         Ok(next) => next.redeem_until().map_or(Moved::Unknown, |until| Moved::Redeemable { until }),
         Err(stop) => {
             tracing::error!(claim = %claim.key.0, reason = stop.refusal.code(), "a hold could not be given back; recovery will");
+            recover::abandon(toll, &claim.key, request, &stop);
             Moved::Unknown
         }
     }
@@ -116,7 +119,8 @@ impl Drop for Hold {
         }
         let (toll, claim, op) = (Arc::clone(&self.toll), self.claim.clone(), self.back());
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { give_back(&toll, &claim, op).await });
+            let request = std::mem::take(&mut self.request);
+            runtime.spawn(async move { give_back(&toll, &claim, op, &request).await });
         }
     }
 }

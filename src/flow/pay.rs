@@ -9,8 +9,8 @@ use super::lease::Lease;
 use super::loss::{Losses, Room};
 use super::price::Quoted;
 use super::promise::{Promise, unpaid};
-use super::taking::{Taking, promise, risk, take, to_its_end};
-use super::{Stop, Toll, parse, policy, price, session};
+use super::taking::{Taking, promise, take, to_its_end};
+use super::{Stop, Toll, parse, policy, price, recover, session};
 use crate::channel::Channel;
 use crate::claim::{Claim, Denied, Op, Standing, Terms};
 use crate::clock::UnixSeconds;
@@ -114,9 +114,8 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
             // Made under rules that are gone, and dearer ones are in force.
             return Err(Refusal::InvalidChallenge { why: "its offer covers no answer any more" }.into());
         }
-        let risk = risk(toll, rail.as_ref(), &proof, terms.price, exposure).await?;
         let taking = Taking { rail, shown, proof, terms, request: &server, revision };
-        let money = Money::Promise(promise(toll, taking, true).await?.at(risk));
+        let money = Money::Promise(promise(toll, taking, true, exposure).await?);
         return Ok(Paid { quoted, money, output, room: None });
     }
     let room = room(toll, &quoted, Cap::Kept).await?;
@@ -125,14 +124,10 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
     if output == 0 {
         return Err(Refusal::CapReached { retry_after_seconds: 600 }.into());
     }
-    let risk = match when {
-        When::After { exposure, .. } => Some(risk(toll, rail.as_ref(), &proof, terms.price, exposure).await?),
-        When::First => None,
-    };
     let taking = Taking { rail, shown, proof, terms, request: &server, revision };
-    let money = match risk {
-        Some(risk) => Money::Promise(promise(toll, taking, false).await?.at(risk)),
-        None => Money::Hold(take(toll, taking).await?),
+    let money = match when {
+        When::After { exposure, .. } => Money::Promise(promise(toll, taking, false, exposure).await?),
+        When::First => Money::Hold(take(toll, taking).await?),
     };
     Ok(Paid { quoted, money, output, room })
 }
@@ -150,7 +145,9 @@ fn recognise<'a>(
     // know what it offered.
     let mut refused = None;
     for rail in here.into_iter().chain(elsewhere) {
-        let Some(terms) = terms_on(live, rail.as_ref()) else { continue };
+        // What was bought is found whatever this request would cost now: it may be owed.
+        let terms = terms_on(live, rail.as_ref()).or_else(|| live.terms(rail.id(), rail.decimals()));
+        let Some(terms) = terms else { continue };
         let ask = Ask { terms: &terms, digest: visit.digest, description: "", lasts };
         match rail.recognise(shown, &ask) {
             Ok(Some(recognised)) => return Ok((rail, recognised)),
@@ -251,7 +248,8 @@ pub async fn quote_under(plan: &Plan, path: &str, body: Bytes) -> Result<Quoted,
 /// What the credential's terms must be. The amount is what we compute, unless the rules that made the offer are gone (a
 /// restart): then it is the offer's own, which came back under our MAC together with the digest of this very body.
 fn expected(quoted: &Quoted, rail: &dyn Rail, recognised: &Recognised) -> Result<Terms, Refusal> {
-    let mut terms = terms_on(quoted, rail).ok_or(Refusal::Internal { place: "pay: amount out of range" })?;
+    let uncovered = Refusal::InvalidChallenge { why: "this request costs more than can be asked for on its rail" };
+    let mut terms = terms_on(quoted, rail).ok_or(uncovered)?;
     if recognised.terms.generation.as_str().is_empty() {
         return Ok(terms);
     }
@@ -320,7 +318,7 @@ async fn resume(
     let rail = claim.terms.rail.clone();
     let deadline = tokio::time::Instant::now() + toll.unknown_wait;
     while let Standing::Claimed { by } | Standing::Taking { by, .. } = &claim.standing {
-        if !super::recover::is_following(by) {
+        if !recover::is_following(by) {
             toll.metrics.payments.with_label_values(&[rail.as_str(), "replayed"]).inc();
             return Err(running_stop());
         }
@@ -353,7 +351,8 @@ async fn resume(
     let key = claim.key.clone();
     let (own, request) = (Arc::clone(toll), toll.server(visit.request));
     let step = async move {
-        let claim = advance(&own, &claim, redeem, now).await?;
+        let left = |stop: &Stop| recover::abandon(&own, &claim.key, &request, stop);
+        let claim = advance(&own, &claim, redeem, now).await.inspect_err(left)?;
         Ok(Hold::of(own, claim, request))
     };
     let hold = to_its_end(toll, &key, step).await?;

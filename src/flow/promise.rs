@@ -9,6 +9,8 @@
 use super::exposure::{Exposure, Risk};
 use super::hold::Hold;
 use super::pay::{advance, denied_stop, running_stop, store_down};
+use super::recover::Pause;
+use super::taking::to_its_end;
 use super::{Stop, Toll, recover};
 use crate::claim::{Claim, Op, Standing, Terms};
 use crate::clock::UnixSeconds;
@@ -68,19 +70,21 @@ impl Promise {
         self.by_usage
     }
 
-    /// Takes `amount` for a reply that waits for it: `Ok` is paid. In a task of its own: a client that leaves meanwhile has a
-    /// payment that somebody follows.
+    /// Takes `amount` for a reply that waits for it: `Ok` is paid. In a task of its own: a client that leaves meanwhile, or waits too
+    /// long, has a payment that somebody follows.
     pub async fn take(mut self, amount: Atoms) -> Result<Hold, Stop> {
         self.open = false;
         let (toll, rail) = (Arc::clone(&self.toll), Arc::clone(&self.rail));
         let (claim, request, risk) = (self.claim.clone(), self.request.clone(), self.risk.take());
+        let (key, own) = (claim.key.clone(), Arc::clone(&toll));
         let work = async move {
             let op = Op::Take { by: request.clone(), amount, receipt: None };
-            let claim = advance(&toll, &claim, op, UnixSeconds::now()).await?;
+            let left = |stop: &Stop| recover::abandon(&toll, &claim.key, &request, stop);
+            let claim = advance(&toll, &claim, op, UnixSeconds::now()).await.inspect_err(left)?;
             let collected = ask_for(&rail, &claim, amount).await;
             taken(&toll, rail.as_ref(), claim, collected, request, risk).await
         };
-        tokio::spawn(work).await.unwrap_or_else(|_| Err(unknown()))
+        to_its_end(&own, &key, work).await
     }
 
     /// The reply has left, and `receipt` says what it cost: durable, then taken while nobody waits.
@@ -92,18 +96,24 @@ impl Promise {
         let journal =
             vec![Entry::Taking { key: next.key.0.clone(), amount, at: now }, Entry::Receipt(Box::new(receipt.clone()))];
         let write = Write { claim: Some(next.clone()), journal, tally, ..Write::default() };
-        match self.toll.store.commit(write).await {
-            Ok(Swap::Done) => {}
+        let written = match self.toll.store.commit(write.clone()).await {
+            Ok(Swap::Done) => Ok(()),
             Ok(Swap::Lost(_) | Swap::Overtaken(_)) => return Err(running_stop()),
-            Err(e) => return Err(Stop { moved: Moved::Unknown, claimed: true, ..store_down(&e) }),
-        }
+            Err(e) => Err(Stop { moved: Moved::Unknown, claimed: true, ..store_down(&e) }),
+        };
         self.claim = next.clone();
         let (toll, rail, risk) = (Arc::clone(&self.toll), Arc::clone(&self.rail), self.risk.take());
+        let (request, in_doubt) = (self.request.clone(), written.is_err().then_some(write));
         tokio::spawn(async move {
+            if let Some(write) = in_doubt
+                && !insist(&toll, write, &request).await
+            {
+                return;
+            }
             let collected = ask_for(&rail, &next, amount).await;
             recover::conclude(&toll, rail.as_ref(), next, collected, risk).await;
         });
-        Ok(())
+        written
     }
 
     /// Nothing was served: nothing is taken, and the payer may show the same proof again.
@@ -113,11 +123,12 @@ impl Promise {
     }
 }
 
-async fn forgo(toll: &Toll, claim: &Claim, request: &str) -> Moved {
+async fn forgo(toll: &Arc<Toll>, claim: &Claim, request: &str) -> Moved {
     match advance(toll, claim, Op::Forgo { by: request.to_owned() }, UnixSeconds::now()).await {
         Ok(_) => Moved::No,
         Err(stop) => {
             tracing::error!(claim = %claim.key.0, reason = stop.refusal.code(), "a promise could not be let go; recovery will");
+            recover::abandon(toll, &claim.key, request, &stop);
             Moved::No
         }
     }
@@ -131,6 +142,26 @@ impl Drop for Promise {
         let (toll, claim, request) = (Arc::clone(&self.toll), self.claim.clone(), std::mem::take(&mut self.request));
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move { forgo(&toll, &claim, &request).await });
+        }
+    }
+}
+
+/// The answer has left, and what it cost must not be forgotten: writes it until the store says that it is written. `false`: somebody
+/// else has the claim now.
+async fn insist(toll: &Toll, write: Write, request: &str) -> bool {
+    let mut pause = Pause::default();
+    loop {
+        pause.longer().await;
+        match toll.store.commit(write.clone()).await {
+            Err(_) => {}
+            Ok(Swap::Done) => return true,
+            Ok(Swap::Lost(now)) => {
+                // As likely as not the first try was written.
+                return now.is_some_and(
+                    |claim| matches!(&claim.standing, Standing::Taking { by, receipt: Some(_), .. } if by == request),
+                );
+            }
+            Ok(Swap::Overtaken(_)) => return false,
         }
     }
 }
@@ -155,22 +186,23 @@ async fn taken(
     risk: Option<Risk>,
 ) -> Result<Hold, Stop> {
     let count = |outcome: &str| toll.metrics.payments.with_label_values(&[rail.id().as_str(), outcome]).inc();
+    let left = |stop: &Stop| recover::abandon(toll, &claim.key, &request, stop);
     let transaction = match collected {
         Collected::Paid => None,
         Collected::Settled { transaction } => Some(transaction),
         Collected::Failed { why } => {
             count("failed");
-            advance(toll, &claim, Op::Die, UnixSeconds::now()).await?;
+            advance(toll, &claim, Op::Die, UnixSeconds::now()).await.inspect_err(left)?;
             return Err(Stop { refusal: Refusal::PaymentFailed { why }, moved: Moved::No, claimed: true });
         }
         Collected::Unprovable => {
             count("unproven");
-            advance(toll, &claim, Op::Doubt, UnixSeconds::now()).await?;
+            advance(toll, &claim, Op::Doubt, UnixSeconds::now()).await.inspect_err(left)?;
             return Err(Stop { refusal: Refusal::PaymentUnproven, moved: Moved::Unknown, claimed: true });
         }
         Collected::Unknown => {
             count("unknown");
-            recover::follow(Arc::clone(toll), claim, risk);
+            recover::follow(Arc::clone(toll), claim.clone(), risk);
             return Err(unknown());
         }
     };

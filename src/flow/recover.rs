@@ -2,11 +2,12 @@
 //!
 //! Before the gate listens, every claim that is not over is looked at: `Serving` of a dead process delivered nothing that was
 //! written down, so it becomes `Owed`; `Claimed` and `Taking` are asked of the chain by their own key, and sent again while they still
-//! can land (`notes/security.md` §4.5); of what was only `Promised` nothing is taken.
+//! can land (`notes/security.md` §4.5); of what was only `Promised` nothing is taken. The same goes for claims of requests that ended
+//! while the store did not answer.
 
 use super::exposure::Risk;
 use super::{Stop, Toll, pay};
-use crate::claim::{Claim, Op, Standing};
+use crate::claim::{Claim, ClaimKey, Op, Standing};
 use crate::clock::UnixSeconds;
 use crate::money::Atoms;
 use crate::rail::{Collected, Rail};
@@ -15,6 +16,8 @@ use crate::store::StoreError;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// How long is waited before something is asked again.
+const FIRST_PAUSE: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 500 });
 /// Owner of claims that a gate itself follows up, behind the gate's name.
 const FOLLOWER: &str = "recovery";
 
@@ -43,44 +46,65 @@ async fn take_up(toll: &Arc<Toll>, own: bool) -> Result<usize, StoreError> {
     let now = UnixSeconds::now();
     let mut count = 0;
     for claim in toll.store.open_claims(now).await? {
-        match &claim.standing {
-            Standing::Serving { by }
-            | Standing::Claimed { by }
-            | Standing::Promised { by }
-            | Standing::Taking { by, .. }
-                if !is_left(toll, by, own).await? =>
-            {
-                continue;
-            }
+        match claim.standing.holder() {
+            Some(by) if !is_left(toll, by, own).await? => continue,
             _ => count += 1,
         }
-        match &claim.standing {
-            Standing::Serving { by } => {
-                let op = Op::GiveBack { by: by.clone() };
-                if pay::advance(toll, &claim, op, now).await.is_ok() {
-                    tracing::warn!(claim = %claim.key.0, "paid and not delivered before the stop: redeemable");
-                }
-            }
-            Standing::Promised { by } => {
-                let op = Op::Forgo { by: by.clone() };
-                if pay::advance(toll, &claim, op, now).await.is_ok() {
-                    tracing::warn!(claim = %claim.key.0, "promised and not taken before the stop: nothing is");
-                }
-            }
-            Standing::Claimed { .. } | Standing::Taking { .. } => {
-                tracing::warn!(claim = %claim.key.0, "outcome unknown since the stop: asking the chain");
-                let risk = risk_of(toll, &claim);
-                follow(Arc::clone(toll), claim, risk);
-            }
-            Standing::Owed
-            | Standing::Delivered { .. }
-            | Standing::Dead
-            | Standing::Untaken
-            | Standing::Lost { .. }
-            | Standing::Unproven => {}
-        }
+        let_go(toll, claim).await;
     }
     Ok(count)
+}
+
+/// What becomes of a claim that nobody works on. `false`: the store could not write it down.
+async fn let_go(toll: &Arc<Toll>, claim: Claim) -> bool {
+    let (op, what) = match &claim.standing {
+        Standing::Serving { by } => (Op::GiveBack { by: by.clone() }, "paid and not delivered: redeemable"),
+        Standing::Promised { by } => (Op::Forgo { by: by.clone() }, "promised and not taken: nothing is"),
+        Standing::Claimed { .. } | Standing::Taking { .. } => {
+            tracing::warn!(claim = %claim.key.0, "nobody knows its outcome: asking the chain");
+            let risk = risk_of(toll, &claim);
+            follow(Arc::clone(toll), claim, risk);
+            return true;
+        }
+        Standing::Owed
+        | Standing::Delivered { .. }
+        | Standing::Dead
+        | Standing::Untaken
+        | Standing::Lost { .. }
+        | Standing::Unproven => return true,
+    };
+    match pay::advance(toll, &claim, op, UnixSeconds::now()).await {
+        Ok(_) => {
+            tracing::warn!(claim = %claim.key.0, "{what}");
+            true
+        }
+        Err(stop) => !is_of_the_store(&stop),
+    }
+}
+
+/// A request is over, and could not write down what becomes of its claim: as soon as the store answers again that is decided as
+/// if the request's process had died. Runs in the background; `by` is the request as the claim has it. Nothing is to be done when it
+/// was not the store that stopped it.
+pub(super) fn abandon(toll: &Arc<Toll>, key: &ClaimKey, by: &str, stop: &Stop) {
+    if !is_of_the_store(stop) {
+        return;
+    }
+    let (toll, key, by) = (Arc::clone(toll), key.clone(), by.to_owned());
+    tokio::spawn(async move {
+        let mut pause = Pause::default();
+        loop {
+            pause.longer().await;
+            match toll.store.claim(&key).await {
+                Err(_) => {}
+                Ok(Some(claim)) if claim.standing.holder() == Some(&by) => {
+                    if let_go(&toll, claim).await {
+                        return;
+                    }
+                }
+                Ok(_) => return,
+            }
+        }
+    });
 }
 
 /// What the payer of a claim that is being taken has promised and not paid, counted whatever his limit is.
@@ -140,21 +164,21 @@ async fn take_over(toll: &Toll, claim: Claim) -> Option<Claim> {
     }
 }
 
-fn is_of_the_store(stop: &Stop) -> bool {
+pub(super) fn is_of_the_store(stop: &Stop) -> bool {
     matches!(stop.refusal, Refusal::Store { .. })
 }
 
 /// Ever longer, up to half a minute.
-struct Pause(Duration);
+pub(super) struct Pause(Duration);
 
 impl Default for Pause {
     fn default() -> Self {
-        Self(Duration::from_millis(500))
+        Self(FIRST_PAUSE)
     }
 }
 
 impl Pause {
-    async fn longer(&mut self) {
+    pub async fn longer(&mut self) {
         tokio::time::sleep(self.0).await;
         self.0 = (self.0 * 2).min(Duration::from_secs(30));
     }

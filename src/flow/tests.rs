@@ -9,6 +9,7 @@ mod offers;
 mod paths;
 mod promise;
 mod promise_faults;
+mod promise_trust;
 mod sessions;
 
 use self::sessions::Purse;
@@ -188,7 +189,7 @@ impl Rail for Fake {
         if recognised.digest != Some(ask.digest) {
             return Err(Refusal::InvalidChallenge { why: "another body" });
         }
-        Ok(Proof { recognised, payer: Some("payer".into()), collect_until: now.plus(300) })
+        Ok(Proof { recognised, payer: Some("payer".into()), is_proven: true, collect_until: now.plus(300) })
     }
     async fn collect(&self, _shown: &Shown, _proof: &Proof) -> Collected {
         self.collects.fetch_add(1, Ordering::SeqCst);

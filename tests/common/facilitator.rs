@@ -240,6 +240,11 @@ impl Scripted {
         self.script.lock().unwrap().once.entry(path.to_owned()).or_default().push_back(answer);
     }
 
+    /// Drops the answers that are queued for this path.
+    pub fn forget_next(&self, path: &str) {
+        self.script.lock().unwrap().once.remove(path);
+    }
+
     /// Every call of this path without a queued answer; `None` returns to yes.
     pub fn always(&self, path: &str, answer: impl Into<Option<Answer>>) {
         let mut script = self.script.lock().unwrap();

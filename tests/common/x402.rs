@@ -11,6 +11,7 @@
 //!
 //! Atoms everywhere; addresses with or without checksum.
 
+pub mod brittle;
 mod client;
 pub mod counter;
 pub mod permit2;
@@ -29,6 +30,7 @@ use base64::Engine as _;
 use mpp::PrivateKeySigner;
 use serde_json::{Value, json};
 
+pub use brittle::Brittle;
 pub use client::Client;
 pub use permit2::Permit;
 pub use served::{Calls, Facilitator, Reference};

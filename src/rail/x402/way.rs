@@ -195,9 +195,14 @@ impl X402 {
                 Trace::Moved { transaction } => Collected::Settled { transaction },
                 _ => failed(&reason),
             },
+            // Whatever it leaves open, the chain may know by now: then the answer that waits for it need not be made a second time.
             Settlement::Unknown { why } => {
                 tracing::warn!(rail = %self.settings.id, why, "a settlement's outcome is not known");
-                Collected::Unknown
+                match self.trace(signed, amount).await {
+                    Trace::Moved { transaction } => Collected::Settled { transaction },
+                    Trace::Gone => failed("it was used up for something else"),
+                    Trace::Unused | Trace::Unknown => Collected::Unknown,
+                }
             }
         }
     }
@@ -439,7 +444,8 @@ impl Rail for X402 {
             now,
             lasts: self.must_last(ask.lasts),
         };
-        signed::check(&payment.signed, &wanted).map_err(|why| Refusal::PaymentInvalid { why })?;
+        let standing = signed::check(&payment.signed, &wanted).map_err(|why| Refusal::PaymentInvalid { why })?;
+        let is_proven = standing == signed::Standing::Proven;
         let entry = match &payment.accepted {
             Some(accepted) => entry.repeated(accepted),
             None => entry,
@@ -451,7 +457,7 @@ impl Rail for X402 {
         let kept = Kept { version: payment.version, payload: payment.raw.clone(), requirements };
         recognised.resend = serde_json::to_string(&kept).ok();
         let collect_until = payment.signed.until().unwrap_or(now.plus(SOLANA_SECONDS));
-        Ok(Proof { payer: payment.signed.payer(), recognised, collect_until })
+        Ok(Proof { payer: payment.signed.payer(), is_proven, recognised, collect_until })
     }
 
     fn when(&self, streams: bool) -> When {

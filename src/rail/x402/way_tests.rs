@@ -287,7 +287,10 @@ async fn what_a_hand_in_came_to_is_the_facilitators_word_unless_the_chain_says_o
         (&[Trace::Gone], poor(), failed("insufficient_funds"), "it did not move"),
         (&[Trace::Unused], poor(), failed("insufficient_funds"), "nor was it used"),
         (&[Trace::Unknown], poor(), failed("insufficient_funds"), "the node does not say: the facilitator's word"),
-        (&[moved()], silent(), Collected::Unknown, "asked later, not now"),
+        (&[moved()], silent(), settled("0xchain"), "it says nothing, and the chain shows it already"),
+        (&[Trace::Gone], silent(), failed("it was used up for something else"), "nothing is left to wait for"),
+        (&[Trace::Unused], silent(), Collected::Unknown, "it may be on its way"),
+        (&[Trace::Unknown], silent(), Collected::Unknown, "nobody says anything"),
     ];
     for (traces, says, want, why) in table {
         let bed = Bed::new("exact-eip3009", traces);
@@ -319,6 +322,9 @@ async fn a_large_amount_is_paid_when_the_chain_shows_it() {
     }
 }
 
+/// What the chain shows, what the facilitator says, when; what is known then, after how many hand-ins, and why.
+type Row<'a> = (&'a [Trace], Settlement, u64, Collected, usize, &'a str);
+
 #[tokio::test]
 async fn what_became_of_a_payment_is_asked_of_the_chain_and_else_handed_in_again() {
     const EARLY: u64 = 0;
@@ -326,7 +332,7 @@ async fn what_became_of_a_payment_is_asked_of_the_chain_and_else_handed_in_again
     let ran_out = || failed("it ran out before it was taken");
     let no = || refused("authorization_expired");
     let gone = || failed("it was used up for something else");
-    let table: &[(&[Trace], Settlement, u64, Collected, usize, &str)] = &[
+    let table: &[Row<'_>] = &[
         (&[moved()], no(), EARLY, settled("0xchain"), 0, "it landed"),
         (&[moved()], no(), LATE, settled("0xchain"), 0, "it landed long ago"),
         (&[Trace::Gone], paid(), EARLY, gone(), 0, "it never can any more"),

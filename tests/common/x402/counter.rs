@@ -122,3 +122,8 @@ pub fn assert_final(reply: &RawReply, statuses: &[u16], code: &str, why: &str) {
 pub fn as_v1(payment: &Value) -> Value {
     json!({"x402Version": 1, "scheme": "exact", "network": "base-sepolia", "payload": payment["payload"]})
 }
+
+/// The id by which the receipt of a reply can be asked for.
+pub fn receipt_id(reply: &RawReply) -> String {
+    reply.header("pontage-receipt-id").unwrap_or_else(|| panic!("no receipt: {:?}", reply.headers)).to_owned()
+}
