@@ -109,7 +109,7 @@ pub fn on_evm() -> Vec<(Client, &'static str, bool)> {
 }
 
 /// x402 on Solana: the client, and whether the answer streams. Run by `tests/x402_solana.rs`.
-pub const ON_SOLANA: [(Client, bool); 10] = [
+pub const ON_SOLANA: [(Client, bool); 12] = [
     (Client::Fetch, false),
     (Client::Fetch, true),
     (Client::Legacy, false),
@@ -118,6 +118,8 @@ pub const ON_SOLANA: [(Client, bool); 10] = [
     (Client::OpenAi, true),
     (Client::Httpx, false),
     (Client::Httpx, true),
+    (Client::Requests, false),
+    (Client::Requests, true),
     (Client::PyOpenAi, false),
     (Client::PyOpenAi, true),
 ];
