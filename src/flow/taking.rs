@@ -1,6 +1,6 @@
 //! A checked proof → money: claimed durably, then taken or vouched for, each in a task of its own.
 
-use super::exposure::{Exposure, Refused, Risk};
+use super::exposure::{Exposure, Risk};
 use super::hold::Hold;
 use super::pay::{advance, running, store_down, unknown, unread};
 use super::promise::Promise;
@@ -92,20 +92,16 @@ async fn vouched(toll: &Arc<Toll>, taking: Taking<'_>, by_usage: bool) -> Result
     tokio::spawn(work).await.unwrap_or_else(|_| Err(unknown()))
 }
 
-/// Counts what a payer promises against the most he may have promised and not paid. A copy of a proof that is promised right now is
-/// running, not too much.
+/// Counts what a payer promises against the most he may have promised and not paid.
 async fn risk(toll: &Toll, rail: &dyn Rail, proof: &Proof, amount: Usd, most: Usd) -> Result<Risk, Stop> {
     let payer = proof.payer.as_deref().unwrap_or_default();
     let name = Exposure::tally_name(rail.id(), payer);
     let lost = toll.store.tally(&name, UnixSeconds::now().day()).await.map_err(|e| store_down(&e))?;
-    match toll.exposure.enter(rail.id(), payer, &proof.recognised.key, amount, lost, most) {
-        Ok(risk) => Ok(risk),
-        Err(Refused::Copy) => Err(running(toll, rail)),
-        Err(Refused::OverLimit) => {
-            toll.metrics.payments.with_label_values(&[rail.id().as_str(), "refused"]).inc();
-            Err(Refusal::PayerExposed { most, lost, retry_after_seconds: 30 }.into())
-        }
-    }
+    let risk = toll.exposure.enter(rail.id(), payer, &proof.recognised.key, amount, lost, most);
+    risk.ok_or_else(|| {
+        toll.metrics.payments.with_label_values(&[rail.id().as_str(), "refused"]).inc();
+        Refusal::PayerExposed { most, lost, retry_after_seconds: 30 }.into()
+    })
 }
 
 /// Writes a new claim.
