@@ -6,36 +6,13 @@
 mod common;
 
 use common::agent402::{self, AUTO, NANO, PREMIUM, PRO, STANDARD, TIERS, replaced, sample};
+use common::paying::{AGENT402, ARBITRUM, BASE, NETWORKS, On, POLYGON};
 use common::x402::{Client, decode, encode};
 use common::{Backend, DEV, EvmBed, Facilitator, Gate, GateOptions, RawReply, Script, SvmBed, client, raw};
 use serde_json::{Value, json};
 
 /// What each buyer has.
 const PURSE: u128 = 1_000_000;
-const BASE: u64 = 8453;
-const POLYGON: u64 = 137;
-const ARBITRUM: u64 = 42161;
-const EVM: [u64; 3] = [BASE, POLYGON, ARBITRUM];
-
-/// Where a buyer has his money.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum On {
-    Evm(u64),
-    Solana,
-}
-
-/// One call on each network by each kind of client, and every tier: who, where his money is, the path, and whether it streams.
-const PAYING: [(Client, On, &str, bool); 9] = [
-    (Client::Fetch, On::Evm(BASE), NANO, false),
-    (Client::Fetch, On::Evm(POLYGON), AUTO, true),
-    (Client::Fetch, On::Evm(ARBITRUM), STANDARD, false),
-    (Client::Fetch, On::Solana, PRO, true),
-    (Client::Legacy, On::Evm(POLYGON), NANO, false),
-    (Client::Legacy, On::Solana, AUTO, false),
-    (Client::OpenAi, On::Evm(POLYGON), PREMIUM, false),
-    (Client::Httpx, On::Solana, NANO, false),
-    (Client::PyOpenAi, On::Evm(BASE), STANDARD, true),
-];
 
 struct Market {
     evm: Vec<EvmBed>,
@@ -48,7 +25,7 @@ struct Market {
 impl Market {
     /// The sample as it is shipped, but for the addresses that its comments ask to be put in.
     async fn open() -> Self {
-        let [base, polygon, arbitrum] = EVM.map(EvmBed::start_as);
+        let [base, polygon, arbitrum] = [BASE, POLYGON, ARBITRUM].map(EvmBed::start_as);
         let (base, polygon, arbitrum, svm) = tokio::join!(base, polygon, arbitrum, SvmBed::mainnet());
         let evm = vec![base, polygon, arbitrum];
         let facilitator = Facilitator::over(&evm.iter().collect::<Vec<_>>(), Some(&svm)).await;
@@ -88,7 +65,7 @@ impl Market {
     /// What it earned on every network, in the order of the offers.
     async fn takings(&self) -> Vec<u128> {
         let mut all = Vec::new();
-        for on in [On::Evm(BASE), On::Evm(POLYGON), On::Evm(ARBITRUM), On::Solana] {
+        for (on, _) in NETWORKS {
             all.push(self.earned(on).await);
         }
         all
@@ -188,7 +165,7 @@ async fn one_402_asks_the_price_of_its_tier_on_four_networks_and_a_client_pays_o
         assert_eq!(told(&unpaid.json(), "maxAmountRequired"), want(true), "{path}");
     }
 
-    for (sold, (client, on, path, stream)) in PAYING.into_iter().enumerate() {
+    for (sold, (client, on, path, stream)) in AGENT402.into_iter().enumerate() {
         let model = match path {
             NANO => "gpt-oss-20b",
             AUTO | STANDARD => "gpt-oss-120b",
@@ -207,8 +184,8 @@ async fn one_402_asks_the_price_of_its_tier_on_four_networks_and_a_client_pays_o
         let told = &got["headers"][if v1 { "x_payment_response" } else { "payment_response" }];
         assert_eq!(told["network"], if v1 { named } else { &network }, "{said}");
     }
-    let due = |on: On| PAYING.iter().filter(|row| row.1 == on).map(|row| u128::from(agent402::price(row.2))).sum();
-    let due: Vec<u128> = [On::Evm(BASE), On::Evm(POLYGON), On::Evm(ARBITRUM), On::Solana].map(due).into();
+    let due = |(on, _)| AGENT402.iter().filter(|row| row.1 == on).map(|row| u128::from(agent402::price(row.2))).sum();
+    let due: Vec<u128> = NETWORKS.map(due).into();
     assert_eq!(market.takings().await, due);
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use alloy::primitives::U256;
 use common::ledger::events;
+use common::paying::on_evm;
 use common::x402::stall::{FLAT, PER_TOKEN, server};
 use common::x402::takings::{charged, transaction};
 use common::x402::{Client, Stall, Takings};
@@ -34,21 +35,9 @@ struct Row {
     prompt: String,
 }
 
-/// Every client at every server it can pay: v1 knows neither Permit2 nor `upto`.
 fn rows() -> Vec<Row> {
-    let mut rows = Vec::new();
-    for client in Client::ALL {
-        for server in [server::EXACT, server::FIRST, server::PERMIT2, server::UPTO] {
-            if client == Client::Legacy && matches!(server, server::PERMIT2 | server::UPTO) {
-                continue;
-            }
-            for stream in [false, true] {
-                let prompt = format!("row{} two three", rows.len());
-                rows.push(Row { client, server, stream, prompt });
-            }
-        }
-    }
-    rows
+    let row = |(at, (client, server, stream))| Row { client, server, stream, prompt: format!("row{at} two three") };
+    on_evm().into_iter().enumerate().map(row).collect()
 }
 
 impl Row {

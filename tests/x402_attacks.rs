@@ -6,12 +6,13 @@
 mod common;
 
 use alloy::primitives::{Address, B256, U256, address};
+use common::facilitator::{SETTLE, VERIFY};
 use common::x402::counter::{SIGNATURE, X_PAYMENT, as_v1, assert_challenge, assert_final, chat, code, told};
 use common::x402::permit2::Permit;
 use common::x402::served::Calls;
 use common::x402::stall::{FLAT, PER_TOKEN, chat_at, options, server};
-use common::x402::{EXACT_PROXY, Stall, TransferWithAuthorization, UPTO_PROXY, encode};
-use common::{EvmBed, Facilitator, Gate, RawReply, Reply, eventually, raw};
+use common::x402::{Brittle, EXACT_PROXY, Stall, TransferWithAuthorization, UPTO_PROXY, encode};
+use common::{Answer, EvmBed, Facilitator, Gate, RawReply, Reply, eventually, raw};
 use mpp::PrivateKeySigner;
 use serde_json::{Value, json};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -512,4 +513,56 @@ async fn what_is_paid_and_owed_is_redeemed_by_its_payer_and_not_by_who_reads_the
     assert_eq!(told(&reply).unwrap()["success"], true);
     assert_final(&fair.stall.show(server::FIRST, &payment, &chat()).await, &[403], "payment_spent", "redeemed once");
     assert_eq!((fair.asked().await, fair.stall.earned().await - earned), (asked, FLAT));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_uses_up_the_limit_of_a_payer_with_signatures_that_he_did_not_make() {
+    let bed = Brittle::with(|mut options| {
+        let conf = options.conf.take().unwrap();
+        options.conf =
+            Some(conf.replace("[rail.base]\n", "[rail.base]\npayer_exposure = \"0.10\"\nceiling = \"0.10\"\n"));
+        options
+    })
+    .await;
+    let buyer = bed.stall.buyer().await;
+    let forged = async || {
+        let mut payment = bed.stall.payment(&buyer, server::EXACT, &chat()).await;
+        flip(&mut payment["payload"]["signature"], 10);
+        payment
+    };
+    let mut mine = Vec::new();
+    for _ in 0..6 {
+        mine.push(bed.stall.payment(&buyer, server::EXACT, &chat()).await);
+    }
+    // All that he may owe at a time, and more, in his name and not by him.
+    let forged = futures::future::join_all((0..12).map(|_| forged())).await;
+    for _ in &forged {
+        bed.facilitator.next(VERIFY, Answer::Real.held());
+    }
+    let body = chat();
+    let shown = futures::future::join_all(forged.iter().map(|payment| bed.stall.show(server::EXACT, payment, &body)));
+    let (refused, ()) = tokio::join!(shown, async {
+        bed.facilitator.asked(VERIFY, forged.len()).await;
+        let reply = bed.stall.show(server::EXACT, &mine[0], &body).await;
+        assert_eq!(reply.status, 200, "he has promised nothing: {}", reply.text());
+        bed.facilitator.release();
+    });
+    for reply in refused {
+        assert_challenge(&reply, "payment_invalid", "not signed by him");
+    }
+    // What he signed himself counts: five at a time.
+    let asked = bed.asked().1;
+    for _ in 0..5 {
+        bed.facilitator.next(SETTLE, Answer::Real.held());
+    }
+    let shown =
+        futures::future::join_all(mine[1..].iter().map(|payment| bed.stall.show(server::EXACT, payment, &body)));
+    let (replies, ()) = tokio::join!(shown, async {
+        let sixth = bed.stall.payment(&buyer, server::EXACT, &body).await;
+        bed.facilitator.asked(SETTLE, asked + 5).await;
+        let reply = bed.stall.show(server::EXACT, &sixth, &body).await;
+        assert_eq!((reply.status, code(&reply).as_str()), (429, "payer_exposed"), "{}", reply.text());
+        bed.facilitator.release();
+    });
+    assert!(replies.iter().all(|reply| reply.status == 200), "{replies:?}");
 }

@@ -5,13 +5,15 @@
 
 mod common;
 
-use common::facilitator::{SETTLE, SUPPORTED, VERIFY, settlements_that_are_none};
+use common::facilitator::{SETTLE, SUPPORTED, VERIFY, settlements_that_are_none, supported};
+use common::gate::Wait;
 use common::x402::Brittle;
 use common::x402::brittle::{METERED, assert_unknown};
 use common::x402::counter::{assert_challenge, assert_final, chat, code, told};
-use common::x402::stall::{FLAT, chat_at, server};
-use common::{Answer, eventually};
-use serde_json::json;
+use common::x402::stall::{FLAT, chat_at, options, server};
+use common::{Answer, Backend, EvmBed, Gate, Script, Scripted, eventually, raw};
+use futures::StreamExt as _;
+use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
 /// Ways of breaking off in which nobody can tell what became of a call.
@@ -246,5 +248,102 @@ async fn offers_end_while_the_facilitator_is_down_and_are_back_when_it_is() {
     for payment in &payments {
         let reply = bed.stall.show(server::EXACT, payment, &chat()).await;
         assert_eq!(reply.status, 200, "the same payment, when somebody can be asked: {}", reply.text());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gate_whose_facilitator_does_not_say_what_it_supports_listens_and_offers_nothing_through_it() {
+    let (bed, network) = (EvmBed::start().await, "eip155:84532");
+    let backend = Backend::start(Script::default()).await;
+    let lists = |change: fn(&mut Value)| {
+        let mut said = supported(&[network]);
+        change(&mut said);
+        Answer::json(200, &said)
+    };
+    let none: [bool; 4] = [false; 4];
+    let beds = [
+        ("hangs", Answer::Hang, none),
+        ("resets", Answer::Reset, none),
+        ("a web page", Answer::html(200), none),
+        ("500", Answer::json(500, &json!({"error": "boom"})), none),
+        ("429", Answer::too_many("60"), none),
+        ("somebody else's place", Answer::redirect("http://127.0.0.1:1/supported"), none),
+        ("half a word", Answer::malformed(), none),
+        ("too many words", Answer::huge(3 << 20), none),
+        ("nothing", lists(|said| said["kinds"] = json!([])), none),
+        ("another network", Answer::json(200, &supported(&["eip155:8453"])), none),
+        ("the first generation only", lists(|said| kinds(said).retain(|kind| kind["x402Version"] == 1)), none),
+        ("no upto", lists(|said| kinds(said).retain(|kind| kind["scheme"] != "upto")), [true, true, true, false]),
+        (
+            "upto without who hands it in",
+            lists(|said| kinds(said).iter_mut().for_each(|kind| drop(kind.as_object_mut().unwrap().remove("extra")))),
+            [true, true, true, false],
+        ),
+        ("kinds it has no words for", lists(|said| kinds(said).push(json!({"x402Version": 7, "new": []}))), [true; 4]),
+    ];
+    let gates = beds.into_iter().map(|(why, answer, offered)| {
+        let (bed, backend) = (&bed, &backend);
+        async move {
+            let facilitator = Scripted::start(&[network]).await;
+            facilitator.always(SUPPORTED, answer);
+            let options = options(bed, &facilitator.url(), &backend.url()).wait(Wait::Alive);
+            let gate = Gate::start(options).await;
+            for (server, offered) in
+                [server::EXACT, server::FIRST, server::PERMIT2, server::UPTO].into_iter().zip(offered)
+            {
+                let asked = raw::post(&chat_at(server), &[], chat().to_string().as_bytes());
+                let reply = raw::exchange(gate.listen, &asked).await;
+                let expected = if offered { (402, "payment_required") } else { (503, "no_offer") };
+                assert_eq!((reply.status, code(&reply).as_str()), expected, "{server} {why}: {}", reply.text());
+                assert_eq!(reply.header("payment-required").is_some(), offered, "{server} {why}");
+                assert_eq!(reply.header("retry-after").is_some(), !offered, "{server} {why}");
+            }
+        }
+    });
+    // Each is a process.
+    futures::stream::iter(gates).buffer_unordered(4).collect::<Vec<()>>().await;
+}
+
+fn kinds(said: &mut Value) -> &mut Vec<Value> {
+    said["kinds"].as_array_mut().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn above_an_amount_the_chain_is_believed_and_not_the_facilitator() {
+    let bed = Brittle::with(|mut options| {
+        let conf = options.conf.take().unwrap();
+        options.conf = Some(
+            conf.replace("evidence_above", "none")
+                .replace("\nfacilitator = ", "\nevidence_above = \"0.001\"\nfacilitator = "),
+        );
+        options
+    })
+    .await;
+    let buyer = bed.stall.buyer().await;
+    let no_such = Answer::But(json!({"transaction": format!("0x{}", "ab".repeat(32))}));
+    for (server, at) in [(server::EXACT, 0), (server::FIRST, 1), (server::PERMIT2, 2)] {
+        let payment = bed.stall.payment(&buyer, server, &chat()).await;
+        let other = bed.stall.chain.transfers(0).await.last().unwrap().tx.clone();
+        let (why, lie) = match at {
+            0 => ("a transaction there is none of", no_such.clone()),
+            _ => ("somebody else's transaction", Answer::But(json!({"transaction": other}))),
+        };
+        let (earned, asked) = (bed.stall.earned().await, bed.asked().1);
+        bed.facilitator.next(SETTLE, lie);
+        let reply = bed.stall.show(server, &payment, &chat()).await;
+        assert_unknown(&reply, why);
+        bed.is_served_in_the_end(server, &payment, &chat(), why).await;
+        assert_eq!((bed.earned_since(earned).await, bed.asked().1 - asked), (FLAT, 2), "{why}");
+    }
+    // And when it says no and has taken the money: nobody is asked to pay again.
+    for server in [server::EXACT, server::FIRST, server::PERMIT2, server::UPTO] {
+        let payment = bed.stall.payment(&buyer, server, &chat()).await;
+        let earned = bed.stall.earned().await;
+        bed.facilitator.next(SETTLE, Answer::failed(200, "insufficient_funds").done());
+        let reply = bed.stall.show(server, &payment, &chat()).await;
+        assert_eq!(reply.status, 200, "{server}: {}", reply.text());
+        bed.is_spent(server, &payment, &chat(), "served").await;
+        let price = if server == server::UPTO { METERED } else { FLAT };
+        assert_eq!(bed.earned_since(earned).await, price, "{server}");
     }
 }

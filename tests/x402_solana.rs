@@ -6,26 +6,14 @@
 mod common;
 
 use base64::Engine as _;
+use common::paying::ON_SOLANA;
 use common::x402::stall::{FLAT, chat_at, server};
 use common::x402::{Client, Stall, SvmBuyer, decode, encode};
 use common::{EvmBed, Facilitator, RawReply, Reply, Scripted, SvmBed, client};
 use serde_json::{Value, json};
 
-type Flags = &'static [(&'static str, &'static str)];
-
 /// What each buyer has.
 const PURSE: u128 = 1_000_000;
-
-/// Every client that can sign for Solana. npm x402-fetch knows only v1.
-const PAYING: [(Client, Flags); 7] = [
-    (Client::Fetch, &[]),
-    (Client::Fetch, &[("stream", "true")]),
-    (Client::Legacy, &[]),
-    (Client::Legacy, &[("stream", "true")]),
-    (Client::OpenAi, &[]),
-    (Client::OpenAi, &[("stream", "true")]),
-    (Client::Httpx, &[]),
-];
 
 /// A gate that takes USDC on Solana and on an EVM chain, and asks for it in one 402.
 async fn stall(chain: EvmBed, svm: &SvmBed, facilitator: &str) -> Stall {
@@ -80,7 +68,8 @@ async fn every_client_with_a_solana_wallet_pays_before_it_is_served_and_needs_no
     let (svm, facilitator, stall) = place().await;
     let body = client::chat("openai/gpt-oss-120b", "one two three");
     assert_eq!(asked(&stall, &svm, &body).await["extra"]["feePayer"], svm.fee_payer());
-    for (at, (client, flags)) in PAYING.into_iter().enumerate() {
+    for (at, (client, stream)) in ON_SOLANA.into_iter().enumerate() {
+        let flags: &[_] = if stream { &[("stream", "true")] } else { &[] };
         let buyer = svm.buyer(PURSE).await;
         let got = client.pay_svm(&svm, &buyer, &stall.server(server::EXACT), flags).await;
         let said = format!("{client:?} {flags:?}: {got:#}");

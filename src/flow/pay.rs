@@ -9,7 +9,7 @@ use super::lease::Lease;
 use super::loss::{Losses, Room};
 use super::price::Quoted;
 use super::promise::{Promise, unpaid};
-use super::taking::{Taking, promise, risk, take, to_its_end};
+use super::taking::{Taking, promise, take, to_its_end};
 use super::{Stop, Toll, parse, policy, price, recover, session};
 use crate::channel::Channel;
 use crate::claim::{Claim, Denied, Op, Standing, Terms};
@@ -114,9 +114,8 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
             // Made under rules that are gone, and dearer ones are in force.
             return Err(Refusal::InvalidChallenge { why: "its offer covers no answer any more" }.into());
         }
-        let risk = risk(toll, rail.as_ref(), &proof, terms.price, exposure).await?;
         let taking = Taking { rail, shown, proof, terms, request: &server, revision };
-        let money = Money::Promise(promise(toll, taking, true).await?.at(risk));
+        let money = Money::Promise(promise(toll, taking, true, exposure).await?);
         return Ok(Paid { quoted, money, output, room: None });
     }
     let room = room(toll, &quoted, Cap::Kept).await?;
@@ -125,14 +124,10 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
     if output == 0 {
         return Err(Refusal::CapReached { retry_after_seconds: 600 }.into());
     }
-    let risk = match when {
-        When::After { exposure, .. } => Some(risk(toll, rail.as_ref(), &proof, terms.price, exposure).await?),
-        When::First => None,
-    };
     let taking = Taking { rail, shown, proof, terms, request: &server, revision };
-    let money = match risk {
-        Some(risk) => Money::Promise(promise(toll, taking, false).await?.at(risk)),
-        None => Money::Hold(take(toll, taking).await?),
+    let money = match when {
+        When::After { exposure, .. } => Money::Promise(promise(toll, taking, false, exposure).await?),
+        When::First => Money::Hold(take(toll, taking).await?),
     };
     Ok(Paid { quoted, money, output, room })
 }

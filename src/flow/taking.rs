@@ -48,8 +48,23 @@ pub(super) async fn take(toll: &Arc<Toll>, taking: Taking<'_>) -> Result<Hold, S
     to_its_end(toll, &key, work).await
 }
 
+/// Lets a payer promise, if that stays within `most`. One whom the signature does not prove is counted once somebody has vouched for
+/// it: nobody uses up another's limit.
+pub(super) async fn promise(toll: &Arc<Toll>, taking: Taking<'_>, by_usage: bool, most: Usd) -> Result<Promise, Stop> {
+    let (rail, proof, amount) = (Arc::clone(taking.rail), taking.proof.clone(), taking.terms.price);
+    if proof.is_proven {
+        let risk = risk(toll, rail.as_ref(), &proof, amount, most).await?;
+        return Ok(vouched(toll, taking, by_usage).await?.at(risk));
+    }
+    let promise = vouched(toll, taking, by_usage).await?;
+    match risk(toll, rail.as_ref(), &proof, amount, most).await {
+        Ok(risk) => Ok(promise.at(risk)),
+        Err(stop) => Err(Stop { moved: promise.forgo().await, claimed: true, ..stop }),
+    }
+}
+
 /// Claims a proof durably, then asks whether it would be paid. Nothing moves.
-pub(super) async fn promise(toll: &Arc<Toll>, taking: Taking<'_>, by_usage: bool) -> Result<Promise, Stop> {
+async fn vouched(toll: &Arc<Toll>, taking: Taking<'_>, by_usage: bool) -> Result<Promise, Stop> {
     let Taking { rail, proof, terms, request, revision, .. } = taking;
     let (toll, rail, request) = (Arc::clone(toll), Arc::clone(rail), request.to_owned());
     let work = async move {
@@ -78,7 +93,7 @@ pub(super) async fn promise(toll: &Arc<Toll>, taking: Taking<'_>, by_usage: bool
 }
 
 /// Counts what a payer promises against the most he may have promised and not paid.
-pub(super) async fn risk(toll: &Toll, rail: &dyn Rail, proof: &Proof, amount: Usd, most: Usd) -> Result<Risk, Stop> {
+async fn risk(toll: &Toll, rail: &dyn Rail, proof: &Proof, amount: Usd, most: Usd) -> Result<Risk, Stop> {
     let payer = proof.payer.as_deref().unwrap_or_default();
     let name = Exposure::tally_name(rail.id(), payer);
     let lost = toll.store.tally(&name, UnixSeconds::now().day()).await.map_err(|e| store_down(&e))?;

@@ -189,7 +189,7 @@ impl Rail for Fake {
         if recognised.digest != Some(ask.digest) {
             return Err(Refusal::InvalidChallenge { why: "another body" });
         }
-        Ok(Proof { recognised, payer: Some("payer".into()), collect_until: now.plus(300) })
+        Ok(Proof { recognised, payer: Some("payer".into()), is_proven: true, collect_until: now.plus(300) })
     }
     async fn collect(&self, _shown: &Shown, _proof: &Proof) -> Collected {
         self.collects.fetch_add(1, Ordering::SeqCst);

@@ -35,6 +35,7 @@ pub mod facilitator;
 pub mod gate;
 pub mod ledger;
 pub mod payer;
+pub mod paying;
 pub mod raw;
 pub mod relay;
 pub mod reserve;

@@ -445,7 +445,8 @@ impl Rail for X402 {
             now,
             lasts: self.must_last(ask.lasts),
         };
-        signed::check(&payment.signed, &wanted).map_err(|why| Refusal::PaymentInvalid { why })?;
+        let standing = signed::check(&payment.signed, &wanted).map_err(|why| Refusal::PaymentInvalid { why })?;
+        let is_proven = standing == signed::Standing::Proven;
         let entry = match &payment.accepted {
             Some(accepted) => entry.repeated(accepted),
             None => entry,
@@ -457,7 +458,7 @@ impl Rail for X402 {
         let kept = Kept { version: payment.version, payload: payment.raw.clone(), requirements };
         recognised.resend = serde_json::to_string(&kept).ok();
         let collect_until = payment.signed.until().unwrap_or(now.plus(SOLANA_SECONDS));
-        Ok(Proof { payer: payment.signed.payer(), recognised, collect_until })
+        Ok(Proof { payer: payment.signed.payer(), is_proven, recognised, collect_until })
     }
 
     fn when(&self, streams: bool) -> When {
