@@ -257,6 +257,9 @@ async fn a_permit_pays_what_was_used_and_the_chain_shows_which() {
 #[cfg(feature = "local-facilitator")]
 mod local {
     use super::*;
+    use common::Backend;
+    use common::x402::stall::{self, FLAT, PER_TOKEN, server};
+    use common::x402::{Client, Stall};
     use pontage::rail::x402::local::{Local, Settings};
 
     fn local(bed: &EvmBed) -> Local {
@@ -274,5 +277,40 @@ mod local {
     async fn in_this_process_too_a_permit_pays_what_was_used() {
         let bed = EvmBed::start().await;
         permits_pay_what_was_used(&bed, &local(&bed)).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_gate_that_is_its_own_facilitator_is_paid_by_published_clients() {
+        let bed = EvmBed::start().await;
+        let backend = Backend::start(Default::default()).await;
+        let itself = "facilitator = { local = { rpc = \"env:RPC_84532\", key = \"env:GAS_KEY\" } }";
+        let mut options = stall::options(&bed, "http://nobody.example", &backend.url())
+            .env("GAS_KEY", "ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80");
+        let conf = options.conf.take().unwrap();
+        options.conf = Some(conf.replace("facilitator = { url = \"http://nobody.example\" }", itself));
+        let gate = common::Gate::start(options).await;
+        let stall = Stall { chain: bed, backend, gate };
+        for (client, server, flags) in [
+            (Client::Fetch, server::EXACT, &[][..]),
+            (Client::Fetch, server::FIRST, &[("stream", "true")][..]),
+            (Client::Legacy, server::EXACT, &[][..]),
+            (Client::Fetch, server::UPTO, &[][..]),
+        ] {
+            let buyer = stall.chain.buyer(1_000_000).await;
+            stall.chain.approve_permit2(&buyer.address().to_string()).await;
+            let before = stall.earned().await;
+            let got = client.pay(&stall.chain, &buyer, &stall.server(server), flags).await;
+            let said = format!("{client:?} {server} {flags:?}: {got:#}");
+            assert_eq!(got["status"], 200, "{said}");
+            let (prompt, completion) = stall.backend.usage_reported();
+            let used = u128::from(prompt + 2 * completion) * PER_TOKEN;
+            let earned = stall.earned().await - before;
+            match server {
+                server::UPTO => {
+                    assert!(earned > 0 && earned <= used && earned.is_multiple_of(PER_TOKEN), "{earned}: {said}")
+                }
+                _ => assert_eq!(earned, FLAT, "{said}"),
+            }
+        }
     }
 }
