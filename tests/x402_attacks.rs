@@ -571,3 +571,20 @@ async fn nobody_uses_up_the_limit_of_a_payer_with_signatures_that_he_did_not_mak
     });
     assert!(replies.iter().all(|reply| reply.status == 200), "{replies:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forged_payment_that_is_handed_in_at_once_fails_and_the_true_one_is_still_good() {
+    let fair = Fair::open().await;
+    let buyer = fair.stall.buyer().await;
+    for (why, at) in [("another r", 10), ("another s", 100), ("the other v", 131)] {
+        let payment = fair.stall.payment(&buyer, server::FIRST, &chat()).await;
+        let mut forged = payment.clone();
+        flip(&mut forged["payload"]["signature"], at);
+        let (served, earned) = (fair.stall.served(), fair.stall.earned().await);
+        let reply = fair.stall.show(server::FIRST, &forged, &chat()).await;
+        assert_challenge(&reply, "payment_failed", why);
+        assert_eq!(told(&reply).unwrap()["success"], false, "{why}");
+        assert_eq!((fair.stall.served(), fair.stall.earned().await), (served, earned), "{why}");
+        fair.sells_once(server::FIRST, &payment, FLAT, why).await;
+    }
+}
