@@ -163,7 +163,7 @@ fn every_table_of_the_page_is_run_by_the_test_it_names() {
     for (file, table) in [
         ("tests/clients_pay.rs", "in CHARGE {"),
         ("tests/x402.rs", "on_evm()"),
-        ("tests/x402_solana.rs", "in ON_SOLANA"),
+        ("tests/x402_solana.rs", "iter(ON_SOLANA)"),
         ("tests/agent402.rs", "in AGENT402"),
     ] {
         assert!(text(file).contains(table), "{file} no longer runs {table}");

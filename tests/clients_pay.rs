@@ -75,7 +75,7 @@ async fn charge(bed: &Bed, client: Mpp, stream: bool) -> (String, Value) {
         Mpp::Sdk => node("mppx.mjs", &[&flags[..], &[key]].concat()).await,
         Mpp::OpenAi => node("openai-mppx.mjs", &[&flags[..], &[key]].concat()).await,
         Mpp::AiSdk => node("ai-sdk.mjs", &[&flags[..], &[key]].concat()).await,
-        Mpp::PyMpp => python("pympp_charge.py", &[&flags[..], &[("key", DEV[3].key)]].concat()).await,
+        Mpp::Python => python("pympp_charge.py", &[&flags[..], &[("key", DEV[3].key)]].concat()).await,
         Mpp::PyOpenAi => python("openai_pympp.py", &[&flags[..], &[("key", DEV[3].key)]].concat()).await,
         Mpp::Cli => {
             let out = mppx_cli(&[&url, "-J", &body, "-i", "-f"], DEV[2].key, &rpc).await;

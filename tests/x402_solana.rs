@@ -10,10 +10,13 @@ use common::paying::ON_SOLANA;
 use common::x402::stall::{FLAT, chat_at, server};
 use common::x402::{Client, Stall, SvmBuyer, decode, encode};
 use common::{EvmBed, Facilitator, RawReply, Reply, Scripted, SvmBed, client};
+use futures::StreamExt as _;
 use serde_json::{Value, json};
 
 /// What each buyer has.
 const PURSE: u128 = 1_000_000;
+/// So many clients at once: each is a process of its own.
+const TOGETHER: usize = 4;
 
 /// A gate that takes USDC on Solana and on an EVM chain, and asks for it in one 402.
 async fn stall(chain: EvmBed, svm: &SvmBed, facilitator: &str) -> Stall {
@@ -63,43 +66,45 @@ fn on_solana(unpaid: &RawReply, svm: &SvmBed) -> Value {
     accepts.find(|offer| offer["network"] == svm.network()).unwrap_or_else(|| panic!("{required}")).clone()
 }
 
+/// One call of a fresh buyer, who pays the price and is told so.
+async fn buy(svm: &SvmBed, stall: &Stall, client: Client, stream: bool) {
+    let flags: &[_] = if stream { &[("stream", "true")] } else { &[] };
+    let buyer = svm.buyer(PURSE).await;
+    let got = client.pay_svm(svm, &buyer, &stall.server(server::EXACT), flags).await;
+    let said = format!("{client:?} {flags:?}: {got:#}");
+    assert_eq!((&got["ok"], &got["status"]), (&json!(true), &json!(200)), "{said}");
+    assert!(got["text"].as_str().or(got["raw"].as_str()).unwrap().contains("tok11"), "{said}");
+    assert_eq!(svm.usdc(&buyer.address).await, PURSE - FLAT, "{said}");
+    assert_eq!(svm.lamports(&buyer.address).await, 0, "{said}");
+
+    let v1 = client == Client::Legacy;
+    let told = &got["headers"][if v1 { "x_payment_response" } else { "payment_response" }];
+    let network = if v1 { "solana-devnet".into() } else { svm.network() };
+    assert_eq!((&told["success"], &told["network"]), (&json!(true), &json!(network)), "{said}");
+    assert_eq!(told["payer"], buyer.address, "{said}");
+    assert_eq!(got["receipt_error"], Value::Null, "{said}");
+    let receipt = stall.get(&format!("/receipts/{}", got["headers"]["pontage-receipt-id"].as_str().unwrap())).await;
+    assert_eq!(receipt.json()["charged"]["atoms"], FLAT.to_string(), "{}", receipt.text());
+    assert_eq!(receipt.json()["rail"], "solana/exact", "{}", receipt.text());
+    // What was shown and what is on the chain is one message, with one signature more.
+    let shown = payment(&got)["payload"]["transaction"].as_str().unwrap().to_owned();
+    let landed = svm.transaction(told["transaction"].as_str().unwrap()).await;
+    assert_eq!(message(&shown), message(&landed), "{said}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn every_client_with_a_solana_wallet_pays_before_it_is_served_and_needs_no_sol() {
+async fn every_client_with_a_solana_wallet_pays_once_and_needs_no_sol() {
     let (svm, facilitator, stall) = place().await;
     let body = client::chat("openai/gpt-oss-120b", "one two three");
     assert_eq!(asked(&stall, &svm, &body).await["extra"]["feePayer"], svm.fee_payer());
-    for (at, (client, stream)) in ON_SOLANA.into_iter().enumerate() {
-        let flags: &[_] = if stream { &[("stream", "true")] } else { &[] };
-        let buyer = svm.buyer(PURSE).await;
-        let got = client.pay_svm(&svm, &buyer, &stall.server(server::EXACT), flags).await;
-        let said = format!("{client:?} {flags:?}: {got:#}");
-        assert_eq!((&got["ok"], &got["status"]), (&json!(true), &json!(200)), "{said}");
-        let text = got["text"].as_str().or(got["raw"].as_str()).unwrap();
-        assert!(text.contains("tok11"), "{said}");
-        let sold = at as u128 + 1;
-        assert_eq!(svm.usdc(&buyer.address).await, PURSE - FLAT, "{said}");
-        assert_eq!(svm.usdc(&svm.payee()).await, sold * FLAT, "{said}");
-        assert_eq!(svm.lamports(&buyer.address).await, 0, "{said}");
-        assert_eq!(stall.backend.requests().len() as u128, sold, "{said}");
-        // Handing it in is the one question: what is taken at once is not asked about first.
-        let calls = facilitator.calls().await;
-        assert_eq!(u128::from(calls.settle), sold, "{said}");
-
-        let v1 = client == Client::Legacy;
-        let told = &got["headers"][if v1 { "x_payment_response" } else { "payment_response" }];
-        let network = if v1 { "solana-devnet".into() } else { svm.network() };
-        assert_eq!((&told["success"], &told["network"]), (&json!(true), &json!(network)), "{said}");
-        assert_eq!(told["payer"], buyer.address, "{said}");
-        assert_eq!(got["receipt_error"], Value::Null, "{said}");
-        let receipt = stall.get(&format!("/receipts/{}", got["headers"]["pontage-receipt-id"].as_str().unwrap())).await;
-        assert_eq!(receipt.json()["charged"]["atoms"], FLAT.to_string(), "{}", receipt.text());
-        assert_eq!(receipt.json()["rail"], "solana/exact", "{}", receipt.text());
-        // What was shown and what is on the chain is one message, with one signature more.
-        let shown = payment(&got)["payload"]["transaction"].as_str().unwrap().to_owned();
-        let landed = svm.transaction(told["transaction"].as_str().unwrap()).await;
-        assert_eq!(message(&shown), message(&landed), "{said}");
-    }
+    let buying = futures::stream::iter(ON_SOLANA);
+    buying.for_each_concurrent(TOGETHER, |(client, stream)| buy(&svm, &stall, client, stream)).await;
+    let sold = ON_SOLANA.len();
+    assert_eq!((stall.backend.requests().len(), svm.usdc(&svm.payee()).await), (sold, sold as u128 * FLAT));
     assert_eq!(stall.earned().await, 0, "nobody paid on the other chain");
+    // What is taken at once is handed in and not asked about before.
+    let calls = facilitator.calls().await;
+    assert_eq!((calls.verify, calls.settle), (0, sold as u64));
 }
 
 /// What buyers sign here is good and goes nowhere: the gate is a twin, with the same keys and rules, over a facilitator that says yes

@@ -28,7 +28,7 @@ pub enum Mpp {
     /// Vercel's AI SDK over mppx.
     AiSdk,
     /// PyPI pympp.
-    PyMpp,
+    Python,
     /// PyPI openai over pympp.
     PyOpenAi,
     /// The crate mpp.
@@ -37,7 +37,7 @@ pub enum Mpp {
 
 impl Mpp {
     pub const ALL: [Self; 7] =
-        [Self::Sdk, Self::Cli, Self::OpenAi, Self::AiSdk, Self::PyMpp, Self::PyOpenAi, Self::Crate];
+        [Self::Sdk, Self::Cli, Self::OpenAi, Self::AiSdk, Self::Python, Self::PyOpenAi, Self::Crate];
 
     /// What it is made of, the part that its user calls first, and how that is called if the package has more faces than one.
     pub const fn made_of(self) -> (&'static [Package], &'static str) {
@@ -47,7 +47,7 @@ impl Mpp {
             Self::Cli => (&[Npm("mppx")], "command line"),
             Self::OpenAi => (&[Npm("openai"), Npm("mppx")], ""),
             Self::AiSdk => (&[Npm("ai"), Npm("@ai-sdk/openai-compatible"), Npm("mppx")], ""),
-            Self::PyMpp => (&[PyPi("pympp")], ""),
+            Self::Python => (&[PyPi("pympp")], ""),
             Self::PyOpenAi => (&[PyPi("openai"), PyPi("pympp")], ""),
             Self::Crate => (&[Crate("mpp")], ""),
         }
@@ -78,8 +78,8 @@ pub const CHARGE: [(Mpp, bool); 12] = [
     (Mpp::OpenAi, true),
     (Mpp::AiSdk, false),
     (Mpp::AiSdk, true),
-    (Mpp::PyMpp, false),
-    (Mpp::PyMpp, true),
+    (Mpp::Python, false),
+    (Mpp::Python, true),
     (Mpp::PyOpenAi, false),
     (Mpp::PyOpenAi, true),
     (Mpp::Crate, false),
@@ -109,7 +109,7 @@ pub fn on_evm() -> Vec<(Client, &'static str, bool)> {
 }
 
 /// x402 on Solana: the client, and whether the answer streams. Run by `tests/x402_solana.rs`.
-pub const ON_SOLANA: [(Client, bool); 10] = [
+pub const ON_SOLANA: [(Client, bool); 12] = [
     (Client::Fetch, false),
     (Client::Fetch, true),
     (Client::Legacy, false),
@@ -118,6 +118,8 @@ pub const ON_SOLANA: [(Client, bool); 10] = [
     (Client::OpenAi, true),
     (Client::Httpx, false),
     (Client::Httpx, true),
+    (Client::Requests, false),
+    (Client::Requests, true),
     (Client::PyOpenAi, false),
     (Client::PyOpenAi, true),
 ];
