@@ -5,6 +5,8 @@
 
 mod common;
 
+use std::time::{Duration, Instant};
+
 use base64::Engine as _;
 use common::paying::ON_SOLANA;
 use common::x402::stall::{FLAT, chat_at, server};
@@ -18,25 +20,27 @@ const PURSE: u128 = 1_000_000;
 /// So many clients at once: each is a process of its own.
 const TOGETHER: usize = 4;
 
-/// A gate that takes USDC on Solana and on an EVM chain, and asks for it in one 402.
-async fn stall(chain: EvmBed, svm: &SvmBed, facilitator: &str) -> Stall {
-    let rail = format!(
+/// A gate that takes USDC on Solana and on an EVM chain, and asks for it in one 402. `looks`: it has a node of its own on Solana.
+async fn stall(chain: EvmBed, svm: &SvmBed, facilitator: &str, looks: bool) -> Stall {
+    let mut rail = format!(
         "\n[rail.solana]\nkind = \"x402\"\nnetwork = \"{}\"\nasset = \"usdc\"\npay_to = \"{}\"\nfacilitator = {{ url = \"{facilitator}\" }}\n",
         svm.network(),
         svm.payee()
     );
+    if looks {
+        rail.push_str("rpc = \"env:SOLANA\"\n");
+    }
     Stall::with(chain, facilitator, |options| {
-        let flat = format!("accept = [\"{}\"]", "base/exact");
-        let routes = options.rules["routes.toml"].replace(&flat, "accept = [\"base/exact\", \"solana/exact\"]");
-        options.conf_extra(&rail).rule("routes.toml", &routes)
+        let routes = options.rules["routes.toml"].replace("[\"base/exact\"]", "[\"base/exact\", \"solana/exact\"]");
+        options.conf_extra(&rail).rule("routes.toml", &routes).env("SOLANA", &svm.url())
     })
     .await
 }
 
-async fn place() -> (SvmBed, Facilitator, Stall) {
+async fn place(looks: bool) -> (SvmBed, Facilitator, Stall) {
     let (chain, svm) = tokio::join!(EvmBed::start(), SvmBed::start());
     let facilitator = Facilitator::ts_with(&chain, &svm).await;
-    let stall = stall(chain, &svm, &facilitator.url()).await;
+    let stall = stall(chain, &svm, &facilitator.url(), looks).await;
     (svm, facilitator, stall)
 }
 
@@ -94,7 +98,7 @@ async fn buy(svm: &SvmBed, stall: &Stall, client: Client, stream: bool) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_client_with_a_solana_wallet_pays_once_and_needs_no_sol() {
-    let (svm, facilitator, stall) = place().await;
+    let (svm, facilitator, stall) = place(false).await;
     let body = client::chat("openai/gpt-oss-120b", "one two three");
     assert_eq!(asked(&stall, &svm, &body).await["extra"]["feePayer"], svm.fee_payer());
     let buying = futures::stream::iter(ON_SOLANA);
@@ -119,7 +123,7 @@ impl Twin {
         let idle = Scripted::start(&[]).await;
         let supported = facilitator.supported().await;
         idle.lists(|said| *said = supported);
-        Self { stall: stall(EvmBed::start().await, svm, &idle.url()).await, _facilitator: idle }
+        Self { stall: stall(EvmBed::start().await, svm, &idle.url(), false).await, _facilitator: idle }
     }
 
     /// A payment for this body.
@@ -134,7 +138,7 @@ impl Twin {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_payment_that_has_grown_old_is_answered_with_fresh_offers_and_opens_nothing() {
-    let (svm, facilitator, stall) = place().await;
+    let (svm, facilitator, stall) = place(false).await;
     let twin = Twin::of(&facilitator, &svm).await;
     let body = client::chat("openai/gpt-oss-120b", "one two three");
     let buyer = svm.buyer(PURSE).await;
@@ -171,7 +175,7 @@ async fn a_payment_that_has_grown_old_is_answered_with_fresh_offers_and_opens_no
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_anybody_can_read_on_the_chain_redeems_nothing_and_the_payer_is_served() {
-    let (svm, facilitator, stall) = place().await;
+    let (svm, facilitator, stall) = place(false).await;
     let twin = Twin::of(&facilitator, &svm).await;
     let (body, other) =
         (client::chat("openai/gpt-oss-120b", "one two three"), client::chat("openai/gpt-oss-120b", "me"));
@@ -213,6 +217,56 @@ async fn what_anybody_can_read_on_the_chain_redeems_nothing_and_the_payer_is_ser
     assert_eq!(again.status, 403, "{}", again.text());
     assert_eq!((svm.usdc(&svm.payee()).await, svm.usdc(&buyer.address).await), (FLAT, PURSE - FLAT));
     assert_eq!(stall.backend.requests().len(), asked_before + 1);
+}
+
+/// Nobody knows whether it was paid: nothing is asked for again, and nothing is served.
+fn assert_unknown(reply: &RawReply, why: &str) {
+    assert!(matches!(reply.status, 409 | 503), "{why}: {} {}", reply.status, reply.text());
+    assert_eq!(reply.json()["payment"]["moved"], "unknown", "{why}: {}", reply.text());
+    assert_eq!(reply.header("x-should-retry"), Some("false"), "{why}");
+    assert!(reply.header("retry-after").is_some(), "{why}");
+    assert!(reply.header("payment-required").is_none(), "{why}: {}", reply.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_settlement_that_broke_off_is_never_answered_402_and_its_payment_buys_its_answer_once() {
+    let body = client::chat("openai/gpt-oss-120b", "one two three");
+    for (looks, breaks) in [(true, &[true, false][..]), (false, &[true])] {
+        let (svm, facilitator, stall) = place(looks).await;
+        let twin = Twin::of(&facilitator, &svm).await;
+        let buyer = svm.buyer(PURSE).await;
+        for (before, &landed) in breaks.iter().enumerate() {
+            let why = format!("the gate has a node: {looks}, it landed: {landed}");
+            let payment = twin.signed(&svm, &buyer, &body).await;
+            svm.break_off(landed).await;
+            let mut reply = show(&stall, &payment, &body).await;
+            let moved = svm.usdc(&svm.payee()).await - before as u128 * FLAT;
+            assert_eq!(moved, if landed { FLAT } else { 0 }, "{why}");
+            if !(looks && landed) {
+                assert_unknown(&reply, &why);
+                assert_eq!(stall.backend.requests().len(), before, "{why}");
+            }
+            if !looks {
+                continue;
+            }
+            let end = Instant::now() + Duration::from_secs(40);
+            while reply.status != 200 {
+                assert_unknown(&reply, &why);
+                assert!(Instant::now() < end, "{why}: it bought nothing in 40 s: {}", reply.text());
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                reply = show(&stall, &payment, &body).await;
+            }
+            let told = decode(reply.header("payment-response").expect("a receipt"));
+            assert_eq!(
+                Some(told["transaction"].as_str().unwrap()),
+                svm.landed().await.last().map(String::as_str),
+                "{why}"
+            );
+            let spent = show(&stall, &payment, &body).await;
+            assert_eq!((spent.status, stall.backend.requests().len()), (403, before + 1), "{why}: {}", spent.text());
+            assert_eq!(svm.usdc(&svm.payee()).await, (before as u128 + 1) * FLAT, "{why}: once");
+        }
+    }
 }
 
 /// The signed part of a transaction.
