@@ -62,7 +62,7 @@ enum Wrong<S: 'static> {
     /// The payer himself signs something else.
     Signed(fn(&mut S)),
     /// It is changed after it was signed.
-    Written(fn(&mut Value)),
+    Written(Change),
 }
 use Wrong::{Signed, Written};
 
@@ -76,6 +76,11 @@ enum Noticed {
 }
 use Noticed::{Here, There};
 
+/// A change of a payment as it is shown.
+type Change = fn(&mut Value);
+/// Why, with which headers, and the answer.
+type Form<'a> = (&'a str, Vec<(&'a str, &'a str)>, (u16, &'a str));
+/// Why, what is done, with which code it is refused, and by whom.
 type Row<S> = (&'static str, Wrong<S>, &'static str, Noticed);
 
 /// One more, or one less, of a number in decimal text.
@@ -109,7 +114,7 @@ fn forged_offer(payment: &mut Value, at: usize) {
 }
 
 /// Wrong in what it says it accepts, whatever was signed.
-const ACCEPTED: [(&str, fn(&mut Value), &str); 19] = [
+const ACCEPTED: [(&str, Change, &str); 19] = [
     ("another scheme", |p| p["accepted"]["scheme"] = json!("batch-settlement"), "malformed_credential"),
     ("another network", |p| p["accepted"]["network"] = json!("eip155:8453"), "invalid_challenge"),
     ("a network by its old name", |p| p["accepted"]["network"] = json!("base-sepolia"), "malformed_credential"),
@@ -280,7 +285,7 @@ async fn a_payment_with_one_field_changed_buys_nothing_and_the_true_one_is_still
 async fn a_payment_of_the_first_generation_is_looked_at_as_closely() {
     let fair = Fair::open().await;
     let buyer = fair.stall.buyer().await;
-    let rows: [(&str, fn(&mut Value), &str, Noticed); 10] = [
+    let rows: [(&str, Change, &str, Noticed); 10] = [
         ("one atom more", |p| plus(&mut p["payload"]["authorization"]["value"], 1), "invalid_challenge", Here),
         ("one atom less", |p| plus(&mut p["payload"]["authorization"]["value"], -1), "invalid_challenge", Here),
         ("another payee", |p| p["payload"]["authorization"]["to"] = json!(SOMEBODY), "payment_invalid", Here),
@@ -331,7 +336,7 @@ async fn a_payment_in_no_form_or_in_two_is_told_so_and_nobody_is_asked() {
     let long = "A".repeat(300_000);
     let malformed = (402, "malformed_credential");
     let two = (400, "two_credentials");
-    let rows: Vec<(&str, Vec<(&str, &str)>, (u16, &str))> = vec![
+    let rows: Vec<Form<'_>> = vec![
         ("v1 in the header of v2", vec![(SIGNATURE, &v1)], malformed),
         ("v2 in the header of v1", vec![(X_PAYMENT, &v2)], malformed),
         ("nothing", vec![(SIGNATURE, "")], malformed),

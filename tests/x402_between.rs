@@ -12,7 +12,7 @@ use common::x402::brittle::{METERED, assert_unknown};
 use common::x402::counter::{SIGNATURE, assert_challenge, assert_final, chat, code, receipt_id, streamed, told};
 use common::x402::stall::{FLAT, chat_at, server};
 use common::x402::{Brittle, Client, encode};
-use common::{Answer, Fault, GateOptions, Raw, RawReply, Reply, Script, eventually, raw};
+use common::{Answer, Fault, GateOptions, Raw, Reply, eventually, raw};
 use mpp::PrivateKeySigner;
 use serde_json::{Value, json};
 use std::time::Duration;

@@ -7,7 +7,7 @@ mod common;
 
 use base64::Engine as _;
 use common::channels::CHAT;
-use common::client::{chat, node};
+use common::client::{chat, node, python};
 use common::facilitator::{SETTLE, VERIFY};
 use common::x402::stall::{chat_at, node as node_of, rail, server};
 use common::x402::{Client, Stall, decode, encode};
@@ -58,6 +58,18 @@ async fn one_402_carries_every_rail_and_each_client_finds_its_own() {
     assert!(body["type"].is_string() && body["challengeId"].is_string(), "a problem of MPP: {body}");
     assert!(body["error"]["message"].is_string() && body["error"]["code"].is_string(), "an error of OpenAI: {body}");
 
+    // Who cannot pay is told so by his own SDK.
+    let base = bed.gate.base();
+    for got in [node("openai-plain.mjs", &[("base", &base)]).await, python("openai_plain.py", &[("base", &base)]).await]
+    {
+        let error = &got["error"];
+        assert_eq!(
+            (&error["status"], &error["code"], &got["calls"]),
+            (&json!(402), &json!("payment_required"), &json!(1)),
+            "{got}"
+        );
+    }
+
     // (rail, atoms taken)
     let mut taken: Vec<(&str, u128)> = Vec::new();
     let wallet = bed.wallet().await;
@@ -66,6 +78,10 @@ async fn one_402_carries_every_rail_and_each_client_finds_its_own() {
     let charge = node("mppx.mjs", &tempo).await;
     assert_eq!((&charge["status"], &charge["payments"][0]["intent"]), (&json!(200), &json!("charge")), "{charge:#}");
     assert_eq!(charge["receipt"]["status"], "success", "{charge:#}");
+    taken.push(("tempo/charge", FLAT));
+
+    let charge = python("pympp_charge.py", &tempo).await;
+    assert_eq!((&charge["status"], charge["payments"].as_array().map(Vec::len)), (&json!(200), Some(1)), "{charge:#}");
     taken.push(("tempo/charge", FLAT));
 
     let session = node("session.mjs", &[&tempo[..], &[("steps", "json,sse,close")]].concat()).await;

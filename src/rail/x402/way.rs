@@ -13,7 +13,7 @@ use super::signed::{self, Signed, Wanted};
 use super::wire::{self, Entry, OFFER, Payment, Resource, Scheme, Settled, Version};
 use crate::claim::{Claim, Standing, Terms};
 use crate::clock::UnixSeconds;
-use crate::ids::{PublicModel, RailId};
+use crate::ids::{self, PublicModel, RailId};
 use crate::journal::Receipt;
 use crate::money::{Atoms, Usd};
 use crate::network::{Asset, Family, Network};
@@ -330,6 +330,7 @@ impl Rail for X402 {
             expires: now.plus(OFFER_SECONDS),
             price: *price,
             digest: ask.digest,
+            salt: ids::salt(),
         };
         let bound = Bound { rail: &self.settings.id, route, model, entry: &entry };
         let text = offer::seal(&self.ring, &stamp, &bound).ok_or_else(defect)?;

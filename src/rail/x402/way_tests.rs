@@ -207,13 +207,14 @@ async fn who_may_redeem_a_payment_is_who_knows_what_it_answered() {
         let known = bed.rail.recognise(shown, ask).unwrap().unwrap();
         (known.key, known.challenge_id)
     };
-    let first = secret(&bed.shown(&ask, bed.now()), &ask);
-    assert_eq!(first, secret(&bed.shown(&ask, bed.now()), &ask), "the same payment again");
-    let later = secret(&bed.shown(&ask, bed.now().plus(1)), &ask);
+    let shown = bed.shown(&ask, bed.now());
+    let first = secret(&shown, &ask);
+    assert_eq!(first, secret(&shown, &ask), "the same payment again");
+    let later = secret(&bed.shown(&ask, bed.now()), &ask);
     assert_eq!(first.0, later.0, "one claim, whatever it is shown under");
-    assert_ne!(first.1, later.1, "an observer has an offer of his own");
+    assert_ne!(first.1, later.1, "an observer who asked the same at the same time has an offer of his own");
     let other_body = Ask { digest: [8; 32], ..ask };
-    let elsewhere = secret(&bed.shown(&ask, bed.now()), &other_body);
+    let elsewhere = secret(&shown, &other_body);
     assert_eq!(first, elsewhere, "its payer may redeem it with another body");
 
     // v1: the body.
