@@ -5,11 +5,14 @@
 
 mod common;
 
+use std::time::{Duration, Instant};
+
 use base64::Engine as _;
+use common::facilitator::SETTLE;
 use common::paying::ON_SOLANA;
 use common::x402::stall::{FLAT, chat_at, server};
 use common::x402::{Client, Stall, SvmBuyer, decode, encode};
-use common::{EvmBed, Facilitator, RawReply, Reply, Scripted, SvmBed, client};
+use common::{Answer, EvmBed, Facilitator, RawReply, Reply, Scripted, SvmBed, client};
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 
@@ -18,25 +21,27 @@ const PURSE: u128 = 1_000_000;
 /// So many clients at once: each is a process of its own.
 const TOGETHER: usize = 4;
 
-/// A gate that takes USDC on Solana and on an EVM chain, and asks for it in one 402.
-async fn stall(chain: EvmBed, svm: &SvmBed, facilitator: &str) -> Stall {
+/// The gate has a node of its own.
+const NODE: &str = "rpc = \"env:SOLANA\"\n";
+
+/// A gate that takes USDC on Solana and on an EVM chain, and asks for it in one 402; `more` goes into Solana's section.
+async fn stall(chain: EvmBed, svm: &SvmBed, facilitator: &str, more: &str) -> Stall {
     let rail = format!(
-        "\n[rail.solana]\nkind = \"x402\"\nnetwork = \"{}\"\nasset = \"usdc\"\npay_to = \"{}\"\nfacilitator = {{ url = \"{facilitator}\" }}\n",
+        "\n[rail.solana]\nkind = \"x402\"\nnetwork = \"{}\"\nasset = \"usdc\"\npay_to = \"{}\"\nfacilitator = {{ url = \"{facilitator}\" }}\n{more}",
         svm.network(),
         svm.payee()
     );
     Stall::with(chain, facilitator, |options| {
-        let flat = format!("accept = [\"{}\"]", "base/exact");
-        let routes = options.rules["routes.toml"].replace(&flat, "accept = [\"base/exact\", \"solana/exact\"]");
-        options.conf_extra(&rail).rule("routes.toml", &routes)
+        let routes = options.rules["routes.toml"].replace("[\"base/exact\"]", "[\"base/exact\", \"solana/exact\"]");
+        options.conf_extra(&rail).rule("routes.toml", &routes).env("SOLANA", &svm.url())
     })
     .await
 }
 
-async fn place() -> (SvmBed, Facilitator, Stall) {
+async fn place(more: &str) -> (SvmBed, Facilitator, Stall) {
     let (chain, svm) = tokio::join!(EvmBed::start(), SvmBed::start());
     let facilitator = Facilitator::ts_with(&chain, &svm).await;
-    let stall = stall(chain, &svm, &facilitator.url()).await;
+    let stall = stall(chain, &svm, &facilitator.url(), more).await;
     (svm, facilitator, stall)
 }
 
@@ -94,7 +99,7 @@ async fn buy(svm: &SvmBed, stall: &Stall, client: Client, stream: bool) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_client_with_a_solana_wallet_pays_once_and_needs_no_sol() {
-    let (svm, facilitator, stall) = place().await;
+    let (svm, facilitator, stall) = place("").await;
     let body = client::chat("openai/gpt-oss-120b", "one two three");
     assert_eq!(asked(&stall, &svm, &body).await["extra"]["feePayer"], svm.fee_payer());
     let buying = futures::stream::iter(ON_SOLANA);
@@ -119,7 +124,7 @@ impl Twin {
         let idle = Scripted::start(&[]).await;
         let supported = facilitator.supported().await;
         idle.lists(|said| *said = supported);
-        Self { stall: stall(EvmBed::start().await, svm, &idle.url()).await, _facilitator: idle }
+        Self { stall: stall(EvmBed::start().await, svm, &idle.url(), "").await, _facilitator: idle }
     }
 
     /// A payment for this body.
@@ -134,7 +139,7 @@ impl Twin {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_payment_that_has_grown_old_is_answered_with_fresh_offers_and_opens_nothing() {
-    let (svm, facilitator, stall) = place().await;
+    let (svm, facilitator, stall) = place("").await;
     let twin = Twin::of(&facilitator, &svm).await;
     let body = client::chat("openai/gpt-oss-120b", "one two three");
     let buyer = svm.buyer(PURSE).await;
@@ -171,7 +176,7 @@ async fn a_payment_that_has_grown_old_is_answered_with_fresh_offers_and_opens_no
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_anybody_can_read_on_the_chain_redeems_nothing_and_the_payer_is_served() {
-    let (svm, facilitator, stall) = place().await;
+    let (svm, facilitator, stall) = place("").await;
     let twin = Twin::of(&facilitator, &svm).await;
     let (body, other) =
         (client::chat("openai/gpt-oss-120b", "one two three"), client::chat("openai/gpt-oss-120b", "me"));
@@ -213,6 +218,95 @@ async fn what_anybody_can_read_on_the_chain_redeems_nothing_and_the_payer_is_ser
     assert_eq!(again.status, 403, "{}", again.text());
     assert_eq!((svm.usdc(&svm.payee()).await, svm.usdc(&buyer.address).await), (FLAT, PURSE - FLAT));
     assert_eq!(stall.backend.requests().len(), asked_before + 1);
+}
+
+/// Nobody knows whether it was paid: nothing is asked for again, and nothing is served.
+fn assert_unknown(reply: &RawReply, why: &str) {
+    assert!(matches!(reply.status, 409 | 503), "{why}: {} {}", reply.status, reply.text());
+    assert_eq!(reply.json()["payment"]["moved"], "unknown", "{why}: {}", reply.text());
+    assert_eq!(reply.header("x-should-retry"), Some("false"), "{why}");
+    assert!(reply.header("retry-after").is_some(), "{why}");
+    assert!(reply.header("payment-required").is_none(), "{why}: {}", reply.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_settlement_that_broke_off_is_never_answered_402_and_its_payment_buys_its_answer_once() {
+    let body = client::chat("openai/gpt-oss-120b", "one two three");
+    for (looks, breaks) in [(true, &[true, false][..]), (false, &[true])] {
+        let (svm, facilitator, stall) = place(if looks { NODE } else { "" }).await;
+        let twin = Twin::of(&facilitator, &svm).await;
+        let buyer = svm.buyer(PURSE).await;
+        for (before, &landed) in breaks.iter().enumerate() {
+            let why = format!("the gate has a node: {looks}, it landed: {landed}");
+            let payment = twin.signed(&svm, &buyer, &body).await;
+            svm.break_off(landed).await;
+            let mut reply = show(&stall, &payment, &body).await;
+            let moved = svm.usdc(&svm.payee()).await - before as u128 * FLAT;
+            assert_eq!(moved, if landed { FLAT } else { 0 }, "{why}");
+            if !(looks && landed) {
+                assert_unknown(&reply, &why);
+                assert_eq!(stall.backend.requests().len(), before, "{why}");
+            }
+            if !looks {
+                continue;
+            }
+            let end = Instant::now() + Duration::from_secs(40);
+            while reply.status != 200 {
+                assert_unknown(&reply, &why);
+                assert!(Instant::now() < end, "{why}: it bought nothing in 40 s: {}", reply.text());
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                reply = show(&stall, &payment, &body).await;
+            }
+            let told = decode(reply.header("payment-response").expect("a receipt"));
+            assert_eq!(
+                Some(told["transaction"].as_str().unwrap()),
+                svm.landed().await.last().map(String::as_str),
+                "{why}"
+            );
+            let spent = show(&stall, &payment, &body).await;
+            assert_eq!((spent.status, stall.backend.requests().len()), (403, before + 1), "{why}: {}", spent.text());
+            assert_eq!(svm.usdc(&svm.payee()).await, (before as u128 + 1) * FLAT, "{why}: once");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_facilitators_word_for_more_than_evidence_above_is_held_against_the_chain() {
+    let body = client::chat("openai/gpt-oss-120b", "one two three");
+    let (svm, facilitator, honest) = place("").await;
+    let liar = Scripted::start(&[]).await;
+    let supported = facilitator.supported().await;
+    liar.lists(|said| *said = supported);
+    let buyer = svm.buyer(PURSE).await;
+    let twin = Twin::of(&facilitator, &svm).await;
+    let stall = stall(EvmBed::start().await, &svm, &liar.url(), &format!("{NODE}evidence_above = \"0.01\"\n")).await;
+    // Some transaction that pays us, and not for this.
+    let other = twin.signed(&svm, &buyer, &body).await;
+    assert_eq!(show(&honest, &other, &body).await.status, 200);
+    let others = json!({"transaction": svm.landed().await.remove(0)});
+    for (at, (said, why)) in
+        [(Answer::Yes, "no such transaction"), (Answer::But(others), "another's")].into_iter().enumerate()
+    {
+        let payment = twin.signed(&svm, &buyer, &body).await;
+        liar.always(SETTLE, said);
+        let before = liar.count(SETTLE);
+        let mut reply = show(&stall, &payment, &body).await;
+        assert!(liar.count(SETTLE) > before, "{why}: it was asked");
+        assert_unknown(&reply, why);
+        assert_eq!(stall.backend.requests().len(), at, "{why}");
+        // Once it is paid it is served, and what is named is what the chain has.
+        assert_eq!(facilitator.ask("settle", &payment, &payment["accepted"]).await["success"], true, "{why}");
+        let end = Instant::now() + Duration::from_secs(40);
+        while reply.status != 200 {
+            assert_unknown(&reply, why);
+            assert!(Instant::now() < end, "{why}: it bought nothing in 40 s: {}", reply.text());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            reply = show(&stall, &payment, &body).await;
+        }
+        let told = decode(reply.header("payment-response").expect("a receipt"));
+        assert_eq!(told["transaction"], json!(svm.landed().await.last()), "{why}");
+        assert_eq!(svm.usdc(&svm.payee()).await, (at as u128 + 2) * FLAT, "{why}");
+    }
 }
 
 /// The signed part of a transaction.

@@ -5,9 +5,10 @@
 //
 // Methods of its own: `bed_account [key, atoms]` makes an account with so many atoms of USDC and no SOL and answers
 // `{ address, tokens }`; `bed_atoms [owner]` is what an owner holds; `bed_landed []` names every transaction so far;
-// `bed_expire []` makes every blockhash given so far too old.
+// `bed_expire []` makes every blockhash given so far too old; `bed_break ["after" | "before"]` answers the next transaction that is
+// sent with an error, after it landed or instead of that.
 import { createServer } from 'node:http'
-import { createKeyPairSignerFromPrivateKeyBytes, getAddressEncoder, getBase58Decoder, getProgramDerivedAddress, getTransactionDecoder } from '@solana/kit'
+import { createKeyPairSignerFromPrivateKeyBytes, getAddressEncoder, getBase58Decoder, getCompiledTransactionMessageDecoder, getProgramDerivedAddress, getTransactionDecoder } from '@solana/kit'
 import litesvm from 'litesvm'
 import { options } from '../clients/lib.mjs'
 
@@ -18,6 +19,7 @@ const [GENESIS, MINT] = options().mainnet
 const NETWORK = `solana:${GENESIS.slice(0, 32)}`
 const TOKEN = 'TokenkegQfeZyiNwAJbNbGKPFXCWuBvf9Ss623VQ5DA'
 const ASSOCIATED = 'ATokenGPvbdGVxr1b2hvZbsiqW5xWH25efTNsLJA8knL'
+const MEMO = 'MemoSq4gqABAXKb96qnH8TysNcWxMyWCqXgDLGmfcHr'
 const DECIMALS = 6
 /** A transaction that fails with one of these never gets into a block, so nobody ever hears of it. */
 const NEVER_LANDS = {
@@ -40,10 +42,11 @@ const hold = async (owner, atoms) => {
   plant(address, Buffer.concat([bytes(MINT), bytes(owner), u64(atoms), Buffer.alloc(36), Buffer.from([1]), Buffer.alloc(12), Buffer.alloc(8), Buffer.alloc(36)]))
   return address
 }
-const held = (address) => {
+const tokenAccount = (address) => {
   const account = svm.getAccount(address)
-  return account.exists && account.programAddress === TOKEN && account.data.length === 165 ? Buffer.from(account.data).readBigUInt64LE(64) : null
+  return account.exists && account.programAddress === TOKEN && account.data.length === 165 ? Buffer.from(account.data) : null
 }
+const held = (address) => tokenAccount(address)?.readBigUInt64LE(64) ?? null
 const keyed = (hex) => createKeyPairSignerFromPrivateKeyBytes(Buffer.from(hex, 'hex'))
 
 const feePayerKey = '01'.repeat(32)
@@ -53,7 +56,9 @@ svm.airdrop(feePayer, 10_000_000_000n)
 await hold(payee, 0n)
 
 let slot = svm.getClock().slot
-/** Signature to `{ slot, err, meta, wire }` of what got into a block. */
+/** How the next transaction that is sent breaks off, if it does. */
+let breaks = null
+/** Signature to `{ slot, err, meta, wire, accounts, memo }` of what got into a block, oldest first. */
 const landed = new Map()
 /** A validator knows a transaction again by its message, the runtime here by its first signature, which may not be there yet. */
 const messages = new Set()
@@ -69,6 +74,18 @@ const account = (address) => {
   const found = svm.getAccount(address)
   if (!found.exists) return null
   return { data: [Buffer.from(found.data).toString('base64'), 'base64'], executable: found.executable, lamports: found.lamports, owner: found.programAddress, rentEpoch: 0, space: found.data.length }
+}
+/** What the accounts that a transaction names hold of the token, by owner. */
+const balances = (accounts) => accounts.flatMap((address, accountIndex) => {
+  const data = tokenAccount(address)
+  if (!data) return []
+  const owner = getBase58Decoder().decode(data.subarray(32, 64))
+  return [{ accountIndex, mint: MINT, owner, programId: TOKEN, uiTokenAmount: { amount: String(data.readBigUInt64LE(64)), decimals: DECIMALS } }]
+})
+/** Its memos as a node lists them. */
+const memoOf = ({ staticAccounts, instructions }) => {
+  const memos = instructions.filter((i) => staticAccounts[i.programAddressIndex] === MEMO).map((i) => `[${i.data.length}] ${Buffer.from(i.data).toString('utf8')}`)
+  return memos.length > 0 ? memos.join('; ') : null
 }
 /** An error in the words of JSON-RPC. */
 const wordOf = (failed) => {
@@ -102,13 +119,22 @@ function send(wire, { skipPreflight = false } = {}) {
     const { value } = simulate(wire, { sigVerify: true })
     if (value.err) throw Object.assign(new Error(`Transaction simulation failed: ${JSON.stringify(value.err)}`), { code: -32002, data: value })
   }
+  const message = getCompiledTransactionMessageDecoder().decode(tx.messageBytes)
+  const accounts = message.staticAccounts
+  const preTokenBalances = balances(accounts)
+  const broken = breaks
+  breaks = null
+  const breakOff = () => { throw Object.assign(new Error('Internal error'), { code: -32603 }) }
+  if (broken === 'before') breakOff()
   const outcome = svm.sendTransaction(tx)
   const err = outcome instanceof FailedTransactionMetadata ? wordOf(outcome) : null
   if (typeof err === 'string' && Object.values(NEVER_LANDS).includes(err)) return signature
   slot += 1n
   svm.warpToSlot(slot)
   messages.add(messageOf(tx))
-  landed.set(signature, { slot, err, meta: metaOf(outcome, err), wire })
+  const meta = { ...metaOf(outcome, err), preTokenBalances, postTokenBalances: balances(accounts) }
+  landed.set(signature, { slot, err, meta, wire, accounts, memo: memoOf(message) })
+  if (broken === 'after') breakOff()
   return signature
 }
 
@@ -137,6 +163,12 @@ const METHODS = {
     const found = landed.get(signature)
     return found ? { slot: found.slot, confirmations: null, confirmationStatus: 'finalized', err: found.err, status: found.meta.status } : null
   })),
+  getBlockTime: () => Math.floor(Date.now() / 1000),
+  getSignaturesForAddress: (address, { limit = 1000, before } = {}) => {
+    const all = [...landed].filter(([, found]) => found.accounts.includes(address)).reverse()
+    const from = before ? all.findIndex(([signature]) => signature === before) + 1 : 0
+    return all.slice(from, from + limit).map(([signature, { slot, err, memo }]) => ({ signature, slot, err, memo, blockTime: null, confirmationStatus: 'finalized' }))
+  },
   getTransaction: (signature) => {
     const found = landed.get(signature)
     return found ? { slot: found.slot, blockTime: null, version: 0, transaction: [found.wire, 'base64'], meta: found.meta } : null
@@ -147,6 +179,7 @@ const METHODS = {
   },
   bed_atoms: async (owner) => String(held(await tokensOf(owner)) ?? 0n),
   bed_landed: () => [...landed.keys()],
+  bed_break: (when) => { breaks = when; return null },
   bed_expire: () => { svm.expireBlockhash(); return null },
 }
 

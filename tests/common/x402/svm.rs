@@ -92,6 +92,11 @@ impl SvmBed {
         serde_json::from_value(self.rpc("bed_landed", json!([])).await).unwrap()
     }
 
+    /// The next transaction that is sent is answered with an error, after it landed or instead of that.
+    pub async fn break_off(&self, after_it_landed: bool) {
+        self.rpc("bed_break", json!([if after_it_landed { "after" } else { "before" }])).await;
+    }
+
     /// Transactions signed so far and not sent yet become too old.
     pub async fn expire(&self) {
         self.rpc("bed_expire", json!([])).await;
