@@ -343,6 +343,11 @@ impl Channels {
         self.send(id, vec![step], manner).await.map(first)
     }
 
+    /// The record, once all of it is durable: before it is shown to its payer as what he may rely on.
+    pub async fn written(&self, id: &ChannelId) -> Result<Arc<Channel>, Trouble> {
+        self.apply(id, Vec::new()).await.map(|applied| applied.channel)
+    }
+
     /// Reads the record again, so that those who wait hear of other gates' changes.
     pub async fn refresh(&self, id: &ChannelId) {
         // A store that cannot answer is tried again by whoever waits.

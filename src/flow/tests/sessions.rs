@@ -363,6 +363,15 @@ async fn a_call_that_comes_whole_is_one_write_and_every_other_answer_waits_for_i
     bed.toll.channels.one(&id, op).await.unwrap().1.unwrap();
     let now = channel(&bed, "0xaa").await;
     assert_eq!((now.accepted(), now.leases.len()), (Atoms(3_500), 1));
+    let second = bed.pay(BY_TOKEN, &body, &voucher("0xaa", 4_000)).await.unwrap();
+    assert_eq!(channel(&bed, "0xaa").await, now);
+    assert_eq!(
+        *bed.toll.channels.written(&id).await.unwrap(),
+        channel(&bed, "0xaa").await,
+        "nor is the record shown before"
+    );
+    assert_eq!(channel(&bed, "0xaa").await.accepted(), Atoms(4_000));
+    delivery(&bed, second).fail(Refusal::UpstreamFailed { why: "test" }).await;
     delivery(&bed, paid).fail(Refusal::UpstreamFailed { why: "test" }).await;
     assert_eq!(channel(&bed, "0xaa").await.spent(), Atoms(3 * 79));
     audited(bed).await;
