@@ -9,8 +9,9 @@ use std::hint::black_box;
 use std::process::Command;
 
 /// Name, loops, operations in one loop.
-const CASES: [(&str, u64, u64, &str); 6] = [
+const CASES: [(&str, u64, u64, &str); 7] = [
     ("challenge", 40, 1, "402 for a 1.2 KB request"),
+    ("x402", 40, 1, "the same with four x402 offers"),
     ("reading", 10, 1, "read, check, rewrite 64 KB"),
     ("metering", 5, cases::Metering::EVENTS, "one SSE event"),
     ("covering", 5, cases::Metering::EVENTS, "the same, its tokens counted for cover"),
@@ -39,6 +40,12 @@ fn run(case: &str, loops: u64) {
     match case {
         "challenge" => {
             let case = cases::Challenge::prepare();
+            for _ in 0..loops {
+                black_box(case.run());
+            }
+        }
+        "x402" => {
+            let case = cases::Challenge::with(&cases::X402);
             for _ in 0..loops {
                 black_box(case.run());
             }

@@ -111,6 +111,16 @@ impl Standing {
             }
         }
     }
+
+    /// Who works on it: a request, or the recovery.
+    pub fn holder(&self) -> Option<&String> {
+        match self {
+            Self::Claimed { by } | Self::Serving { by } | Self::Promised { by } | Self::Taking { by, .. } => Some(by),
+            Self::Owed | Self::Delivered { .. } | Self::Dead | Self::Untaken | Self::Lost { .. } | Self::Unproven => {
+                None
+            }
+        }
+    }
 }
 
 /// The record of one claim. `schema` guards against reading what a later version wrote.

@@ -79,6 +79,11 @@ pub fn fresh(prefix: &str) -> String {
     format!("{prefix}_{}", nonce())
 }
 
+/// Eight bytes that nobody outside can foretell.
+pub fn salt() -> [u8; 8] {
+    uuid::Uuid::now_v7().as_bytes().last_chunk().copied().unwrap_or_default()
+}
+
 /// 32 hex digits that no other call returns: 74 random bits behind the time (UUIDv7).
 pub fn nonce() -> String {
     uuid::Uuid::now_v7().simple().to_string()

@@ -5,7 +5,8 @@
 mod common;
 
 use common::client::{chat, mppx_cli, node, python};
-use common::{Backend, Chain, DEV, Gate, GateOptions, Ledger, PATH_USD, Payer, Script, Unseen, payer, raw};
+use common::paying::{CHARGE, Mpp};
+use common::{Backend, Chain, DEV, Gate, GateOptions, Ledger, PATH_USD, Payer, Script, Unseen, ledger, payer, raw};
 use serde_json::{Value, json};
 
 const PRICE: u128 = 20_000;
@@ -59,48 +60,59 @@ async fn mppx_pays_plain_and_streamed_calls() {
     bed.audit(&[plain["receipt"].clone(), streamed["receipt"].clone()]).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_mppx_command_line_pays() {
-    let bed = bed().await;
-    let body =
-        json!({"model": "openai/gpt-oss-120b", "max_tokens": TOKENS, "messages": [{"role": "user", "content": "hi"}]});
-    let out =
-        mppx_cli(&[&bed.gate.chat_url(), "-J", &body.to_string(), "-i", "-f"], DEV[2].key, &bed.chain.url()).await;
-    let text = String::from_utf8_lossy(&out.stdout);
-    assert!(out.status.success(), "{out:?}");
-    assert!(text.contains(TEXT), "{text}");
-    let receipt = text.lines().find_map(|l| l.strip_prefix("payment-receipt: ")).expect("a receipt header");
-    bed.audit(&[payer::unpack(receipt)]).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn openai_and_the_ai_sdk_pay_over_mppx() {
-    let bed = bed().await;
-    let (base, rpc) = (bed.gate.base(), bed.chain.url());
-    let flags = [("base", base.as_str()), ("rpc", &rpc), ("key", DEV[2].key), ("max_tokens", "5")];
-    let mut receipts = Vec::new();
-    for script in ["openai-mppx.mjs", "ai-sdk.mjs"] {
-        for stream in [&[][..], &[("stream", "true")]] {
-            let got = node(script, &[&flags[..], stream].concat()).await;
-            assert_eq!(got["ok"], true, "{script}: {got}");
-            assert_eq!(got["text"], TEXT, "{script}: {got}");
-            receipts.push(got["headers"]["payment_receipt"].clone());
-        }
+/// One call of a client: the text it was given to read, and the receipt.
+async fn charge(bed: &Bed, client: Mpp, stream: bool) -> (String, Value) {
+    let (url, base, rpc) = (bed.gate.chat_url(), bed.gate.base(), bed.chain.url());
+    let mut flags = vec![("url", url.as_str()), ("base", &base), ("rpc", &rpc), ("max_tokens", "5")];
+    if stream {
+        flags.push(("stream", "true"));
     }
-    bed.audit(&receipts).await;
+    let mut body = chat("openai/gpt-oss-120b", "one two three");
+    (body["max_tokens"], body["stream"]) = (json!(TOKENS), json!(stream));
+    let body = body.to_string();
+    let key = ("key", DEV[2].key);
+    let got = match client {
+        Mpp::Sdk => node("mppx.mjs", &[&flags[..], &[key]].concat()).await,
+        Mpp::OpenAi => node("openai-mppx.mjs", &[&flags[..], &[key]].concat()).await,
+        Mpp::AiSdk => node("ai-sdk.mjs", &[&flags[..], &[key]].concat()).await,
+        Mpp::Python => python("pympp_charge.py", &[&flags[..], &[("key", DEV[3].key)]].concat()).await,
+        Mpp::PyOpenAi => python("openai_pympp.py", &[&flags[..], &[("key", DEV[3].key)]].concat()).await,
+        Mpp::Cli => {
+            let out = mppx_cli(&[&url, "-J", &body, "-i", "-f"], DEV[2].key, &rpc).await;
+            assert!(out.status.success(), "{out:?}");
+            let said = String::from_utf8_lossy(&out.stdout).into_owned();
+            let receipt = said.lines().find_map(|l| l.strip_prefix("payment-receipt: ")).expect("a receipt header");
+            return (said.clone(), payer::unpack(receipt));
+        }
+        Mpp::Crate => {
+            let payer = Payer::fresh(&bed.chain, 1_000_000).await;
+            let post = |headers: &[(&str, &str)]| raw::post("/v1/chat/completions", headers, body.as_bytes());
+            let proof = payer.pay(&raw::exchange(bed.gate.listen, &post(&[])).await).await;
+            let paid = raw::exchange(bed.gate.listen, &post(&[("authorization", &proof)])).await;
+            return (paid.text(), payer::unpack(paid.header("payment-receipt").expect("a receipt")));
+        }
+    };
+    assert!(got["status"] == 200 || got["ok"] == true, "{client:?} {stream}: {got}");
+    let text = match got["text"].as_str() {
+        Some(text) => text.to_owned(),
+        None => match ledger::events(got["raw"].as_str().expect("text")) {
+            events if events.is_empty() => got["raw"].as_str().unwrap().to_owned(),
+            events => events.iter().filter_map(|e| e["choices"][0]["delta"]["content"].as_str()).collect(),
+        },
+    };
+    let receipt = [&got["headers"]["payment_receipt"], &got["receipt"]].into_iter().find(|r| r.is_object());
+    (text, receipt.unwrap_or_else(|| panic!("no receipt: {got}")).clone())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pympp_pays_plain_and_streamed_calls() {
+async fn every_published_client_pays_a_charge_and_reads_its_answer() {
     let bed = bed().await;
-    let (url, rpc) = (bed.gate.chat_url(), bed.chain.url());
-    let flags = [("url", url.as_str()), ("rpc", &rpc), ("key", DEV[3].key), ("max_tokens", "5")];
     let mut receipts = Vec::new();
-    for stream in [&[][..], &[("stream", "true")]] {
-        let got = python("pympp_charge.py", &[&flags[..], stream].concat()).await;
-        assert_eq!(got["status"], 200, "{got}");
-        assert!(got["raw"].as_str().is_some_and(|t| t.contains("tok4") && !t.contains("tok5")), "{got}");
-        receipts.push(got["headers"]["payment_receipt"].clone());
+    for (client, stream) in CHARGE {
+        let (text, receipt) = charge(&bed, client, stream).await;
+        assert!(text.contains(TEXT) && !text.contains("tok5"), "{client:?} {stream}: {text}");
+        receipts.push(receipt);
+        assert_eq!(bed.backend.requests().len(), receipts.len(), "{client:?} {stream}");
     }
     bed.audit(&receipts).await;
 }

@@ -168,7 +168,7 @@ async fn aimock_is_sent_the_gates_request_and_nothing_of_the_clients() {
             ("x-request-id", "client-chosen"),
             ("x-test-id", "client-chosen"),
             ("x-aimock-chaos-drop", "1"),
-            ("x-payment", "e30="),
+            ("x-payment-response", "e30="),
         ];
         let mut receipts = Vec::new();
         for (limits, sold, stream) in [

@@ -5,49 +5,23 @@
 
 mod common;
 
+use common::agent402::{self, AUTO, NANO, PREMIUM, PRO, STANDARD, TIERS, sample, shipped};
 use common::client::{self, node};
 use common::{Backend, Bed, Gate, GateOptions, Payer, RawReply, Script, Unseen, eventually, payer, raw};
 use serde_json::{Value, json};
-use std::path::Path;
 use std::time::Duration;
 
-const NANO: &str = "/v1/nano/chat/completions";
-const AUTO: &str = "/v1/chat/completions";
-const STANDARD: &str = "/v1/standard/chat/completions";
-const PRO: &str = "/v1/pro/chat/completions";
-const PREMIUM: &str = "/v1/premium/chat/completions";
-/// Path and price in atoms.
-const TIERS: [(&str, u64); 5] = [(NANO, 1_000), (AUTO, 2_000), (STANDARD, 5_000), (PRO, 30_000), (PREMIUM, 150_000)];
-
-fn shipped(file: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("lua-free-rules/agent402").join(file);
-    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
-}
-
 /// The set on the test bed, with the pool of the large model at `large`.
-fn agent402_at(mut options: GateOptions, large: Option<&str>) -> GateOptions {
-    let upstream = options.upstream.clone();
+fn on_tempo_at(options: GateOptions, large: Option<&str>) -> GateOptions {
+    let options = agent402::rules(options, large);
     let paid =
         |line: &str| if line.starts_with("accept = ") { "accept = [\"tempo/charge\"]".into() } else { line.to_owned() };
-    let routes: Vec<String> = shipped("routes.toml").lines().map(paid).collect();
-    let mut pools = shipped("pools.toml");
-    for (from, to) in [
-        ("http://127.0.0.1:8001", upstream.as_str()),
-        ("http://127.0.0.1:8000", large.unwrap_or(&upstream)),
-        ("https://openrouter.ai/api", &upstream),
-        ("every_seconds = 5", "every_seconds = 1"),
-    ] {
-        assert!(pools.contains(from), "{from:?} is not in the shipped pools.toml");
-        pools = pools.replace(from, to);
-    }
-    for file in ["models.toml", "tiers.toml"] {
-        options = options.rule(file, &shipped(file));
-    }
-    options.rule("routes.toml", &(routes.join("\n") + "\n")).rule("pools.toml", &pools)
+    let routes: Vec<String> = options.rules["routes.toml"].lines().map(paid).collect();
+    options.rule("routes.toml", &(routes.join("\n") + "\n"))
 }
 
-fn agent402(options: GateOptions) -> GateOptions {
-    agent402_at(options, None)
+fn on_tempo(options: GateOptions) -> GateOptions {
+    on_tempo_at(options, None)
 }
 
 async fn get(bed: &Bed, path: &str) -> RawReply {
@@ -87,7 +61,7 @@ fn number(message: &str, before: &str, after: &str) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_tier_sells_its_list_by_every_name_at_its_price() {
-    let bed = Bed::with(agent402).await;
+    let bed = Bed::with(on_tempo).await;
     let payer = Payer::fresh(&bed.chain, 50_000_000).await;
     let mut sold = 0;
     for (path, asked, name, upstream, most, why) in [
@@ -146,7 +120,7 @@ async fn every_tier_sells_its_list_by_every_name_at_its_price() {
             "by prefix, without the vendor",
         ),
     ] {
-        let price = TIERS.iter().find(|(p, _)| *p == path).unwrap().1;
+        let price = agent402::price(path);
         let body = client::chat(asked, "one two three");
         let unpaid = ask(&bed, path, &body).await;
         assert_eq!(amount(&unpaid), price, "{asked} on {path}: {why}");
@@ -181,7 +155,7 @@ async fn every_tier_sells_its_list_by_every_name_at_its_price() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_model_of_another_tier_is_refused_with_every_right_path_and_price_and_an_unknown_one_is_unknown() {
-    let bed = Bed::with(agent402).await;
+    let bed = Bed::with(on_tempo).await;
     let payer = bed.payer().await;
     // A payment that was made for something else opens nothing and is not used up.
     let proof = bed.proof(&payer, NANO, &client::chat("gpt-oss-20b", "one")).await;
@@ -223,7 +197,7 @@ async fn a_model_of_another_tier_is_refused_with_every_right_path_and_price_and_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn limits_of_a_tier_clamp_output_and_refuse_choices_and_input_with_their_numbers() {
-    let bed = Bed::with(agent402).await;
+    let bed = Bed::with(on_tempo).await;
     let payer = Payer::fresh(&bed.chain, 50_000_000).await;
     for (path, model, n, output, input) in [
         (NANO, "gpt-oss-20b", 1, 512, 8_192),
@@ -266,7 +240,7 @@ async fn limits_of_a_tier_clamp_output_and_refuse_choices_and_input_with_their_n
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_price_does_not_pay_for_is_refused_with_numbers_that_would_do() {
-    let bed = Bed::with(agent402).await;
+    let bed = Bed::with(on_tempo).await;
     // Counted in bytes, so what is taken away is known to the token.
     let body = |bytes: usize| client::chat("claude-opus-4.1", &"x".repeat(bytes));
     let (status, code, message) = refused(&ask(&bed, PREMIUM, &with(body(4_000), json!({"n": 2}))).await);
@@ -300,7 +274,7 @@ async fn what_the_price_does_not_pay_for_is_refused_with_numbers_that_would_do()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_sale_costs_more_than_its_price_even_where_all_that_was_bought_is_used() {
-    let bed = Bed::with(agent402).await;
+    let bed = Bed::with(on_tempo).await;
     let payer = Payer::fresh(&bed.chain, 100_000_000).await;
     bed.backend.tune(|script| script.tokens = 100_000);
     for (path, model, input, output, n, bytes) in [
@@ -310,7 +284,7 @@ async fn no_sale_costs_more_than_its_price_even_where_all_that_was_bought_is_use
         (PRO, "gpt-5", 1_500_000, 12_000_000, 3, 200),
         (PREMIUM, "claude-opus-4.1", 18_000_000, 90_000_000, 1, 3_000),
     ] {
-        let price = TIERS.iter().find(|(p, _)| *p == path).unwrap().1;
+        let price = agent402::price(path);
         let body = with(client::chat(model, &"x ".repeat(bytes / 2)), json!({"n": n}));
         // At the worst every byte is a token.
         bed.backend.tune(|script| {
@@ -335,7 +309,7 @@ async fn who_names_no_model_gets_the_first_that_can_serve_it_and_is_told_which()
         let bytes = raw::post(AUTO, &[("authorization", proof)], body.to_string().as_bytes());
         raw::exchange(bed.gate.listen, &bytes).await
     }
-    let bed = Bed::with(|options| agent402_at(options, Some(&large.url()))).await;
+    let bed = Bed::with(|options| on_tempo_at(options, Some(&large.url()))).await;
     let payer = Payer::fresh(&bed.chain, 50_000_000).await;
     let body = json!({"messages": [{"role": "user", "content": "one two three"}]});
     let named = |unpaid: &RawReply| {
@@ -401,7 +375,7 @@ async fn who_names_no_model_gets_the_first_that_can_serve_it_and_is_told_which()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_says_each_tier_of_a_model_with_its_path_price_and_limits_and_shows_one_by_itself() {
-    let bed = Bed::with(agent402).await;
+    let bed = Bed::with(on_tempo).await;
     let all = get(&bed, "/v1/models").await.json();
     let ids: Vec<&str> = all["data"].as_array().unwrap().iter().map(|m| m["id"].as_str().unwrap()).collect();
     assert_eq!(ids.len(), 11, "every model of the file: {ids:?}");
@@ -456,8 +430,7 @@ async fn a_list_says_each_tier_of_a_model_with_its_path_price_and_limits_and_sho
 
 #[test]
 fn the_sample_takes_usdc_on_four_networks_and_pays_nobody_until_it_is_edited() {
-    let conf = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/agent402.toml")).unwrap();
-    let (rules, conf) = (shipped("routes.toml"), conf.replace("127.0.0.1:8402", "{listen}\"\nadmin = \"{admin}"));
+    let (rules, conf) = (shipped("routes.toml"), sample().replace("127.0.0.1:8402", "{listen}\"\nadmin = \"{admin}"));
     let accepted: Vec<&str> = rules.lines().filter(|line| line.starts_with("accept = ")).collect();
     assert_eq!(
         accepted,
@@ -483,7 +456,7 @@ fn the_sample_takes_usdc_on_four_networks_and_pays_nobody_until_it_is_edited() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn npm_openai_buys_without_saying_which_model() {
-    let bed = Bed::with(agent402).await;
+    let bed = Bed::with(on_tempo).await;
     let (base, rpc) = (bed.gate.base(), bed.chain.url());
     let body = json!({"messages": [{"role": "user", "content": "one two three"}]}).to_string();
     let flags = [("base", base.as_str()), ("rpc", &rpc), ("key", common::DEV[2].key), ("body", &body)];

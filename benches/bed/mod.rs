@@ -3,6 +3,7 @@
 #![allow(dead_code)]
 
 pub mod backend;
+pub mod facilitator;
 pub mod payer;
 
 #[path = "../../examples/bare_pingora.rs"]
@@ -19,6 +20,8 @@ use tempo_alloy::contracts::precompiles::ITIP20ChannelReserve as Abi;
 
 /// The one paid path.
 pub const PATH: &str = "/v1/chat/completions";
+/// The same for nothing.
+pub const FREE: &str = "/free/chat/completions";
 /// Who is paid, and the key of the same account, so that channels have no operator beside him.
 pub const RECIPIENT: &str = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8";
 const SETTLE_KEY: &str = "59c6995e998f97a5a0044966f0945389dc9e86dae88c7a8412f4603b6b78690d";
@@ -37,6 +40,8 @@ pub struct Gate {
     conf: PathBuf,
     rules: PathBuf,
     chain: SocketAddr,
+    /// Of a gate that takes x402.
+    pub facilitator: Option<SocketAddr>,
 }
 
 impl Gate {
@@ -53,6 +58,8 @@ impl Gate {
             }
             _ => ("", "bytes"),
         };
+        let facilitator = rail.starts_with("base/").then(facilitator::start);
+        let base = facilitator.map_or(String::new(), |at| facilitator::section(at, RECIPIENT));
         write(
             &conf,
             format!(
@@ -76,7 +83,7 @@ chain_id = {CHAIN_ID}
 rpc = "env:TEMPO_RPC_URL"
 currency = "{TOKEN}"
 recipient = "{RECIPIENT}"
-{session}"#,
+{session}{base}"#,
                 store.display(),
             ),
         );
@@ -94,10 +101,10 @@ recipient = "{RECIPIENT}"
         write(
             &rules.join("routes.toml"),
             format!(
-                "[[route]]\npath = \"{PATH}\"\nsurface = \"chat\"\ntier = \"standard\"\nstream = \"allow\"\naccept = [\"{rail}\"]\n"
+                "[[route]]\npath = \"{PATH}\"\nsurface = \"chat\"\ntier = \"standard\"\nstream = \"allow\"\naccept = [\"{rail}\"]\n\n[[route]]\npath = \"{FREE}\"\nsurface = \"chat\"\ntier = \"standard\"\naccess = \"free\"\n"
             ),
         );
-        Self { listen, admin, store, conf, rules, chain }
+        Self { listen, admin, store, conf, rules, chain, facilitator }
     }
 
     /// What starts it, behind `before` (a tool that watches a process) when that is not empty. The access log is written as always;

@@ -159,8 +159,13 @@ impl Wire {
     }
 
     pub fn send(&mut self, credential: &str, body: &str) -> std::io::Result<()> {
+        self.post(PATH, &format!("Authorization: {credential}\r\n"), body)
+    }
+
+    /// Sends JSON; each line of `headers` with its end.
+    pub fn post(&mut self, path: &str, headers: &str, body: &str) -> std::io::Result<()> {
         let request = format!(
-            "POST {PATH} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nAuthorization: {credential}\r\nContent-Length: {}\r\n\r\n{body}",
+            "POST {path} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\n{headers}Content-Length: {}\r\n\r\n{body}",
             self.address,
             body.len()
         );

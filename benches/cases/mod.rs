@@ -11,13 +11,18 @@ use pontage::flow::Stop;
 use pontage::flow::pay::quote_under;
 use pontage::ids::UpstreamModel;
 use pontage::limits::Spelling;
+use pontage::money::Usd;
+use pontage::network::{Family, Network};
 use pontage::openai::cover::Cover;
 use pontage::openai::meter::Meter;
 use pontage::openai::request::{Ask, Rewrite};
 use pontage::openai::usage::Bounds;
 use pontage::rail::mpp::charge::{Charge, Settings};
 use pontage::rail::ring::KeyRing;
-use pontage::rail::{Ask as PaymentAsk, Rail, Way};
+use pontage::rail::x402;
+use pontage::rail::x402::facilitator::{Call, Facilitator, Settlement, Support, Verdict};
+use pontage::rail::x402::wire::Scheme;
+use pontage::rail::{Ask as PaymentAsk, Rail};
 use pontage::refusal::{Moved, Refusal};
 use pontage::rules::{self, Plan};
 use pontage::secret::Secret;
@@ -43,10 +48,53 @@ impl Chain for Nowhere {
     }
 }
 
+/// Supports everything, from memory, as a warm facilitator does.
+struct Warm;
+
+#[async_trait]
+impl Facilitator for Warm {
+    fn support(&self, _: &x402::facilitator::Kind) -> Result<Support, String> {
+        Ok(Support { fee_payer: Some("AKnL4NNf3DGWZJS6cPknBuEGnVsV4A4m5tgebLHaRSZ9".to_owned()), ..Support::default() })
+    }
+    async fn verify(&self, _: &Call<'_>) -> Verdict {
+        Verdict::Unknown { why: "nobody asks".to_owned() }
+    }
+    async fn settle(&self, _: &Call<'_>) -> Settlement {
+        Settlement::Unknown { why: "nobody asks".to_owned() }
+    }
+    async fn watch(&self) {}
+    async fn probe(&self) {}
+}
+
+/// Networks of the x402 offers, and how many they are.
+pub const X402: [&str; 4] = ["eip155:8453", "eip155:137", "eip155:42161", "solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp"];
+
+fn x402_rail(id: &str, ring: &Arc<KeyRing>) -> Arc<dyn Rail> {
+    let network = Network::parse(id).unwrap();
+    let pay_to = match network.family {
+        Family::Solana => "1nc1nerator11111111111111111111111111111111",
+        Family::Evm { .. } => "0x70997970C51812dc3A010C7d01b50e0d17dc79C8",
+    };
+    let settings = x402::Settings {
+        id: format!("{id}/exact").as_str().into(),
+        scheme: Scheme::Exact,
+        asset: pontage::network::asset(&network, "usdc").unwrap(),
+        network,
+        pay_to: pay_to.to_owned(),
+        permit2: false,
+        first: false,
+        ceiling: Usd::ONE,
+        exposure: Usd::ONE,
+        evidence_above: Usd::ONE,
+        public_url: "https://bench.example".to_owned(),
+    };
+    Arc::new(x402::X402::new(settings, Arc::clone(ring), Arc::new(Warm), None))
+}
+
 /// Everything a 402 is made of, from the shipped configuration.
 pub struct Challenge {
     plan: Plan,
-    rail: Charge,
+    rails: Vec<Arc<dyn Rail>>,
     body: Bytes,
     runtime: tokio::runtime::Runtime,
 }
@@ -54,6 +102,11 @@ pub struct Challenge {
 impl Challenge {
     /// The shipped rules, and a request of 1.2 KB.
     pub fn prepare() -> Self {
+        Self::with(&[])
+    }
+
+    /// The same with x402 offers on these networks.
+    pub fn with(networks: &[&str]) -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let conf = pontage::conf::Conf::load(&root.join("conf/pontage.toml")).unwrap_or_else(|m| panic!("{m:?}"));
         let plan = rules::load(&root.join("lua-free-rules/default"), &pontage::assemble::catalogue(conf.offered()));
@@ -66,12 +119,14 @@ impl Challenge {
             accept_push: false,
             pace: Default::default(),
         };
-        let ring = KeyRing::new(&[Secret::new("k".repeat(32))]).unwrap();
+        let ring = Arc::new(KeyRing::new(&[Secret::new("k".repeat(32))]).unwrap());
+        let x402 = networks.iter().map(|id| x402_rail(id, &ring));
+        let charge: Arc<dyn Rail> = Arc::new(Charge::new(settings, Arc::clone(&ring), Arc::new(Nowhere)).unwrap());
         let text = "The bridge was built in the year of the flood. ".repeat(23);
         let body = format!(r#"{{"model":"openai/gpt-oss-120b","messages":[{{"role":"user","content":"{text}"}}]}}"#);
         Self {
             plan: plan.unwrap_or_else(|m| panic!("{m:?}")),
-            rail: Charge::new(settings, Arc::new(ring), Arc::new(Nowhere)).unwrap(),
+            rails: std::iter::once(charge).chain(x402).collect(),
             body: body.into(),
             runtime: tokio::runtime::Builder::new_current_thread().build().unwrap(),
         }
@@ -81,16 +136,15 @@ impl Challenge {
     pub fn run(&self) -> Answer {
         let digest: [u8; 32] = Sha256::digest(black_box(&self.body)).into();
         let quoted = self.runtime.block_on(quote_under(&self.plan, "/v1/chat/completions", self.body.clone())).unwrap();
-        let terms = quoted.terms(self.rail.id(), self.rail.decimals()).unwrap();
-        let ask = PaymentAsk {
-            terms: &terms,
-            digest,
-            description: "openai/gpt-oss-120b on /v1/chat/completions",
-            lasts: 900,
+        let offer = |rail: &Arc<dyn Rail>| {
+            let terms = quoted.terms(rail.id(), rail.decimals()).unwrap();
+            let description = "openai/gpt-oss-120b on /v1/chat/completions";
+            let ask = PaymentAsk { terms: &terms, digest, description, lasts: 900 };
+            rail.offer(&ask, UnixSeconds(1_795_221_719)).unwrap()
         };
-        let offer = self.rail.offer(&ask, UnixSeconds(1_795_221_719)).unwrap();
+        let offers = self.rails.iter().map(offer).collect();
         let stop = Stop { refusal: Refusal::PaymentRequired, moved: Moved::No, claimed: false };
-        Answer::challenge(&stop, vec![offer], &Default::default())
+        Answer::challenge(&stop, offers, &Default::default())
     }
 }
 

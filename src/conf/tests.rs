@@ -86,7 +86,7 @@ fn every_single_mistake_is_named_with_its_line_and_key() {
             "\"https://rpc.example/canary\"",
             "14: rail.tempo.rpc: a secret is written as \"env:NAME\" or \"file:PATH\", never inline",
         ),
-        ("mpp-tempo", "x402", "12: rail.tempo.kind: \"x402\" is not in this build: \"mpp-tempo\""),
+        ("mpp-tempo", "mpp-card", "12: rail.tempo.kind: \"mpp-card\" is not in this build: \"mpp-tempo\" or \"x402\""),
         ("kind = \"mpp-tempo\"", "", "11: rail.tempo: `kind` is missing"),
         (
             "0x20c0000000000000000000000000000000000000",
@@ -258,11 +258,17 @@ fn all_mistakes_come_at_once_and_the_rails_are_known_all_the_same() {
             "pontage.toml:5: rail.tempo.chain_id: -1 is not between 1 and 18446744073709551615",
             "pontage.toml:6: rail.tempo.session: needs `settle_key` beside it: channels are settled and closed with that key",
             "pontage.toml:6: rail.tempo.session: must be a table, not a whole number",
-            "pontage.toml:8: rail.base.kind: \"x402\" is not in this build: \"mpp-tempo\"",
+            "pontage.toml:7: rail.base: `asset` is missing",
+            "pontage.toml:7: rail.base: `pay_to` is missing",
+            "pontage.toml:7: rail.base: `facilitator` is missing",
         ]
     );
     let known: Vec<_> = rails.keys().map(RailId::as_str).collect();
-    assert_eq!(known, ["base/charge", "tempo/charge", "tempo/session"], "so that `check` can go on to the rules");
+    assert_eq!(
+        known,
+        ["base/exact", "base/upto", "tempo/charge", "tempo/session"],
+        "so that `check` can go on to the rules"
+    );
     let (rails, conf) = Conf::inspect_text("pontage.toml", "[rail.tempo.session]\ndeposit = \n");
     assert!(conf.is_err() && rails.contains_key("tempo/session"), "even when it is not TOML");
 }
@@ -335,11 +341,33 @@ fn the_sample_shows_every_term_of_channels_with_its_default() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let sample = std::fs::read_to_string(root.join("conf/pontage.toml")).unwrap();
     let (_, terms) = sample.split_once("# [rail.tempo.session]\n").unwrap();
+    let terms = terms.split("\n\n").next().unwrap();
     let written: Vec<&str> = terms.lines().filter_map(|line| line.strip_prefix("# ")).collect();
     let line = |term: &&str| term.split('#').next().unwrap().trim_end().to_owned();
     let terms = written.iter().map(line).collect::<Vec<_>>();
     assert_eq!(channels(&terms.join(", ")), channels(""));
     let unknown = channels("x = 1").unwrap_err().concat();
     let known = unknown.split("known here: ").nth(1).unwrap();
+    assert!(known.split(", ").all(|key| terms.iter().any(|term| term.starts_with(&format!("{key} = ")))), "{known}");
+}
+
+#[test]
+fn the_sample_shows_every_key_of_an_x402_rail_and_reads_when_uncommented() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let sample = std::fs::read_to_string(root.join("conf/pontage.toml")).unwrap();
+    let (before, terms) = sample.split_once("# [rail.base]\n").unwrap();
+    let terms: Vec<&str> = terms.lines().map(|line| line.strip_prefix("# ").unwrap_or("")).collect();
+    let text = format!("{before}[rail.base]\n{}\n", terms.join("\n"));
+    let (rails, conf) = Conf::inspect_text("pontage.toml", &text);
+    let written = conf.unwrap_or_else(|mistakes| panic!("{mistakes:?}"));
+    assert!(rails.contains_key("base/exact") && rails.contains_key("base/upto"));
+    // What is shown is what a section has that says no more than it must.
+    let must = ["kind", "network", "asset", "pay_to", "facilitator", "rpc"];
+    let short = terms.iter().filter(|line| must.iter().any(|key| line.starts_with(&format!("{key} = "))));
+    let short = format!("{before}[rail.base]\n{}\n", short.copied().collect::<Vec<_>>().join("\n"));
+    assert_eq!(Conf::inspect_text("pontage.toml", &short).1.unwrap().rails, written.rails);
+    let (_, unknown) = Conf::inspect_text("pontage.toml", &format!("{text}x = 1\n"));
+    let unknown: Vec<String> = unknown.unwrap_err().iter().map(Mistake::to_string).collect();
+    let known = unknown[0].split("known here: ").nth(1).unwrap_or_else(|| panic!("{unknown:?}"));
     assert!(known.split(", ").all(|key| terms.iter().any(|term| term.starts_with(&format!("{key} = ")))), "{known}");
 }

@@ -15,7 +15,7 @@ use crate::rail::x402::wire::Resource;
 use crate::rail::{self, Found, Shown};
 use crate::refusal::{Moved, Refusal};
 use crate::rules::Plan;
-use crate::rules::plan::{Route, Surface};
+use crate::rules::plan::{Access, Route, Surface};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue};
@@ -209,6 +209,11 @@ impl Gate {
             return Box::pin(self.manage(session, visit, route, shown)).await;
         }
         if method == Method::GET {
+            // Who opens the address in a browser is shown the page of a 402, and not an error of programs.
+            let is_asked = route.access == Access::Paid && matches!(found, Found::Nothing);
+            if is_asked && is_browser(&session.req_header().headers) {
+                return Box::pin(self.unpaid(session, visit, route, Refusal::PaymentRequired.into())).await;
+            }
             return Refusal::MethodNotAllowed { allow: "POST, HEAD" }.into();
         }
         let limit = route.tier.limits.max_body_bytes;

@@ -1,11 +1,11 @@
 //! Money that was taken for a request: it ends in a delivery or is given back.
 
 use super::pay::{advance, denied_stop, running_stop, store_down};
-use super::{Stop, Toll};
-use crate::claim::{Claim, Op, Terms};
+use super::{Stop, Toll, recover};
+use crate::claim::{Claim, Op, Standing, Terms};
 use crate::clock::UnixSeconds;
 use crate::journal::{Entry, Receipt};
-use crate::money::Usd;
+use crate::money::{Atoms, Usd};
 use crate::refusal::Moved;
 use crate::store::{Swap, Write};
 use std::sync::Arc;
@@ -70,10 +70,12 @@ impl Hold {
                 self.open = false;
                 Err(running_stop())
             }
-            // Whether it was written is not known: neither deliver nor give back; recovery decides after the restart.
+            // Whether it was written is not known: neither deliver nor give back; what the store says later decides.
             Err(e) => {
                 self.open = false;
-                Err(Stop { moved: Moved::Unknown, claimed: true, ..store_down(&e) })
+                let stop = Stop { moved: Moved::Unknown, claimed: true, ..store_down(&e) };
+                recover::abandon(&self.toll, &self.claim.key, &self.request, &stop);
+                Err(stop)
             }
         }
     }
@@ -85,23 +87,26 @@ impl Hold {
         }
         self.open = false;
         let op = self.back();
-        give_back(&self.toll, &self.claim, op).await
+        give_back(&self.toll, &self.claim, op, &self.request).await
     }
 
-    /// How the claim is told that nothing was delivered.
+    /// How the claim is told that nothing was delivered. What cost nothing was not paid, and cannot be owed.
     fn back(&self) -> Op {
         match &self.taken {
+            Some(_) if self.claim.paid_amount() == Atoms(0) => Op::Die,
             Some(transaction) => Op::PayUnserved { transaction: transaction.clone() },
             None => Op::GiveBack { by: self.request.clone() },
         }
     }
 }
 
-async fn give_back(toll: &Toll, claim: &Claim, op: Op) -> Moved {
+async fn give_back(toll: &Arc<Toll>, claim: &Claim, op: Op, request: &str) -> Moved {
     match advance(toll, claim, op, UnixSeconds::now()).await {
+        Ok(Claim { standing: Standing::Untaken, .. }) => Moved::No,
         Ok(next) => next.redeem_until().map_or(Moved::Unknown, |until| Moved::Redeemable { until }),
         Err(stop) => {
             tracing::error!(claim = %claim.key.0, reason = stop.refusal.code(), "a hold could not be given back; recovery will");
+            recover::abandon(toll, &claim.key, request, &stop);
             Moved::Unknown
         }
     }
@@ -114,7 +119,8 @@ impl Drop for Hold {
         }
         let (toll, claim, op) = (Arc::clone(&self.toll), self.claim.clone(), self.back());
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { give_back(&toll, &claim, op).await });
+            let request = std::mem::take(&mut self.request);
+            runtime.spawn(async move { give_back(&toll, &claim, op, &request).await });
         }
     }
 }

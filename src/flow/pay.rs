@@ -9,8 +9,8 @@ use super::lease::Lease;
 use super::loss::{Losses, Room};
 use super::price::Quoted;
 use super::promise::{Promise, unpaid};
-use super::taking::{Taking, promise, risk, take, to_its_end};
-use super::{Stop, Toll, parse, policy, price, session};
+use super::taking::{Taking, promise, take, to_its_end};
+use super::{Stop, Toll, parse, policy, price, recover, session};
 use crate::channel::Channel;
 use crate::claim::{Claim, Denied, Op, Standing, Terms};
 use crate::clock::UnixSeconds;
@@ -107,15 +107,16 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
         return Err(Refusal::UpstreamUnavailable { retry_after_seconds: 5 }.into());
     }
     let server = toll.server(visit.request);
-    if let When::After { most, exposure } = rail.when(quoted.allowed.stream) {
-        let output = match most {
-            Some(_) => quoted.output_covered(terms.decimals, terms.amount),
-            None => quoted.output_bought(terms.price),
-        };
-        let risk = risk(toll, rail.id(), proof.payer.as_deref(), terms.price, exposure).await?;
+    let when = rail.when(quoted.allowed.stream);
+    if let When::After { most: Some(_), exposure } = when {
+        let output = quoted.output_covered(terms.decimals, terms.amount);
+        if output == 0 {
+            // Made under rules that are gone, and dearer ones are in force.
+            return Err(Refusal::InvalidChallenge { why: "its offer covers no answer any more" }.into());
+        }
         let taking = Taking { rail, shown, proof, terms, request: &server, revision };
-        let promise = promise(toll, taking, most.is_some()).await?.at(Some(risk));
-        return Ok(Paid { quoted, money: Money::Promise(promise), output, room: None });
+        let money = Money::Promise(promise(toll, taking, true, exposure).await?);
+        return Ok(Paid { quoted, money, output, room: None });
     }
     let room = room(toll, &quoted, Cap::Kept).await?;
     let budget = terms.price.plus(room.as_ref().map_or(Usd::ZERO, Room::amount)).unwrap_or(terms.price);
@@ -124,8 +125,11 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
         return Err(Refusal::CapReached { retry_after_seconds: 600 }.into());
     }
     let taking = Taking { rail, shown, proof, terms, request: &server, revision };
-    let hold = take(toll, taking).await?;
-    Ok(Paid { quoted, money: Money::Hold(hold), output, room })
+    let money = match when {
+        When::After { exposure, .. } => Money::Promise(promise(toll, taking, false, exposure).await?),
+        When::First => Money::Hold(take(toll, taking).await?),
+    };
+    Ok(Paid { quoted, money, output, room })
 }
 
 fn recognise<'a>(
@@ -135,14 +139,28 @@ fn recognise<'a>(
     shown: &Shown,
 ) -> Result<(&'a Arc<dyn Rail>, Recognised), Stop> {
     let lasts = lasts(visit.plan, live);
-    for rail in &toll.rails {
-        let Some(terms) = terms_on(live, rail.as_ref()) else { continue };
+    let accept = &live.allowed.route.accept;
+    let (here, elsewhere): (Vec<_>, Vec<_>) = toll.rails.iter().partition(|rail| accept.contains(rail.id()));
+    // Two rails may differ in nothing that a payment shows: one that the path accepts is asked first, and the other may still
+    // know what it offered.
+    let mut refused = None;
+    for rail in here.into_iter().chain(elsewhere) {
+        // What was bought is found whatever this request would cost now: it may be owed.
+        let terms = terms_on(live, rail.as_ref()).or_else(|| live.terms(rail.id(), rail.decimals()));
+        let Some(terms) = terms else { continue };
         let ask = Ask { terms: &terms, digest: visit.digest, description: "", lasts };
-        if let Some(recognised) = rail.recognise(shown, &ask)? {
-            return Ok((rail, recognised));
+        match rail.recognise(shown, &ask) {
+            Ok(Some(recognised)) => return Ok((rail, recognised)),
+            Ok(None) => {}
+            Err(why) => refused = refused.or(Some(why)),
         }
     }
-    Err(Refusal::InvalidChallenge { why: "it was not issued here" }.into())
+    Err(refused.unwrap_or(Refusal::InvalidChallenge { why: "it was not issued here" }).into())
+}
+
+/// Whether what a request used is what it pays on this rail.
+fn is_by_usage(rail: &dyn Rail, quoted: &Quoted) -> bool {
+    matches!(rail.when(quoted.allowed.stream), When::After { most: Some(_), .. })
 }
 
 /// What a request costs on a rail, or the most it can cost where what it used is taken. `None`: more than can be asked for.
@@ -230,7 +248,8 @@ pub async fn quote_under(plan: &Plan, path: &str, body: Bytes) -> Result<Quoted,
 /// What the credential's terms must be. The amount is what we compute, unless the rules that made the offer are gone (a
 /// restart): then it is the offer's own, which came back under our MAC together with the digest of this very body.
 fn expected(quoted: &Quoted, rail: &dyn Rail, recognised: &Recognised) -> Result<Terms, Refusal> {
-    let mut terms = terms_on(quoted, rail).ok_or(Refusal::Internal { place: "pay: amount out of range" })?;
+    let uncovered = Refusal::InvalidChallenge { why: "this request costs more than can be asked for on its rail" };
+    let mut terms = terms_on(quoted, rail).ok_or(uncovered)?;
     if recognised.terms.generation.as_str().is_empty() {
         return Ok(terms);
     }
@@ -299,7 +318,7 @@ async fn resume(
     let rail = claim.terms.rail.clone();
     let deadline = tokio::time::Instant::now() + toll.unknown_wait;
     while let Standing::Claimed { by } | Standing::Taking { by, .. } = &claim.standing {
-        if !super::recover::is_following(by) {
+        if !recover::is_following(by) {
             toll.metrics.payments.with_label_values(&[rail.as_str(), "replayed"]).inc();
             return Err(running_stop());
         }
@@ -332,7 +351,8 @@ async fn resume(
     let key = claim.key.clone();
     let (own, request) = (Arc::clone(toll), toll.server(visit.request));
     let step = async move {
-        let claim = advance(&own, &claim, redeem, now).await?;
+        let left = |stop: &Stop| recover::abandon(&own, &claim.key, &request, stop);
+        let claim = advance(&own, &claim, redeem, now).await.inspect_err(left)?;
         Ok(Hold::of(own, claim, request))
     };
     let hold = to_its_end(toll, &key, step).await?;
@@ -341,9 +361,10 @@ async fn resume(
         Ok(room) => room,
         Err(stop) => return Err(Stop { moved: hold.give_back().await, claimed: true, ..stop }),
     };
-    let price = hold.terms().price;
+    let Terms { price, decimals, amount, .. } = *hold.terms();
     let budget = price.plus(room.as_ref().map_or(Usd::ZERO, Room::amount)).unwrap_or(price);
-    let output = quoted.output_bought(budget).max(1);
+    let by_usage = toll.rail(&rail).is_some_and(|rail| is_by_usage(rail.as_ref(), quoted));
+    let output = if by_usage { quoted.output_covered(decimals, amount) } else { quoted.output_bought(budget) }.max(1);
     Ok(Paid { quoted: Arc::clone(quoted), money: Money::Hold(hold), output, room })
 }
 
@@ -359,8 +380,13 @@ pub(super) async fn advance(toll: &Toll, claim: &Claim, op: Op, now: UnixSeconds
     };
     let next = claim.apply(op, now).map_err(|denied| denied_stop(claim, denied))?;
     let mut write = Write { claim: Some(next.clone()), journal: entry.into_iter().collect(), ..Write::default() };
-    if let Standing::Taking { receipt: Some(id), amount, .. } = &claim.standing {
-        (write.journal, write.tally) = settled_after(toll, &next, id, *amount, now).await?;
+    match (&claim.standing, &next.standing) {
+        (Standing::Taking { receipt: Some(id), amount, .. }, _) => {
+            (write.journal, write.tally) = settled_after(toll, &next, id, *amount, now).await?;
+        }
+        // Nothing left, but a backend worked for it.
+        (Standing::Taking { amount, .. }, Standing::Untaken) => write.tally = unpaid(&next, *amount, now),
+        _ => {}
     }
     match toll.store.commit(write).await {
         Ok(Swap::Done) => Ok(next),
@@ -403,6 +429,7 @@ pub(super) fn denied_stop(claim: &Claim, denied: Denied) -> Stop {
     let redeemable = claim.redeem_until().map_or(Moved::Unknown, |until| Moved::Redeemable { until });
     let (refusal, moved) = match denied {
         Denied::Running => (Refusal::ProofRunning { retry_after_seconds: RETRY_SECONDS }, Moved::Unknown),
+        Denied::Spent if matches!(claim.standing, Standing::Lost { .. }) => (Refusal::ProofSpent, Moved::No),
         Denied::Spent => (Refusal::ProofSpent, Moved::Yes),
         Denied::Dead => (
             Refusal::PaymentFailed { why: "this payment failed earlier and can never go through".to_owned() },
@@ -474,7 +501,10 @@ pub async fn offers(
     for id in &allowed.route.accept {
         let Some(way) = toll.way(id) else { continue };
         let made = way.standing().and_then(|()| match (toll.rail(id), toll.till(id)) {
-            (Some(_), _) if capped => Err("the operator's cap is reached".to_owned()),
+            // Whoever pays what he uses leaves the operator nothing to carry.
+            (Some(rail), _) if capped && !is_by_usage(rail.as_ref(), quoted) => {
+                Err("the operator's cap is reached".to_owned())
+            }
             (Some(rail), _) => {
                 let terms = terms_on(quoted, rail.as_ref()).ok_or("the amount is out of range")?;
                 let ask = Ask { terms: &terms, digest, description: &description, lasts };

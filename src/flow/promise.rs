@@ -9,6 +9,8 @@
 use super::exposure::{Exposure, Risk};
 use super::hold::Hold;
 use super::pay::{advance, denied_stop, running_stop, store_down};
+use super::recover::Pause;
+use super::taking::to_its_end;
 use super::{Stop, Toll, recover};
 use crate::claim::{Claim, Op, Standing, Terms};
 use crate::clock::UnixSeconds;
@@ -39,8 +41,8 @@ impl Promise {
     }
 
     /// The same, counted against its payer's limit while it lives.
-    pub(super) fn at(mut self, risk: Option<Risk>) -> Self {
-        self.risk = risk;
+    pub(super) fn at(mut self, risk: Risk) -> Self {
+        self.risk = Some(risk);
         self
     }
 
@@ -68,23 +70,21 @@ impl Promise {
         self.by_usage
     }
 
-    /// Takes `amount` for a reply that waits for it: `Ok` is paid. In a task of its own: a client that leaves meanwhile has a
-    /// payment that somebody follows.
+    /// Takes `amount` for a reply that waits for it: `Ok` is paid. In a task of its own: a client that leaves meanwhile, or waits too
+    /// long, has a payment that somebody follows.
     pub async fn take(mut self, amount: Atoms) -> Result<Hold, Stop> {
         self.open = false;
         let (toll, rail) = (Arc::clone(&self.toll), Arc::clone(&self.rail));
         let (claim, request, risk) = (self.claim.clone(), self.request.clone(), self.risk.take());
+        let (key, own) = (claim.key.clone(), Arc::clone(&toll));
         let work = async move {
-            let _until_the_outcome_is_known = risk;
             let op = Op::Take { by: request.clone(), amount, receipt: None };
-            let claim = advance(&toll, &claim, op, UnixSeconds::now()).await?;
-            let collected = match amount {
-                Atoms(0) => Collected::Paid,
-                _ => rail.take(&claim, UnixSeconds::now()).await,
-            };
-            taken(&toll, rail.as_ref(), claim, collected, request).await
+            let left = |stop: &Stop| recover::abandon(&toll, &claim.key, &request, stop);
+            let claim = advance(&toll, &claim, op, UnixSeconds::now()).await.inspect_err(left)?;
+            let collected = ask_for(&rail, &claim, amount).await;
+            taken(&toll, rail.as_ref(), claim, collected, request, risk).await
         };
-        tokio::spawn(work).await.unwrap_or_else(|_| Err(unknown()))
+        to_its_end(&own, &key, work).await
     }
 
     /// The reply has left, and `receipt` says what it cost: durable, then taken while nobody waits.
@@ -96,22 +96,24 @@ impl Promise {
         let journal =
             vec![Entry::Taking { key: next.key.0.clone(), amount, at: now }, Entry::Receipt(Box::new(receipt.clone()))];
         let write = Write { claim: Some(next.clone()), journal, tally, ..Write::default() };
-        match self.toll.store.commit(write).await {
-            Ok(Swap::Done) => {}
+        let written = match self.toll.store.commit(write.clone()).await {
+            Ok(Swap::Done) => Ok(()),
             Ok(Swap::Lost(_) | Swap::Overtaken(_)) => return Err(running_stop()),
-            Err(e) => return Err(Stop { moved: Moved::Unknown, claimed: true, ..store_down(&e) }),
-        }
+            Err(e) => Err(Stop { moved: Moved::Unknown, claimed: true, ..store_down(&e) }),
+        };
         self.claim = next.clone();
         let (toll, rail, risk) = (Arc::clone(&self.toll), Arc::clone(&self.rail), self.risk.take());
+        let (request, in_doubt) = (self.request.clone(), written.is_err().then_some(write));
         tokio::spawn(async move {
-            let _until_the_outcome_is_known = risk;
-            let collected = match amount {
-                Atoms(0) => Collected::Paid,
-                _ => rail.take(&next, UnixSeconds::now()).await,
-            };
-            recover::conclude(&toll, rail.as_ref(), next, collected).await;
+            if let Some(write) = in_doubt
+                && !insist(&toll, write, &request).await
+            {
+                return;
+            }
+            let collected = ask_for(&rail, &next, amount).await;
+            recover::conclude(&toll, rail.as_ref(), next, collected, risk).await;
         });
-        Ok(())
+        written
     }
 
     /// Nothing was served: nothing is taken, and the payer may show the same proof again.
@@ -121,11 +123,12 @@ impl Promise {
     }
 }
 
-async fn forgo(toll: &Toll, claim: &Claim, request: &str) -> Moved {
+async fn forgo(toll: &Arc<Toll>, claim: &Claim, request: &str) -> Moved {
     match advance(toll, claim, Op::Forgo { by: request.to_owned() }, UnixSeconds::now()).await {
         Ok(_) => Moved::No,
         Err(stop) => {
             tracing::error!(claim = %claim.key.0, reason = stop.refusal.code(), "a promise could not be let go; recovery will");
+            recover::abandon(toll, &claim.key, request, &stop);
             Moved::No
         }
     }
@@ -143,6 +146,36 @@ impl Drop for Promise {
     }
 }
 
+/// The answer has left, and what it cost must not be forgotten: writes it until the store says that it is written. `false`: somebody
+/// else has the claim now.
+async fn insist(toll: &Toll, write: Write, request: &str) -> bool {
+    let mut pause = Pause::default();
+    loop {
+        pause.longer().await;
+        match toll.store.commit(write.clone()).await {
+            Err(_) => {}
+            Ok(Swap::Done) => return true,
+            Ok(Swap::Lost(now)) => {
+                // As likely as not the first try was written.
+                return now.is_some_and(
+                    |claim| matches!(&claim.standing, Standing::Taking { by, receipt: Some(_), .. } if by == request),
+                );
+            }
+            Ok(Swap::Overtaken(_)) => return false,
+        }
+    }
+}
+
+/// Asks for the money, if there is any to ask for. A rail that breaks off has said nothing.
+async fn ask_for(rail: &Arc<dyn Rail>, claim: &Claim, amount: Atoms) -> Collected {
+    if amount == Atoms(0) {
+        return Collected::Paid;
+    }
+    let (rail, claim) = (Arc::clone(rail), claim.clone());
+    let asking = tokio::spawn(async move { rail.take(&claim, UnixSeconds::now()).await });
+    asking.await.unwrap_or(Collected::Unknown)
+}
+
 /// What became of a payment that a reply waits for.
 async fn taken(
     toll: &Arc<Toll>,
@@ -150,24 +183,26 @@ async fn taken(
     claim: Claim,
     collected: Collected,
     request: String,
+    risk: Option<Risk>,
 ) -> Result<Hold, Stop> {
     let count = |outcome: &str| toll.metrics.payments.with_label_values(&[rail.id().as_str(), outcome]).inc();
+    let left = |stop: &Stop| recover::abandon(toll, &claim.key, &request, stop);
     let transaction = match collected {
         Collected::Paid => None,
         Collected::Settled { transaction } => Some(transaction),
         Collected::Failed { why } => {
             count("failed");
-            advance(toll, &claim, Op::Die, UnixSeconds::now()).await?;
+            advance(toll, &claim, Op::Die, UnixSeconds::now()).await.inspect_err(left)?;
             return Err(Stop { refusal: Refusal::PaymentFailed { why }, moved: Moved::No, claimed: true });
         }
         Collected::Unprovable => {
             count("unproven");
-            advance(toll, &claim, Op::Doubt, UnixSeconds::now()).await?;
+            advance(toll, &claim, Op::Doubt, UnixSeconds::now()).await.inspect_err(left)?;
             return Err(Stop { refusal: Refusal::PaymentUnproven, moved: Moved::Unknown, claimed: true });
         }
         Collected::Unknown => {
             count("unknown");
-            recover::follow(Arc::clone(toll), claim);
+            recover::follow(Arc::clone(toll), claim.clone(), risk);
             return Err(unknown());
         }
     };
@@ -181,8 +216,11 @@ fn unknown() -> Stop {
     Stop { refusal: Refusal::PaymentUnknown { retry_after_seconds: 5 }, moved: Moved::Unknown, claimed: true }
 }
 
-/// What a payer had and did not pay, as a line for the store's running totals.
+/// What was served for a payer and could not be taken, whether it left or not, as a line for the store's running totals.
 pub(super) fn unpaid(claim: &Claim, amount: Atoms, now: UnixSeconds) -> Vec<(String, u64, Usd)> {
     let (Some(payer), Some(usd)) = (&claim.payer, amount.to_usd(claim.terms.decimals)) else { return Vec::new() };
+    if usd == Usd::ZERO {
+        return Vec::new();
+    }
     vec![(Exposure::tally_name(&claim.terms.rail, payer), now.day(), usd)]
 }

@@ -2,17 +2,22 @@
 //!
 //! Before the gate listens, every claim that is not over is looked at: `Serving` of a dead process delivered nothing that was
 //! written down, so it becomes `Owed`; `Claimed` and `Taking` are asked of the chain by their own key, and sent again while they still
-//! can land (`notes/security.md` §4.5); of what was only `Promised` nothing is taken.
+//! can land (`notes/security.md` §4.5); of what was only `Promised` nothing is taken. The same goes for claims of requests that ended
+//! while the store did not answer.
 
-use super::{Toll, pay};
-use crate::claim::{Claim, Op, Standing};
+use super::exposure::Risk;
+use super::{Stop, Toll, pay};
+use crate::claim::{Claim, ClaimKey, Op, Standing};
 use crate::clock::UnixSeconds;
 use crate::money::Atoms;
 use crate::rail::{Collected, Rail};
+use crate::refusal::Refusal;
 use crate::store::StoreError;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// How long is waited before something is asked again.
+const FIRST_PAUSE: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 500 });
 /// Owner of claims that a gate itself follows up, behind the gate's name.
 const FOLLOWER: &str = "recovery";
 
@@ -41,92 +46,160 @@ async fn take_up(toll: &Arc<Toll>, own: bool) -> Result<usize, StoreError> {
     let now = UnixSeconds::now();
     let mut count = 0;
     for claim in toll.store.open_claims(now).await? {
-        match &claim.standing {
-            Standing::Serving { by }
-            | Standing::Claimed { by }
-            | Standing::Promised { by }
-            | Standing::Taking { by, .. }
-                if !is_left(toll, by, own).await? =>
-            {
-                continue;
-            }
+        match claim.standing.holder() {
+            Some(by) if !is_left(toll, by, own).await? => continue,
             _ => count += 1,
         }
-        match &claim.standing {
-            Standing::Serving { by } => {
-                let op = Op::GiveBack { by: by.clone() };
-                if pay::advance(toll, &claim, op, now).await.is_ok() {
-                    tracing::warn!(claim = %claim.key.0, "paid and not delivered before the stop: redeemable");
-                }
-            }
-            Standing::Promised { by } => {
-                let op = Op::Forgo { by: by.clone() };
-                if pay::advance(toll, &claim, op, now).await.is_ok() {
-                    tracing::warn!(claim = %claim.key.0, "promised and not taken before the stop: nothing is");
-                }
-            }
-            Standing::Claimed { .. } | Standing::Taking { .. } => {
-                tracing::warn!(claim = %claim.key.0, "outcome unknown since the stop: asking the chain");
-                follow(Arc::clone(toll), claim);
-            }
-            Standing::Owed
-            | Standing::Delivered { .. }
-            | Standing::Dead
-            | Standing::Untaken
-            | Standing::Lost { .. }
-            | Standing::Unproven => {}
-        }
+        let_go(toll, claim).await;
     }
     Ok(count)
 }
 
-/// Follows a claim until the chain has spoken. Runs in the background.
-pub fn follow(toll: Arc<Toll>, claim: Claim) {
+/// What becomes of a claim that nobody works on. `false`: the store could not write it down.
+async fn let_go(toll: &Arc<Toll>, claim: Claim) -> bool {
+    let (op, what) = match &claim.standing {
+        Standing::Serving { by } => (Op::GiveBack { by: by.clone() }, "paid and not delivered: redeemable"),
+        Standing::Promised { by } => (Op::Forgo { by: by.clone() }, "promised and not taken: nothing is"),
+        Standing::Claimed { .. } | Standing::Taking { .. } => {
+            tracing::warn!(claim = %claim.key.0, "nobody knows its outcome: asking the chain");
+            let risk = risk_of(toll, &claim);
+            follow(Arc::clone(toll), claim, risk);
+            return true;
+        }
+        Standing::Owed
+        | Standing::Delivered { .. }
+        | Standing::Dead
+        | Standing::Untaken
+        | Standing::Lost { .. }
+        | Standing::Unproven => return true,
+    };
+    match pay::advance(toll, &claim, op, UnixSeconds::now()).await {
+        Ok(_) => {
+            tracing::warn!(claim = %claim.key.0, "{what}");
+            true
+        }
+        Err(stop) => !is_of_the_store(&stop),
+    }
+}
+
+/// A request is over, and could not write down what becomes of its claim: as soon as the store answers again that is decided as
+/// if the request's process had died. Runs in the background; `by` is the request as the claim has it. Nothing is to be done when it
+/// was not the store that stopped it.
+pub(super) fn abandon(toll: &Arc<Toll>, key: &ClaimKey, by: &str, stop: &Stop) {
+    if !is_of_the_store(stop) {
+        return;
+    }
+    let (toll, key, by) = (Arc::clone(toll), key.clone(), by.to_owned());
     tokio::spawn(async move {
-        let (Standing::Claimed { by } | Standing::Taking { by, .. }) = claim.standing.clone() else { return };
-        let follower = toll.server(FOLLOWER);
-        let claim = if by == follower {
-            claim
-        } else {
-            let op = Op::TakeOver { from: by, by: follower };
-            match pay::advance(&toll, &claim, op, UnixSeconds::now()).await {
-                Ok(claim) => claim,
-                Err(_) => return,
-            }
-        };
-        let Some(rail) = toll.rail(&claim.terms.rail).cloned() else {
-            tracing::error!(claim = %claim.key.0, rail = %claim.terms.rail, "its rail is not configured any more");
-            return;
-        };
-        let mut wait = Duration::from_millis(500);
+        let mut pause = Pause::default();
         loop {
-            let collected = match claim.standing {
-                Standing::Taking { amount: Atoms(0), .. } => {
-                    Collected::Failed { why: "nothing was to be taken".into() }
+            pause.longer().await;
+            match toll.store.claim(&key).await {
+                Err(_) => {}
+                Ok(Some(claim)) if claim.standing.holder() == Some(&by) => {
+                    if let_go(&toll, claim).await {
+                        return;
+                    }
                 }
-                _ => rail.look(&claim, UnixSeconds::now()).await,
-            };
-            if collected == Collected::Unknown {
-                tokio::time::sleep(wait).await;
-                wait = (wait * 2).min(Duration::from_secs(30));
-                continue;
+                Ok(_) => return,
             }
-            write_down(&toll, rail.as_ref(), &claim, collected).await;
-            return;
         }
     });
 }
 
+/// What the payer of a claim that is being taken has promised and not paid, counted whatever his limit is.
+fn risk_of(toll: &Toll, claim: &Claim) -> Option<Risk> {
+    let Standing::Taking { amount, .. } = claim.standing else { return None };
+    let usd = amount.to_usd(claim.terms.decimals)?;
+    Some(toll.exposure.carry(&claim.terms.rail, claim.payer.as_deref().unwrap_or_default(), &claim.key, usd))
+}
+
+/// Follows a claim until the chain has spoken. Runs in the background; `risk` is what its payer has promised until then.
+pub fn follow(toll: Arc<Toll>, claim: Claim, risk: Option<Risk>) {
+    tokio::spawn(async move {
+        let _until_the_outcome_is_known = risk;
+        let Some(claim) = take_over(&toll, claim).await else { return };
+        let Some(rail) = toll.rail(&claim.terms.rail).cloned() else {
+            tracing::error!(claim = %claim.key.0, rail = %claim.terms.rail, "its rail is not configured any more");
+            return;
+        };
+        let mut pause = Pause::default();
+        loop {
+            let collected = match &claim.standing {
+                // An answer that cost nothing is paid; one that has not left is as if it was never asked for.
+                Standing::Taking { amount: Atoms(0), receipt: Some(_), .. } => Collected::Paid,
+                Standing::Taking { amount: Atoms(0), .. } => Collected::Failed { why: "nothing was taken".into() },
+                _ => rail.look(&claim, UnixSeconds::now()).await,
+            };
+            if collected != Collected::Unknown {
+                return write_down(&toll, rail.as_ref(), &claim, collected).await;
+            }
+            pause.longer().await;
+        }
+    });
+}
+
+/// Makes a claim ours to follow, durably. `None`: somebody else has it, or it is over. A store that fails is asked again.
+async fn take_over(toll: &Toll, claim: Claim) -> Option<Claim> {
+    let (Standing::Claimed { by: from } | Standing::Taking { by: from, .. }) = claim.standing.clone() else {
+        return None;
+    };
+    let (follower, mut claim, mut pause) = (toll.server(FOLLOWER), claim, Pause::default());
+    loop {
+        match &claim.standing {
+            Standing::Claimed { by } | Standing::Taking { by, .. } if *by == follower => return Some(claim),
+            Standing::Claimed { by } | Standing::Taking { by, .. } if *by == from => {}
+            _ => return None,
+        }
+        let op = Op::TakeOver { from: from.clone(), by: follower.clone() };
+        match pay::advance(toll, &claim, op, UnixSeconds::now()).await {
+            Ok(claim) => return Some(claim),
+            Err(stop) if !is_of_the_store(&stop) => return None,
+            Err(_) => pause.longer().await,
+        }
+        // It may have been written all the same.
+        if let Ok(Some(now)) = toll.store.claim(&claim.key).await {
+            claim = now;
+        }
+    }
+}
+
+pub(super) fn is_of_the_store(stop: &Stop) -> bool {
+    matches!(stop.refusal, Refusal::Store { .. })
+}
+
+/// Ever longer, up to half a minute.
+pub(super) struct Pause(Duration);
+
+impl Default for Pause {
+    fn default() -> Self {
+        Self(FIRST_PAUSE)
+    }
+}
+
+impl Pause {
+    pub async fn longer(&mut self) {
+        tokio::time::sleep(self.0).await;
+        self.0 = (self.0 * 2).min(Duration::from_secs(30));
+    }
+}
+
 /// Writes down what became of a payment that nobody waits for, or follows it when that is not known.
-pub(super) async fn conclude(toll: &Arc<Toll>, rail: &dyn Rail, claim: Claim, collected: Collected) {
+pub(super) async fn conclude(
+    toll: &Arc<Toll>,
+    rail: &dyn Rail,
+    claim: Claim,
+    collected: Collected,
+    risk: Option<Risk>,
+) {
     match collected {
-        Collected::Unknown => follow(Arc::clone(toll), claim),
+        Collected::Unknown => follow(Arc::clone(toll), claim, risk),
         known => write_down(toll, rail, &claim, known).await,
     }
 }
 
+/// Writes down what is known, until the store has taken it.
 async fn write_down(toll: &Toll, rail: &dyn Rail, claim: &Claim, collected: Collected) {
-    let now = UnixSeconds::now();
     let (op, outcome) = match collected {
         Collected::Paid => (Op::PayUnserved { transaction: None }, "paid"),
         Collected::Settled { transaction } => (Op::PayUnserved { transaction: Some(transaction) }, "paid"),
@@ -134,21 +207,29 @@ async fn write_down(toll: &Toll, rail: &dyn Rail, claim: &Claim, collected: Coll
         Collected::Unprovable => (Op::Doubt, "unproven"),
         Collected::Unknown => return,
     };
-    match pay::advance(toll, claim, op, now).await {
-        Ok(next) => {
-            toll.metrics.payments.with_label_values(&[rail.id().as_str(), outcome]).inc();
-            match outcome {
-                "paid" => count_charge(toll, claim, next.paid_amount()),
-                "unproven" => {
-                    tracing::error!(claim = %claim.key.0, "nobody can show whether this was paid: look at the payee's account")
+    let mut pause = Pause::default();
+    loop {
+        match pay::advance(toll, claim, op.clone(), UnixSeconds::now()).await {
+            Ok(next) => {
+                toll.metrics.payments.with_label_values(&[rail.id().as_str(), outcome]).inc();
+                match outcome {
+                    "paid" => count_charge(toll, claim, next.paid_amount()),
+                    "unproven" => {
+                        tracing::error!(claim = %claim.key.0, "nobody can show whether this was paid: look at the payee's account")
+                    }
+                    _ => {}
                 }
-                _ => {}
+                tracing::info!(claim = %claim.key.0, outcome, "outcome known");
+                return;
             }
-            tracing::info!(claim = %claim.key.0, outcome, "outcome known");
+            Err(stop) => {
+                tracing::error!(claim = %claim.key.0, reason = stop.refusal.code(), "outcome known, not written");
+                if !is_of_the_store(&stop) {
+                    return;
+                }
+            }
         }
-        Err(stop) => {
-            tracing::error!(claim = %claim.key.0, reason = stop.refusal.code(), "outcome known, not written");
-        }
+        pause.longer().await;
     }
 }
 

@@ -7,7 +7,6 @@ use super::promise::Promise;
 use super::{Stop, Toll, recover};
 use crate::claim::{Claim, ClaimKey, Op, Standing, Terms};
 use crate::clock::UnixSeconds;
-use crate::ids::RailId;
 use crate::journal::Entry;
 use crate::money::Usd;
 use crate::rail::{Collected, Proof, Rail, Recognised, Shown, Vouched};
@@ -49,16 +48,32 @@ pub(super) async fn take(toll: &Arc<Toll>, taking: Taking<'_>) -> Result<Hold, S
     to_its_end(toll, &key, work).await
 }
 
+/// Lets a payer promise, if that stays within `most`. One whom the signature does not prove is counted once somebody has vouched for
+/// it: nobody uses up another's limit.
+pub(super) async fn promise(toll: &Arc<Toll>, taking: Taking<'_>, by_usage: bool, most: Usd) -> Result<Promise, Stop> {
+    let (rail, proof, amount) = (Arc::clone(taking.rail), taking.proof.clone(), taking.terms.price);
+    if proof.is_proven {
+        let risk = risk(toll, rail.as_ref(), &proof, amount, most).await?;
+        return Ok(vouched(toll, taking, by_usage).await?.at(risk));
+    }
+    let promise = vouched(toll, taking, by_usage).await?;
+    match risk(toll, rail.as_ref(), &proof, amount, most).await {
+        Ok(risk) => Ok(promise.at(risk)),
+        Err(stop) => Err(Stop { moved: promise.forgo().await, claimed: true, ..stop }),
+    }
+}
+
 /// Claims a proof durably, then asks whether it would be paid. Nothing moves.
-pub(super) async fn promise(toll: &Arc<Toll>, taking: Taking<'_>, by_usage: bool) -> Result<Promise, Stop> {
+async fn vouched(toll: &Arc<Toll>, taking: Taking<'_>, by_usage: bool) -> Result<Promise, Stop> {
     let Taking { rail, proof, terms, request, revision, .. } = taking;
     let (toll, rail, request) = (Arc::clone(toll), Arc::clone(rail), request.to_owned());
     let work = async move {
         let standing = Standing::Promised { by: request.clone() };
         let claim = claim(&toll, rail.as_ref(), &proof, terms, revision, standing).await?;
-        let vouched = rail.vouch(&claim).await;
-        let count = |outcome: &str| toll.metrics.payments.with_label_values(&[rail.id().as_str(), outcome]).inc();
+        // From here on whatever breaks off lets it go.
         let promise = Promise::of(Arc::clone(&toll), Arc::clone(&rail), claim, request, by_usage);
+        let vouched = rail.vouch(promise.claim()).await;
+        let count = |outcome: &str| toll.metrics.payments.with_label_values(&[rail.id().as_str(), outcome]).inc();
         match vouched {
             Vouched::Good => Ok(promise),
             Vouched::Bad { why } => {
@@ -78,26 +93,20 @@ pub(super) async fn promise(toll: &Arc<Toll>, taking: Taking<'_>, by_usage: bool
 }
 
 /// Counts what a payer promises against the most he may have promised and not paid.
-pub(super) async fn risk(
-    toll: &Toll,
-    rail: &RailId,
-    payer: Option<&str>,
-    amount: Usd,
-    most: Usd,
-) -> Result<Risk, Stop> {
-    let payer = payer.unwrap_or_default();
-    let name = Exposure::tally_name(rail, payer);
+async fn risk(toll: &Toll, rail: &dyn Rail, proof: &Proof, amount: Usd, most: Usd) -> Result<Risk, Stop> {
+    let payer = proof.payer.as_deref().unwrap_or_default();
+    let name = Exposure::tally_name(rail.id(), payer);
     let lost = toll.store.tally(&name, UnixSeconds::now().day()).await.map_err(|e| store_down(&e))?;
-    let risk = toll.exposure.enter(rail, payer, amount, lost, most);
+    let risk = toll.exposure.enter(rail.id(), payer, &proof.recognised.key, amount, lost, most);
     risk.ok_or_else(|| {
-        toll.metrics.payments.with_label_values(&[rail.as_str(), "refused"]).inc();
+        toll.metrics.payments.with_label_values(&[rail.id().as_str(), "refused"]).inc();
         Refusal::PayerExposed { most, lost, retry_after_seconds: 30 }.into()
     })
 }
 
 /// Writes a new claim.
 async fn claim(
-    toll: &Toll,
+    toll: &Arc<Toll>,
     rail: &dyn Rail,
     proof: &Proof,
     terms: Terms,
@@ -130,27 +139,37 @@ async fn claim(
     };
     let write = Write { claim: Some(claim.clone()), journal: vec![entry], ..Write::default() };
     match toll.store.commit(write).await {
-        Ok(Swap::Done) => Ok(claim),
+        Ok(Swap::Done) => return Ok(claim),
         Ok(Swap::Lost(_) | Swap::Overtaken(_)) => Err(running(toll, rail)),
-        // It may be written: then recovery looks at it after the restart. Nobody may pay anew meanwhile.
+        // It may be written: then recovery looks at it. Nobody may pay anew meanwhile.
         Err(e) => Err(unread(&e)),
     }
+    .inspect_err(|stop| {
+        if let Some(by) = claim.standing.holder() {
+            recover::abandon(toll, &claim.key, by, stop);
+        }
+    })
 }
 
-/// Runs a step that must not stop half-way in a task of its own: when the client leaves, its hold is dropped with the result and
-/// gives itself back. A step that panics leaves its claim to the recovery.
+/// Runs a step that must not stop half-way in a task of its own: when the client leaves, or has waited as long as anybody waits for an
+/// outcome that is not known, its hold is dropped with the result and gives itself back. A step that panics leaves its claim to the
+/// recovery.
 pub(super) async fn to_its_end(
     toll: &Arc<Toll>,
     key: &ClaimKey,
     step: impl Future<Output = Result<Hold, Stop>> + Send + 'static,
 ) -> Result<Hold, Stop> {
-    match tokio::spawn(step).await {
-        Ok(result) => result,
-        Err(_) => {
+    match tokio::time::timeout(toll.unknown_wait, tokio::spawn(step)).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => {
             tracing::error!(claim = %key.0, "a payment's own task broke off");
             if let Ok(Some(claim)) = toll.store.claim(key).await {
-                recover::follow(Arc::clone(toll), claim);
+                recover::follow(Arc::clone(toll), claim, None);
             }
+            Err(unknown())
+        }
+        Err(_) => {
+            tracing::warn!(claim = %key.0, "its client waits no longer; the payment is still being taken");
             Err(unknown())
         }
     }
@@ -165,23 +184,24 @@ async fn conclude(
     request: &str,
 ) -> Result<Hold, Stop> {
     let count = |outcome: &str| toll.metrics.payments.with_label_values(&[rail.id().as_str(), outcome]).inc();
+    let left = |stop: &Stop| recover::abandon(toll, &claim.key, request, stop);
     let now = UnixSeconds::now();
     let transaction = match collected {
         Collected::Paid => None,
         Collected::Settled { transaction } => Some(transaction),
         Collected::Failed { why } => {
             count("failed");
-            advance(toll, &claim, Op::Die, now).await?;
+            advance(toll, &claim, Op::Die, now).await.inspect_err(left)?;
             return Err(Stop { refusal: Refusal::PaymentFailed { why }, moved: Moved::No, claimed: true });
         }
         Collected::Unprovable => {
             count("unproven");
-            advance(toll, &claim, Op::Doubt, now).await?;
+            advance(toll, &claim, Op::Doubt, now).await.inspect_err(left)?;
             return Err(Stop { refusal: Refusal::PaymentUnproven, moved: Moved::Unknown, claimed: true });
         }
         Collected::Unknown => {
             count("unknown");
-            recover::follow(Arc::clone(toll), claim);
+            recover::follow(Arc::clone(toll), claim.clone(), None);
             return Err(unknown());
         }
     };
@@ -189,6 +209,6 @@ async fn conclude(
     recover::count_charge(toll, &claim, claim.terms.amount);
     let unsure = |e: Stop| Stop { refusal: e.refusal, moved: Moved::Unknown, claimed: true };
     let op = Op::Pay { by: request.to_owned(), transaction };
-    let paid = advance(toll, &claim, op, now).await.map_err(unsure)?;
+    let paid = advance(toll, &claim, op, now).await.inspect_err(left).map_err(unsure)?;
     Ok(Hold::of(Arc::clone(toll), paid, request.to_owned()))
 }

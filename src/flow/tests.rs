@@ -7,6 +7,9 @@ mod dropped;
 mod faults;
 mod offers;
 mod paths;
+mod promise;
+mod promise_faults;
+mod promise_trust;
 mod sessions;
 
 use self::sessions::Purse;
@@ -18,15 +21,15 @@ use super::price::Quoted;
 use super::{Stop, Till, Toll};
 use crate::catalogue::{Catalogue, ProfileAbility, RailAbility};
 use crate::channel::{Channel, ChannelId};
-use crate::claim::{Claim, ClaimKey};
+use crate::claim::{Claim, ClaimKey, Standing};
 use crate::clock::UnixSeconds;
 use crate::ids::RailId;
 use crate::journal::Receipt;
 use crate::limits::Spelling;
 use crate::metrics::Metrics;
-use crate::money::Usd;
+use crate::money::{Atoms, Usd};
 use crate::rail::session::Session;
-use crate::rail::{Ask, Collected, Found, Offer, Proof, Rail, Recognised, Shown, Way};
+use crate::rail::{Ask, Collected, Found, Offer, Proof, Rail, Recognised, Shown, Vouched, Way, When};
 use crate::refusal::Refusal;
 use crate::rules::watch::Rules;
 use crate::store::embedded::Embedded;
@@ -74,10 +77,18 @@ struct Fake {
     breaks: AtomicBool,
     /// What `collect` finds, in order; then always `Paid`.
     collected: Mutex<VecDeque<Collected>>,
+    /// It takes its money after the reply: of everything by usage, else of what does not stream.
+    after: Mutex<Option<When>>,
+    /// What `vouch` finds, in order; then always `Good`.
+    vouched: Mutex<VecDeque<Vouched>>,
+    /// What `take` finds, in order; then always `Settled`.
+    taken: Mutex<VecDeque<Collected>>,
+    /// What was to be taken, as `take` was told.
+    takes: Mutex<Vec<Atoms>>,
     /// What `look` finds, in order; then always `Unknown`.
     looked: Mutex<VecDeque<Collected>>,
     collects: AtomicUsize,
-    /// `collect` waits until this is true.
+    /// `collect` and `take` wait until this is true.
     open: watch::Sender<bool>,
     offered: Mutex<HashMap<String, Recognised>>,
 }
@@ -89,6 +100,10 @@ impl Fake {
             up: AtomicBool::new(true),
             breaks: AtomicBool::new(false),
             collected: Mutex::default(),
+            after: Mutex::default(),
+            vouched: Mutex::default(),
+            taken: Mutex::default(),
+            takes: Mutex::default(),
             looked: Mutex::default(),
             collects: AtomicUsize::new(0),
             open: watch::channel(true).0,
@@ -139,7 +154,7 @@ impl Rail for Fake {
             expires: now.plus(300),
             reference: String::new(),
             resend: Some("signed".into()),
-            is_public: false,
+            is_public: self.after.lock().unwrap().is_some(),
         };
         self.offered.lock().unwrap().insert(challenge_id.clone(), known);
         Ok(Offer {
@@ -174,13 +189,33 @@ impl Rail for Fake {
         if recognised.digest != Some(ask.digest) {
             return Err(Refusal::InvalidChallenge { why: "another body" });
         }
-        Ok(Proof { recognised, payer: Some("payer".into()), collect_until: now.plus(300) })
+        Ok(Proof { recognised, payer: Some("payer".into()), is_proven: true, collect_until: now.plus(300) })
     }
     async fn collect(&self, _shown: &Shown, _proof: &Proof) -> Collected {
         self.collects.fetch_add(1, Ordering::SeqCst);
         assert!(!self.breaks.load(Ordering::SeqCst), "a defect of a rail, as the test asked");
         let _ = self.open.subscribe().wait_for(|open| *open).await;
         self.collected.lock().unwrap().pop_front().unwrap_or(Collected::Paid)
+    }
+    fn when(&self, streams: bool) -> When {
+        match *self.after.lock().unwrap() {
+            Some(When::After { most: None, .. }) if streams => When::First,
+            Some(after) => after,
+            None => When::First,
+        }
+    }
+    async fn vouch(&self, claim: &Claim) -> Vouched {
+        assert!(matches!(claim.standing, Standing::Promised { .. }), "{:?}", claim.standing);
+        assert!(!self.breaks.load(Ordering::SeqCst), "a defect of a rail, as the test asked");
+        self.vouched.lock().unwrap().pop_front().unwrap_or(Vouched::Good)
+    }
+    async fn take(&self, claim: &Claim, _now: UnixSeconds) -> Collected {
+        let Standing::Taking { amount, .. } = claim.standing else { panic!("{:?}", claim.standing) };
+        self.takes.lock().unwrap().push(amount);
+        assert!(!self.breaks.load(Ordering::SeqCst), "a defect of a rail, as the test asked");
+        let _ = self.open.subscribe().wait_for(|open| *open).await;
+        let settled = || Collected::Settled { transaction: "0xtook".into() };
+        self.taken.lock().unwrap().pop_front().unwrap_or_else(settled)
     }
     async fn look(&self, _claim: &Claim, _now: UnixSeconds) -> Collected {
         self.looked.lock().unwrap().pop_front().unwrap_or(Collected::Unknown)
@@ -190,7 +225,7 @@ impl Rail for Fake {
     }
 }
 
-/// A store whose n-th commit fails, before or after it was written: the caller cannot tell which.
+/// A store whose n-th commit fails, before or after it was written: the caller cannot tell which. After that it takes none.
 struct Frail {
     inner: Arc<Embedded>,
     commits: AtomicUsize,
@@ -224,6 +259,7 @@ impl Store for Frail {
                 }
                 Err(StoreError("the disk fails".into()))
             }
+            Some((at, _)) if at < n => Err(StoreError("the disk has failed".into())),
             _ => self.inner.commit(write).await,
         }
     }

@@ -197,6 +197,8 @@ pub struct Proof {
     pub recognised: Recognised,
     /// Who pays, from the signature.
     pub payer: Option<String>,
+    /// Whether the signature itself proves that. Else only the chain can tell: it may be a contract's, or nobody's.
+    pub is_proven: bool,
     /// After this instant it can no longer be collected.
     pub collect_until: UnixSeconds,
 }

@@ -7,7 +7,7 @@
 //!
 //! A change is swapped in Redis first, then come the totals and receipts beside it and the lines of the journal, all before anybody is
 //! answered: a swap that lost to another gate must leave no line. Where the answer to a swap is lost, its lines are kept until the
-//! record says whether it was made ([`doubt`]). What a crash leaves half-way was told to nobody.
+//! record says whether it was made (`redis/doubt.rs`). What a crash leaves half-way was told to nobody.
 
 mod doubt;
 mod link;

@@ -4,6 +4,11 @@ import { arbitrum, base, baseSepolia, polygon } from 'viem/chains'
 /** What v1 calls a chain; Arbitrum has no name there. */
 export const V1_NAMES = { 84532: 'base-sepolia', 8453: 'base', 137: 'polygon' }
 
+/** The same of Solana's networks. */
+export const SVM_V1_NAMES = {
+  'solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp': 'solana', 'solana:EtWTRABZaYq6iMfeYKouRu166VU2xqa1': 'solana-devnet',
+}
+
 /** Native USDC, and its name in typed data (version "2"). */
 export const USDC = {
   84532: { asset: '0x036CbD53842c5426634e7929541eC2318f3dCF7e', name: 'USDC' },

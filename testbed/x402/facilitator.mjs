@@ -1,6 +1,6 @@
-// The published facilitator over a local chain: v2 `exact` and `upto`, v1 `exact`, EIP-2612 gas sponsoring; with `--svm`, `exact`
+// The published facilitator over local chains: v2 `exact` and `upto`, v1 `exact`, EIP-2612 gas sponsoring; with `--svm`, `exact`
 // of both versions on Solana too. Prints one line, `{"url": …}`. `GET /calls` counts what it was asked.
-//   --rpc URL --chain 84532 --key 0x… [--svm URL --svm_key HEX]
+//   [--chains '{"84532": URL, …}' --key 0x…] [--svm URL --svm_network N --svm_key HEX]
 import { createServer } from 'node:http'
 import { x402Facilitator } from '@x402/core/facilitator'
 import { toFacilitatorEvmSigner } from '@x402/evm'
@@ -11,22 +11,22 @@ import { EIP2612_GAS_SPONSORING } from '@x402/extensions'
 import { createWalletClient, http, publicActions } from 'viem'
 import { privateKeyToAccount } from 'viem/accounts'
 import { options } from '../clients/lib.mjs'
-import { evmChain, V1_NAMES } from './chains.mjs'
+import { evmChain, SVM_V1_NAMES, V1_NAMES } from './chains.mjs'
 
 const o = options()
 const facilitator = new x402Facilitator()
-if (o.rpc) {
+for (const [chain, rpc] of Object.entries(JSON.parse(o.chains ?? '{}'))) {
   const account = privateKeyToAccount(o.key)
-  const client = createWalletClient({ account, chain: evmChain(o.chain), transport: http(o.rpc), pollingInterval: 50 }).extend(publicActions)
+  const client = createWalletClient({ account, chain: evmChain(chain), transport: http(rpc), pollingInterval: 50 }).extend(publicActions)
   const signer = toFacilitatorEvmSigner({
     address: account.address,
     getCode: (a) => client.getCode(a), readContract: (a) => client.readContract(a), verifyTypedData: (a) => client.verifyTypedData(a),
     writeContract: (a) => client.writeContract(a), sendTransaction: (a) => client.sendTransaction(a),
     waitForTransactionReceipt: (a) => client.waitForTransactionReceipt(a),
   })
-  const network = `eip155:${o.chain}`
+  const network = `eip155:${chain}`
   facilitator.register(network, new ExactEvmScheme(signer)).register(network, new UptoEvmScheme(signer))
-  if (V1_NAMES[o.chain]) facilitator.registerV1(V1_NAMES[o.chain], new ExactEvmSchemeV1(signer))
+  if (V1_NAMES[chain]) facilitator.registerV1(V1_NAMES[chain], new ExactEvmSchemeV1(signer))
   facilitator.registerExtension(EIP2612_GAS_SPONSORING)
 }
 if (o.svm) {
@@ -36,7 +36,7 @@ if (o.svm) {
   const { createKeyPairSignerFromPrivateKeyBytes } = await import('@solana/kit')
   const payer = await createKeyPairSignerFromPrivateKeyBytes(Buffer.from(o.svm_key, 'hex'))
   const signer = toFacilitatorSvmSigner(payer, { defaultRpcUrl: o.svm })
-  facilitator.register('solana:EtWTRABZaYq6iMfeYKouRu166VU2xqa1', new ExactSvmScheme(signer)).registerV1('solana-devnet', new ExactSvmSchemeV1(signer))
+  facilitator.register(o.svm_network, new ExactSvmScheme(signer)).registerV1(SVM_V1_NAMES[o.svm_network], new ExactSvmSchemeV1(signer))
 }
 
 const calls = { supported: 0, verify: 0, settle: 0 }

@@ -1,17 +1,21 @@
 // A real Solana runtime (litesvm: the validator's own, with the real token programs) behind as much JSON-RPC as wallets and
-// facilitators ask for. It says it is devnet. One slot per transaction; a blockhash is good until `bed_expire`.
+// facilitators ask for. It says it is devnet, or with `--mainnet` mainnet. One slot per transaction; a blockhash is good until
+// `bed_expire`.
 // Prints one line, `{"url", "network", "mint", "payee", "fee_payer", "fee_payer_key"}`, keys being 32 bytes of hex.
 //
 // Methods of its own: `bed_account [key, atoms]` makes an account with so many atoms of USDC and no SOL and answers
-// `{ address, tokens }`; `bed_atoms [owner]` is what an owner holds; `bed_expire []` makes every blockhash given so far too old.
+// `{ address, tokens }`; `bed_atoms [owner]` is what an owner holds; `bed_landed []` names every transaction so far;
+// `bed_expire []` makes every blockhash given so far too old.
 import { createServer } from 'node:http'
 import { createKeyPairSignerFromPrivateKeyBytes, getAddressEncoder, getBase58Decoder, getProgramDerivedAddress, getTransactionDecoder } from '@solana/kit'
 import litesvm from 'litesvm'
+import { options } from '../clients/lib.mjs'
 
 const { FailedTransactionMetadata, LiteSVM } = litesvm
-const NETWORK = 'solana:EtWTRABZaYq6iMfeYKouRu166VU2xqa1'
-const GENESIS = 'EtWTRABZaYq6iMfeYKouRu166VU2xqa1wcaWoxPkrZBG'
-const MINT = '4zMMC9srt5Ri5X14GAgXhaHii3GnPAEERYPJgZJDncDU'
+const [GENESIS, MINT] = options().mainnet
+  ? ['5eykt4UsFv8P8NJdTREpY1vzqKqZKvdpKuc147dw2N9d', 'EPjFWdd5AufqSSqeM2qN1xzybapC8G4wEGGkZwyTDt1v']
+  : ['EtWTRABZaYq6iMfeYKouRu166VU2xqa1wcaWoxPkrZBG', '4zMMC9srt5Ri5X14GAgXhaHii3GnPAEERYPJgZJDncDU']
+const NETWORK = `solana:${GENESIS.slice(0, 32)}`
 const TOKEN = 'TokenkegQfeZyiNwAJbNbGKPFXCWuBvf9Ss623VQ5DA'
 const ASSOCIATED = 'ATokenGPvbdGVxr1b2hvZbsiqW5xWH25efTNsLJA8knL'
 const DECIMALS = 6
@@ -142,6 +146,7 @@ const METHODS = {
     return { address, tokens: await hold(address, atoms) }
   },
   bed_atoms: async (owner) => String(held(await tokensOf(owner)) ?? 0n),
+  bed_landed: () => [...landed.keys()],
   bed_expire: () => { svm.expireBlockhash(); return null },
 }
 

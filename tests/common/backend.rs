@@ -10,6 +10,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 /// How the deterministic model behaves when nothing else was asked for.
@@ -74,6 +76,8 @@ pub enum Step {
     /// These bytes carry the usage `(prompt, completion)` (for the audit).
     Usage(u64, u64, Vec<u8>),
     Wait(Duration),
+    /// Nothing more before [`Backend::release`].
+    Held,
     /// Nothing more, until the other side gives up.
     Hang,
     /// TCP reset.
@@ -89,6 +93,8 @@ pub enum Reply {
     Model(Script),
     /// Exactly these steps.
     Steps(Vec<Step>),
+    /// The same, once [`Backend::release`] is called.
+    Held(Box<Reply>),
     /// `status` with everything the request carried (headers and body) in the error message: a leaky backend.
     Echo { status: u16 },
 }
@@ -154,6 +160,11 @@ impl Reply {
         Self::Steps(vec![Step::Hang])
     }
 
+    /// Accepts the request, and answers so once [`Backend::release`] is called.
+    pub fn held(self) -> Self {
+        Self::Held(Box::new(self))
+    }
+
     /// Accepts the request and resets the connection.
     pub fn reset() -> Self {
         Self::Steps(vec![Step::Reset])
@@ -206,6 +217,7 @@ struct State {
     healthy: AtomicBool,
     connections: AtomicU64,
     serial: AtomicU64,
+    held: Notify,
 }
 
 /// A running backend; dropping it closes the listener and every connection.
@@ -237,6 +249,7 @@ impl Backend {
             healthy: AtomicBool::new(true),
             connections: AtomicU64::new(0),
             serial: AtomicU64::new(0),
+            held: Notify::new(),
         });
         let shared = state.clone();
         let task = tokio::spawn(async move {
@@ -268,6 +281,11 @@ impl Backend {
     /// Every request without a queued reply gets this one; `None` returns to the model.
     pub fn always(&self, reply: impl Into<Option<Reply>>) {
         *self.state.always.lock().unwrap() = reply.into();
+    }
+
+    /// Lets every held reply go that waits now.
+    pub fn release(&self) {
+        self.state.held.notify_waiters();
     }
 
     /// Changes how the model behaves from the next request on.
@@ -338,14 +356,15 @@ impl Link {
 
     /// Waits, but not longer than the other side stays. `false`: it left.
     async fn pause(&mut self, time: Duration) -> bool {
-        if time.is_zero() {
-            return true;
-        }
-        let end = tokio::time::Instant::now() + time;
+        time.is_zero() || self.pause_until(std::pin::pin!(tokio::time::sleep(time))).await
+    }
+
+    /// The same for something else than time.
+    async fn pause_until<F: Future<Output = ()>>(&mut self, mut end: Pin<&mut F>) -> bool {
         loop {
             tokio::select! {
                 biased;
-                () = tokio::time::sleep_until(end) => return true,
+                () = &mut end => return true,
                 more = self.fill() => if !more { return false },
             }
         }
@@ -378,6 +397,10 @@ async fn serve(stream: TcpStream, state: Arc<State>) {
     let mut link = Link { stream, rest: Vec::new() };
     while let Some(request) = read_request(&mut link, connection).await {
         let started = request.at;
+        // Taken before the test sees the request, so that a release that follows it is not missed.
+        let released = state.held.notified();
+        tokio::pin!(released);
+        released.as_mut().enable();
         let reply = choose(&state, &request);
         let index = {
             let mut all = state.requests.lock().unwrap();
@@ -385,11 +408,7 @@ async fn serve(stream: TcpStream, state: Arc<State>) {
             all.len() - 1
         };
         let note = |change: &dyn Fn(&mut Recorded)| change(&mut state.requests.lock().unwrap()[index]);
-        let steps = match reply {
-            Reply::Steps(steps) => steps,
-            Reply::Echo { status } => echo(status, &request),
-            Reply::Model(script) => model(&script, &request, state.serial.fetch_add(1, Ordering::SeqCst)),
-        };
+        let steps = steps(reply, &request, &state);
         let mut end = End::KeepAlive;
         for step in steps {
             let alive = match step {
@@ -409,6 +428,7 @@ async fn serve(stream: TcpStream, state: Arc<State>) {
                     sent
                 }
                 Step::Wait(time) => link.pause(time).await,
+                Step::Held => link.pause_until(released.as_mut()).await,
                 Step::Hang => link.pause(Duration::from_secs(3600)).await,
                 Step::Reset => {
                     let _ = link.stream.set_zero_linger();
@@ -439,6 +459,15 @@ async fn serve(stream: TcpStream, state: Arc<State>) {
             let _ = link.stream.shutdown().await;
             return;
         }
+    }
+}
+
+fn steps(reply: Reply, request: &Recorded, state: &State) -> Vec<Step> {
+    match reply {
+        Reply::Steps(steps) => steps,
+        Reply::Echo { status } => echo(status, request),
+        Reply::Model(script) => model(&script, request, state.serial.fetch_add(1, Ordering::SeqCst)),
+        Reply::Held(then) => [vec![Step::Held], steps(*then, request, state)].concat(),
     }
 }
 

@@ -48,6 +48,10 @@ pub enum Answer {
     After(Duration, Box<Answer>),
     /// The answer once [`Scripted::release`] is called.
     Held(Box<Answer>),
+    /// Whatever the facilitator behind this one says; see [`Scripted::before`].
+    Real,
+    /// The facilitator behind this one does it, and this is what is said.
+    Done(Box<Answer>),
     /// Hears the call and says nothing until the other side gives up.
     Hang,
     /// Hears the call and resets the connection.
@@ -117,6 +121,10 @@ impl Answer {
         Self::Held(Box::new(self))
     }
 
+    pub fn done(self) -> Self {
+        Self::Done(Box::new(self))
+    }
+
     pub fn half(self) -> Self {
         Self::Half(Box::new(self))
     }
@@ -169,6 +177,8 @@ impl Call {
 struct Script {
     once: HashMap<String, VecDeque<Answer>>,
     always: HashMap<String, Answer>,
+    /// The facilitator behind this one.
+    real: Option<String>,
     supported: Value,
     calls: Vec<Call>,
     connections: u64,
@@ -213,6 +223,13 @@ impl Scripted {
         Self { addr, script, held, task }
     }
 
+    /// In front of a real one, whose word it passes on until told otherwise.
+    pub async fn before(real: &str) -> Self {
+        let scripted = Self::start(&[]).await;
+        scripted.script.lock().unwrap().real = Some(real.to_owned());
+        scripted
+    }
+
     /// `http://127.0.0.1:PORT`. A base path in front of the three is ignored: `url() + "/platform/v2/x402"` works too.
     pub fn url(&self) -> String {
         format!("http://{}", self.addr)
@@ -221,6 +238,11 @@ impl Scripted {
     /// The next call of this path that has no other answer queued before it.
     pub fn next(&self, path: &str, answer: Answer) {
         self.script.lock().unwrap().once.entry(path.to_owned()).or_default().push_back(answer);
+    }
+
+    /// Drops the answers that are queued for this path.
+    pub fn forget_next(&self, path: &str) {
+        self.script.lock().unwrap().once.remove(path);
     }
 
     /// Every call of this path without a queued answer; `None` returns to yes.
@@ -300,7 +322,8 @@ async fn serve(mut stream: TcpStream, script: Arc<Mutex<Script>>, held: Arc<Noti
         let mut answer = {
             let mut script = script.lock().unwrap();
             let chosen = script.once.get_mut(&call.path).and_then(VecDeque::pop_front);
-            let chosen = chosen.or_else(|| script.always.get(&call.path).cloned()).unwrap_or(Answer::Yes);
+            let usual = if script.real.is_some() { Answer::Real } else { Answer::Yes };
+            let chosen = chosen.or_else(|| script.always.get(&call.path).cloned()).unwrap_or(usual);
             script.calls.push(call.clone());
             chosen
         };
@@ -314,6 +337,11 @@ async fn serve(mut stream: TcpStream, script: Arc<Mutex<Script>>, held: Arc<Noti
                     true => *then,
                     false => return,
                 },
+                Answer::Real => passed_on(&call, &script).await,
+                Answer::Done(then) => {
+                    passed_on(&call, &script).await;
+                    *then
+                }
                 other => break answer = other,
             };
         }
@@ -345,6 +373,19 @@ async fn serve(mut stream: TcpStream, script: Arc<Mutex<Script>>, held: Arc<Noti
             return;
         }
     }
+}
+
+/// The same call to the facilitator behind this one.
+async fn passed_on(call: &Call, script: &Mutex<Script>) -> Answer {
+    let real = script.lock().unwrap().real.clone().expect("a facilitator behind this one");
+    let url = format!("{real}{}", call.path);
+    let asked = match call.method.as_str() {
+        "GET" => super::http().get(url),
+        _ => super::http().post(url).header("content-type", "application/json").body(call.body.clone()),
+    };
+    let reply = asked.send().await.expect("the facilitator behind this one answers");
+    let status = reply.status().as_u16();
+    Answer::status(status, "application/json", reply.bytes().await.expect("a whole answer"))
 }
 
 /// Waits, but not longer than the other side stays. `false`: it left.

@@ -23,6 +23,7 @@
     unreachable_pub
 )]
 
+pub mod agent402;
 pub mod aimock;
 pub mod backend;
 pub mod bed;
@@ -34,6 +35,7 @@ pub mod facilitator;
 pub mod gate;
 pub mod ledger;
 pub mod payer;
+pub mod paying;
 pub mod raw;
 pub mod relay;
 pub mod reserve;

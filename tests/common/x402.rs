@@ -11,9 +11,14 @@
 //!
 //! Atoms everywhere; addresses with or without checksum.
 
+pub mod brittle;
 mod client;
-mod served;
+pub mod counter;
+pub mod permit2;
+pub mod served;
+pub mod stall;
 mod svm;
+pub mod takings;
 
 use std::process::{Child, Command};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -25,9 +30,13 @@ use base64::Engine as _;
 use mpp::PrivateKeySigner;
 use serde_json::{Value, json};
 
+pub use brittle::Brittle;
 pub use client::Client;
+pub use permit2::Permit;
 pub use served::{Calls, Facilitator, Reference};
+pub use stall::Stall;
 pub use svm::{SvmBed, SvmBuyer};
+pub use takings::Takings;
 
 use super::chain::{self, DEV, Transfer};
 
@@ -188,6 +197,11 @@ impl EvmBed {
     /// Lets Permit2 take any amount, as a buyer with native coin would; without this `permit2` needs the EIP-2612 extension.
     pub async fn approve_permit2(&self, owner: &str) {
         self.as_account(owner, self.usdc, approveCall { spender: account(PERMIT2), atoms: U256::MAX }).await;
+    }
+
+    /// Takes that back.
+    pub async fn forbid_permit2(&self, owner: &str) {
+        self.as_account(owner, self.usdc, approveCall { spender: account(PERMIT2), atoms: U256::ZERO }).await;
     }
 
     /// Every transfer of USDC after block `since`, oldest first. Minting is a transfer from address zero.

@@ -8,7 +8,6 @@ use crate::flow::settler::{Due, Pace, due};
 use crate::flow::{closing, reclaim, settler};
 use crate::journal::Entry;
 use crate::journal::sample::receipt;
-use crate::money::Atoms;
 use crate::rail::session::Outcome;
 
 /// As often as a test wants it.

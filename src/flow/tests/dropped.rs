@@ -1,7 +1,6 @@
 //! A client that leaves at any moment, and a step that breaks off: the money is where it can be used again.
 
 use super::*;
-use crate::claim::Standing;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 

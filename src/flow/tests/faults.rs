@@ -1,7 +1,6 @@
 //! A disk that fails at each write, and what the next process makes of it.
 
 use super::*;
-use crate::claim::Standing;
 use crate::flow::recover::recover;
 use crate::refusal::Moved;
 

@@ -83,7 +83,7 @@ async fn an_offer_from_before_a_restart_is_honoured_at_its_own_amount() {
     assert_eq!(paid.into_hold().terms().price, old, "the rules that made it are gone; its MAC and digest are not");
 }
 
-const ABSORB: (&str, &str, &str) = (
+pub(super) const ABSORB: (&str, &str, &str) = (
     "tiers.toml",
     "{ ceiling = true }",
     "{ estimate = { overhead = \"1\", shortfall = \"absorb\", loss_cap_per_call = \"0.0005\", loss_cap_per_day = \"0.0008\" } }",

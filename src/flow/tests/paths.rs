@@ -1,10 +1,9 @@
 //! Every way a credential can go.
 
 use super::*;
-use crate::claim::{Op, Standing};
+use crate::claim::Op;
 use crate::flow::receipt::Signet;
 use crate::flow::settle::{Delivery, End};
-use crate::money::Atoms;
 use crate::refusal::Moved;
 use crate::secret::Secret;
 use std::sync::atomic::Ordering::SeqCst;

@@ -7,7 +7,6 @@ use crate::conf::SessionConf;
 use crate::flow::control;
 use crate::flow::receipt::Signet;
 use crate::flow::settle::{Delivery, End, Next};
-use crate::money::Atoms;
 use crate::rail::session::{Action, Outcome, PayersTx, Presented, SessionAsk, SessionReceipt, Snapshot};
 use crate::refusal::Moved;
 use crate::secret::Secret;

@@ -467,7 +467,7 @@ impl Rail for Charge {
                 (self.validated(credential, canonical).await?, end)
             }
         };
-        Ok(Proof { recognised, payer, collect_until })
+        Ok(Proof { recognised, payer, is_proven: true, collect_until })
     }
 
     async fn complete(&self, shown: &Shown, mut proof: Proof) -> Result<Proof, Refusal> {
@@ -482,7 +482,7 @@ impl Rail for Charge {
     }
 
     async fn collect(&self, _: &Shown, proof: &Proof) -> Collected {
-        let Proof { recognised: paid, payer, collect_until } = proof;
+        let Proof { recognised: paid, payer, collect_until, .. } = proof;
         if paid.terms.amount == Atoms(0) {
             return Collected::Paid;
         }

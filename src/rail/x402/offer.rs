@@ -1,8 +1,8 @@
 //! What an offer carries in `extra.offer`: our own words about it, which v2 clients give back unread.
 //!
 //! An x402 payment names neither path nor body, so the offer says for whom it was made: everything that a buyer is promised is under
-//! our MAC, and only what cannot be computed anew stands in the text. Offers made in the same second for the same request are
-//! alike; payments are not, because the payer's nonce is in them.
+//! our MAC, and only what cannot be computed anew stands in the text. No two texts are alike: a payment is public once it is on
+//! chain, and then the text is what its payer knows and an observer, who may ask the same at the same time, does not.
 
 use super::wire::{Entry, OFFER};
 use crate::clock::UnixSeconds;
@@ -21,8 +21,8 @@ pub const LONGEST: usize = 160;
 const PURPOSE: &[u8] = b"pontage x402 offer";
 /// The layout of the text.
 const LAYOUT: u8 = 1;
-/// Layout, expiry, price, digest; then the generation, then the MAC.
-const FIXED: usize = 1 + 8 + 16 + 32;
+/// Layout, expiry, price, digest, salt; then the generation, then the MAC.
+const FIXED: usize = 1 + 8 + 16 + 32 + 8;
 const MAC: usize = 32;
 
 /// What the text says.
@@ -36,6 +36,8 @@ pub struct Stamp {
     pub price: Usd,
     /// SHA-256 of the body it was made for.
     pub digest: [u8; 32],
+    /// What makes it this one.
+    pub salt: [u8; 8],
 }
 
 /// What the offer is bound to and does not repeat.
@@ -58,6 +60,7 @@ pub fn seal(ring: &KeyRing, stamp: &Stamp, bound: &Bound<'_>) -> Option<String> 
     bytes.extend(stamp.expires.0.to_be_bytes());
     bytes.extend(stamp.price.0.to_be_bytes());
     bytes.extend(stamp.digest);
+    bytes.extend(stamp.salt);
     bytes.extend(stamp.generation.as_str().as_bytes());
     bytes.extend(ring.mac(&under(&bytes, bound)?)?);
     Some(URL_SAFE_NO_PAD.encode(bytes)).filter(|text| text.len() <= LONGEST)
@@ -74,11 +77,13 @@ pub fn open(ring: &KeyRing, text: &str, bound: &Bound<'_>) -> Option<Stamp> {
     let (_, fixed) = fixed.split_first()?;
     let (expires, fixed) = fixed.split_first_chunk::<8>()?;
     let (price, fixed) = fixed.split_first_chunk::<16>()?;
+    let (digest, fixed) = fixed.split_first_chunk::<32>()?;
     Some(Stamp {
         generation: std::str::from_utf8(generation).ok()?.into(),
         expires: UnixSeconds(u64::from_be_bytes(*expires)),
         price: Usd(u128::from_be_bytes(*price)),
-        digest: *fixed.first_chunk::<32>()?,
+        digest: *digest,
+        salt: *fixed.first_chunk::<8>()?,
     })
 }
 
@@ -133,6 +138,7 @@ mod tests {
             expires: UnixSeconds(1_795_221_719),
             price: Usd::parse("0.0201").unwrap(),
             digest: [7; 32],
+            salt: [9; 8],
         }
     }
 
@@ -166,7 +172,7 @@ mod tests {
             text.len() <= LONGEST && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b)),
             "{text}"
         );
-        assert_eq!(text.len(), 140);
+        assert_eq!(text.len(), 151);
 
         // Carried by the entry, and repeated by a client, it does not change what it is over.
         let mut offered = sold.clone();
@@ -221,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_generation_that_is_not_one_of_ours_is_not_sealed() {
-        for (length, want) in [(0, true), (31, true), (32, false)] {
+        for (length, want) in [(0, true), (23, true), (24, false)] {
             let stamp = Stamp { generation: "g".repeat(length).into(), ..stamp() };
             let text = seal(&ring(), &stamp, &sold().bound());
             assert_eq!(text.is_some(), want, "{length}");
@@ -243,7 +249,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_but_the_one_we_wrote_is_ours(at in 0usize..140, with in "[A-Za-z0-9_=-]", other in "\\PC{0,200}") {
+        fn no_text_but_the_one_we_wrote_is_ours(at in 0usize..151, with in "[A-Za-z0-9_=-]", other in "\\PC{0,200}") {
             let (ring, sold) = (ring(), sold());
             prop_assert_eq!(open(&ring, &other, &sold.bound()), None);
             let text = seal(&ring, &stamp(), &sold.bound()).unwrap();

@@ -18,6 +18,9 @@ use std::sync::LazyLock;
 /// Longest signature of a contract that is carried, in bytes.
 pub const MAX_SIGNATURE: usize = 8 * 1024;
 
+/// What a signature may be good for beyond what is needed: as long as it is, its claim is remembered.
+const LONGEST_SECONDS: u64 = 86_400;
+
 /// Permit2, the same on every network.
 pub const PERMIT2: Address = address!("0x000000000022D473030F116dDEE9F6B43aC78BA3");
 /// The proxy that `exact` payments by Permit2 go through, the same on every network.
@@ -149,15 +152,6 @@ impl Signed {
         }
     }
 
-    /// What it can be found by on its network: the nonce, or the hash of the message.
-    pub fn reference(&self) -> String {
-        match self {
-            Self::Eip3009(a) => format!("{:#x}", a.nonce),
-            Self::Permit2(p) => format!("permit2:{:#x}:{:064x}", p.from, p.nonce),
-            Self::Solana(bytes) => hex::encode(Sha256::digest(solana::message(bytes).unwrap_or(bytes))),
-        }
-    }
-
     /// The payer's signature, or the transaction that carries it.
     pub(super) fn signature(&self) -> &[u8] {
         match self {
@@ -277,6 +271,10 @@ fn in_time(after: u64, before: u64, wanted: &Wanted<'_>) -> Result<(), String> {
     }
     if before < until {
         return Err(format!("it is good until {before}, and has to be until {until}"));
+    }
+    let latest = until.saturating_add(LONGEST_SECONDS);
+    if before > latest {
+        return Err(format!("it is good until {before}, and may be until {latest} at most"));
     }
     Ok(())
 }

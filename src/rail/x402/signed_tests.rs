@@ -70,6 +70,13 @@ fn a_payment_that_differs_from_what_was_asked_is_refused_with_both_values() {
         ("exact-eip3009", |_, a| a.now.0 += 101, &["good until"], "one second too short a life"),
         ("exact-eip3009", |s, a| authorization(s).valid_before = a.now.0 - 1, &["good until"], "expired"),
         ("exact-eip3009", |s, a| authorization(s).valid_after = a.now.0 + 1, &["good from"], "not good yet"),
+        (
+            "exact-eip3009",
+            |s, a| authorization(s).valid_before = a.now.0 + a.lasts + LONGEST_SECONDS + 1,
+            &["may be until"],
+            "a second too long a life",
+        ),
+        ("upto", |s, _| permit(s).deadline = u64::MAX, &["may be until"], "a life without end"),
         ("exact-eip3009", |_, a| a.permit2 = true, &["Permit2 was offered"], "another method"),
         ("exact-eip3009", |_, a| a.entry.scheme = Scheme::Upto, &["Permit2 was offered"], "exact for upto"),
         (

@@ -13,7 +13,7 @@ use super::signed::{self, Signed, Wanted};
 use super::wire::{self, Entry, OFFER, Payment, Resource, Scheme, Settled, Version};
 use crate::claim::{Claim, Standing, Terms};
 use crate::clock::UnixSeconds;
-use crate::ids::{PublicModel, RailId};
+use crate::ids::{self, PublicModel, RailId};
 use crate::journal::Receipt;
 use crate::money::{Atoms, Usd};
 use crate::network::{Asset, Family, Network};
@@ -189,17 +189,20 @@ impl X402 {
                 Trace::Unknown if self.evidence.is_some() => Collected::Unknown,
                 Trace::Unknown => Collected::Unprovable,
             },
-            Settlement::Failed { reason } => match self.is_dear(amount) {
-                // A facilitator that takes the money and says it did not would make its payer pay twice.
-                true => match self.trace(signed, amount).await {
-                    Trace::Moved { transaction } => Collected::Settled { transaction },
-                    _ => failed(&reason),
-                },
-                false => failed(&reason),
+            // Whoever saw the authorization may have handed it in first, and a facilitator may take the money and say that it did not:
+            // its payer must not pay twice.
+            Settlement::Failed { reason } => match self.trace(signed, amount).await {
+                Trace::Moved { transaction } => Collected::Settled { transaction },
+                _ => failed(&reason),
             },
+            // Whatever it leaves open, the chain may know by now: then the answer that waits for it need not be made a second time.
             Settlement::Unknown { why } => {
                 tracing::warn!(rail = %self.settings.id, why, "a settlement's outcome is not known");
-                Collected::Unknown
+                match self.trace(signed, amount).await {
+                    Trace::Moved { transaction } => Collected::Settled { transaction },
+                    Trace::Gone => failed("it was used up for something else"),
+                    Trace::Unused | Trace::Unknown => Collected::Unknown,
+                }
             }
         }
     }
@@ -229,6 +232,12 @@ impl X402 {
             }
         }
         Collected::Unknown
+    }
+
+    /// Whether the chain shows that a payment was made.
+    async fn moved(&self, kept: &Kept, amount: Atoms) -> bool {
+        let Some(signed) = shown::again(&kept.payload) else { return false };
+        matches!(self.trace(&signed, amount).await, Trace::Moved { .. })
     }
 
     async fn trace(&self, signed: &Signed, amount: Atoms) -> Trace {
@@ -321,6 +330,7 @@ impl Rail for X402 {
             expires: now.plus(OFFER_SECONDS),
             price: *price,
             digest: ask.digest,
+            salt: ids::salt(),
         };
         let bound = Bound { rail: &self.settings.id, route, model, entry: &entry };
         let text = offer::seal(&self.ring, &stamp, &bound).ok_or_else(defect)?;
@@ -379,10 +389,12 @@ impl Rail for X402 {
                 (None, UnixSeconds(u64::MAX))
             }
         };
+        let key = payment.signed.key(&self.settings.network, &self.settings.asset.address);
         Ok(Some(Recognised {
-            key: payment.signed.key(&self.settings.network, &self.settings.asset.address),
             challenge_id: secret_of(payment, &live.digest),
-            reference: payment.signed.reference(),
+            // A nonce is anybody's to choose: only with payer, token and network is it one payment's.
+            reference: key.0.clone(),
+            key,
             terms,
             digest,
             expires,
@@ -433,7 +445,8 @@ impl Rail for X402 {
             now,
             lasts: self.must_last(ask.lasts),
         };
-        signed::check(&payment.signed, &wanted).map_err(|why| Refusal::PaymentInvalid { why })?;
+        let standing = signed::check(&payment.signed, &wanted).map_err(|why| Refusal::PaymentInvalid { why })?;
+        let is_proven = standing == signed::Standing::Proven;
         let entry = match &payment.accepted {
             Some(accepted) => entry.repeated(accepted),
             None => entry,
@@ -445,7 +458,7 @@ impl Rail for X402 {
         let kept = Kept { version: payment.version, payload: payment.raw.clone(), requirements };
         recognised.resend = serde_json::to_string(&kept).ok();
         let collect_until = payment.signed.until().unwrap_or(now.plus(SOLANA_SECONDS));
-        Ok(Proof { payer: payment.signed.payer(), recognised, collect_until })
+        Ok(Proof { payer: payment.signed.payer(), is_proven, recognised, collect_until })
     }
 
     fn when(&self, streams: bool) -> When {
@@ -472,6 +485,13 @@ impl Rail for X402 {
         let call = Call { version: kept.version, payload: &kept.payload, requirements: &kept.requirements, expects };
         match self.facilitator.verify(&call).await {
             Verdict::Valid { .. } => Vouched::Good,
+            // Somebody handed it in before us: it is paid, and will be found so when it is taken.
+            Verdict::Invalid { reason } if is_used(&reason) && self.settings.scheme == Scheme::Exact => {
+                match self.moved(&kept, claim.terms.amount).await {
+                    true => Vouched::Good,
+                    false => Vouched::Bad { why: reason },
+                }
+            }
             Verdict::Invalid { reason } => Vouched::Bad { why: reason },
             Verdict::Unknown { why } => Vouched::Unknown { why },
         }
@@ -531,3 +551,7 @@ impl Rail for X402 {
 fn kept(text: &str) -> Option<Kept> {
     serde_json::from_str(text).ok()
 }
+
+#[cfg(test)]
+#[path = "way_tests.rs"]
+mod tests;

@@ -31,17 +31,24 @@ pub struct Calls {
 impl Facilitator {
     /// v2 `exact` and `upto`, v1 `exact`, gas sponsoring over EIP-2612.
     pub async fn ts(bed: &EvmBed) -> Self {
-        let rpc = bed.url();
-        let chain = bed.chain_id.to_string();
-        let flags = [("rpc", rpc.as_str()), ("chain", &chain), ("key", DEV[0].key)];
-        Self { served: Served::start("facilitator.mjs", &flags).await }
+        Self::over(&[bed], None).await
     }
 
     /// The same, and `exact` on Solana.
     pub async fn ts_with(bed: &EvmBed, svm: &SvmBed) -> Self {
-        let (rpc, chain, solana, payer) = (bed.url(), bed.chain_id.to_string(), svm.url(), svm.said("fee_payer_key"));
-        let flags =
-            [("rpc", rpc.as_str()), ("chain", &chain), ("key", DEV[0].key), ("svm", &solana), ("svm_key", &payer)];
+        Self::over(&[bed], Some(svm)).await
+    }
+
+    /// The same on all of these chains.
+    pub async fn over(beds: &[&EvmBed], svm: Option<&SvmBed>) -> Self {
+        let chains: serde_json::Map<String, Value> =
+            beds.iter().map(|bed| (bed.chain_id.to_string(), bed.url().into())).collect();
+        let chains = Value::from(chains).to_string();
+        let solana = svm.map(|svm| (svm.url(), svm.network(), svm.said("fee_payer_key")));
+        let mut flags = vec![("chains", chains.as_str()), ("key", DEV[0].key)];
+        if let Some((url, network, payer)) = &solana {
+            flags.extend([("svm", url.as_str()), ("svm_network", network), ("svm_key", payer)]);
+        }
         Self { served: Served::start("facilitator.mjs", &flags).await }
     }
 

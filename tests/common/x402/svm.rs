@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::served::Served;
 use crate::common::chain;
 
-/// A real Solana runtime that says it is devnet, with its USDC; no slot passes without a transaction.
+/// A real Solana runtime that says it is devnet or mainnet, with that one's USDC; no slot passes without a transaction.
 pub struct SvmBed {
     served: Served,
 }
@@ -22,20 +22,26 @@ pub struct SvmBuyer {
 }
 
 impl SvmBed {
+    /// As devnet.
     pub async fn start() -> Self {
         Self { served: Served::start("svm.mjs", &[]).await }
+    }
+
+    /// As mainnet.
+    pub async fn mainnet() -> Self {
+        Self { served: Served::start("svm.mjs", &[("mainnet", "true")]).await }
     }
 
     pub fn url(&self) -> String {
         self.served.url()
     }
 
-    /// `solana:EtWTRABZaYq6iMfeYKouRu166VU2xqa1`.
+    /// `solana:EtWTRABZaYq6iMfeYKouRu166VU2xqa1` on devnet.
     pub fn network(&self) -> String {
         self.said("network")
     }
 
-    /// USDC of devnet.
+    /// USDC.
     pub fn mint(&self) -> String {
         self.said("mint")
     }
@@ -73,6 +79,17 @@ impl SvmBed {
     /// Lamports.
     pub async fn lamports(&self, address: &str) -> u64 {
         self.rpc("getBalance", json!([address])).await["value"].as_u64().unwrap()
+    }
+
+    /// All of a transaction as anybody can read it on the chain, signatures first, in base64.
+    pub async fn transaction(&self, signature: &str) -> String {
+        let found = self.rpc("getTransaction", json!([signature, {"encoding": "base64"}])).await;
+        found["transaction"][0].as_str().unwrap_or_else(|| panic!("{signature} is not on the chain")).to_owned()
+    }
+
+    /// The names of all transactions on the chain, oldest first.
+    pub async fn landed(&self) -> Vec<String> {
+        serde_json::from_value(self.rpc("bed_landed", json!([])).await).unwrap()
     }
 
     /// Transactions signed so far and not sent yet become too old.

@@ -1,0 +1,98 @@
+//! What paying by x402 adds to a call: one connection, one call after the other, each with a payment of its own, before a facilitator
+//! that says yes at once. Prints figures; nothing here passes or fails on a time.
+//!
+//!     cargo bench --bench x402
+//!
+//! A paid call has two HTTP calls in it (`/verify`, `/settle`) and four durable writes (promised, being taken, paid, delivered). The
+//! first are measured by themselves, from here; the second are what a store on a disk takes longer than one in memory.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod bed;
+
+use bed::backend::{self, Kind};
+use bed::payer::{Wire, words};
+use bed::{FREE, Gate, PATH, asked, facilitator, median, request_body, until};
+use std::path::Path;
+use std::time::Instant;
+
+const ROUNDS: u64 = 5;
+const CALLS: u64 = 200;
+
+fn main() {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    backend::play(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    println!("a JSON request, paid `exact` and taken on success; one connection, {ROUNDS} × {CALLS} calls\n");
+    println!("{:<44} {:>12} {:>12}", "", "median µs", "CPU µs");
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() {
+        compare("in memory", tempfile::tempdir_in(memory).unwrap());
+    }
+    compare("on disk", tempfile::tempdir().unwrap());
+}
+
+/// Free and paid calls in turn, so that a machine that slows down slows both.
+fn compare(place: &str, scratch: tempfile::TempDir) {
+    let body = request_body();
+    let (_backend, backend) = backend::start(Kind::Json);
+    let gate = Gate::prepare(scratch.path(), &backend, "base/exact");
+    let running = gate.start();
+    let mut offer = None;
+    until("the gate offers x402 (what it says against that is above)", 120, || {
+        offer = asked(gate.listen, &body).and_then(|(_, head)| facilitator::offer(&head));
+        offer.is_some()
+    });
+    let offer = offer.unwrap();
+    let mut wire = Wire::open(gate.listen).unwrap();
+    let mut outside = Wire::open(gate.facilitator.unwrap()).unwrap();
+    let call = |wire: &mut Wire, path: &str, headers: &str, body: &str| {
+        let began = Instant::now();
+        wire.post(path, headers, body).unwrap();
+        let (status, head, length) = wire.head().unwrap();
+        let said = wire.body(length.unwrap()).unwrap();
+        let micros = began.elapsed().as_secs_f64() * 1e6;
+        assert_eq!(status, 200, "{}", words(&said));
+        assert!(headers.is_empty() || head.contains("payment-response:"), "{head}");
+        micros
+    };
+    let (mut times, mut cpu) = ([(); 3].map(|()| Vec::new()), [(); 2].map(|()| Vec::new()));
+    let mut next = 0;
+    for round in 0..=ROUNDS {
+        let payments: Vec<String> = (0..CALLS).map(|n| facilitator::payment(&offer, next + n)).collect();
+        next += CALLS;
+        for (side, path) in [FREE, PATH].into_iter().enumerate() {
+            let before = running.cpu();
+            for payment in &payments {
+                let micros = call(&mut wire, path, if side == 0 { "" } else { payment }, &body);
+                // The first round warms both.
+                if round > 0 {
+                    times[side].push(micros);
+                }
+            }
+            if round > 0 {
+                cpu[side].push((running.cpu() - before).as_secs_f64() * 1e6 / CALLS as f64);
+            }
+        }
+        for _ in 0..CALLS {
+            times[2].push(call(&mut outside, "/verify", "", &verify_body(&payments[0])));
+        }
+    }
+    let [free, paid, http] = times.map(|t| median(&t));
+    let [free_cpu, paid_cpu] = cpu.map(|c| median(&c));
+    println!("{:<44} {free:>12.0} {free_cpu:>12.0}", format!("free, store {place}"));
+    println!("{:<44} {paid:>12.0} {paid_cpu:>12.0}", format!("paid, store {place}"));
+    println!("{:<44} {http:>12.0}", "one HTTP call to the facilitator, from here");
+    println!(
+        "{:<44} {:>12.0}   (aim, writes apart: ≤ 200)\n",
+        format!("paid − free − two HTTP calls, {place}"),
+        paid - free - 2.0 * http
+    );
+}
+
+/// About what the gate sends.
+fn verify_body(payment: &str) -> String {
+    let from = "0x0000000000000000000000000000000000000001";
+    let filler = "x".repeat(payment.len());
+    serde_json::json!({ "paymentPayload": { "payload": { "authorization": { "from": from } } }, "filler": filler })
+        .to_string()
+}

@@ -1,0 +1,204 @@
+//! How far a payer is trusted, and what an offer is worth when the rules or the operator's limits have changed.
+
+use super::promise::{
+    END, REPLY, bed, bed_with, by_success, by_usage, delivery, receipt, sell, stream, streamed, words,
+};
+use super::sessions::audited;
+use super::*;
+use crate::flow::settle::End;
+use crate::journal::Settlement;
+use crate::refusal::Moved;
+
+#[tokio::test]
+async fn a_delivered_stream_that_could_not_be_paid_is_lost_and_its_payer_is_trusted_less() {
+    for late in [false, true] {
+        let exposure = Usd(150_000_000_000_000); // 150 atoms
+        let bed = bed(When::After { most: Some(Usd::ONE), exposure });
+        let body = streamed(10);
+        let credential = bed.credential(PATH, &body, "a").await;
+        let why = || Collected::Failed { why: "insufficient_funds".into() };
+        let (first, then) = if late { (Collected::Unknown, Some(why())) } else { (why(), None) };
+        bed.rail.taken.lock().unwrap().push_back(first);
+        bed.rail.looked.lock().unwrap().extend(then);
+        let (served, _) = stream(&bed, &body, &credential, End::Whole).await.unwrap();
+        let id = served.receipt().id.clone();
+        bed.becomes("a", |claim| claim.standing == Standing::Lost { receipt: id.clone() }).await;
+        let own = receipt(&bed, &id).await;
+        assert_eq!((own.charged, own.charged_usd, own.settlement), (Atoms(0), Usd::ZERO, Some(Settlement::Lost)));
+        let stop = stopped(bed.pay(PATH, &body, &credential).await);
+        let said = (stop.refusal.code(), stop.moved, stop.claimed);
+        assert_eq!(said, ("payment_spent", Moved::No, true), "it has bought its reply, and nothing moved");
+
+        let credential = bed.credential(PATH, &body, "b").await;
+        let promised = bed.quote(PATH, &body).await.unwrap().terms_by_usage(&bed.rail.id, 6, Usd::ONE).unwrap();
+        assert!(promised.price <= exposure && promised.price.plus(Usd(32_000_000_000_000)).unwrap() > exposure);
+        let stop = stopped(bed.pay(PATH, &body, &credential).await);
+        assert_eq!((stop.refusal.code(), stop.refusal.status()), ("payer_exposed", 429));
+        assert_eq!((stop.moved, stop.claimed, bed.claim("b").await), (Moved::No, false, None), "before any claim");
+        drop(served);
+        audited(bed).await;
+    }
+}
+
+#[tokio::test]
+async fn a_payer_promises_no_more_at_a_time_than_he_is_trusted_with() {
+    let bed = bed(When::After { most: Some(Usd::ONE), exposure: Usd(200_000_000_000_000) });
+    let body = streamed(10);
+    let a = bed.credential(PATH, &body, "a").await;
+    let b = bed.credential(PATH, &body, "b").await;
+    let first = bed.pay(PATH, &body, &a).await.unwrap();
+    assert_eq!(stopped(bed.pay(PATH, &body, &b).await).refusal.code(), "payer_exposed");
+    drop(first);
+    bed.becomes("a", |claim| claim.standing == Standing::Untaken).await;
+    until(|| async { bed.pay(PATH, &body, &b).await.is_ok() }).await;
+}
+
+/// 110 atoms or so are promised at a time.
+const ONE_AT_A_TIME: Usd = Usd(200_000_000_000_000);
+
+#[tokio::test]
+async fn a_promise_in_doubt_counts_against_its_payer_until_it_is_known_whatever_restarts() {
+    for after in [
+        When::After { most: None, exposure: ONE_AT_A_TIME },
+        When::After { most: Some(Usd::ONE), exposure: ONE_AT_A_TIME },
+    ] {
+        // Used up: 100 tokens at $10 a million. Whatever is promised beside it is too much.
+        let mut bed = bed(after);
+        let by_usage = matches!(after, When::After { most: Some(_), .. });
+        let body = if by_usage { streamed(10) } else { ask("m", 10) };
+        let first = bed.credential(PATH, &body, "a").await;
+        let second = bed.credential(PATH, &body, "b").await;
+        bed.rail.taken.lock().unwrap().push_back(Collected::Unknown);
+        if by_usage {
+            let mut served = delivery(&bed, bed.pay(PATH, &body, &first).await.unwrap());
+            let mut out = Vec::new();
+            served.chunk(words(8), &mut out).await.unwrap();
+            served.first_byte().await.unwrap();
+            let used = END.replace("\"completion_tokens\":3", "\"completion_tokens\":10").replace(":5}", ":12}");
+            served.chunk(used.into(), &mut out).await.unwrap();
+            served.end(End::Whole, &mut out).await;
+            assert_eq!(served.receipt().charged, Atoms(102));
+        } else {
+            assert_eq!(sell(&bed, &body, &first, REPLY).await.unwrap_err().refusal.code(), "payment_unknown");
+        }
+        let followed =
+            |claim: &Claim| matches!(&claim.standing, Standing::Taking { by, .. } if by.ends_with("/recovery"));
+        bed.becomes("a", followed).await;
+        assert_eq!(stopped(bed.pay(PATH, &body, &second).await).refusal.code(), "payer_exposed", "{after:?}");
+
+        bed.restart();
+        crate::flow::recover::recover(&bed.toll).await.unwrap();
+        assert_eq!(
+            stopped(bed.pay(PATH, &body, &second).await).refusal.code(),
+            "payer_exposed",
+            "{after:?}, restarted"
+        );
+        // The old process asks as well, and cannot be told apart.
+        let found = || Collected::Settled { transaction: "0xlate".into() };
+        bed.rail.looked.lock().unwrap().extend([found(), found()]);
+        bed.becomes("a", |claim| matches!(claim.standing, Standing::Owed | Standing::Delivered { .. })).await;
+        until(|| async { bed.pay(PATH, &body, &second).await.is_ok() }).await;
+    }
+}
+
+#[tokio::test]
+async fn replies_that_could_not_be_paid_make_their_payer_trusted_less() {
+    let bed = bed(When::After { most: None, exposure: ONE_AT_A_TIME });
+    let body = ask("m", 10);
+    for (proof, want) in [("a", "payment_failed"), ("b", "payer_exposed")] {
+        let credential = bed.credential(PATH, &body, proof).await;
+        bed.rail.taken.lock().unwrap().push_back(Collected::Failed { why: "insufficient_funds".into() });
+        let stop = sell(&bed, &body, &credential, REPLY).await.unwrap_err();
+        assert_eq!(stop.refusal.code(), want, "a backend worked for it");
+    }
+}
+
+#[tokio::test]
+async fn what_cost_nothing_is_not_owed_when_it_does_not_leave() {
+    for dropped in [false, true] {
+        let bed = bed(by_usage());
+        let body = ask("m", 10);
+        let credential = bed.credential(PATH, &body, "a").await;
+        let Money::Promise(promise) = bed.pay(PATH, &body, &credential).await.unwrap().money else { panic!("taken") };
+        let hold = promise.take(Atoms(0)).await.unwrap();
+        if dropped {
+            drop(hold);
+        } else {
+            assert_eq!(hold.give_back().await, Moved::No);
+        }
+        bed.becomes("a", |claim| claim.standing == Standing::Untaken).await;
+        assert!(sell(&bed, &body, &credential, REPLY).await.is_ok());
+        audited(bed).await;
+    }
+}
+
+#[tokio::test]
+async fn what_the_operator_carries_is_reserved_for_a_fixed_price_and_not_for_usage() {
+    let absorb: &[_] = &[super::offers::ABSORB];
+    let body = ask("m", 50);
+    for (after, room) in [(by_success(), Some(Usd(500_000_000_000_000))), (by_usage(), None)] {
+        let bed = bed_with(after, absorb);
+        let credential = bed.credential(PATH, &body, "a").await;
+        let paid = bed.pay(PATH, &body, &credential).await.unwrap();
+        assert_eq!((paid.output, paid.room.as_ref().map(|r| r.amount())), (50, room), "{after:?}");
+        let full = bed.toll.losses.reserve(&"t".into(), UnixSeconds::now(), Usd(u128::MAX), Usd(800_000_000_000_000));
+        let quoted = bed.quote(PATH, &body).await.unwrap();
+        let made = pay::offers(&bed.toll, &quoted, digest(&body), &http::HeaderMap::new(), None).await;
+        let made = made.map(|offers| offers.len()).map_err(|refusal| refusal.code());
+        assert_eq!(made, if room.is_some() { Err("cap_reached") } else { Ok(1) }, "{after:?}");
+        drop((paid, full));
+    }
+}
+
+#[tokio::test]
+async fn an_old_offer_that_covers_no_answer_any_more_is_refused_unclaimed() {
+    let mut bed = bed(by_usage());
+    let body = ask("m", 10);
+    let credential = bed.credential(PATH, &body, "a").await;
+    write_rules(&bed.rules, &[("models.toml", "output = \"10\"", "output = \"5000\"")]);
+    bed.restart();
+    let stop = stopped(bed.pay(PATH, &body, &credential).await);
+    assert_eq!((stop.refusal.code(), stop.moved, stop.claimed), ("invalid_challenge", Moved::No, false));
+    assert_eq!(bed.claim("a").await, None);
+}
+
+#[tokio::test]
+async fn what_is_owed_buys_no_more_output_than_was_authorized() {
+    // 10 tokens are asked for, and the rail asks for no more than 60 atoms.
+    let bed = bed(When::After { most: Some(Usd(60_000_000_000_000)), exposure: Usd::ONE });
+    let body = ask("m", 10);
+    let credential = bed.credential(PATH, &body, "a").await;
+    let paid = bed.pay(PATH, &body, &credential).await.unwrap();
+    let output = paid.output;
+    assert!((1..10).contains(&output), "{output}");
+    let Money::Promise(promise) = paid.money else { panic!("taken") };
+    drop(promise.take(Atoms(32)).await.unwrap());
+    bed.becomes("a", |claim| claim.standing == Standing::Owed).await;
+    assert_eq!(bed.pay(PATH, &body, &credential).await.unwrap().output, output);
+}
+
+#[tokio::test]
+async fn what_is_owed_can_be_redeemed_even_when_it_could_not_be_bought_any_more() {
+    let bed = bed(When::After { most: Some(Usd(150_000_000_000_000)), exposure: Usd::ONE });
+    let body = ask("m", 10);
+    let credential = bed.credential(PATH, &body, "a").await;
+    let Money::Promise(promise) = bed.pay(PATH, &body, &credential).await.unwrap().money else { panic!("taken") };
+    drop(promise.take(Atoms(32)).await.unwrap());
+    bed.becomes("a", |claim| claim.standing == Standing::Owed).await;
+    let late = bed.credential(PATH, &body, "b").await;
+    bed.reload(&[("models.toml", "input = \"1\"", "input = \"500\"")]).await;
+    let quoted = bed.quote(PATH, &body).await.unwrap();
+    assert_eq!(quoted.terms_by_usage(&bed.rail.id, 6, Usd(150_000_000_000_000)), None, "not even the prompt");
+    assert!(bed.pay(PATH, &body, &late).await.is_ok(), "an offer of the old price is honoured");
+    assert!(bed.pay(PATH, &body, &credential).await.is_ok(), "and so is what was paid");
+}
+
+#[tokio::test]
+async fn a_payment_shown_for_a_request_that_is_too_dear_for_its_rail_is_refused_unclaimed() {
+    let bed = bed(When::After { most: Some(Usd(150_000_000_000_000)), exposure: Usd::ONE });
+    let credential = bed.credential(PATH, &ask("m", 10), "a").await;
+    let long = ask("m", 10).replace("\"hi\"", &format!("\"{}\"", "a".repeat(400)));
+    let stop = stopped(bed.pay(PATH, &long, &credential).await);
+    assert_eq!((stop.refusal.code(), stop.moved, stop.claimed), ("invalid_challenge", Moved::No, false));
+    assert_eq!(bed.claim("a").await, None);
+}
