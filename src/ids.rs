@@ -1,7 +1,8 @@
 //! Names that must never mix are types of their own.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident) => {
@@ -86,4 +87,11 @@ pub fn salt() -> [u8; 8] {
 /// 32 hex digits that no other call returns: 74 random bits behind the time (UUIDv7).
 pub fn nonce() -> String {
     uuid::Uuid::now_v7().simple().to_string()
+}
+
+/// A short name that no other call returns, in this process or any other: a random stem for the process and a count.
+pub fn change() -> String {
+    static STEM: LazyLock<String> = LazyLock::new(|| nonce().split_off(20));
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    format!("{}-{:x}", *STEM, COUNT.fetch_add(1, Ordering::Relaxed))
 }

@@ -61,3 +61,11 @@ pub enum Spelling {
     /// `max_completion_tokens` (OpenAI).
     MaxCompletionTokens,
 }
+
+/// How much to reserve for a body of `bytes` that is let go when its backend answers. Pingora keeps two buffers of 64 KB for as long as a
+/// stream lasts and fills little of them: a body of about that size asks for more than it needs, so that the memory it leaves behind,
+/// all of it written to, is not what they are made of.
+pub fn room_for_body(bytes: usize) -> usize {
+    const THEIRS: usize = 64 * 1024;
+    if bytes > THEIRS / 2 { bytes.max(THEIRS + THEIRS / 8) } else { bytes }
+}

@@ -5,6 +5,8 @@
 //! 50 MB/s a core, base64 at 7 (`benches/request.rs`, `notes/llm.md` §3): a hostile megabyte is 0.15 s, hence the limit
 //! of [`count_within`].
 
+mod known;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Tokens a chat template adds to each message (role, separators), to each name, and to prime the reply.
@@ -109,7 +111,7 @@ pub fn count_within<T: AsRef<str>>(
         PRIMING.saturating_add(messages.saturating_mul(PER_MESSAGE)).saturating_add(names.saturating_mul(PER_NAME));
     let mut left = most.checked_sub(overhead)?;
     for text in texts {
-        left -= vocabulary.of(text.as_ref(), left)?;
+        left -= known::count(vocabulary, text.as_ref(), left)?;
     }
     Some(most - left)
 }

@@ -3,6 +3,7 @@
 //! Nothing here trusts a declared length for more than refusing early: memory is counted as bytes arrive, so a client
 //! that announces much and sends nothing takes nothing (security H6, H7).
 
+use crate::limits::room_for_body;
 use crate::refusal::Refusal;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Version, header};
@@ -80,6 +81,11 @@ async fn gather(session: &mut Session, limit: usize, permit: &mut Permit) -> Res
                     return Err(Refusal::BodyTooLarge { limit }.into());
                 }
                 permit.grow(chunk.len())?;
+                // By what has come, not by what was announced.
+                let room = room_for_body(body.len() + chunk.len());
+                if room > body.capacity() {
+                    body.reserve(room.max(2 * body.len()) - body.len());
+                }
                 body.extend_from_slice(&chunk);
             }
             Ok(None) => return Ok(body),

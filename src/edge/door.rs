@@ -4,6 +4,7 @@
 //! when idle, dies of SIGHUP, and has no place to bound connections per address or the time a request head may take
 //! (`notes/pingora.md` §4, H7). Its listeners' TLS, its HTTP/1 and HTTP/2 sessions and its proxy are.
 
+use super::outlet::Outlet;
 use pingora::apps::ServerApp;
 use pingora::listeners::tls::Acceptor;
 use pingora::protocols::l4::stream::Stream as L4Stream;
@@ -188,7 +189,7 @@ impl<A: ServerApp + Send + Sync + 'static> Door<A> {
                 let stream = L4Stream::from(tcp);
                 let handshake = tokio::time::timeout(door.limits.head, Box::pin(door.greet(stream, peer)));
                 if let Ok(Some(stream)) = handshake.await {
-                    door.host(stream, &place.guest, &shutdown).await;
+                    door.host(Box::new(Outlet::over(stream)), &place.guest, &shutdown).await;
                 }
             });
         }

@@ -6,6 +6,7 @@ pub mod door;
 pub mod flood;
 pub mod forward;
 pub mod gate;
+pub mod outlet;
 pub mod pipe;
 pub mod reply;
 pub mod scrub;

@@ -4,14 +4,17 @@
 //! swap of the record, so that many streams of one channel never race each other; another gate's change is noticed by the revision,
 //! and the change is applied anew to what is there now. The rules themselves are in [`crate::channel`].
 
+mod clerk;
+
+pub(super) use self::clerk::orphan;
+use self::clerk::{Clerk, Job, Manner};
 use super::alone::Alone;
-use crate::channel::{Channel, ChannelId, Denied, Effect, Lease, Op};
+use crate::channel::{Channel, ChannelId, Denied, Effect, Op};
 use crate::clock::UnixSeconds;
 use crate::ids;
-use crate::journal::{Entry, Receipt};
-use crate::money::{Atoms, Usd};
+use crate::journal::Entry;
+use crate::money::Atoms;
 use crate::store::{Store, StoreError, Swap, Write};
-use crate::usage::UsageSource;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,14 +22,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-/// Changes in one swap. Fewer than a record remembers by name.
-const BATCH: usize = 16;
 /// Changes that may wait for one channel; more is a flood.
 const QUEUE: usize = 256;
-/// How often a swap is tried again when other gates are faster.
-const ATTEMPTS: u32 = 5;
-/// A channel that nobody uses for so long is forgotten here.
-const IDLE: Duration = Duration::from_secs(30);
 /// How long a wallet may take to answer before another stream asks it too.
 const ANSWER: Duration = Duration::from_secs(2);
 /// How often a waiting stream looks by itself, where changes may come from another gate.
@@ -193,13 +190,6 @@ impl Live {
     }
 }
 
-struct Job {
-    steps: Vec<Step>,
-    /// Read the record from the store, whatever is remembered.
-    again: bool,
-    reply: oneshot::Sender<Result<Applied, Trouble>>,
-}
-
 struct Desk {
     queue: mpsc::Sender<Job>,
     live: Arc<Live>,
@@ -334,7 +324,7 @@ impl Channels {
 
     /// Makes some changes in one swap. Those that are denied leave the others standing.
     pub async fn apply(&self, id: &ChannelId, steps: Vec<Step>) -> Result<Applied, Trouble> {
-        self.send(id, steps, false).await
+        self.send(id, steps, Manner::default()).await
     }
 
     /// Makes one change: the record after it and what it did, or why not.
@@ -343,15 +333,25 @@ impl Channels {
         id: &ChannelId,
         step: impl Into<Step>,
     ) -> Result<(Arc<Channel>, Result<Effect, Denied>), Trouble> {
-        let mut applied = self.apply(id, vec![step.into()]).await?;
-        let effect = applied.effects.pop().unwrap_or(Ok(Effect::Nothing));
-        Ok((applied.channel, effect))
+        self.apply(id, vec![step.into()]).await.map(first)
+    }
+
+    /// The same. When it leases, and no other gate can change the record, it becomes durable with the next change of this channel:
+    /// for a request whose every byte leaves after its lease was spent.
+    pub async fn later(&self, id: &ChannelId, step: Step) -> Result<(Arc<Channel>, Result<Effect, Denied>), Trouble> {
+        let manner = Manner { later: self.store.changes().is_none(), ..Manner::default() };
+        self.send(id, vec![step], manner).await.map(first)
+    }
+
+    /// The record, once all of it is durable: before it is shown to its payer as what he may rely on.
+    pub async fn written(&self, id: &ChannelId) -> Result<Arc<Channel>, Trouble> {
+        self.apply(id, Vec::new()).await.map(|applied| applied.channel)
     }
 
     /// Reads the record again, so that those who wait hear of other gates' changes.
     pub async fn refresh(&self, id: &ChannelId) {
         // A store that cannot answer is tried again by whoever waits.
-        let _ = self.send(id, Vec::new(), true).await;
+        let _ = self.send(id, Vec::new(), Manner { again: true, ..Manner::default() }).await;
     }
 
     /// Waits until the channel is as `wanted`, at most until `deadline`; the record then, or the last one seen.
@@ -379,11 +379,11 @@ impl Channels {
         }
     }
 
-    async fn send(&self, id: &ChannelId, mut steps: Vec<Step>, again: bool) -> Result<Applied, Trouble> {
+    async fn send(&self, id: &ChannelId, mut steps: Vec<Step>, manner: Manner) -> Result<Applied, Trouble> {
         loop {
             let (queue, live) = self.desk(id);
             let (reply, answer) = oneshot::channel();
-            match queue.send(Job { steps, again, reply }).await {
+            match queue.send(Job { steps, manner, reply }).await {
                 Ok(()) => {
                     let broke = || Trouble::Store(StoreError("a channel's own task broke off".to_owned()));
                     let answer = answer.await.unwrap_or_else(|_| Err(broke()));
@@ -406,177 +406,15 @@ impl Channels {
         if let Some(at) = self.read.lock().unwrap_or_else(PoisonError::into_inner).get(id) {
             live.was_read(*at);
         }
-        let clerk = Clerk { store: Arc::clone(&self.store), id: id.clone(), live: Arc::clone(&live), record: None };
+        let clerk = Clerk::new(Arc::clone(&self.store), id.clone(), Arc::clone(&live));
         tokio::spawn(clerk.work(jobs, Arc::clone(&self.desks)));
         desks.insert(id.clone(), Desk { queue: queue.clone(), live: Arc::clone(&live) });
         (queue, live)
     }
 }
 
-/// The task of one channel.
-struct Clerk {
-    store: Arc<dyn Store>,
-    id: ChannelId,
-    live: Arc<Live>,
-    /// As last written or read by this task.
-    record: Option<Arc<Channel>>,
-}
-
-impl Clerk {
-    async fn work(mut self, mut jobs: mpsc::Receiver<Job>, desks: Arc<Mutex<HashMap<ChannelId, Desk>>>) {
-        loop {
-            match tokio::time::timeout(IDLE, jobs.recv()).await {
-                Ok(Some(job)) => self.batch(job, &mut jobs).await,
-                Ok(None) => return,
-                Err(_) => {
-                    let mut desks = desks.lock().unwrap_or_else(PoisonError::into_inner);
-                    // One is ours and one the desk's: nobody else looks at this channel.
-                    if Arc::strong_count(&self.live) == 2 && jobs.is_empty() {
-                        desks.remove(&self.id);
-                        jobs.close();
-                    }
-                }
-            }
-        }
-    }
-
-    async fn batch(&mut self, first: Job, jobs: &mut mpsc::Receiver<Job>) {
-        let mut batch = vec![first];
-        let mut steps = batch.iter().map(|job| job.steps.len()).sum::<usize>();
-        while steps < BATCH
-            && let Ok(job) = jobs.try_recv()
-        {
-            steps += job.steps.len();
-            batch.push(job);
-        }
-        if batch.iter().any(|job| job.again) {
-            self.record = None;
-        }
-        let counts: Vec<usize> = batch.iter().map(|job| job.steps.len()).collect();
-        let mut named = Vec::with_capacity(steps);
-        for job in &mut batch {
-            named.extend(job.steps.drain(..).map(|step| (ids::nonce(), step)));
-        }
-        match self.swap(&named).await {
-            Ok((channel, effects)) => {
-                self.record = Some(Arc::clone(&channel));
-                self.live.seen.send_replace(Some(Arc::clone(&channel)));
-                let mut effects = effects.into_iter();
-                for (job, count) in batch.into_iter().zip(counts) {
-                    let effects = effects.by_ref().take(count).collect();
-                    // A caller that went away has no use for the answer.
-                    let _ = job.reply.send(Ok(Applied { channel: Arc::clone(&channel), effects }));
-                }
-            }
-            Err(trouble) => {
-                self.record = None;
-                for job in batch {
-                    let _ = job.reply.send(Err(trouble.clone()));
-                }
-            }
-        }
-    }
-
-    async fn swap(&mut self, steps: &[(String, Step)]) -> Result<(Arc<Channel>, Vec<Result<Effect, Denied>>), Trouble> {
-        for attempt in 0..ATTEMPTS {
-            let base = match self.record.take() {
-                Some(record) => record,
-                None => {
-                    let found = self.store.channel(&self.id).await.map_err(Trouble::Store)?;
-                    Arc::new(found.ok_or(Trouble::Unknown)?)
-                }
-            };
-            let now = UnixSeconds::now();
-            let mut changed: Option<Channel> = None;
-            let mut journal = Vec::new();
-            let mut effects = Vec::with_capacity(steps.len());
-            for (name, step) in steps {
-                let before = changed.as_ref().unwrap_or(&base);
-                match before.apply(name, step.op.clone(), now) {
-                    Ok((after, effect)) => {
-                        if after.revision != before.revision {
-                            lines(before, &after, step, &effect, now, &mut journal);
-                            changed = Some(after);
-                        }
-                        effects.push(Ok(effect));
-                    }
-                    Err(denied) => effects.push(Err(denied)),
-                }
-            }
-            let Some(mut next) = changed else { return Ok((base, effects)) };
-            // Several changes are one swap.
-            next.revision = base.revision.saturating_add(1);
-            let next = Arc::new(next);
-            let write = Write { channel: Some(Arc::clone(&next)), journal, ..Write::default() };
-            match self.store.commit(write).await.map_err(Trouble::Store)? {
-                Swap::Done => return Ok((next, effects)),
-                Swap::Overtaken(other) => match *other {
-                    Some(other) => self.record = Some(Arc::new(other)),
-                    None => return Err(Trouble::Unknown),
-                },
-                Swap::Lost(_) => return Err(Trouble::Contended),
-            }
-            // Not all of those who lost must come back in the same instant.
-            let jitter = u64::from(ids::nonce().as_bytes().last().copied().unwrap_or(0) % 8);
-            tokio::time::sleep(Duration::from_millis(u64::from(attempt) * 2 + jitter)).await;
-        }
-        Err(Trouble::Contended)
-    }
-}
-
-/// The lines that a change leaves in the journal.
-fn lines(before: &Channel, after: &Channel, step: &Step, effect: &Effect, now: UnixSeconds, journal: &mut Vec<Entry>) {
-    let channel = || after.id.clone();
-    if let Some(voucher) = after.highest().filter(|v| before.highest() != Some(*v)) {
-        let (amount, signature) = (voucher.amount, voucher.signature.clone());
-        journal.push(Entry::Voucher { channel: channel(), amount, signature, at: now });
-    }
-    match &step.op {
-        Op::Intend { intent } => {
-            journal.push(Entry::Intent { channel: channel(), act: intent.act.clone(), tx: intent.tx.clone(), at: now });
-        }
-        Op::Landed { tx, .. } => {
-            journal.push(Entry::Outcome { channel: channel(), tx: tx.clone(), landed: true, at: now });
-        }
-        Op::Dropped { tx } => {
-            journal.push(Entry::Outcome { channel: channel(), tx: tx.clone(), landed: false, at: now });
-        }
-        _ => {}
-    }
-    journal.extend(step.journal.iter().cloned());
-    if let Effect::Orphaned(ended) = effect {
-        let sold = ended.iter().filter(|(_, _, charge)| *charge > Atoms(0));
-        journal.extend(sold.map(|(_, lease, charge)| Entry::Receipt(Box::new(orphan(after, lease, *charge, now)))));
-    }
-    if after.is_over() && !before.is_over() {
-        let (spent, settled) = (after.spent(), after.view.settled);
-        journal.push(Entry::Closed { channel: channel(), spent, settled, at: now });
-    }
-}
-
-/// The receipt of a lease whose gate died with it: what was reported before, and no more is known.
-pub(super) fn orphan(channel: &Channel, lease: &Lease, charge: Atoms, now: UnixSeconds) -> Receipt {
-    let bought = lease.purchase.clone();
-    Receipt {
-        id: bought.receipt,
-        request: bought.request,
-        at: now,
-        route: bought.route,
-        tier: bought.tier,
-        model: bought.model,
-        pool: bought.pool,
-        rail: channel.rail.clone(),
-        generation: bought.generation,
-        charged: charge,
-        decimals: channel.decimals,
-        charged_usd: charge.to_usd(channel.decimals).unwrap_or(Usd::ZERO),
-        actual_usd: None,
-        usage: None,
-        usage_source: Some(UsageSource::Counted),
-        reference: channel.id.0.clone(),
-        transaction: None,
-        settlement: None,
-        payer: Some(channel.descriptor.payer.clone()),
-        complete: false,
-    }
+/// Of the only step.
+fn first(mut applied: Applied) -> (Arc<Channel>, Result<Effect, Denied>) {
+    let effect = applied.effects.pop().unwrap_or(Ok(Effect::Nothing));
+    (applied.channel, effect)
 }

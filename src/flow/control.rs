@@ -45,12 +45,16 @@ pub async fn manage(toll: &Arc<Toll>, route: &Route, shown: &Shown) -> Result<Do
         Action::Open { .. } | Action::TopUp { .. } if late => return Err(Refusal::OfferExpired.into()),
         Action::Open { .. } => {
             open(toll, &till, &presented, now).await?;
-            let channel = known(toll, &till, id).await?;
-            (channel, None)
+            known(toll, &till, id).await?;
+            (toll.channels.written(id).await.map_err(|t| trouble_stop(&t))?, None)
         }
         // A voucher speaks for itself: it is taken as long as the stream that asked for it may run.
         Action::Voucher(voucher) => (accept(toll, &till, id, voucher, now).await?, None),
-        Action::TopUp { .. } => top_up(toll, &till, presented.clone(), now).await?,
+        Action::TopUp { .. } => {
+            let (_, tx) = top_up(toll, &till, presented.clone(), now).await?;
+            let unsure = |t| Stop { moved: Moved::Unknown, claimed: true, ..trouble_stop(&t) };
+            (toll.channels.written(id).await.map_err(unsure)?, tx)
+        }
         Action::Close(voucher) => {
             let closed = close(toll, &till, id, voucher, now).await?;
             (closed.channel, closed.tx)

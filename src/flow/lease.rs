@@ -306,7 +306,7 @@ impl Lease {
     }
 
     fn newest(&self) -> Arc<Channel> {
-        self.live.channel().filter(|c| c.revision > self.channel.revision).unwrap_or_else(|| Arc::clone(&self.channel))
+        self.live.channel().filter(|c| c.revision >= self.channel.revision).unwrap_or_else(|| Arc::clone(&self.channel))
     }
 
     fn available(&self) -> Atoms {

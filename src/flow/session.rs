@@ -1,7 +1,8 @@
 //! Buying with a channel: a session credential on a request for content becomes a lease, or the request ends here.
 //!
 //! Order of checks, cheapest and least harmful first: form and MAC → parties → every signature (all in `Session::present`, without
-//! I/O) → route, expiry → our own state of the channel → the chain, at most once in five seconds → the durable lease.
+//! I/O) → route, expiry → our own state of the channel → the chain, at most once in five seconds → the lease: durable before the first byte
+//! of a stream is asked for; of a reply that comes whole it is durable with what it spends, before any byte of it leaves.
 
 use super::channels::{Live, Step, Trouble};
 use super::lease::{Lease, Taken, denied_refusal, short, trouble_stop};
@@ -120,8 +121,12 @@ pub async fn buy(
     toll.channels.hold(&lease);
     // A client that leaves while this is written must not leave a lease that nobody ends: the task ends it by dropping it.
     let (own, step, channel_id) = (Arc::clone(toll), Step::from(op), presented.channel.clone());
+    let whole = !quoted.allowed.stream;
     let work = async move {
-        let tried = own.channels.one(&channel_id, step).await;
+        let tried = match whole {
+            true => own.channels.later(&channel_id, step).await,
+            false => own.channels.one(&channel_id, step).await,
+        };
         if !matches!(tried, Ok((_, Ok(Effect::Leased)))) {
             // Taken all the same, when the answer was lost: then it is ended as nobody's.
             own.channels.let_go(&lease);
@@ -300,7 +305,7 @@ pub async fn hinted(toll: &Toll, shown: Option<&ChannelId>, headers: &HeaderMap)
         (digits.len() == 64 && digits.bytes().all(|b| b.is_ascii_hexdigit())).then_some(ChannelId(text))
     };
     let id = shown.cloned().or_else(named)?;
-    let channel = toll.channels.read(&id).await.ok()??;
+    let channel = toll.channels.newest(&id).await.ok()??;
     channel.serves().is_ok().then_some(channel)
 }
 

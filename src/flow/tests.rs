@@ -11,6 +11,7 @@ mod promise;
 mod promise_faults;
 mod promise_trust;
 mod sessions;
+mod whole;
 
 use self::sessions::Purse;
 use super::channels::Channels;

@@ -7,7 +7,7 @@
 use super::prompt::{Found, Piece, Prompt, Reader, bad};
 use super::strict::{Kind, Scanner};
 use crate::ids::UpstreamModel;
-use crate::limits::{Limits, OverLimit, Spelling};
+use crate::limits::{Limits, OverLimit, Spelling, room_for_body};
 use crate::refusal::Refusal;
 use bytes::Bytes;
 use std::ops::Range;
@@ -177,7 +177,7 @@ impl Ask {
 
     /// The body for the backend.
     pub fn rewrite(&self, to: &Rewrite<'_>) -> Bytes {
-        let mut out = Vec::with_capacity(self.body.len() + 192);
+        let mut out = Vec::with_capacity(room_for_body(self.body.len() + 192));
         out.extend_from_slice(b"{\"model\":");
         out.extend_from_slice(serde_json::Value::from(to.model.as_str()).to_string().as_bytes());
         for (name, span) in &self.copied {

@@ -12,7 +12,7 @@ use crate::refusal::Moved;
 use crate::secret::Secret;
 
 /// The paid path that takes vouchers.
-const BY_TOKEN: &str = "/v1/by-token";
+pub(super) const BY_TOKEN: &str = "/v1/by-token";
 const ROUTE: (&str, &str, &str) = (
     "routes.toml",
     "[[route]]\npath = \"/v1/elsewhere\"",
@@ -244,18 +244,18 @@ fn session(fields: serde_json::Value) -> Shown {
     Shown::Mpp(Box::new(serde_json::from_value(credential).unwrap()))
 }
 
-fn opening(channel: &str, amount: u128, deposit: u128) -> Shown {
+pub(super) fn opening(channel: &str, amount: u128, deposit: u128) -> Shown {
     session(
         json!({"action": "open", "channelId": channel, "amount": amount.to_string(), "deposit": deposit.to_string(), "tx": channel}),
     )
 }
 
-fn voucher(channel: &str, amount: u128) -> Shown {
+pub(super) fn voucher(channel: &str, amount: u128) -> Shown {
     session(json!({"action": "voucher", "channelId": channel, "amount": amount.to_string()}))
 }
 
 /// Streams of up to 1,000 tokens.
-fn bed() -> Bed {
+pub(super) fn bed() -> Bed {
     Bed::with(&[ROUTE, ("tiers.toml", "max_output_tokens = 100", "max_output_tokens = 1000")])
 }
 
@@ -265,7 +265,7 @@ fn streamed(output: u64) -> String {
     body.to_string()
 }
 
-fn delivery(bed: &Bed, paid: Paid) -> Delivery {
+pub(super) fn delivery(bed: &Bed, paid: Paid) -> Delivery {
     let signet = Arc::new(Signet::new(&Secret::new([7u8; 32])).unwrap());
     Delivery::begin(Arc::clone(&bed.toll), signet, paid, "req_test")
 }
@@ -288,6 +288,14 @@ pub(super) async fn channel(bed: &Bed, id: &str) -> Channel {
     bed.store.inner.channel(&ChannelId(id.into())).await.unwrap().unwrap()
 }
 
+/// As this gate knows it.
+pub(super) async fn newest(bed: &Bed, id: &str) -> Arc<Channel> {
+    bed.toll.channels.newest(&ChannelId(id.into())).await.unwrap().unwrap()
+}
+
+/// 9 tokens of prompt and 7 of answer: 79 atoms.
+pub(super) const REPLY: &[u8] = br#"{"choices":[{"index":0,"message":{"content":"hi"},"finish_reason":"stop"}],"usage":{"prompt_tokens":9,"completion_tokens":7,"total_tokens":16}}"#;
+
 /// The books hold together. Looked at in a copy, because the tasks of channels keep the file open for a while.
 pub(super) async fn audited(bed: Bed) {
     let copy = bed._dir.path().join("copy.redb");
@@ -301,12 +309,11 @@ async fn a_plain_answer_holds_what_it_can_cost_and_is_charged_what_it_used() {
     let bed = bed();
     let body = ask("m", 100);
     let paid = bed.pay(BY_TOKEN, &body, &opening("0xaa", 2_000, 50_000)).await.unwrap();
-    let during = channel(&bed, "0xaa").await;
+    let during = newest(&bed, "0xaa").await;
     assert_eq!((during.phase.clone(), during.spent()), (Phase::Open, Atoms(0)));
     assert!(during.leased() > Atoms(1_000) && during.leased() < Atoms(1_100), "100 tokens and the prompt: {during:?}");
     let mut served = delivery(&bed, paid);
-    let reply = br#"{"choices":[{"index":0,"message":{"content":"hi"},"finish_reason":"stop"}],"usage":{"prompt_tokens":9,"completion_tokens":7,"total_tokens":16}}"#;
-    served.whole(Bytes::from_static(reply)).await.unwrap();
+    served.whole(Bytes::from_static(REPLY)).await.unwrap();
     let after = channel(&bed, "0xaa").await;
     assert_eq!((after.spent(), after.leased()), (Atoms(9 + 70), Atoms(0)));
     let receipt = bed.store.inner.receipt(&served.receipt().id).await.unwrap().unwrap();

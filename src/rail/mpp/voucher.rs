@@ -12,10 +12,12 @@ use crate::money::Atoms;
 use crate::rail::recover::{self, Unreadable, recover};
 use crate::refusal::Refusal;
 use ::mpp::protocol::methods::tempo::precompile_voucher::{
-    compute_precompile_channel_id_with_escrow, precompile_voucher_signing_hash_with_escrow,
-    verify_precompile_voucher_signature,
+    compute_precompile_channel_id_with_escrow, verify_precompile_voucher_signature,
 };
+use alloy::primitives::{U256, keccak256};
+use alloy::sol_types::eip712_domain;
 use serde::Deserialize;
+use std::sync::{LazyLock, PoisonError, RwLock};
 
 /// Longest signature that is looked at. A WebAuthn one has a few hundred bytes.
 const MAX_SIGNATURE: usize = 2048;
@@ -137,8 +139,7 @@ pub fn checked(parties: &Parties, chain_id: u64, id: B256, amount: &str, signatu
         return Err(wrong("its signature is too long"));
     }
     let bytes = hex::decode(digits).map_err(|_| wrong("its signature is not hex"))?;
-    let digest = precompile_voucher_signing_hash_with_escrow(id, amount.0, RESERVE, chain_id)
-        .map_err(|_| wrong("its amount is not a uint96"))?;
+    let digest = digest(id, amount, chain_id);
     let signer = parties.signer();
     let kept = match bytes.as_slice() {
         signed if signed.len() == recover::LENGTH => secp256k1(signed, digest, signer)?,
@@ -156,6 +157,29 @@ pub fn checked(parties: &Parties, chain_id: u64, id: B256, amount: &str, signatu
         },
     };
     Ok(Voucher { amount, signature: format!("0x{}", hex::encode(kept)) })
+}
+
+/// What a voucher's signer signed, as `mpp` has it (EIP-712). What is the same for all vouchers of a chain is computed once.
+fn digest(id: B256, amount: Atoms, chain_id: u64) -> B256 {
+    static KIND: LazyLock<B256> = LazyLock::new(|| keccak256("Voucher(bytes32 channelId,uint96 cumulativeAmount)"));
+    // A gate knows one chain, or a few.
+    static DOMAINS: RwLock<Vec<(u64, B256)>> = RwLock::new(Vec::new());
+    let known = |domains: &Vec<(u64, B256)>| domains.iter().find(|(id, _)| *id == chain_id).map(|(_, domain)| *domain);
+    let domain = known(&DOMAINS.read().unwrap_or_else(PoisonError::into_inner));
+    let domain = domain.unwrap_or_else(|| {
+        let domain = eip712_domain! {
+            name: "TIP20 Channel Reserve",
+            version: "1",
+            chain_id: chain_id,
+            verifying_contract: RESERVE,
+        };
+        let domain = domain.separator();
+        DOMAINS.write().unwrap_or_else(PoisonError::into_inner).push((chain_id, domain));
+        domain
+    });
+    let voucher = [KIND.0, id.0, B256::from(U256::from(amount.0)).0].concat();
+    let voucher = keccak256(voucher);
+    keccak256([&[0x19, 0x01], domain.as_slice(), voucher.as_slice()].concat())
 }
 
 /// The signature with `v` as 27 or 28, if `signer` made it. The other half of the curve's points (high s) would be a second
@@ -183,10 +207,25 @@ fn secp256k1(bytes: &[u8], digest: B256, signer: Address) -> Result<Vec<u8>, Ref
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
+    use ::mpp::protocol::methods::tempo::precompile_voucher::precompile_voucher_signing_hash_with_escrow;
     use alloy::signers::SignerSync as _;
     use alloy::signers::local::PrivateKeySigner;
 
     const CHAIN: u64 = 42431;
+
+    #[test]
+    fn what_a_voucher_signs_is_what_mpp_says() {
+        for chain in [CHAIN, 4217, 1, CHAIN] {
+            for (id, amount) in [(0x00, 0), (0x01, 1), (0xab, 1_234_567), (0xff, (1 << 96) - 1)] {
+                let id = B256::repeat_byte(id);
+                assert_eq!(
+                    digest(id, Atoms(amount), chain),
+                    precompile_voucher_signing_hash_with_escrow(id, amount, RESERVE, chain).unwrap(),
+                    "{chain} {amount}"
+                );
+            }
+        }
+    }
 
     fn parties() -> Parties {
         let word = |w: &str| w.parse().unwrap();
@@ -256,7 +295,7 @@ mod tests {
         assert_eq!(check(&good, "76", &signed), Err(Refusal::SignerMismatch), "another amount");
         assert_eq!(check(&good, "75", &sign(75, 1)), Err(Refusal::SignerMismatch), "another chain");
         let zero = Parties { authorized_signer: Address::ZERO, ..good };
-        let digest = precompile_voucher_signing_hash_with_escrow(zero.id(CHAIN), 75, RESERVE, CHAIN).unwrap();
+        let digest = digest(zero.id(CHAIN), Atoms(75), CHAIN);
         let own = key().sign_hash_sync(&digest).unwrap().as_bytes();
         assert!(check(&zero, "75", &own).is_ok(), "without a named signer it is the payer");
     }

@@ -15,8 +15,8 @@ const BATCH: usize = 64;
 /// Operations in one transaction from which on there is a crowd.
 const CROWD: usize = 4;
 /// Longest wait for a crowd, in steps of [`STEP`].
-const GATHER: Duration = Duration::from_millis(2);
-const STEP: Duration = Duration::from_micros(250);
+const GATHER: Duration = Duration::from_millis(4);
+const STEP: Duration = Duration::from_millis(1);
 /// Operations that may wait; beyond it, callers wait to get in.
 const QUEUE: usize = 1024;
 
@@ -143,13 +143,17 @@ fn fill(batch: &mut Vec<Job>, jobs: &mut mpsc::Receiver<Job>) {
     }
 }
 
-/// Waits until there are half as many operations again as shared the last transaction, so that a crowd that grows is seen, and
-/// [`GATHER`] at most.
+/// Waits until there are half as many operations again as shared the last transaction, so that a crowd that grows is seen, or all of
+/// the crowd are here and nobody comes any more, and [`GATHER`] at most.
 fn gather(batch: &mut Vec<Job>, jobs: &mut mpsc::Receiver<Job>, shared: usize) {
     let began = Instant::now();
     while batch.len() < BATCH.min(shared + shared / 2) && began.elapsed() < GATHER && !jobs.is_closed() {
         std::thread::sleep(STEP);
+        let before = batch.len();
         fill(batch, jobs);
+        if batch.len() == before && before >= shared {
+            return;
+        }
     }
 }
 

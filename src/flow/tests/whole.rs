@@ -1,0 +1,94 @@
+//! Calls over a session that come whole: one write each.
+
+use super::sessions::{BY_TOKEN, REPLY, audited, bed, channel, delivery, newest, opening, voucher};
+use super::*;
+use crate::channel::ChannelId;
+use crate::money::Atoms;
+use crate::refusal::Moved;
+
+#[tokio::test]
+async fn a_call_that_comes_whole_is_one_write_and_every_other_answer_waits_for_it() {
+    let bed = bed();
+    let (id, body) = (ChannelId("0xaa".into()), ask("m", 100));
+    let first = bed.pay(BY_TOKEN, &body, &opening("0xaa", 1_100, 50_000)).await.unwrap();
+    delivery(&bed, first).whole(Bytes::from_static(REPLY)).await.unwrap();
+    let writes = || bed.store.commits.load(Ordering::SeqCst);
+    let before = (writes(), channel(&bed, "0xaa").await);
+
+    let paid = bed.pay(BY_TOKEN, &body, &voucher("0xaa", 1_200)).await.unwrap();
+    assert_eq!((writes(), channel(&bed, "0xaa").await), before, "nothing of it is shown, and nothing is written");
+    assert_eq!(newest(&bed, "0xaa").await.leases.len(), 1);
+    let stop = stopped(bed.pay(BY_TOKEN, &body, &voucher("0xaa", 1_300)).await);
+    assert_eq!(stop.refusal.code(), "insufficient_balance", "what one request holds no other can have");
+    let both = channel(&bed, "0xaa").await;
+    assert_eq!(
+        (both.accepted(), both.leases.len()),
+        (Atoms(1_300), 1),
+        "an answer about the voucher is one about the record"
+    );
+    let writes_before = writes();
+    delivery(&bed, paid).whole(Bytes::from_static(REPLY)).await.unwrap();
+    assert_eq!((writes() - writes_before, channel(&bed, "0xaa").await.spent()), (1, Atoms(2 * 79)));
+
+    // One write for a whole call, with the line of its voucher.
+    let writes_before = writes();
+    let paid = bed.pay(BY_TOKEN, &body, &voucher("0xaa", 3_000)).await.unwrap();
+    delivery(&bed, paid).whole(Bytes::from_static(REPLY)).await.unwrap();
+    let after = channel(&bed, "0xaa").await;
+    assert_eq!((writes() - writes_before, after.accepted(), after.spent()), (1, Atoms(3_000), Atoms(3 * 79)));
+
+    // The same voucher shown once more is acknowledged, so it is durable by then.
+    let paid = bed.pay(BY_TOKEN, &body, &voucher("0xaa", 3_500)).await.unwrap();
+    assert_eq!(channel(&bed, "0xaa").await.accepted(), Atoms(3_000));
+    let highest = newest(&bed, "0xaa").await.highest().unwrap().clone();
+    let op = crate::channel::Op::Accept { voucher: highest, min_delta: Atoms(0) };
+    bed.toll.channels.one(&id, op).await.unwrap().1.unwrap();
+    let now = channel(&bed, "0xaa").await;
+    assert_eq!((now.accepted(), now.leases.len()), (Atoms(3_500), 1));
+    let second = bed.pay(BY_TOKEN, &body, &voucher("0xaa", 4_000)).await.unwrap();
+    assert_eq!(channel(&bed, "0xaa").await, now);
+    assert_eq!(
+        *bed.toll.channels.written(&id).await.unwrap(),
+        channel(&bed, "0xaa").await,
+        "nor is the record shown before"
+    );
+    assert_eq!(channel(&bed, "0xaa").await.accepted(), Atoms(4_000));
+    delivery(&bed, second).fail(Refusal::UpstreamFailed { why: "test" }).await;
+    delivery(&bed, paid).fail(Refusal::UpstreamFailed { why: "test" }).await;
+    assert_eq!(channel(&bed, "0xaa").await.spent(), Atoms(3 * 79));
+    audited(bed).await;
+}
+
+#[tokio::test]
+async fn a_call_that_died_with_the_gate_cost_nothing_and_its_credential_is_good_again() {
+    let mut bed = bed();
+    let body = ask("m", 100);
+    let first = bed.pay(BY_TOKEN, &body, &opening("0xaa", 2_000, 50_000)).await.unwrap();
+    delivery(&bed, first).whole(Bytes::from_static(REPLY)).await.unwrap();
+    let shown = voucher("0xaa", 2_500);
+    std::mem::forget(bed.pay(BY_TOKEN, &body, &shown).await.unwrap());
+    bed.restart();
+    let found = channel(&bed, "0xaa").await;
+    assert_eq!((found.spent(), found.leased(), found.accepted()), (Atoms(79), Atoms(0), Atoms(2_000)));
+    let paid = bed.pay(BY_TOKEN, &body, &shown).await.unwrap();
+    delivery(&bed, paid).whole(Bytes::from_static(REPLY)).await.unwrap();
+    assert_eq!(channel(&bed, "0xaa").await.spent(), Atoms(2 * 79));
+    audited(bed).await;
+}
+
+#[tokio::test]
+async fn what_a_call_holds_is_not_forgotten_when_a_write_fails() {
+    for written in [false, true] {
+        let bed = bed();
+        let body = ask("m", 100);
+        let first = bed.pay(BY_TOKEN, &body, &opening("0xaa", 2_000, 50_000)).await.unwrap();
+        delivery(&bed, first).whole(Bytes::from_static(REPLY)).await.unwrap();
+        let paid = bed.pay(BY_TOKEN, &body, &voucher("0xaa", 2_500)).await.unwrap();
+        bed.store.fail(1, written);
+        let stop = delivery(&bed, paid).whole(Bytes::from_static(REPLY)).await.unwrap_err();
+        assert_eq!((stop.moved, stop.claimed), (Moved::Unknown, true));
+        until(|| async { channel(&bed, "0xaa").await.spent() == Atoms(2 * 79) }).await;
+        let after = channel(&bed, "0xaa").await;
+        assert_eq!((after.accepted(), after.leased()), (Atoms(2_500), Atoms(0)), "written: {written}");
+    }
+}
