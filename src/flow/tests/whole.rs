@@ -87,6 +87,8 @@ async fn what_a_call_holds_is_not_forgotten_when_a_write_fails() {
         bed.store.fail(1, written);
         let stop = delivery(&bed, paid).whole(Bytes::from_static(REPLY)).await.unwrap_err();
         assert_eq!((stop.moved, stop.claimed), (Moved::Unknown, true));
+        // The store answers again.
+        *bed.store.fails.lock().unwrap() = None;
         until(|| async { channel(&bed, "0xaa").await.spent() == Atoms(2 * 79) }).await;
         let after = channel(&bed, "0xaa").await;
         assert_eq!((after.accepted(), after.leased()), (Atoms(2_500), Atoms(0)), "written: {written}");
