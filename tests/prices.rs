@@ -148,10 +148,8 @@ async fn what_an_operator_absorbs_stays_under_the_cap_of_a_call_and_of_a_day_how
     }
     assert!((40_000..=50_000).contains(&lost), "the day cost the operator {lost} atoms of 50000");
     let most: Vec<u64> = bed.backend.requests().iter().map(|r| r.json()["max_tokens"].as_u64().unwrap()).collect();
-    assert!(
-        most.iter().any(|m| *m < most[0].max(most[1])),
-        "nobody was cut, so the day's cap was not reached: {most:?}"
-    );
+    // In whichever order they arrived.
+    assert!(most.iter().min() < most.iter().max(), "nobody was cut, so the day's cap was not reached: {most:?}");
 
     // The day's loss outlives a restart.
     let mut bed = bed;
