@@ -15,7 +15,7 @@
 //! | 3 | [`rail`]: ways to pay |
 //! | 2 | [`store`], [`chain`], [`upstream`] |
 //! | 1 | [`rules`], [`openai`], [`journal`], [`tokens`], [`conf`] |
-//! | 0 | [`money`], [`channel`], [`claim`], [`limits`], [`ids`], [`refusal`], [`metrics`], [`clock`], [`secret`], [`catalogue`], [`usage`]: pure |
+//! | 0 | [`money`], [`channel`], [`claim`], [`limits`], [`ids`], [`refusal`], [`metrics`], [`clock`], [`secret`], [`catalogue`], [`usage`], [`surface`]: pure |
 //! | 0 | [`origin`], [`written`]: reading what an operator wrote |
 
 pub mod assemble;
@@ -41,6 +41,7 @@ pub mod refusal;
 pub mod rules;
 pub mod secret;
 pub mod store;
+pub mod surface;
 pub mod tokens;
 pub mod upstream;
 pub mod usage;

@@ -13,6 +13,54 @@ pub struct Usage {
     pub cached: u64,
     /// The part of `completion` that was reasoning.
     pub reasoning: u64,
+    /// The part of `prompt` that was written into a cache, however long it stays there. Never also in `cached`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub cache_write: u64,
+    /// The part of `cache_write` that stays for an hour.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub cache_write_hour: u64,
+    /// The part of `prompt` that was sound.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub audio_input: u64,
+    /// The part of `completion` that was sound.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub audio_output: u64,
+    /// The part of `prompt` that was pictures.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub image_input: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+/// Which of a vendor's speeds served a request, as its *reply* says: what was asked for is not what is billed
+/// (`notes/llm.md` §1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServiceTier {
+    /// `default`, `standard`, or nothing said.
+    #[default]
+    Standard,
+    /// `flex`: slower and cheaper.
+    Flex,
+    /// `priority`, and `fast`, which is billed like it.
+    Priority,
+    /// A word that is none of these: billed at the dearest the model has.
+    Other,
+}
+
+impl ServiceTier {
+    /// Reads the word of a reply.
+    pub fn read(word: &str) -> Self {
+        match word {
+            "" | "default" | "standard" => Self::Standard,
+            "flex" => Self::Flex,
+            "priority" | "fast" => Self::Priority,
+            _ => Self::Other,
+        }
+    }
 }
 
 /// Who counted.

@@ -25,6 +25,7 @@ const FLOORS: [&[&str]; 8] = [
         "clock",
         "secret",
         "catalogue",
+        "surface",
         "usage",
         "origin",
         "written",

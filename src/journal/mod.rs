@@ -32,7 +32,7 @@ pub mod sample {
             decimals: 6,
             charged_usd: Usd(atoms * 1_000_000_000_000),
             actual_usd: Some(Usd(123_456_789)),
-            usage: Some(Usage { prompt: 10, completion: u64::MAX, cached: 0, reasoning: 3 }),
+            usage: Some(Usage { prompt: 10, completion: u64::MAX, reasoning: 3, ..Usage::default() }),
             usage_source: Some(UsageSource::Reported),
             reference: reference.to_owned(),
             transaction: None,

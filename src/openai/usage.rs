@@ -201,6 +201,7 @@ fn merged(a: Usage, b: Usage) -> Usage {
         cached: prompt.cached,
         completion: a.completion.saturating_add(b.completion),
         reasoning: a.reasoning.saturating_add(b.reasoning),
+        ..Usage::default()
     }
 }
 
@@ -229,7 +230,13 @@ fn read_figures(text: &str) -> Result<Option<Usage>, Absurd> {
     }
     let reasoning =
         count(figures.completion_tokens_details.and_then(|d| d.reasoning_tokens).or(figures.reasoning_tokens))?;
-    Ok(Some(Usage { prompt, completion, cached, reasoning: reasoning.unwrap_or(0).min(completion) }))
+    Ok(Some(Usage {
+        prompt,
+        completion,
+        cached,
+        reasoning: reasoning.unwrap_or(0).min(completion),
+        ..Usage::default()
+    }))
 }
 
 /// A count in plain digits, at most 2^53.
@@ -275,7 +282,7 @@ mod tests {
     const BOUNDS: Bounds = Bounds { choices: 1, completion: Some(100) };
 
     fn usage(prompt: u64, completion: u64, cached: u64, reasoning: u64) -> Option<Usage> {
-        Some(Usage { prompt, completion, cached, reasoning })
+        Some(Usage { prompt, completion, cached, reasoning, ..Usage::default() })
     }
 
     #[test]

@@ -4,6 +4,7 @@ use crate::ids::{Generation, PoolName, PublicModel, RailId, RoutePath, TierName,
 use crate::limits::{Limits, StreamRule};
 use crate::money::{Factor, PerToken, Usd};
 use crate::secret::SecretRef;
+pub use crate::surface::Surface;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -67,15 +68,6 @@ impl Plan {
         });
         sellers
     }
-}
-
-/// What an OpenAI surface a route speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Surface {
-    /// `/chat/completions`.
-    Chat,
-    /// `/models` (free, GET).
-    Models,
 }
 
 /// Who may call a route.
