@@ -176,6 +176,7 @@ impl Reading {
             spelling: Spelling::MaxTokens,
             stream: true,
             continuous_usage: true,
+            withheld: &[],
         })
     }
 }

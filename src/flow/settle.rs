@@ -158,6 +158,7 @@ impl Delivery {
             stream: allowed.stream,
             // A running count on every chunk is for clients that asked for usage, and for cover; a fixed amount needs none.
             continuous_usage: ability.continuous_usage && (allowed.ask.wants_usage || is_by_token(&self.money)),
+            withheld: ability.withheld,
         });
         self.quoted = Arc::new(self.quoted.without_body());
         body
