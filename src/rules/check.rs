@@ -112,6 +112,11 @@ impl Desk<'_> {
         {
             self.wrong(pool, format!("{:?} is not in pools.toml", pool.value.as_str()));
         }
+        for (pool, _) in &e.elsewhere {
+            if self.entries.pools.as_ref().is_some_and(|pools| !pools.iter().any(|p| p.name.value == pool.value)) {
+                self.wrong(pool, format!("{:?} is not in pools.toml", pool.value.as_str()));
+            }
+        }
         if let Some(v) = &e.vocabulary
             && v.value != BYTES
             && !self.catalogue.vocabularies.contains(&v.value.as_str())
@@ -122,6 +127,7 @@ impl Desk<'_> {
         Some(Arc::new(Model {
             name: e.name.value.clone(),
             upstream: e.upstream.clone()?,
+            elsewhere: e.elsewhere.iter().map(|(pool, name)| (pool.value.clone(), name.clone())).collect(),
             pool: pool?.value.clone(),
             price: e.price?,
             vocabulary: e.vocabulary.as_ref().map(|v| v.value.clone()).filter(|v| v != BYTES),

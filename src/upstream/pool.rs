@@ -3,6 +3,7 @@
 use super::profile::{self, Profile};
 use super::resolve::bare;
 use super::server::{Server, ServerStatus};
+use crate::ids::PoolName;
 use crate::rules::plan::{PoolRules, Timeouts};
 use http::{HeaderName, HeaderValue};
 use pingora::protocols::ALPN;
@@ -78,6 +79,16 @@ impl Pool {
     pub fn available(&self) -> bool {
         let now = Instant::now();
         self.servers.iter().any(|server| server.usable(now))
+    }
+
+    /// Which pool takes its requests when none of its servers does.
+    pub fn fallback(&self) -> Option<&PoolName> {
+        None
+    }
+
+    /// Its name in the rules.
+    pub fn name(&self) -> &PoolName {
+        &self.rules.name
     }
 
     /// How its servers speak.
