@@ -11,7 +11,7 @@
 use super::{Clock, Cut, Outgoing, watched};
 use crate::edge::scrub;
 use crate::refusal::Refusal;
-use crate::upstream::{Picked, Pool, USER_AGENT};
+use crate::upstream::{Affinity, Picked, Pool, USER_AGENT};
 use http::{HeaderMap, HeaderValue, header};
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
@@ -61,7 +61,7 @@ pub(super) async fn open(
     clock: &Clock,
 ) -> Result<Box<Opened>, Cut> {
     let mut tried = Vec::new();
-    while let Some(picked) = pool.pick(&tried) {
+    while let Some(picked) = pool.pick(Affinity::NONE, &tried) {
         tried.push(picked.index());
         let Some(mut line) = connect(client, connector, &picked, clock, 0).await? else { continue };
         let head = request_head(pool, &picked, out).map_err(Cut::Refused)?;

@@ -7,7 +7,7 @@ mod pauses;
 
 use super::*;
 use crate::ids::PoolName;
-use crate::rules::plan::{PoolRules, ServerRules};
+use crate::rules::plan::{Balance, Discovery, PoolRules, Queue, ServerRules};
 use crate::secret::SecretRef;
 use crate::upstream::Pools;
 use std::collections::BTreeMap;
@@ -93,11 +93,23 @@ impl Filter for Recorder {
 
 /// Waits are a second each.
 fn rules(ports: &[u16]) -> PoolRules {
-    let server = |&port| ServerRules { tls: false, host: "127.0.0.1".into(), port, prefix: "/base".into(), weight: 1 };
+    let server = |&port| ServerRules {
+        tls: false,
+        host: "127.0.0.1".into(),
+        port,
+        prefix: "/base".into(),
+        weight: 1,
+        group: 0,
+        max_concurrent: None,
+    };
     PoolRules {
         name: PoolName::from("p"),
         profile: "vllm".into(),
         servers: ports.iter().map(server).collect(),
+        discovery: Discovery::Listed,
+        balance: Balance::default(),
+        queue: Queue::default(),
+        fallback: None,
         api_key: None,
         health: None,
         timeouts: Timeouts { connect_seconds: 1, first_byte_seconds: 1, idle_seconds: 1, total_seconds: 60 },
