@@ -46,7 +46,7 @@ pub struct Metrics {
     /// `pontage_upstream_errors_total{pool,kind}`: `connect`, `timeout`, `failed`, `auth`, `status`.
     pub upstream_errors: IntCounterVec,
     /// `pontage_upstream_attempts_total{pool,outcome}`: servers tried, by what came of it: `answered`, `connect`, `status` (429 or
-    /// 5xx), `auth`, `lost`, `timeout`.
+    /// 5xx), `auth`, `lost`, `timeout`, `full`.
     pub upstream_attempts: IntCounterVec,
     /// `pontage_usage_total{pool,source}`: who counted: `reported`, `counted`, `missing`, `absurd`.
     pub usage: IntCounterVec,

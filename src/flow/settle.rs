@@ -23,7 +23,7 @@ use crate::refusal::Refusal;
 use crate::rules::plan::MissingUsage;
 use crate::store::Write;
 use crate::tokens::Vocabulary;
-use crate::upstream::Pool;
+use crate::upstream::{Affinity, Pool};
 use crate::usage::{Usage, UsageSource};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
@@ -147,6 +147,11 @@ impl Delivery {
     /// Whether the reply is expected to stream.
     pub fn streams(&self) -> bool {
         self.quoted.allowed.stream
+    }
+
+    /// Which requests this one is kept together with, where the pool does that.
+    pub fn affinity(&self, _pool: &Pool) -> Affinity {
+        Affinity::NONE
     }
 
     /// The body for a server of `pool`: our own serialisation, with that pool's name of the model, its spelling, and the output that

@@ -9,7 +9,8 @@ use crate::limits::{Limits, OverLimit, UnknownFields};
 use crate::rules::entry::{self, ChargeEntry, Entries, ModelEntry, PoolEntry, RouteEntry, TierEntry};
 use crate::rules::file::Files;
 use crate::rules::plan::{
-    Charge, HealthRules, MissingUsage, Model, Plan, PoolRules, Prices, Route, Shortfall, Surface, Tier,
+    Balance, Charge, Discovery, HealthRules, MissingUsage, Model, Plan, PoolRules, Prices, Queue, Route, Shortfall,
+    Surface, Tier,
 };
 use crate::written::{Mistake, Said};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -79,6 +80,10 @@ impl Desk<'_> {
             name: e.name.value.clone(),
             profile: profile.value.clone(),
             servers: e.servers.clone(),
+            discovery: Discovery::Listed,
+            balance: Balance::default(),
+            queue: Queue::default(),
+            fallback: None,
             api_key: e.api_key.clone(),
             health,
             timeouts: e.timeouts,

@@ -9,7 +9,7 @@ pub mod profile;
 pub mod resolve;
 pub mod server;
 
-pub use pool::{Picked, Pool};
+pub use pool::{Affinity, Picked, Pool, Unplaced};
 
 use crate::ids::PoolName;
 use crate::rules::plan::PoolRules;

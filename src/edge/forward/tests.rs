@@ -9,7 +9,7 @@ mod pauses;
 use super::*;
 use crate::edge::scrub;
 use crate::ids::PoolName;
-use crate::rules::plan::{PoolRules, ServerRules};
+use crate::rules::plan::{Balance, Discovery, PoolRules, Queue, ServerRules};
 use crate::secret::SecretRef;
 use crate::upstream::Pools;
 use std::collections::BTreeMap;
@@ -49,6 +49,10 @@ struct Recorder {
 
 #[async_trait]
 impl Filter for Recorder {
+    fn affinity(&self, _pool: &Pool) -> Affinity {
+        Affinity::NONE
+    }
+
     fn request(&mut self, pool: &Pool, last: bool) -> Outgoing {
         self.asked_for.push(pool.name().as_str().to_owned());
         let body = if last { std::mem::take(&mut self.body) } else { self.body.clone() };
@@ -114,11 +118,23 @@ impl Filter for Recorder {
 
 /// Waits are a second each.
 fn rules(ports: &[u16]) -> PoolRules {
-    let server = |&port| ServerRules { tls: false, host: "127.0.0.1".into(), port, prefix: "/base".into(), weight: 1 };
+    let server = |&port| ServerRules {
+        tls: false,
+        host: "127.0.0.1".into(),
+        port,
+        prefix: "/base".into(),
+        weight: 1,
+        group: 0,
+        max_concurrent: None,
+    };
     PoolRules {
         name: PoolName::from("p"),
         profile: "vllm".into(),
         servers: ports.iter().map(server).collect(),
+        discovery: Discovery::Listed,
+        balance: Balance::default(),
+        queue: Queue::default(),
+        fallback: None,
         api_key: None,
         health: None,
         timeouts: Timeouts { connect_seconds: 1, first_byte_seconds: 1, idle_seconds: 1, total_seconds: 60 },

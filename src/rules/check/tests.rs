@@ -96,7 +96,15 @@ fn a_good_rule_set_becomes_a_plan_in_which_every_name_resolves() {
     assert!(plan.sellers(&PublicModel::from("openai/tiny")).is_empty(), "no tier sells it");
 
     let pool = plan.pools.get("gpt-oss").unwrap();
-    let server = ServerRules { tls: false, host: "127.0.0.1".into(), port: 8000, prefix: String::new(), weight: 1 };
+    let server = ServerRules {
+        tls: false,
+        host: "127.0.0.1".into(),
+        port: 8000,
+        prefix: String::new(),
+        weight: 1,
+        group: 0,
+        max_concurrent: None,
+    };
     assert_eq!((&pool.servers[..], &pool.health, pool.timeouts), (&[server][..], &None, Timeouts::default()));
 }
 
