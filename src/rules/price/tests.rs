@@ -110,9 +110,15 @@ fn a_markup_is_on_every_price_and_rounds_up() {
     let tenth = Factor::parse("1.1").unwrap();
     let p = Prices::flat(Rates { image_input: Some(PerToken(11)), ..Rates::plain(PerToken(10), PerToken(1)) });
     let marked = Prices { per_request: Usd(20), ..p }.times(tenth).unwrap();
-    let rates = marked.standard();
-    assert_eq!((rates.input, rates.cached_input, rates.output), (PerToken(11), PerToken(11), PerToken(2)));
-    assert_eq!((rates.image_input, rates.audio_input, marked.per_request), (Some(PerToken(13)), None, Usd(22)));
+    let marked_rates = marked.standard();
+    assert_eq!(
+        (marked_rates.input, marked_rates.cached_input, marked_rates.output),
+        (PerToken(11), PerToken(11), PerToken(2))
+    );
+    assert_eq!(
+        (marked_rates.image_input, marked_rates.audio_input, marked.per_request),
+        (Some(PerToken(13)), None, Usd(22))
+    );
     assert_eq!(marked.steps, []);
     let two = prices().times(Factor::parse("2").unwrap()).unwrap();
     assert_eq!(two.steps[0].speeds.priority, rates(80));
