@@ -24,7 +24,7 @@ use crate::rules::plan::MissingUsage;
 use crate::store::Write;
 use crate::tokens::Vocabulary;
 use crate::upstream::{Affinity, Pool};
-use crate::usage::{Usage, UsageSource};
+use crate::usage::{ServiceTier, Usage, UsageSource};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use std::sync::Arc;
@@ -395,7 +395,7 @@ impl Delivery {
 
     /// What the reported usage costs in atoms of the rail.
     fn charge(&self, verdict: &Verdict) -> Option<Atoms> {
-        self.quoted.cost(&verdict.usage?)?.to_atoms(self.receipt.decimals)
+        self.quoted.cost(&verdict.usage?, ServiceTier::Standard)?.to_atoms(self.receipt.decimals)
     }
 
     /// What was used when the answer ended early and the backend did not say: the prompt, and what left.
@@ -435,7 +435,7 @@ impl Delivery {
             tokens("cached", usage.cached);
             tokens("completion", usage.completion);
             tokens("reasoning", usage.reasoning);
-            self.receipt.actual_usd = self.quoted.cost(&usage);
+            self.receipt.actual_usd = self.quoted.cost(&usage, ServiceTier::Standard);
         }
         self.receipt.usage = usage;
         self.receipt.usage_source = Some(source);
