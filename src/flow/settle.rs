@@ -9,7 +9,7 @@ use super::pay::{Money, Paid};
 use super::price::Quoted;
 use super::receipt::{self, Signet};
 use super::{Stop, Toll};
-use crate::catalogue::{OnLeave, ProfileAbility};
+use crate::catalogue::OnLeave;
 use crate::clock::UnixSeconds;
 use crate::ids;
 use crate::journal::{Entry, Receipt, Settlement};
@@ -24,6 +24,7 @@ use crate::refusal::Refusal;
 use crate::rules::plan::MissingUsage;
 use crate::store::Write;
 use crate::tokens::Vocabulary;
+use crate::upstream::{Affinity, Pool};
 use crate::usage::{Shape, Usage, UsageSource};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
@@ -113,6 +114,7 @@ impl Delivery {
             transaction,
             settlement,
             payer,
+            attempts: 0,
             complete: false,
         };
         let bounds = Bounds {
@@ -158,12 +160,22 @@ impl Delivery {
         self.quoted.allowed.stream
     }
 
-    /// The body for the backend: our own serialisation, with the backend's model name and the output that was bought. Good
-    /// once: what the client sent is let go, for a stream may stand still for long.
-    pub fn take_body(&mut self, ability: ProfileAbility) -> Bytes {
-        let allowed = &self.quoted.allowed;
+    /// How many choices are asked for.
+    pub fn choices(&self) -> u64 {
+        self.bounds.choices
+    }
+
+    /// Which requests this one is kept together with, where the pool does that.
+    pub fn affinity(&self, _pool: &Pool) -> Affinity {
+        Affinity::NONE
+    }
+
+    /// The body for a server of `pool`: our own serialisation, with that pool's name of the model, its spelling, and the output that
+    /// was bought. `last`: no other pool will be asked, so what the client sent is let go, for a stream may stand still for long.
+    pub fn body(&mut self, pool: &Pool, last: bool) -> Bytes {
+        let (allowed, ability) = (&self.quoted.allowed, pool.profile().ability);
         let body = allowed.ask.rewrite(&Rewrite {
-            model: &allowed.model.upstream,
+            model: allowed.model.upstream_in(pool.name()),
             max_output: self.output,
             spelling: ability.spelling,
             stream: allowed.stream,
@@ -171,12 +183,30 @@ impl Delivery {
             continuous_usage: ability.continuous_usage && (allowed.ask.wants_usage || is_by_token(&self.money)),
             withheld: ability.withheld,
         });
-        self.quoted = Arc::new(self.quoted.without_body());
         self.bounds.shape = ability.shape;
         self.meter.add_up_by(ability.shape);
         // What is used changes nothing where the amount is fixed: the tokens are better saved.
         self.drains = ability.on_leave == OnLeave::Drain && is_by_token(&self.money);
+        self.receipt.pool = pool.name().clone();
+        if last {
+            self.let_text_go();
+        }
         body
+    }
+
+    /// A server was tried, and it did or did not answer.
+    pub fn tried(&mut self, pool: &Pool, outcome: &str) {
+        self.toll.metrics.upstream_attempts.with_label_values(&[pool.name().as_str(), outcome]).inc();
+        self.receipt.attempts = self.receipt.attempts.saturating_add(1);
+        if outcome != "answered" {
+            // The next one is not to be blamed for the time that this one took.
+            self.sent_at = Instant::now();
+        }
+    }
+
+    /// Nobody else will be asked.
+    pub fn let_text_go(&mut self) {
+        self.quoted = Arc::new(self.quoted.without_body());
     }
 
     /// Whether the backend is to be heard to its end when the client leaves: it will bill its answer, and says how much it was only then.
@@ -407,7 +437,7 @@ impl Delivery {
 
     /// What the reported usage costs in atoms of the rail.
     fn charge(&self, verdict: &Verdict) -> Option<Atoms> {
-        self.quoted.cost(&verdict.usage?)?.to_atoms(self.receipt.decimals)
+        self.quoted.cost(&verdict.usage?, verdict.tier)?.to_atoms(self.receipt.decimals)
     }
 
     /// What was used when the answer ended early and the backend did not say: the prompt, and what left.
@@ -456,7 +486,7 @@ impl Delivery {
             tokens("cached", usage.cached);
             tokens("completion", usage.completion);
             tokens("reasoning", usage.reasoning);
-            self.receipt.actual_usd = self.quoted.cost(&usage);
+            self.receipt.actual_usd = self.quoted.cost(&usage, verdict.tier);
         }
         self.receipt.usage = usage;
         self.receipt.usage_source = Some(source);

@@ -9,7 +9,7 @@ pub mod profile;
 pub mod resolve;
 pub mod server;
 
-pub use pool::{Picked, Pool};
+pub use pool::{Affinity, Picked, Pool, Unplaced};
 
 use crate::ids::PoolName;
 use crate::rules::plan::PoolRules;
@@ -69,9 +69,20 @@ impl Pools {
         self.live.get(name).or_else(|| self.former.iter().find(|(n, _, _)| n == name).map(|(_, pool, _)| pool))
     }
 
-    /// Whether a request for that pool would find a server now: an offer is made only then.
+    /// Whether a request for that pool would find a server now, there or where the pool falls back to: an offer is made only then.
     pub fn available(&self, name: &PoolName) -> bool {
-        self.get(name).is_some_and(|pool| pool.available())
+        self.lane(name).pools.iter().any(|pool| pool.available())
+    }
+
+    /// Where a request for that pool may go.
+    pub fn lane(&self, name: &PoolName) -> Lane {
+        let mut pools = Vec::new();
+        let mut next = self.get(name);
+        while let Some(pool) = next.filter(|_| pools.len() < LONGEST_LANE) {
+            pools.push(Arc::clone(pool));
+            next = pool.fallback().and_then(|name| self.get(name));
+        }
+        Lane { pools }
     }
 
     /// Every pool of the live plan, by name.
@@ -80,5 +91,46 @@ impl Pools {
     }
 }
 
+/// Rules allow no circles; this is for those of two plans that make one together.
+const LONGEST_LANE: usize = 8;
+
+/// Where one request may go: a pool, then those that it falls back to, in order.
+#[derive(Clone, Debug)]
+pub struct Lane {
+    /// At least one, unless the pool is unknown.
+    pub pools: Vec<Arc<Pool>>,
+}
+
+impl Lane {
+    /// Without those pools whose backends do not make as many choices of one request.
+    pub fn for_choices(mut self, n: u64) -> Self {
+        self.pools.retain(|pool| pool.profile().ability.most_choices.is_none_or(|most| n <= most));
+        self
+    }
+}
+
 /// How the gate names itself to backends.
 pub const USER_AGENT: &str = concat!("pontage/", env!("CARGO_PKG_VERSION"));
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+
+    #[test]
+    fn a_pool_that_makes_fewer_choices_is_no_fallback_for_more() {
+        let named = |name: &str, profile: &str, fallback: Option<&str>| PoolRules {
+            name: name.into(),
+            profile: profile.into(),
+            fallback: fallback.map(PoolName::from),
+            ..pool::tests::rules(&[(1, 1)])
+        };
+        let rules = [named("a", "vllm", Some("b")), named("b", "anthropic", Some("c")), named("c", "openai", None)];
+        let rules = rules.map(|rules| (rules.name.clone(), Arc::new(rules)));
+        let pools = Pools::build(&BTreeMap::from(rules), None).unwrap();
+        for (n, want) in [(1, &["a", "b", "c"][..]), (2, &["a", "c"])] {
+            let lane = pools.lane(&"a".into()).for_choices(n);
+            assert_eq!(lane.pools.iter().map(|pool| pool.name().as_str()).collect::<Vec<_>>(), want, "n = {n}");
+        }
+    }
+}
