@@ -483,9 +483,17 @@ impl Delivery {
             let model = self.receipt.model.as_str();
             let tokens = |kind: &str, n: u64| self.toll.metrics.tokens.with_label_values(&[model, kind]).inc_by(n);
             tokens("prompt", usage.prompt);
-            tokens("cached", usage.cached);
             tokens("completion", usage.completion);
-            tokens("reasoning", usage.reasoning);
+            let parts = [
+                ("cached", usage.cached),
+                ("cache_write", usage.cache_write),
+                ("reasoning", usage.reasoning),
+                ("audio_input", usage.audio_input),
+                ("audio_output", usage.audio_output),
+                ("image_input", usage.image_input),
+            ];
+            // Most models never have most of them.
+            parts.into_iter().filter(|(_, n)| *n > 0).for_each(|(kind, n)| tokens(kind, n));
             self.receipt.actual_usd = self.quoted.cost(&usage, verdict.tier);
         }
         self.receipt.usage = usage;
