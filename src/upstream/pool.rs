@@ -1,6 +1,6 @@
 //! A pool: servers that serve the same models, and which of them takes the next request.
 
-use super::profile::{self, Profile};
+use super::profile::{self, KeyStyle, Profile};
 use super::resolve::bare;
 use super::server::{Server, ServerStatus};
 use crate::ids::PoolName;
@@ -20,6 +20,8 @@ pub struct Pool {
     profile: &'static Profile,
     /// Header of the operator's key; the value is marked sensitive, so `Debug` does not show it.
     key: Option<(HeaderName, HeaderValue)>,
+    /// The same on the vendor's own surface, where that differs.
+    native_key: Option<(HeaderName, HeaderValue)>,
     pub(super) servers: Arc<[Server]>,
     turn: AtomicUsize,
 }
@@ -28,7 +30,9 @@ impl Pool {
     pub(super) fn build(rules: &Arc<PoolRules>, previous: Option<&Arc<Self>>) -> Result<Arc<Self>, String> {
         let profile = profile::lookup(&rules.profile)
             .ok_or_else(|| format!("profile: {:?} is none of {}", rules.profile, profile::NAMES.join(", ")))?;
-        let key = read_key(rules, profile).map_err(|e| format!("api_key: {e}"))?;
+        let wrong = |e| format!("api_key: {e}");
+        let key = read_key(rules, &profile.key).map_err(wrong)?;
+        let native_key = profile.native_key.as_ref().map(|style| read_key(rules, style)).transpose().map_err(wrong)?;
         if let Some(same) = previous.filter(|p| p.rules == *rules && p.key == key) {
             return Ok(Arc::clone(same));
         }
@@ -41,7 +45,8 @@ impl Pool {
             }
             None => rules.servers.iter().map(Server::new).collect(),
         };
-        Ok(Arc::new(Self { rules: Arc::clone(rules), profile, key, servers, turn: AtomicUsize::new(0) }))
+        let native_key = native_key.flatten();
+        Ok(Arc::new(Self { rules: Arc::clone(rules), profile, key, native_key, servers, turn: AtomicUsize::new(0) }))
     }
 
     /// The server with the least to do, by requests in flight per weight, among those that are usable and not in
@@ -112,6 +117,17 @@ impl Pool {
         self.key.as_ref()
     }
 
+    /// What a request for `path` carries beside its body: the key as this surface takes it, and what goes with it. Never log
+    /// the values.
+    pub fn key_lines(&self, path: &str) -> Vec<(HeaderName, HeaderValue)> {
+        let style = self.profile.key_style(path);
+        let own = self.profile.native_key.as_ref().is_some_and(|native| std::ptr::eq(native, style));
+        let key = if own { &self.native_key } else { &self.key };
+        let beside =
+            style.beside.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+        beside.chain(key.clone()).collect()
+    }
+
     /// How long an idle connection to a server may be reused.
     pub fn reuse_for(&self) -> Duration {
         Duration::from_secs(self.profile.reuse_seconds)
@@ -154,14 +170,14 @@ impl Pool {
     }
 }
 
-fn read_key(rules: &PoolRules, profile: &Profile) -> Result<Option<(HeaderName, HeaderValue)>, String> {
+fn read_key(rules: &PoolRules, style: &KeyStyle) -> Result<Option<(HeaderName, HeaderValue)>, String> {
     let Some(place) = &rules.api_key else { return Ok(None) };
     let secret = place.read()?;
-    let mut text = zeroize::Zeroizing::new(profile.key_prefix.as_bytes().to_vec());
+    let mut text = zeroize::Zeroizing::new(style.prefix.as_bytes().to_vec());
     text.extend_from_slice(secret.expose());
     let mut value = HeaderValue::from_bytes(&text).map_err(|_| format!("{place} does not fit into a header"))?;
     value.set_sensitive(true);
-    Ok(Some((HeaderName::from_static(profile.key_header), value)))
+    Ok(Some((HeaderName::from_static(style.header), value)))
 }
 
 /// What keeps the requests of one kind together: requests with the same key go to the same server where the rules of the

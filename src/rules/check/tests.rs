@@ -2,7 +2,7 @@
 use super::*;
 use crate::catalogue::{ProfileAbility, RailAbility};
 use crate::ids::RailId;
-use crate::limits::{OverLimit, Spelling, StreamRule, UnknownFields};
+use crate::limits::{OverLimit, StreamRule, UnknownFields};
 use crate::money::{Factor, PerToken, Usd};
 use crate::rules::plan::{Access, ReceiptForm, ServerRules, Surface, Timeouts};
 
@@ -46,7 +46,7 @@ servers = ["http://127.0.0.1:8000"]
 "#;
 
 fn catalogue() -> Catalogue {
-    let ability = |health_path| ProfileAbility { spelling: Spelling::MaxTokens, continuous_usage: false, health_path };
+    let ability = |health_path| ProfileAbility { health_path, ..ProfileAbility::PLAIN };
     Catalogue {
         rails: [("tempo/charge", true), ("tempo/session", false)]
             .map(|(id, fixed_amount)| (RailId::from(id), RailAbility { fixed_amount, decimals: 6 }))
