@@ -102,6 +102,7 @@ impl Delivery {
             tier: allowed.route.tier.name.clone(),
             model: allowed.model.name.clone(),
             pool: allowed.model.pool.clone(),
+            server: None,
             rail,
             generation: quoted.generation.clone(),
             charged,
@@ -423,7 +424,7 @@ impl Delivery {
     }
 
     fn block(&self) -> String {
-        receipt::public(&self.receipt).to_string()
+        receipt::block(&self.receipt, &self.quoted.allowed.route.receipt).to_string()
     }
 
     fn is_paid(&self) -> bool {

@@ -87,7 +87,7 @@ fn a_good_rule_set_becomes_a_plan_in_which_every_name_resolves() {
     let route = plan.route("/v1/chat/completions").unwrap();
     assert_eq!((route.surface, route.stream, route.access), (Surface::Chat, StreamRule::Allow, Access::Paid));
     assert_eq!(route.accept, [RailId::from("tempo/charge")]);
-    assert_eq!(route.receipt, ReceiptForm { header: true, body: Some("pontage".into()) });
+    assert_eq!(route.receipt, ReceiptForm { header: true, body: Some("pontage".into()), ..ReceiptForm::default() });
     assert_eq!(route.tier.unnamed, [PublicModel::from("openai/gpt-oss-120b")]);
     assert_eq!(route.tier.charge, Some(Charge::Flat { usd: Usd::parse("0.02").unwrap(), min_output_tokens: None }));
     let limits = &route.tier.limits;
