@@ -8,8 +8,10 @@
 
 use super::cover::{Count, Cover, Joined, Piece, Queue, Waiting};
 use super::delta::{Delivered, Holder, finishes, is_null, text_of};
+use super::reply;
 use super::sse::{DEFAULT_CARRY, Frame, Splitter, TooLong};
-use super::usage::{Bounds, Reply, Tally, Verdict};
+use super::usage::{Bounds, Tally, Verdict};
+use crate::surface::Surface;
 use crate::usage::{Shape, Usage};
 use bytes::{Bytes, BytesMut};
 use memchr::memmem::Finder;
@@ -47,6 +49,8 @@ impl Meter {
     /// A meter for one stream. Without `wants_usage`, the chunk that carries nothing but usage is not passed on.
     pub fn new(wants_usage: bool, bounds: Bounds) -> Self {
         let reading = Reading {
+            surface: Surface::Chat,
+            holder: Holder::Delta,
             wants_usage,
             tally: Tally::new(bounds),
             count: None,
@@ -65,6 +69,12 @@ impl Meter {
     /// How the figures of the backend add up, once it is known which one answers. To be said before the first byte.
     pub fn add_up_by(&mut self, shape: Shape) {
         self.reading.tally.add_up_by(shape);
+    }
+
+    /// The stream speaks as `surface` does, where that is not chat.
+    pub fn of(mut self, surface: Surface) -> Self {
+        (self.reading.surface, self.reading.holder) = (surface, reply::text_in_stream(surface));
+        self
     }
 
     /// Counts output as it goes by, `cover` saying how where the backend does not say it itself. The count never falls and
@@ -198,7 +208,7 @@ impl Meter {
             return None;
         }
         let newest = if self.queue.is_empty() { &self.reading.unread } else { &self.last_out };
-        let reply = Reply::read(newest)?;
+        let reply = reply::read_event(self.reading.surface, newest)?;
         let mut tally = self.reading.tally.fresh();
         tally.hear(&reply);
         tally.total().0
@@ -224,6 +234,8 @@ impl Meter {
 
 #[derive(Debug)]
 struct Reading {
+    surface: Surface,
+    holder: Holder,
     wants_usage: bool,
     tally: Tally,
     /// Where cover is counted.
@@ -284,7 +296,7 @@ impl Reading {
 
     /// What was said of usage so far, with what was passed over.
     fn heard(&self) -> Cow<'_, Tally> {
-        let Some(reply) = Reply::read(&self.unread) else { return Cow::Borrowed(&self.tally) };
+        let Some(reply) = reply::read_event(self.surface, &self.unread) else { return Cow::Borrowed(&self.tally) };
         let mut tally = self.tally.clone();
         tally.hear(&reply);
         Cow::Owned(tally)
@@ -298,15 +310,15 @@ impl Reading {
         }
         let nothing = Kind::Text(Delivered::default());
         self.verdict.failed |= frame.error;
-        if frame.is_done() {
+        if reply::ends(self.surface, &frame) {
             self.verdict.saw_done = true;
             return nothing;
         }
         let Some(data) = frame.data else { return nothing };
         self.verdict.finished |= finishes(&data);
         let text = match &mut self.count {
-            None => text_of(&data, Holder::Delta, |_| {}),
-            Some(count) => text_of(&data, Holder::Delta, |said| count.said(said)),
+            None => text_of(&data, self.holder, |_| {}),
+            Some(count) => text_of(&data, self.holder, |said| count.said(said)),
         };
         self.verdict.delivered_chunks += text.texts;
         self.verdict.delivered_bytes += text.bytes;
@@ -326,7 +338,7 @@ impl Reading {
             return Kind::Text(text);
         }
         self.first = false;
-        let Some(reply) = Reply::read(&data) else {
+        let Some(reply) = reply::read_event(self.surface, &data) else {
             if says_usage && whole {
                 self.tally.mark_absurd();
             }
