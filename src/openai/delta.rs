@@ -67,7 +67,7 @@ pub(super) fn text_of(data: &[u8], holder: Holder, mut said: impl FnMut(Said<'_>
     for at in needle.find_iter(data) {
         let at = past_colon(data, at + needle.needle().len());
         if data.get(at) == Some(&b'{') {
-            let bytes = text_in_object(data, at, &mut said);
+            let bytes = text_in(data, at, CHAT, &mut said);
             found.texts += u64::from(bytes > 0);
             found.bytes += bytes;
         }
@@ -75,8 +75,11 @@ pub(super) fn text_of(data: &[u8], holder: Holder, mut said: impl FnMut(Said<'_>
     found
 }
 
-/// Bytes of generated text in the object that opens at `at`.
-fn text_in_object(data: &[u8], mut at: usize, show: &mut impl FnMut(Said<'_>)) -> u64 {
+/// The names under which a chat completion says text.
+const CHAT: &[&[u8]] = &[b"content", b"reasoning_content", b"reasoning", b"refusal", b"arguments"];
+
+/// Bytes of generated text in the object or array that opens at `at`: its strings under these `names`, at any depth.
+pub(super) fn text_in(data: &[u8], mut at: usize, names: &[&[u8]], show: &mut impl FnMut(Said<'_>)) -> u64 {
     let (mut depth, mut bytes) = (0usize, 0);
     while let Some(byte) = data.get(at) {
         at += 1;
@@ -89,23 +92,25 @@ fn text_in_object(data: &[u8], mut at: usize, show: &mut impl FnMut(Said<'_>)) -
                 let key = data.get(at..end.saturating_sub(1)).unwrap_or_default();
                 let value = past_colon(data, end);
                 at = end;
-                let said = matches!(key, b"content" | b"reasoning_content" | b"reasoning" | b"refusal" | b"arguments");
-                if said && value > end && data.get(value) == Some(&b'"') {
-                    let (end, length) = past_string(data, value + 1);
+                if value > end && names.contains(&key) && data.get(value) == Some(&b'"') {
+                    let (end, length) = string_at(data, value, show);
                     at = end;
                     bytes += length;
-                    if length > 0 {
-                        show(Said {
-                            raw: data.get(value + 1..end.saturating_sub(1)).unwrap_or_default(),
-                            bytes: length,
-                        });
-                    }
                 }
             }
             _ => {}
         }
     }
     bytes
+}
+
+/// Shows the string whose opening quote is at `at`: where it ends, and how many UTF-8 bytes it stands for.
+pub(super) fn string_at(data: &[u8], at: usize, show: &mut impl FnMut(Said<'_>)) -> (usize, u64) {
+    let (end, bytes) = past_string(data, at + 1);
+    if bytes > 0 {
+        show(Said { raw: data.get(at + 1..end.saturating_sub(1)).unwrap_or_default(), bytes });
+    }
+    (end, bytes)
 }
 
 /// Behind the string whose text begins at `at`, and how many UTF-8 bytes it stands for.
@@ -139,7 +144,7 @@ fn past_string(data: &[u8], mut at: usize) -> (usize, u64) {
 }
 
 /// Behind white space, a colon and white space; `at` itself when no colon is there.
-fn past_colon(data: &[u8], at: usize) -> usize {
+pub(super) fn past_colon(data: &[u8], at: usize) -> usize {
     let blank = |mut at: usize| {
         while data.get(at).is_some_and(u8::is_ascii_whitespace) {
             at += 1;

@@ -9,6 +9,7 @@
 use super::cover::{Count, Cover, Joined, Piece, Queue, Waiting};
 use super::delta::{Delivered, Holder, finishes, is_null, text_of};
 use super::sse::{DEFAULT_CARRY, Frame, Splitter, TooLong};
+use super::typed::{self, Dialect};
 use super::usage::{Bounds, Reply, Tally, Verdict};
 use crate::usage::Usage;
 use bytes::{Bytes, BytesMut};
@@ -31,6 +32,8 @@ const READ_EVERY: u32 = 16;
 #[derive(Debug)]
 pub struct Meter {
     splitter: Splitter,
+    /// Most bytes that wait, or that one event may have.
+    cap: usize,
     reading: Reading,
     /// Frames that are not covered yet.
     queue: Queue,
@@ -46,6 +49,7 @@ impl Meter {
         let reading = Reading {
             wants_usage,
             tally: Tally::new(bounds),
+            typed: None,
             count: None,
             lazy: bounds.choices == 1,
             passed_over: 0,
@@ -55,7 +59,17 @@ impl Meter {
             first: true,
             held: BytesMut::new(),
         };
-        Self { splitter: Splitter::default(), reading, queue: Queue::default(), counted: 0, last_out: Vec::new() }
+        let (splitter, queue) = (Splitter::default(), Queue::default());
+        Self { splitter, cap: DEFAULT_CARRY, reading, queue, counted: 0, last_out: Vec::new() }
+    }
+
+    /// The stream is not one of chat chunks but of this dialect's events. What ends it waits as `[DONE]` does.
+    pub fn of(mut self, dialect: Dialect) -> Self {
+        self.reading.typed = Some(typed::Reader::new(dialect, self.reading.tally.bounds()));
+        self.reading.lazy = false;
+        self.cap = dialect.longest_event();
+        self.splitter = Splitter::with_cap(self.cap);
+        self
     }
 
     /// Counts output as it goes by, `cover` saying how where the backend does not say it itself. The count never falls and
@@ -70,7 +84,7 @@ impl Meter {
     /// several tokens each, so that every figure that corrects them is worth reading.
     pub fn all_is_shown(mut self) -> Self {
         let by_tokens = self.reading.count.as_ref().is_none_or(Count::is_by_tokens);
-        self.reading.lazy = by_tokens && self.reading.tally.is_of_one_choice();
+        self.reading.lazy = by_tokens && self.reading.typed.is_none() && self.reading.tally.is_of_one_choice();
         self
     }
 
@@ -84,7 +98,7 @@ impl Meter {
     /// figure, is beyond them waits with everything behind it. A frame without either needs no cover of its own.
     pub fn feed_covered(&mut self, chunk: Bytes, covered: u64, out: &mut Vec<Bytes>) -> Result<(), TooLong> {
         self.release(covered, out);
-        let Self { splitter, reading, queue, counted, last_out } = self;
+        let Self { splitter, reading, queue, counted, last_out, .. } = self;
         let read = chunk.clone();
         let mut carried = splitter.carried();
         let (mut at, mut joined) = (0, Joined::default());
@@ -108,7 +122,7 @@ impl Meter {
         });
         joined.flush(out);
         let kept = self.reading.held.len().max(self.queue.bytes);
-        fed.and(if kept > DEFAULT_CARRY { Err(TooLong { cap: DEFAULT_CARRY }) } else { Ok(()) })
+        fed.and(if kept > self.cap { Err(TooLong { cap: self.cap }) } else { Ok(()) })
     }
 
     /// More is covered: lets out what waited for it, in order. `u64::MAX` lets out everything.
@@ -187,6 +201,7 @@ impl Meter {
             absurd,
             delivered_chunks: said.delivered_chunks - self.queue.text.texts,
             delivered_bytes: said.delivered_bytes - self.queue.text.bytes,
+            begun: self.reading.typed.as_ref().and_then(typed::Reader::begun),
             ..said.clone()
         }
     }
@@ -196,6 +211,8 @@ impl Meter {
 struct Reading {
     wants_usage: bool,
     tally: Tally,
+    /// Of streams whose events carry their type: what they say, instead of all that is read of chat chunks.
+    typed: Option<typed::Reader>,
     /// Where cover is counted.
     count: Option<Count>,
     /// Running figures may be passed over: there is one choice, and another way to count meanwhile.
@@ -254,6 +271,9 @@ impl Reading {
 
     /// The figure so far, with what was passed over.
     fn total(&self) -> (Option<Usage>, bool) {
+        if let Some(typed) = &self.typed {
+            return typed.total();
+        }
         let Some(reply) = Reply::read(&self.unread) else { return self.tally.total() };
         let mut tally = self.tally.clone();
         if let Some(usage) = reply.usage {
@@ -275,6 +295,9 @@ impl Reading {
             return nothing;
         }
         let Some(data) = frame.data else { return nothing };
+        if self.typed.is_some() {
+            return Kind::Text(self.typed_event(&data));
+        }
         self.verdict.finished |= finishes(&data);
         let text = match &mut self.count {
             None => text_of(&data, Holder::Delta, |_| {}),
@@ -324,5 +347,27 @@ impl Reading {
             (true, false) => Kind::Dropped,
             (false, _) => Kind::Text(text),
         }
+    }
+
+    fn typed_event(&mut self, data: &[u8]) -> Delivered {
+        let Some(typed) = &mut self.typed else { return Delivered::default() };
+        self.first = false;
+        let event = typed.event(data, &mut |said| {
+            if let Some(count) = &mut self.count {
+                count.said(said);
+            }
+        });
+        self.verdict.failed |= event.failed;
+        self.verdict.finished |= event.finished;
+        self.verdict.saw_done |= event.ends;
+        self.verdict.delivered_chunks += event.text.texts;
+        self.verdict.delivered_bytes += event.text.bytes;
+        if let Some(model) = event.model.filter(|model| self.verdict.model.as_deref() != Some(model)) {
+            self.verdict.model = Some(model.into_owned());
+        }
+        if let (true, Some(count), (Some(total), _)) = (event.says_output, &mut self.count, typed.total()) {
+            count.reported(total.completion);
+        }
+        event.text
     }
 }

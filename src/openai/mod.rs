@@ -9,6 +9,7 @@
 //! | [`meter`] | a stream on its way through: counted, unchanged, the receipt's place kept |
 //! | `delta` | where its text stands, found without parsing |
 //! | [`cover`] | how much of it must be covered, and what waits for that |
+//! | [`typed`] | the same for Responses and Messages, whose events carry their type |
 //! | [`usage`] | what the backend says it used |
 //! | [`receipt`] | how a receipt is written into a reply |
 //! | [`error`] | errors in OpenAI's shape, and what may pass of a backend's own |
@@ -24,6 +25,7 @@ pub mod receipt;
 pub mod request;
 pub mod sse;
 pub mod strict;
+pub mod typed;
 pub mod usage;
 
 #[cfg(test)]
@@ -34,3 +36,5 @@ mod meter_tests;
 mod request_tests;
 #[cfg(test)]
 mod strict_tests;
+#[cfg(test)]
+mod typed_tests;
