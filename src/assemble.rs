@@ -12,7 +12,7 @@ use crate::edge::admin::Admin;
 use crate::edge::body::Budget;
 use crate::edge::door::{Door, DoorLimits, Guests, tls};
 use crate::edge::flood::{Flood, UnpaidLimits};
-use crate::edge::forward::Connector;
+use crate::edge::forward::Lines;
 use crate::edge::gate::{Gate, KEEP_ALIVE_SECONDS};
 use crate::edge::reply::Cors;
 use crate::flow::channels::Channels;
@@ -135,8 +135,10 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     for facilitator in facilitators {
         tokio::spawn(async move { facilitator.watch().await });
     }
-    let connector = Arc::new(Connector::new(None));
-    tokio::spawn(crate::upstream::health::watch(Arc::clone(&pools), Arc::clone(&connector)));
+    tokio::spawn(crate::upstream::health::watch(Arc::clone(&pools)));
+    let lines = Arc::new(Lines::default());
+    let idle = Arc::clone(&lines);
+    tokio::spawn(async move { idle.sweep().await });
     let left = crate::flow::recover::recover(&toll).await.map_err(|e| one(format!("store: {e}")))?;
     if left > 0 {
         tracing::warn!(claims = left, "claims of the last run were not over");
@@ -153,7 +155,7 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     let stopping = Arc::new(AtomicBool::new(false));
     let (stop, stopped) = watch::channel(false);
     let guests = Arc::new(Guests::default());
-    let gate = gate(&conf, &toll, &signet, connector, &guests, &stopping);
+    let gate = gate(&conf, &toll, &signet, lines, &guests, &stopping);
     let door = Arc::new(Door {
         app: Arc::new(gate.into_proxy(conf.listen.tls.is_none(), conf.listen.limits.h2_streams)),
         guests: Arc::clone(&guests),
@@ -407,7 +409,7 @@ fn gate(
     conf: &Conf,
     toll: &Arc<Toll>,
     signet: &Arc<Signet>,
-    connector: Arc<Connector>,
+    lines: Arc<Lines>,
     guests: &Arc<Guests>,
     stopping: &Arc<AtomicBool>,
 ) -> Gate {
@@ -415,7 +417,7 @@ fn gate(
     Gate {
         toll: Arc::clone(toll),
         signet: Arc::clone(signet),
-        connector,
+        lines,
         guests: Arc::clone(guests),
         budget: Budget::new(limits.bodies_in_flight_mib.saturating_mul(1024 * 1024)),
         body_wait: Duration::from_secs(limits.body_seconds),

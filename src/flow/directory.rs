@@ -158,8 +158,8 @@ fn llms_of(public_url: &str, plan: &Plan, ways: impl Fn(&Route) -> Vec<Offered>)
         text.push_str(&format!(
             "- {}: ${} per million prompt tokens, ${} per million output tokens\n",
             model.name,
-            model.price.input.as_per_million(),
-            model.price.output.as_per_million()
+            model.price.standard().input.as_per_million(),
+            model.price.standard().output.as_per_million()
         ));
     }
     text.push_str("\n## More\n\n- [OpenAPI](/openapi.json)\n");
@@ -205,9 +205,9 @@ fn listed(plan: &Plan, list: &Route, name: &PublicModel, created: u64) -> Option
         name: model.name.to_string(),
         aliases: plan.aliases(&model.name),
         created,
-        prompt: model.price.input.as_per_token(),
-        cached_prompt: model.price.cached_input.as_per_token(),
-        completion: model.price.output.as_per_token(),
+        prompt: model.price.standard().input.as_per_token(),
+        cached_prompt: model.price.standard().cached_input.as_per_token(),
+        completion: model.price.standard().output.as_per_token(),
         here: sold(here),
         sold: sellers.iter().map(|at| sold(at)).collect(),
     })

@@ -61,7 +61,8 @@ pub(super) fn place(route: &Route, model: &Model) -> Place {
         _ if route.access == Access::Free => "nothing".to_owned(),
         Some(Charge::Flat { usd, .. }) => format!("${usd} per request"),
         _ => {
-            let (input, output) = (model.price.input.as_per_million(), model.price.output.as_per_million());
+            let rates = model.price.standard();
+            let (input, output) = (rates.input.as_per_million(), rates.output.as_per_million());
             format!("${input} per million prompt tokens and ${output} per million output tokens")
         }
     };

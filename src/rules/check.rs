@@ -9,7 +9,8 @@ use crate::limits::{Limits, OverLimit, UnknownFields};
 use crate::rules::entry::{self, ChargeEntry, Entries, ModelEntry, PoolEntry, RouteEntry, TierEntry};
 use crate::rules::file::Files;
 use crate::rules::plan::{
-    Charge, HealthRules, MissingUsage, Model, Plan, PoolRules, Prices, Route, Shortfall, Surface, Tier,
+    Balance, Charge, Discovery, HealthRules, MissingUsage, Model, Plan, PoolRules, Prices, Queue, Reach, Route, Shortfall,
+    Surface, Tier,
 };
 use crate::written::{Mistake, Said};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -79,6 +80,10 @@ impl Desk<'_> {
             name: e.name.value.clone(),
             profile: profile.value.clone(),
             servers: e.servers.clone(),
+            discovery: Discovery::Listed,
+            balance: Balance::default(),
+            queue: Queue::default(),
+            fallback: None,
             api_key: e.api_key.clone(),
             health,
             timeouts: e.timeouts,
@@ -112,6 +117,11 @@ impl Desk<'_> {
         {
             self.wrong(pool, format!("{:?} is not in pools.toml", pool.value.as_str()));
         }
+        for (pool, _) in &e.elsewhere {
+            if self.entries.pools.as_ref().is_some_and(|pools| !pools.iter().any(|p| p.name.value == pool.value)) {
+                self.wrong(pool, format!("{:?} is not in pools.toml", pool.value.as_str()));
+            }
+        }
         if let Some(v) = &e.vocabulary
             && v.value != BYTES
             && !self.catalogue.vocabularies.contains(&v.value.as_str())
@@ -122,8 +132,9 @@ impl Desk<'_> {
         Some(Arc::new(Model {
             name: e.name.value.clone(),
             upstream: e.upstream.clone()?,
+            elsewhere: e.elsewhere.iter().map(|(pool, name)| (pool.value.clone(), name.clone())).collect(),
             pool: pool?.value.clone(),
-            price: e.price?,
+            price: e.price.clone()?,
             vocabulary: e.vocabulary.as_ref().map(|v| v.value.clone()).filter(|v| v != BYTES),
             hidden_output: e.hidden_output,
         }))
@@ -145,7 +156,7 @@ impl Desk<'_> {
         for model in sold.iter().filter_map(|name| models.get(name)) {
             if let (Some(Charge::Flat { usd, min_output_tokens: Some(least) }), ChargeEntry::Is(said)) =
                 (charge, &e.charge)
-                && model.price.output.of(least).is_none_or(|cost| cost > usd)
+                && model.price.dearest(Reach::text(0)).output.of(least).is_none_or(|cost| cost > usd)
             {
                 let why = format!("{usd} USD do not pay for min_output_tokens of {:?}", model.name.as_str());
                 self.wrong(said, why);
@@ -302,8 +313,10 @@ impl Desk<'_> {
 /// while somebody waits for a price.
 fn dearest(limits: &Limits, price: &Prices, charge: Option<Charge>) -> Option<()> {
     let bytes = u64::try_from(limits.max_body_bytes).ok()?;
-    let prompt = price.input.max(price.cached_input).of(limits.max_input_tokens.unwrap_or(bytes).max(bytes))?;
-    let output = price.output.of(limits.max_output_tokens.checked_mul(limits.max_n)?)?;
+    let most = limits.max_input_tokens.unwrap_or(bytes).max(bytes);
+    let each = price.dearest(Reach { prompt: u64::MAX, sound: true, pictures: true });
+    let prompt = each.input.of(most)?.plus(price.per_request)?;
+    let output = each.output.of(limits.max_output_tokens.checked_mul(limits.max_n)?)?;
     let images = limits.image_url.unwrap_or_default().0.checked_mul(u128::from(bytes))?;
     let prompt = match charge {
         Some(Charge::Estimate { overhead, .. }) => overhead.times(prompt)?,

@@ -1,8 +1,9 @@
 //! One immutable, validated set of rules. A request takes one and keeps it to its receipt.
 
+pub use super::price::{Dearest, Prices, Rates, Reach, Speeds, Step};
 use crate::ids::{Generation, PoolName, PublicModel, RailId, RoutePath, TierName, UpstreamModel};
 use crate::limits::{Limits, StreamRule};
-use crate::money::{Factor, PerToken, Usd};
+use crate::money::{Factor, Usd};
 use crate::secret::SecretRef;
 pub use crate::surface::Surface;
 use std::collections::{BTreeMap, HashMap};
@@ -194,6 +195,8 @@ pub struct Model {
     pub name: PublicModel,
     /// What the backend hears.
     pub upstream: UpstreamModel,
+    /// What the backends of other pools hear, where the first one falls back to them and they call it something else.
+    pub elsewhere: BTreeMap<PoolName, UpstreamModel>,
     /// Where it runs.
     pub pool: PoolName,
     /// Prices.
@@ -205,15 +208,11 @@ pub struct Model {
     pub hidden_output: bool,
 }
 
-/// Prices per token.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Prices {
-    /// Prompt.
-    pub input: PerToken,
-    /// Cached prompt; the input price when not given.
-    pub cached_input: PerToken,
-    /// Output, reasoning included.
-    pub output: PerToken,
+impl Model {
+    /// What the backends of a pool call it.
+    pub fn upstream_in(&self, pool: &PoolName) -> &UpstreamModel {
+        self.elsewhere.get(pool).unwrap_or(&self.upstream)
+    }
 }
 
 /// Servers that serve upstream models.
@@ -223,8 +222,16 @@ pub struct PoolRules {
     pub name: PoolName,
     /// Profile, a name of the catalogue.
     pub profile: String,
-    /// Servers.
+    /// Servers; with [`Discovery::Dns`] exactly one, the name.
     pub servers: Vec<ServerRules>,
+    /// Whether `servers` are the servers, or a name behind which they are found.
+    pub discovery: Discovery,
+    /// Who takes the next request.
+    pub balance: Balance,
+    /// Who may wait while every server is at its `max_concurrent`.
+    pub queue: Queue,
+    /// The pool that takes over when none of these servers can; it exists, and following it never comes back here.
+    pub fallback: Option<PoolName>,
     /// Sent as `Authorization: Bearer …`.
     pub api_key: Option<SecretRef>,
     /// Active health checks; `None`: none are made.
@@ -237,6 +244,45 @@ impl PoolRules {
     /// Whether requests for either go to the same servers with the same key: they differ in nothing but the name.
     pub fn is_the_same_place(&self, other: &Self) -> bool {
         *self == Self { name: self.name.clone(), ..other.clone() }
+    }
+}
+
+/// Where the servers of a pool come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Discovery {
+    /// They are listed.
+    #[default]
+    Listed,
+    /// Every address behind the one name is a server.
+    Dns,
+}
+
+/// Who of the usable servers takes the next request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Balance {
+    /// Of two chosen by chance (of two in all: both) the one with fewer requests in flight for its weight.
+    #[default]
+    LeastOutstanding,
+    /// In turn, as often as its weight says.
+    RoundRobin,
+    /// By a key of the request: the same key, the same server.
+    Consistent,
+    /// By the head of the prompt, so that a backend finds it in its cache; never more than a quarter above the mean load.
+    Prefix,
+}
+
+/// A short queue before servers that are at their `max_concurrent`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Queue {
+    /// Most requests that wait at once.
+    pub length: usize,
+    /// Longest wait of one.
+    pub wait_seconds: u64,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self { length: 64, wait_seconds: 10 }
     }
 }
 
@@ -253,6 +299,10 @@ pub struct ServerRules {
     pub prefix: String,
     /// Share of the load, ≥ 1.
     pub weight: u32,
+    /// Group 0 is used first; the next one when nobody of the one before can take more.
+    pub group: u32,
+    /// Most requests in flight on it; `None`: no limit.
+    pub max_concurrent: Option<u32>,
 }
 
 /// Active health checks.

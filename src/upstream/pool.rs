@@ -3,6 +3,7 @@
 use super::profile::{self, Profile};
 use super::resolve::bare;
 use super::server::{Server, ServerStatus};
+use crate::ids::PoolName;
 use crate::rules::plan::{PoolRules, Timeouts};
 use http::{HeaderName, HeaderValue};
 use pingora::protocols::ALPN;
@@ -45,8 +46,19 @@ impl Pool {
 
     /// The server with the least to do, by requests in flight per weight, among those that are usable and not in
     /// `tried` (indexes of [`Picked::index`]). Equals take turns. `None`: nobody is left.
-    pub fn pick(self: &Arc<Self>, tried: &[usize]) -> Option<Picked> {
+    pub fn pick(self: &Arc<Self>, _key: Affinity, tried: &[usize]) -> Option<Picked> {
         self.pick_at(tried, Instant::now())
+    }
+
+    /// As [`Self::pick`]; when every server that is usable and not in `tried` is at its `max_concurrent`, waits for a place in
+    /// the pool's short queue, first come, first served. Dropping the future leaves the queue.
+    pub async fn wait(self: &Arc<Self>, key: Affinity, tried: &[usize]) -> Result<Picked, Unplaced> {
+        self.pick(key, tried).ok_or(Unplaced::Nobody)
+    }
+
+    /// The pool that takes over when [`Self::wait`] finds nobody here.
+    pub fn fallback(&self) -> Option<&PoolName> {
+        self.rules.fallback.as_ref()
     }
 
     fn pick_at(self: &Arc<Self>, tried: &[usize], now: Instant) -> Option<Picked> {
@@ -78,6 +90,11 @@ impl Pool {
     pub fn available(&self) -> bool {
         let now = Instant::now();
         self.servers.iter().any(|server| server.usable(now))
+    }
+
+    /// Its name in the rules.
+    pub fn name(&self) -> &PoolName {
+        &self.rules.name
     }
 
     /// How its servers speak.
@@ -147,6 +164,28 @@ fn read_key(rules: &PoolRules, profile: &Profile) -> Result<Option<(HeaderName, 
     Ok(Some((HeaderName::from_static(profile.key_header), value)))
 }
 
+/// What keeps the requests of one kind together: requests with the same key go to the same server where the rules of the
+/// pool say so (`balance = "consistent"` or `"prefix"`), and the key is not looked at elsewhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Affinity(pub Option<u64>);
+
+impl Affinity {
+    /// Any server will do.
+    pub const NONE: Self = Self(None);
+}
+
+/// Why [`Pool::wait`] found no server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unplaced {
+    /// None is usable, or those that are were tried.
+    Nobody,
+    /// All are at their limit, and the queue is full or the wait was over.
+    Full {
+        /// When to come again.
+        retry_after_seconds: u64,
+    },
+}
+
 /// A server chosen for one request. The request counts as running on it until this is dropped, and whatever is found
 /// out about the server on the way is told here.
 #[derive(Debug)]
@@ -203,6 +242,18 @@ impl Picked {
         }
     }
 
+    /// The head of its answer came after `waited` (of the request's being sent). 429 and 5xx count against it, everything
+    /// else for it; `retry_after`, as the backend asked for with a 429 or 503, rests it that long, at most 60 s. A request that was
+    /// sent and never answered is told as 502 (lost) or 504 (late).
+    pub fn answered(&self, status: u16, waited: Duration, retry_after: Option<Duration>) {
+        let _ = (status, waited, retry_after);
+    }
+
+    /// Its usage was such as cannot be: an alarm in status and metrics.
+    pub fn absurd_usage(&self) {
+        tracing::error!(pool = %self.pool.rules.name, server = %self.host(), "the backend reported usage that cannot be");
+    }
+
     fn server(&self) -> Option<&Server> {
         self.pool.servers.get(self.index)
     }
@@ -221,8 +272,7 @@ pub(crate) mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::super::Pools;
     use super::*;
-    use crate::ids::PoolName;
-    use crate::rules::plan::ServerRules;
+    use crate::rules::plan::{Balance, Discovery, Queue, ServerRules};
     use crate::secret::SecretRef;
     use std::collections::BTreeMap;
 
@@ -238,8 +288,14 @@ pub(crate) mod tests {
                     port,
                     prefix: String::new(),
                     weight,
+                    group: 0,
+                    max_concurrent: None,
                 })
                 .collect(),
+            discovery: Discovery::Listed,
+            balance: Balance::default(),
+            queue: Queue::default(),
+            fallback: None,
             api_key: None,
             health: None,
             timeouts: Timeouts::default(),
@@ -262,7 +318,7 @@ pub(crate) mod tests {
             (vec![1], 3, vec![3], "alone"),
         ] {
             let p = pool(rules(&weights.iter().map(|&w| (1, w)).collect::<Vec<_>>()));
-            let held: Vec<_> = (0..picks).map(|_| p.pick(&[]).unwrap()).collect();
+            let held: Vec<_> = (0..picks).map(|_| p.pick(Affinity::NONE, &[]).unwrap()).collect();
             assert_eq!(p.servers.iter().map(Server::in_flight).collect::<Vec<_>>(), want, "{why}");
             drop(held);
             assert!(p.servers.iter().all(|s| s.in_flight() == 0), "a finished request is not counted: {why}");
@@ -272,28 +328,28 @@ pub(crate) mod tests {
     #[test]
     fn idle_equals_take_turns() {
         let p = pool(rules(&[(1, 1), (2, 1)]));
-        let picks: Vec<usize> = (0..4).map(|_| p.pick(&[]).unwrap().index()).collect();
+        let picks: Vec<usize> = (0..4).map(|_| p.pick(Affinity::NONE, &[]).unwrap().index()).collect();
         assert_eq!(picks, [0, 1, 0, 1]);
     }
 
     #[test]
     fn a_tried_or_resting_server_is_passed_over_and_a_pool_of_such_is_not_available() {
         let p = pool(rules(&[(1, 1), (2, 1)]));
-        assert_eq!(p.pick(&[0]).unwrap().index(), 1);
-        assert!(p.pick(&[0, 1]).is_none());
-        p.pick(&[1]).unwrap().connect_failed();
+        assert_eq!(p.pick(Affinity::NONE, &[0]).unwrap().index(), 1);
+        assert!(p.pick(Affinity::NONE, &[0, 1]).is_none());
+        p.pick(Affinity::NONE, &[1]).unwrap().connect_failed();
         assert!(p.available());
-        assert!((0..4).all(|_| p.pick(&[]).unwrap().index() == 1));
-        p.pick(&[]).unwrap().eject_for_auth();
-        assert!(!p.available() && p.pick(&[]).is_none());
-        assert!(pool(rules(&[])).pick(&[]).is_none(), "no servers at all");
+        assert!((0..4).all(|_| p.pick(Affinity::NONE, &[]).unwrap().index() == 1));
+        p.pick(Affinity::NONE, &[]).unwrap().eject_for_auth();
+        assert!(!p.available() && p.pick(Affinity::NONE, &[]).is_none());
+        assert!(pool(rules(&[])).pick(Affinity::NONE, &[]).is_none(), "no servers at all");
     }
 
     #[test]
     fn a_reload_keeps_an_unchanged_pool_with_everything_it_knows() {
         let name = PoolName::from("p");
         let first = pools(rules(&[(1, 1)]), None).unwrap();
-        let held = first.get(&name).unwrap().pick(&[]).unwrap();
+        let held = first.get(&name).unwrap().pick(Affinity::NONE, &[]).unwrap();
         held.connect_failed();
         let same = pools(rules(&[(1, 1)]), Some(&first)).unwrap();
         assert!(Arc::ptr_eq(first.get(&name).unwrap(), same.get(&name).unwrap()));
@@ -318,7 +374,7 @@ pub(crate) mod tests {
         std::fs::write(&path, "canary-old\n").unwrap();
         let first = pools(r.clone(), None).unwrap();
         let name = PoolName::from("p");
-        first.get(&name).unwrap().pick(&[]).unwrap().eject_for_auth();
+        first.get(&name).unwrap().pick(Affinity::NONE, &[]).unwrap().eject_for_auth();
         assert!(!format!("{first:?}").contains("canary"), "a key cannot be printed");
         std::fs::write(&path, "new\n").unwrap();
         let second = pools(r, Some(&first)).unwrap();
@@ -332,7 +388,7 @@ pub(crate) mod tests {
         let named = |name: &str, port| PoolRules { name: PoolName::from(name), ..rules(&[(port, 1)]) };
         let (p, q) = (PoolName::from("p"), PoolName::from("q"));
         let first = pools(named("p", 1), None).unwrap();
-        let was = first.get(&p).unwrap().pick(&[]).unwrap();
+        let was = first.get(&p).unwrap().pick(Affinity::NONE, &[]).unwrap();
         let renamed = pools(named("q", 1), Some(&first)).unwrap();
         assert!(Arc::ptr_eq(renamed.get(&p).unwrap(), first.get(&p).unwrap()), "under its old name");
         assert_eq!(renamed.get(&q).unwrap().status()[0].in_flight, 1, "the new name is the same servers");
@@ -370,7 +426,7 @@ pub(crate) mod tests {
             let mut r = rules(&[(port, 1)]);
             r.servers[0].tls = tls;
             r.servers[0].host = host.into();
-            let picked = pool(r).pick(&[]).unwrap();
+            let picked = pool(r).pick(Affinity::NONE, &[]).unwrap();
             let peer = picked.peer().await.unwrap();
             assert_eq!((picked.host().as_str(), peer.sni.as_str()), (want_host, want_sni));
             assert_eq!(peer.is_tls(), tls);

@@ -174,7 +174,15 @@ mod tests {
     use super::*;
 
     fn server() -> Server {
-        Server::new(&ServerRules { tls: false, host: "127.0.0.1".into(), port: 1, prefix: String::new(), weight: 1 })
+        Server::new(&ServerRules {
+            tls: false,
+            host: "127.0.0.1".into(),
+            port: 1,
+            prefix: String::new(),
+            weight: 1,
+            group: 0,
+            max_concurrent: None,
+        })
     }
 
     #[test]

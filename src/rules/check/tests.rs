@@ -77,7 +77,11 @@ fn a_good_rule_set_becomes_a_plan_in_which_every_name_resolves() {
     let model = plan.resolve("gpt-oss-120b").unwrap();
     assert_eq!((model.name.as_str(), model.upstream.as_str()), ("openai/gpt-oss-120b", "gpt-oss-120b-fp8"));
     assert_eq!(plan.resolve("openai/gpt-oss-120b").unwrap(), model);
-    assert_eq!(model.price.cached_input, PerToken::per_million("0.15").unwrap(), "the input price when not given");
+    assert_eq!(
+        model.price.standard().cached_input,
+        PerToken::per_million("0.15").unwrap(),
+        "the input price when not given"
+    );
     assert!(plan.resolve("gpt-oss-120b-fp8").is_none(), "an upstream name is not a public name");
 
     let route = plan.route("/v1/chat/completions").unwrap();
@@ -96,7 +100,15 @@ fn a_good_rule_set_becomes_a_plan_in_which_every_name_resolves() {
     assert!(plan.sellers(&PublicModel::from("openai/tiny")).is_empty(), "no tier sells it");
 
     let pool = plan.pools.get("gpt-oss").unwrap();
-    let server = ServerRules { tls: false, host: "127.0.0.1".into(), port: 8000, prefix: String::new(), weight: 1 };
+    let server = ServerRules {
+        tls: false,
+        host: "127.0.0.1".into(),
+        port: 8000,
+        prefix: String::new(),
+        weight: 1,
+        group: 0,
+        max_concurrent: None,
+    };
     assert_eq!((&pool.servers[..], &pool.health, pool.timeouts), (&[server][..], &None, Timeouts::default()));
 }
 

@@ -78,7 +78,7 @@ fn servers(value: &Value<'_>) -> Option<Vec<ServerRules>> {
             item.wrong("is in this pool already; a larger share is a weight");
         }
         let Origin { tls, host, port, prefix } = origin;
-        servers.push(ServerRules { tls, host, port, prefix, weight });
+        servers.push(ServerRules { tls, host, port, prefix, weight, group: 0, max_concurrent: None });
     }
     Some(servers)
 }
