@@ -11,21 +11,25 @@ static NEEDLES: LazyLock<Needles> = LazyLock::new(|| Needles {
     finish: Finder::new(b"\"finish_reason\""),
     delta: Finder::new(b"\"delta\""),
     message: Finder::new(b"\"message\""),
+    text: Finder::new(b"\"text\""),
 });
 
 struct Needles {
     finish: Finder<'static>,
     delta: Finder<'static>,
     message: Finder<'static>,
+    text: Finder<'static>,
 }
 
 /// Where the text of a choice is.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Holder {
     /// In a stream.
     Delta,
     /// In a buffered reply.
     Message,
+    /// Right under `text`, streamed or not.
+    Text,
 }
 
 /// Text that was generated.
@@ -62,15 +66,22 @@ impl<'a> Said<'a> {
 /// Adds up generated text without parsing, and shows each piece of it: for cover while a stream runs and for clients that
 /// leave, never for price.
 pub(super) fn text_of(data: &[u8], holder: Holder, mut said: impl FnMut(Said<'_>)) -> Delivered {
-    let needle = if holder == Holder::Delta { &NEEDLES.delta } else { &NEEDLES.message };
+    let needle = match holder {
+        Holder::Delta => &NEEDLES.delta,
+        Holder::Message => &NEEDLES.message,
+        Holder::Text => &NEEDLES.text,
+    };
     let mut found = Delivered::default();
     for at in needle.find_iter(data) {
-        let at = past_colon(data, at + needle.needle().len());
-        if data.get(at) == Some(&b'{') {
-            let bytes = text_in(data, at, CHAT, &mut said);
-            found.texts += u64::from(bytes > 0);
-            found.bytes += bytes;
-        }
+        let behind = at + needle.needle().len();
+        let at = past_colon(data, behind);
+        let bytes = match (holder, data.get(at)) {
+            (Holder::Text, Some(b'"')) if at > behind => string_at(data, at, &mut said).1,
+            (Holder::Delta | Holder::Message, Some(b'{')) => text_in(data, at, CHAT, &mut said),
+            _ => 0,
+        };
+        found.texts += u64::from(bytes > 0);
+        found.bytes += bytes;
     }
     found
 }

@@ -8,9 +8,11 @@
 
 use super::cover::{Count, Cover, Joined, Piece, Queue, Waiting};
 use super::delta::{Delivered, Holder, finishes, is_null, text_of};
+use super::reply;
 use super::sse::{DEFAULT_CARRY, Frame, Splitter, TooLong};
 use super::typed::{self, Dialect};
 use super::usage::{Bounds, Reply, Tally, Verdict};
+use crate::surface::Surface;
 use crate::usage::Usage;
 use bytes::{Bytes, BytesMut};
 use memchr::memmem::Finder;
@@ -47,6 +49,7 @@ impl Meter {
     /// A meter for one stream. Without `wants_usage`, the chunk that carries nothing but usage is not passed on.
     pub fn new(wants_usage: bool, bounds: Bounds) -> Self {
         let reading = Reading {
+            holder: Holder::Delta,
             wants_usage,
             tally: Tally::new(bounds),
             typed: None,
@@ -63,12 +66,15 @@ impl Meter {
         Self { splitter, cap: DEFAULT_CARRY, reading, queue, counted: 0, last_out: Vec::new() }
     }
 
-    /// The stream is not one of chat chunks but of this dialect's events. What ends it waits as `[DONE]` does.
-    pub fn of(mut self, dialect: Dialect) -> Self {
-        self.reading.typed = Some(typed::Reader::new(dialect, self.reading.tally.bounds()));
-        self.reading.lazy = false;
-        self.cap = dialect.longest_event();
-        self.splitter = Splitter::with_cap(self.cap);
+    /// The stream speaks as `surface` does, where that is not chat.
+    pub fn of(mut self, surface: Surface) -> Self {
+        self.reading.holder = reply::text_in_stream(surface);
+        if let Some(dialect) = Dialect::of(surface) {
+            self.reading.typed = Some(typed::Reader::new(dialect, self.reading.tally.bounds()));
+            self.reading.lazy = false;
+            self.cap = dialect.longest_event();
+            self.splitter = Splitter::with_cap(self.cap);
+        }
         self
     }
 
@@ -209,6 +215,7 @@ impl Meter {
 
 #[derive(Debug)]
 struct Reading {
+    holder: Holder,
     wants_usage: bool,
     tally: Tally,
     /// Of streams whose events carry their type: what they say, instead of all that is read of chat chunks.
@@ -300,8 +307,8 @@ impl Reading {
         }
         self.verdict.finished |= finishes(&data);
         let text = match &mut self.count {
-            None => text_of(&data, Holder::Delta, |_| {}),
-            Some(count) => text_of(&data, Holder::Delta, |said| count.said(said)),
+            None => text_of(&data, self.holder, |_| {}),
+            Some(count) => text_of(&data, self.holder, |said| count.said(said)),
         };
         self.verdict.delivered_chunks += text.texts;
         self.verdict.delivered_bytes += text.bytes;

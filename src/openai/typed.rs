@@ -13,6 +13,7 @@ mod responses;
 use super::delta::{Delivered, Said};
 use super::sse::DEFAULT_CARRY;
 use super::usage::{Absurd, Bounds, Verdict};
+use crate::surface::Surface;
 use crate::usage::{ServiceTier, Usage};
 use bytes::Bytes;
 use std::borrow::Cow;
@@ -27,6 +28,15 @@ pub enum Dialect {
 }
 
 impl Dialect {
+    /// The dialect of a surface; `None`: it is chat's, or none.
+    pub fn of(surface: Surface) -> Option<Self> {
+        match surface {
+            Surface::Responses => Some(Self::Responses),
+            Surface::Messages => Some(Self::Messages),
+            _ => None,
+        }
+    }
+
     /// Most bytes of one event. The first and the last one of Responses repeat what was asked, and all of the answer.
     pub(super) fn longest_event(self) -> usize {
         match self {

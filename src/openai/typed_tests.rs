@@ -5,6 +5,7 @@ use super::cover::Cover;
 use super::meter::Meter;
 use super::typed::{Dialect, cut_short, read_json};
 use super::usage::{Bounds, Verdict};
+use crate::surface::Surface;
 use crate::usage::Usage;
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -14,13 +15,17 @@ use Dialect::{Messages, Responses};
 
 /// What left at once, what waited for the receipt, and the verdict.
 fn run(dialect: Dialect, stream: &str, size: usize) -> (String, String, Verdict) {
-    let (mut meter, mut out) = (Meter::new(false, BOUNDS).of(dialect), Vec::new());
+    let (mut meter, mut out) = (Meter::new(false, BOUNDS).of(surface(dialect)), Vec::new());
     for read in stream.as_bytes().chunks(size) {
         meter.feed(Bytes::copy_from_slice(read), &mut out).unwrap();
     }
     meter.finish();
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     (text(&out.concat()), text(&meter.take_done().unwrap_or_default()), meter.verdict())
+}
+
+fn surface(dialect: Dialect) -> Surface {
+    Surface::ALL.into_iter().find(|surface| Dialect::of(*surface) == Some(dialect)).unwrap()
 }
 
 fn event(data: &Value) -> String {
@@ -377,7 +382,7 @@ fn of_a_typed_stream_nothing_leaves_that_is_not_covered() {
             8,
         ),
     ] {
-        let mut meter = Meter::new(false, BOUNDS).of(dialect).with_cover(Cover::Bytes).all_is_shown();
+        let mut meter = Meter::new(false, BOUNDS).of(surface(dialect)).with_cover(Cover::Bytes).all_is_shown();
         let mut out = Vec::new();
         let mut feed = |meter: &mut Meter, text: &str, covered| {
             meter.feed_covered(Bytes::copy_from_slice(text.as_bytes()), covered, &mut out).unwrap();

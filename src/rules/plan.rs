@@ -58,10 +58,12 @@ impl Plan {
         names
     }
 
-    /// The chat routes that sell `model`, to name to a client that asked on the wrong one: flat prices first, cheapest first; then
+    /// The routes that sell `model` on one surface or, without one, on any; to name to a client that asked on the wrong one: flat prices first, cheapest first; then
     /// those whose price depends on the request; free ones last, for they are there for some other reason. Equals by path.
-    pub fn sellers(&self, model: &PublicModel) -> Vec<&Arc<Route>> {
-        let sells = |route: &&Arc<Route>| route.surface == Surface::Chat && route.tier.models.contains(model);
+    pub fn sellers(&self, model: &PublicModel, surface: Option<Surface>) -> Vec<&Arc<Route>> {
+        let speaks =
+            |route: &Route| surface.map_or(route.surface != Surface::Models, |surface| route.surface == surface);
+        let sells = |route: &&Arc<Route>| speaks(route) && route.tier.models.contains(model);
         let mut sellers: Vec<_> = self.routes.values().filter(sells).collect();
         sellers.sort_by_key(|route| {
             let flat = route.tier.flat();

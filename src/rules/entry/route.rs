@@ -9,6 +9,9 @@ use crate::written::{Said, Section, Spot, Value};
 /// Paths the gate answers itself on the public listener.
 const OWN_PATHS: [&str; 4] = ["/openapi.json", "/llms.txt", "/agents.md", "/receipts"];
 
+/// Surfaces whose form is written.
+const SOLD: [Surface; 4] = [Surface::Chat, Surface::Completions, Surface::Embeddings, Surface::Models];
+
 /// Members of OpenAI replies that a receipt must not replace.
 const OPENAI_MEMBERS: [&str; 24] = [
     "annotations",
@@ -68,8 +71,7 @@ pub(super) fn read_all(root: &Section<'_>) -> Vec<RouteEntry> {
 }
 
 fn read(s: &Section<'_>) -> RouteEntry {
-    let surfaces = [("chat", Surface::Chat), ("models", Surface::Models)];
-    let surface = s.need("surface").and_then(|v| v.word(&surfaces));
+    let surface = s.need("surface").and_then(|v| surface(&v));
     let access = access(s);
     let accept = s.take("accept");
     let stream = s.take("stream");
@@ -78,9 +80,9 @@ fn read(s: &Section<'_>) -> RouteEntry {
         if access == Some(Access::Paid) {
             s.wrong("the models surface is free: write access = \"free\"");
         }
-        if let Some(stream) = &stream {
-            stream.wrong("the models surface does not stream");
-        }
+    }
+    if let (Some(stream), Some(surface)) = (&stream, surface.filter(|surface| !surface.can_stream())) {
+        stream.wrong(format!("the {} surface does not stream", surface.word()));
     }
     if access == Some(Access::Free) {
         for (value, why) in [(&accept, "a free route accepts no payment"), (&receipt, "a free route has no receipt")] {
@@ -101,7 +103,10 @@ fn read(s: &Section<'_>) -> RouteEntry {
         surface,
         tier: if surface == Some(Surface::Models) { s.take("tier") } else { s.need("tier") }
             .and_then(|v| Some(v.said(TierName::from(v.text()?)))),
-        stream: stream.and_then(|v| v.word(&streams)).unwrap_or_default(),
+        stream: match surface {
+            Some(surface) if !surface.can_stream() => StreamRule::Refuse,
+            _ => stream.and_then(|v| v.word(&streams)).unwrap_or_default(),
+        },
         access,
         accept: accept
             .unwrap_or_default()
@@ -113,6 +118,15 @@ fn read(s: &Section<'_>) -> RouteEntry {
             None => ReceiptForm { header: access == Some(Access::Paid), body: None },
         },
     }
+}
+
+fn surface(value: &Value<'_>) -> Option<Surface> {
+    let surface = value.word(&Surface::ALL.map(|surface| (surface.word(), surface)))?;
+    if !SOLD.contains(&surface) {
+        value.wrong(format!("{:?} is not in this build", surface.word()));
+        return None;
+    }
+    Some(surface)
 }
 
 fn access(s: &Section<'_>) -> Option<Access> {
