@@ -10,6 +10,7 @@
 //! | [`meter`] | a stream on its way through: counted, unchanged, the receipt's place kept |
 //! | `delta` | where its text stands, found without parsing |
 //! | [`cover`] | how much of it must be covered, and what waits for that |
+//! | [`typed`] | the same for Responses and Messages, whose events carry their type |
 //! | [`usage`] | what the backend says it used |
 //! | [`reply`] | how replies of each surface say it, and what of ours stands in them |
 //! | [`receipt`] | how a receipt is written into a reply |
@@ -28,6 +29,7 @@ pub mod request;
 pub mod sse;
 pub mod strict;
 mod surface;
+pub mod typed;
 pub mod usage;
 
 #[cfg(test)]
@@ -38,3 +40,5 @@ mod meter_tests;
 mod request_tests;
 #[cfg(test)]
 mod strict_tests;
+#[cfg(test)]
+mod typed_tests;

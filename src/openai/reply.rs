@@ -4,7 +4,7 @@
 use super::delta::{Holder, text_of};
 use super::error::body as error_body;
 use super::receipt;
-use super::sse::Frame;
+use super::typed::{self, Dialect};
 use super::usage::{Bounds, Reply, Verdict, read_json};
 use crate::surface::Surface;
 use bytes::Bytes;
@@ -19,18 +19,11 @@ pub(super) fn text_in_stream(surface: Surface) -> Holder {
     }
 }
 
-/// Reads the data of one event for its model, figures and errors.
-pub(super) fn read_event(_surface: Surface, data: &[u8]) -> Option<Reply<'_>> {
-    Reply::read(data)
-}
-
-/// Whether nothing that belongs to the answer follows: from here on everything waits for the receipt.
-pub(super) fn ends(_surface: Surface, frame: &Frame<'_>) -> bool {
-    frame.is_done()
-}
-
 /// Reads a reply that came whole. One that is not what the surface answers has failed.
 pub fn whole(surface: Surface, body: &[u8], bounds: Bounds) -> Verdict {
+    if let Some(dialect) = Dialect::of(surface) {
+        return typed::read_json(dialect, body, bounds);
+    }
     match surface {
         Surface::Completions => {
             let text = text_of(body, Holder::Text, |_| {});
@@ -92,7 +85,10 @@ pub struct Receipt<'a> {
 }
 
 /// The last event of an answer that was cut: clients raise it as an API error instead of taking half an answer for a whole one.
-pub fn cut_short(_surface: Surface, why: &str, code: &str) -> Bytes {
+pub fn cut_short(surface: Surface, why: &str, code: &str) -> Bytes {
+    if let Some(dialect) = Dialect::of(surface) {
+        return typed::cut_short(dialect, why, code);
+    }
     let body = error_body(why, "server_error", code, None);
     let mut frame = b"data: ".to_vec();
     frame.extend_from_slice(&body);
