@@ -12,7 +12,7 @@ use crate::edge::admin::Admin;
 use crate::edge::body::Budget;
 use crate::edge::door::{Door, DoorLimits, Guests, tls};
 use crate::edge::flood::{Flood, UnpaidLimits};
-use crate::edge::forward::Connector;
+use crate::edge::forward::Lines;
 use crate::edge::gate::{Gate, KEEP_ALIVE_SECONDS};
 use crate::edge::reply::Cors;
 use crate::flow::channels::Channels;
@@ -33,6 +33,7 @@ use crate::store::embedded::Embedded;
 use crate::store::redis::Redis;
 use crate::store::{self, Store};
 use crate::upstream::Pools;
+use crate::upstream::shown::Shown;
 use arc_swap::ArcSwap;
 use pingora::apps::http_app::HttpServer;
 use std::path::Path;
@@ -97,6 +98,7 @@ pub fn mistakes(conf: &Conf, rules: &Path) -> Vec<String> {
 pub async fn run(start: Start) -> Result<(), Vec<String>> {
     let Start { conf, secrets, rules: rules_dir, accept_payee_change } = start;
     let one = |e: String| vec![e];
+    let defect = |e: prometheus::Error| one(format!("metrics: {e}"));
     // First of all: a signal that nobody listens for would end a gate that is only starting.
     let signals = Signals::listen().map_err(one)?;
 
@@ -113,6 +115,8 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
 
     let pools: Arc<ArcSwap<Pools>> = Arc::new(ArcSwap::from_pointee(Pools::default()));
     let rules = watched_rules(&rules_dir, &conf, &pools, &metrics)?;
+    pools.load_full().first_look().await;
+    metrics.show(Shown::of(Arc::clone(&pools)).map_err(defect)?).map_err(defect)?;
     let toll = Arc::new(Toll {
         rules: Arc::clone(&rules),
         rails,
@@ -135,8 +139,10 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     for facilitator in facilitators {
         tokio::spawn(async move { facilitator.watch().await });
     }
-    let connector = Arc::new(Connector::new(None));
-    tokio::spawn(crate::upstream::health::watch(Arc::clone(&pools), Arc::clone(&connector)));
+    tokio::spawn(crate::upstream::health::watch(Arc::clone(&pools)));
+    let lines = Arc::new(Lines::default());
+    let idle = Arc::clone(&lines);
+    tokio::spawn(async move { idle.sweep().await });
     let left = crate::flow::recover::recover(&toll).await.map_err(|e| one(format!("store: {e}")))?;
     if left > 0 {
         tracing::warn!(claims = left, "claims of the last run were not over");
@@ -153,7 +159,7 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     let stopping = Arc::new(AtomicBool::new(false));
     let (stop, stopped) = watch::channel(false);
     let guests = Arc::new(Guests::default());
-    let gate = gate(&conf, &toll, &signet, connector, &guests, &stopping);
+    let gate = gate(&conf, &toll, &signet, lines, &guests, &stopping);
     let door = Arc::new(Door {
         app: Arc::new(gate.into_proxy(conf.listen.tls.is_none(), conf.listen.limits.h2_streams)),
         guests: Arc::clone(&guests),
@@ -384,8 +390,13 @@ fn watched_rules(
     metrics: &Arc<Metrics>,
 ) -> Result<Arc<Rules>, Vec<String>> {
     let pools = Arc::clone(pools);
+    let runtime = tokio::runtime::Handle::current();
     let prepare = move |plan: &crate::rules::Plan| {
         let next = Pools::build(&plan.pools, Some(&pools.load()))?;
+        // A reload has a thread of its own and may wait for names; at the start the caller does.
+        if tokio::runtime::Handle::try_current().is_err() {
+            runtime.block_on(next.first_look());
+        }
         pools.store(Arc::new(next));
         Ok(())
     };
@@ -407,7 +418,7 @@ fn gate(
     conf: &Conf,
     toll: &Arc<Toll>,
     signet: &Arc<Signet>,
-    connector: Arc<Connector>,
+    lines: Arc<Lines>,
     guests: &Arc<Guests>,
     stopping: &Arc<AtomicBool>,
 ) -> Gate {
@@ -415,7 +426,7 @@ fn gate(
     Gate {
         toll: Arc::clone(toll),
         signet: Arc::clone(signet),
-        connector,
+        lines,
         guests: Arc::clone(guests),
         budget: Budget::new(limits.bodies_in_flight_mib.saturating_mul(1024 * 1024)),
         body_wait: Duration::from_secs(limits.body_seconds),

@@ -45,6 +45,9 @@ pub struct Metrics {
     pub first_token_seconds: HistogramVec,
     /// `pontage_upstream_errors_total{pool,kind}`: `connect`, `timeout`, `failed`, `auth`, `status`.
     pub upstream_errors: IntCounterVec,
+    /// `pontage_upstream_attempts_total{pool,outcome}`: servers tried, by what came of it: `answered`, `connect`, `status` (429 or
+    /// 5xx), `auth`, `lost`, `timeout`.
+    pub upstream_attempts: IntCounterVec,
     /// `pontage_usage_total{pool,source}`: who counted: `reported`, `counted`, `missing`, `absurd`.
     pub usage: IntCounterVec,
     /// `pontage_dropped_frames_total`: upstream SSE frames with a reserved event name.
@@ -120,6 +123,11 @@ impl Metrics {
                 &["pool"],
             ),
             upstream_errors: counter("pontage_upstream_errors_total", "Backend failures", &["pool", "kind"]),
+            upstream_attempts: counter(
+                "pontage_upstream_attempts_total",
+                "Servers tried, by what came of it",
+                &["pool", "outcome"],
+            ),
             usage: counter("pontage_usage_total", "Replies by who counted their tokens", &["pool", "source"]),
             dropped_frames: put(
                 &registry,
@@ -134,6 +142,11 @@ impl Metrics {
             ),
             registry,
         }
+    }
+
+    /// Shows what `collector` reads when it is asked. The error: a name is taken already.
+    pub fn show(&self, collector: impl prometheus::core::Collector + 'static) -> prometheus::Result<()> {
+        self.registry.register(Box::new(collector))
     }
 
     /// Prometheus text format, version 0.0.4.

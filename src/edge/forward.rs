@@ -3,28 +3,27 @@
 //! It stands where Pingora's native path would, because at 0.9.1 that path cannot forward a body it has read (over
 //! 64 KiB) and its body filters cannot wait. What it promises:
 //! - The client is watched in every wait. When it leaves, the upstream connection is closed at once.
-//! - A request is sent again only when no server can have worked on it (`open.rs` says when).
+//! - A request is sent again only before its answer begins, and only where that is safe (`open.rs` says when).
 //! - Client bytes leave in the order in which the filter gave them, none dropped.
 //! - While the filter holds a stream nothing is read from the backend, whose connection fills up and stands still; the pause
 //!   counts for none of the pool's timeouts. A paused stream costs its connections and what the filter keeps: the body of
 //!   the request is let go when the backend has answered.
 //! - The head of a stream leaves together with its first byte, so whatever fails before that is still a clean answer.
 
+mod lines;
 mod open;
 
-use crate::edge::scrub;
 use crate::refusal::Refusal;
 use crate::rules::plan::Timeouts;
-use crate::upstream::Pool;
+use crate::upstream::{Lane, Pool};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Version, header};
+pub use lines::Lines;
 use open::Opened;
-pub use pingora::connectors::http::Connector;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use std::future::Future;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -41,11 +40,21 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
-    /// A JSON body for `path` (with query, without the server's prefix). Of the client's headers only those pass that
-    /// [`scrub::TO_BACKEND`] lists; the pump adds host, length, key, user agent and encoding.
-    pub fn post(path: impl Into<String>, client_headers: &HeaderMap, body: Bytes) -> Self {
-        Self { method: Method::POST, path: path.into(), headers: scrub::to_backend(client_headers), body }
+    /// A JSON body for `path` (with query, without the server's prefix), with those of the client's headers that may pass
+    /// (`scrub.rs`); the pump adds host, length, key, user agent and encoding.
+    pub fn post(path: impl Into<String>, headers: &HeaderMap, body: Bytes) -> Self {
+        Self { method: Method::POST, path: path.into(), headers: headers.clone(), body }
     }
+}
+
+/// One server that was tried.
+#[derive(Clone, Copy, Debug)]
+pub struct Attempt<'a> {
+    /// Its pool.
+    pub pool: &'a Pool,
+    /// What came of it: `answered` (with what goes to the filter), `connect` (it could not be connected to), `status` (429 or 5xx),
+    /// `auth` (it refused our key), `lost` (the connection broke before it answered), `timeout`.
+    pub outcome: &'static str,
 }
 
 /// What a [`Filter`] wants done with a reply.
@@ -77,6 +86,12 @@ pub enum Flow {
 /// [`resume`](Self::resume) may be cancelled (the client left); the others always run to their end.
 #[async_trait]
 pub trait Filter: Send {
+    /// What a server of `pool` is to be sent; asked once for every pool that is tried. `last`: no other pool will be.
+    fn request(&mut self, pool: &Pool, last: bool) -> Outgoing;
+
+    /// What came of one server.
+    fn tried(&mut self, attempt: &Attempt<'_>);
+
     /// The final head of the reply (never 1xx, 101, 401, 402 or 403), with those headers that clients may see.
     async fn head(&mut self, status: u16, headers: &HeaderMap) -> Verdict;
 
@@ -143,25 +158,21 @@ pub enum Outcome {
     ClientGone,
 }
 
-/// Sends `out` to a server of `pool` and its reply through `filter` to the client of `session`, whose request body must
-/// have been read. The wait for a slow reader is the pool's `idle_seconds`.
-pub async fn forward(
-    session: &mut Session,
-    connector: &Connector,
-    pool: &Arc<Pool>,
-    out: Outgoing,
-    filter: &mut dyn Filter,
-) -> Outcome {
-    let clock = Clock::start(*pool.timeouts());
-    let opened = Box::pin(open::open(session, connector, pool, &out, &clock)).await;
-    // A stream may stand still for a long time, and thousands of them together.
-    drop(out);
+/// Sends a request to a server of `lane` and its reply through `filter` to the client of `session`, whose request body must have
+/// been read. The wait for a slow reader is the pool's `idle_seconds`; the whole exchange, with every server it goes to, has the
+/// `total_seconds` of the first pool.
+pub async fn forward(session: &mut Session, lines: &Lines, lane: &Lane, filter: &mut dyn Filter) -> Outcome {
+    let Some(first) = lane.pools.first() else {
+        return Outcome::Failed(Refusal::UpstreamUnavailable { retry_after_seconds: 5 });
+    };
+    let mut clock = Clock::start(*first.timeouts());
+    let opened = Box::pin(open::open(session, lines, lane, filter, &mut clock)).await;
     let outcome = match opened {
         Err(cut) => cut.into(),
         Ok(opened) => match filter.head(opened.status, &opened.headers).await {
             Verdict::Fail(refusal) => Outcome::Failed(refusal),
-            Verdict::Buffer { limit } => Box::pin(buffer(session, connector, opened, limit, &clock)).await,
-            Verdict::Stream(head) => stream(session, connector, opened, head, filter, clock).await,
+            Verdict::Buffer { limit } => Box::pin(buffer(session, lines, opened, limit, &clock)).await,
+            Verdict::Stream(head) => stream(session, lines, opened, head, filter, clock).await,
         },
     };
     if matches!(outcome, Outcome::ClientGone | Outcome::Streamed(Ending { how: How::ClientGone, .. })) {
@@ -170,13 +181,7 @@ pub async fn forward(
     outcome
 }
 
-async fn buffer(
-    session: &mut Session,
-    connector: &Connector,
-    mut opened: Box<Opened>,
-    limit: usize,
-    clock: &Clock,
-) -> Outcome {
+async fn buffer(session: &mut Session, lines: &Lines, mut opened: Box<Opened>, limit: usize, clock: &Clock) -> Outcome {
     let too_large = || Outcome::Failed(Refusal::UpstreamFailed { why: "its answer is larger than can be held" });
     if opened.declared_length.is_some_and(|length| length > limit) {
         return too_large();
@@ -191,13 +196,13 @@ async fn buffer(
         }
     }
     let (status, headers) = (opened.status, std::mem::take(&mut opened.headers));
-    opened.release(connector).await;
+    opened.release(lines).await;
     Outcome::Buffered { status, headers, body: body.freeze() }
 }
 
 async fn stream(
     session: &mut Session,
-    connector: &Connector,
+    lines: &Lines,
     mut opened: Box<Opened>,
     head: Box<ResponseHeader>,
     filter: &mut dyn Filter,
@@ -235,7 +240,7 @@ async fn stream(
     };
     // The upstream first: whatever is still to be written for the client must not keep a backend busy.
     match &how {
-        How::Complete => opened.release(connector).await,
+        How::Complete => opened.release(lines).await,
         _ => drop(opened),
     }
     if how == How::Stopped {
@@ -421,6 +426,11 @@ impl Clock {
     fn after(seconds: u64) -> Instant {
         // A day bounds what the arithmetic of clocks can be asked; rules are far below.
         Instant::now() + Duration::from_secs(seconds.min(86_400))
+    }
+
+    /// Another pool has waits of its own, within the time of the whole.
+    fn turn_to(&mut self, timeouts: Timeouts) {
+        self.timeouts = Timeouts { total_seconds: self.timeouts.total_seconds, ..timeouts };
     }
 
     fn idle(&self) -> Duration {

@@ -46,7 +46,7 @@ pub struct Gate {
     /// Signs receipts.
     pub signet: Arc<Signet>,
     /// Connections to backends.
-    pub connector: Arc<super::forward::Connector>,
+    pub lines: Arc<super::forward::Lines>,
     /// Who is connected.
     pub guests: Arc<Guests>,
     /// Bytes of request bodies in flight.

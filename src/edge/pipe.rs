@@ -1,14 +1,17 @@
 //! A paid request on its way: [`Delivery`] (what the bytes mean) behind the pump's [`Filter`] (when they move).
 
-use super::forward::{self, Ending, Filter, Flow, How, Outcome, Outgoing, Verdict};
+use super::forward::{self, Attempt, Ending, Filter, Flow, How, Outcome, Outgoing, Verdict};
 use super::gate::Gate;
 use super::reply::Answer;
+use super::scrub;
 use super::visit::Visit;
 use crate::flow::Stop;
 use crate::flow::pay::Paid;
 use crate::flow::settle::{Delivery, End, Next};
 use crate::openai::error::read_upstream;
 use crate::refusal::Refusal;
+use crate::rules::plan::Model;
+use crate::upstream::Pool;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
@@ -56,18 +59,15 @@ pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Bo
     let path = "/v1/chat/completions";
     let delivery = Delivery::begin(Arc::clone(&gate.toll), Arc::clone(&gate.signet), *paid, &visit.request);
     let mut delivery = Box::new(delivery);
-    let Some(pool) = gate.toll.pools.load().get(&model.pool).cloned() else {
-        return Err(delivery.fail(Refusal::UpstreamUnavailable { retry_after_seconds: 5 }).await);
-    };
-    let body = delivery.take_body(pool.profile().ability);
-    let out = Outgoing::post(path, &session.req_header().headers, body);
+    let lane = gate.toll.pools.load().lane(&model.pool);
     // Whatever the client called it, and also when it called none: who answers.
     let named = HeaderValue::from_str(model.name.as_str()).ok().map(|name| (MODEL, name));
     let extra: Vec<_> = gate.common_headers(session, visit).into_iter().chain(named.clone()).collect();
+    let client = scrub::to_backend(&session.req_header().headers);
     let (outcome, refused) = {
         let _busy = Busy::with(gate, if delivery.streams() { "streams" } else { "upstream" });
-        let mut pipe = Pipe { delivery: &mut delivery, extra: &extra, status: 0, refused: None };
-        let outcome = forward::forward(session, &gate.connector, &pool, out, &mut pipe).await;
+        let mut pipe = Pipe { delivery: &mut delivery, client: &client, path, extra: &extra, status: 0, refused: None };
+        let outcome = forward::forward(session, &gate.lines, &lane, &mut pipe).await;
         (outcome, pipe.refused)
     };
     let stop = match outcome {
@@ -90,7 +90,7 @@ pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Bo
             }));
         }
         Outcome::Buffered { status, headers, body } => {
-            match Box::pin(whole(&mut delivery, &model.upstream, status, &headers, body)).await {
+            match Box::pin(whole(&mut delivery, &model, status, &headers, body)).await {
                 Ok(mut answer) => {
                     answer.headers.extend(named);
                     visit.receipt = Some(Box::new(delivery.receipt().clone()));
@@ -129,13 +129,13 @@ fn count_failure(gate: &Gate, pool: &str, refusal: &Refusal) {
 /// A reply that came whole: an error becomes a refusal, a completion is settled and gets its receipt.
 async fn whole(
     delivery: &mut Delivery,
-    upstream: &crate::ids::UpstreamModel,
+    model: &Model,
     status: u16,
     headers: &HeaderMap,
     body: Bytes,
 ) -> Result<Answer, Stop> {
     if !(200..300).contains(&status) {
-        let told = read_upstream(status, &body, upstream);
+        let told = read_upstream(status, &body, model.upstream_in(&delivery.receipt().pool));
         let retry_after_seconds =
             headers.get(header::RETRY_AFTER).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
         let refusal = Refusal::UpstreamRefused {
@@ -167,6 +167,9 @@ fn passed(headers: &HeaderMap) -> impl Iterator<Item = (HeaderName, HeaderValue)
 
 struct Pipe<'a> {
     delivery: &'a mut Delivery,
+    /// Those of the client's headers that backends may see.
+    client: &'a HeaderMap,
+    path: &'a str,
     extra: &'a [(HeaderName, HeaderValue)],
     status: u16,
     /// The whole story of a stop that the pump can only pass on as a refusal.
@@ -194,8 +197,17 @@ impl Pipe<'_> {
 
 #[async_trait]
 impl Filter for Pipe<'_> {
+    fn request(&mut self, pool: &Pool, last: bool) -> Outgoing {
+        Outgoing::post(self.path, self.client, self.delivery.body(pool, last))
+    }
+
+    fn tried(&mut self, attempt: &Attempt<'_>) {
+        self.delivery.tried(attempt.pool, attempt.outcome);
+    }
+
     async fn head(&mut self, status: u16, headers: &HeaderMap) -> Verdict {
         self.status = status;
+        self.delivery.let_text_go();
         let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
         let kind = kind.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
         match StatusCode::from_u16(status) {

@@ -57,6 +57,7 @@ pub fn public(receipt: &Receipt) -> Value {
         "generation": receipt.generation,
         "charged": { "usd": receipt.charged_usd, "atoms": receipt.charged, "decimals": receipt.decimals },
         "reference": receipt.reference,
+        "attempts": receipt.attempts.max(1),
         "complete": receipt.complete,
     });
     if let Value::Object(map) = &mut shown {
@@ -115,6 +116,7 @@ pub(crate) mod tests {
             transaction: None,
             settlement: None,
             payer: None,
+            attempts: 1,
             complete: true,
         }
     }

@@ -149,9 +149,10 @@ pub async fn buy(
     Ok(Paid { quoted: Arc::clone(quoted), money: Money::Lease(lease?), output, room: None })
 }
 
-/// Whether the pool of a request says on every chunk what it has used.
+/// Whether every pool that a request may come to says on every chunk what it has used.
 fn counts_itself(toll: &Toll, quoted: &Quoted) -> bool {
-    toll.pools.load().get(&quoted.allowed.model.pool).is_some_and(|pool| pool.profile().ability.continuous_usage)
+    let lane = toll.pools.load().lane(&quoted.allowed.model.pool);
+    !lane.pools.is_empty() && lane.pools.iter().all(|pool| pool.profile().ability.continuous_usage)
 }
 
 /// A channel that serves.

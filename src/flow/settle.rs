@@ -23,6 +23,7 @@ use crate::refusal::Refusal;
 use crate::rules::plan::MissingUsage;
 use crate::store::Write;
 use crate::tokens::Vocabulary;
+use crate::upstream::Pool;
 use crate::usage::{Usage, UsageSource};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
@@ -108,6 +109,7 @@ impl Delivery {
             transaction,
             settlement,
             payer,
+            attempts: 0,
             complete: false,
         };
         let bounds = Bounds { choices: quoted.parts.n, completion: Some(output.saturating_mul(quoted.parts.n)) };
@@ -147,20 +149,38 @@ impl Delivery {
         self.quoted.allowed.stream
     }
 
-    /// The body for the backend: our own serialisation, with the backend's model name and the output that was bought. Good
-    /// once: what the client sent is let go, for a stream may stand still for long.
-    pub fn take_body(&mut self, ability: crate::catalogue::ProfileAbility) -> Bytes {
-        let allowed = &self.quoted.allowed;
+    /// The body for a server of `pool`: our own serialisation, with that pool's name of the model, its spelling, and the output that
+    /// was bought. `last`: no other pool will be asked, so what the client sent is let go, for a stream may stand still for long.
+    pub fn body(&mut self, pool: &Pool, last: bool) -> Bytes {
+        let (allowed, ability) = (&self.quoted.allowed, pool.profile().ability);
         let body = allowed.ask.rewrite(&Rewrite {
-            model: &allowed.model.upstream,
+            model: allowed.model.upstream_in(pool.name()),
             max_output: self.output,
             spelling: ability.spelling,
             stream: allowed.stream,
             // A running count on every chunk is for clients that asked for usage, and for cover; a fixed amount needs none.
             continuous_usage: ability.continuous_usage && (allowed.ask.wants_usage || is_by_token(&self.money)),
         });
-        self.quoted = Arc::new(self.quoted.without_body());
+        self.receipt.pool = pool.name().clone();
+        if last {
+            self.let_text_go();
+        }
         body
+    }
+
+    /// A server was tried, and it did or did not answer.
+    pub fn tried(&mut self, pool: &Pool, outcome: &str) {
+        self.toll.metrics.upstream_attempts.with_label_values(&[pool.name().as_str(), outcome]).inc();
+        self.receipt.attempts = self.receipt.attempts.saturating_add(1);
+        if outcome != "answered" {
+            // The next one is not to be blamed for the time that this one took.
+            self.sent_at = Instant::now();
+        }
+    }
+
+    /// Nobody else will be asked.
+    pub fn let_text_go(&mut self) {
+        self.quoted = Arc::new(self.quoted.without_body());
     }
 
     /// A reply that came whole: metered, written down, and given its receipt. The body to send.

@@ -38,6 +38,7 @@ pub mod sample {
             transaction: None,
             settlement: None,
             payer: None,
+            attempts: 1,
             complete: true,
         }
     }

@@ -194,6 +194,8 @@ pub struct Model {
     pub name: PublicModel,
     /// What the backend hears.
     pub upstream: UpstreamModel,
+    /// What the backends of other pools hear, where the first one falls back to them and they call it something else.
+    pub elsewhere: BTreeMap<PoolName, UpstreamModel>,
     /// Where it runs.
     pub pool: PoolName,
     /// Prices.
@@ -203,6 +205,13 @@ pub struct Model {
     /// It can bill output that it does not stream (reasoning): without a running usage count its streams are covered to their
     /// ceiling from the start.
     pub hidden_output: bool,
+}
+
+impl Model {
+    /// What the backends of a pool call it.
+    pub fn upstream_in(&self, pool: &PoolName) -> &UpstreamModel {
+        self.elsewhere.get(pool).unwrap_or(&self.upstream)
+    }
 }
 
 /// Prices per token.

@@ -6,10 +6,11 @@
 //! two servers of one address apart (two path prefixes) nor keep a key on a server whose address changed. Listed servers,
 //! which are names, therefore do not go through it.
 
-use crate::rules::plan::ServerRules;
 use super::resolve::bare;
 use super::server::MOST_SERVERS;
 use super::standing::Moment;
+use crate::origin::is_link_local;
+use crate::rules::plan::ServerRules;
 use async_trait::async_trait;
 use pingora::lb::discovery::ServiceDiscovery;
 use pingora::lb::{Backend, Backends};
@@ -55,11 +56,7 @@ pub(super) struct Discovery {
 impl Discovery {
     pub fn of(name: &ServerRules, resolver: Arc<dyn Resolve>) -> Self {
         let name = Name { host: bare(&name.host).to_owned(), port: name.port, resolver };
-        Self {
-            backends: Backends::new(Box::new(name)),
-            looking: tokio::sync::Mutex::default(),
-            due: Mutex::default(),
-        }
+        Self { backends: Backends::new(Box::new(name)), looking: tokio::sync::Mutex::default(), due: Mutex::default() }
     }
 
     /// Whether it is time to look; if so, the next time is a while later.
@@ -102,8 +99,10 @@ impl ServiceDiscovery for Name {
     async fn discover(&self) -> pingora::Result<(BTreeSet<Backend>, HashMap<u64, bool>)> {
         let found = self.resolver.resolve(&self.host, self.port).await;
         let found = found.map_err(|e| Error::because(ErrorType::Custom("resolve"), "no address", e))?;
+        // Whoever answers for the name must not be able to point the gate at its own machine's metadata (security H11).
+        let found = found.into_iter().filter(|at| !is_link_local(at.ip()));
         // In order, so that which of too many are left out does not change from look to look.
-        let found: BTreeSet<SocketAddr> = found.into_iter().collect();
+        let found: BTreeSet<SocketAddr> = found.collect();
         let backend = |at: &SocketAddr| Backend::new(&at.to_string());
         let backends = found.iter().take(MOST_SERVERS).map(backend).collect::<pingora::Result<BTreeSet<_>>>()?;
         if backends.is_empty() {
@@ -112,3 +111,7 @@ impl ServiceDiscovery for Name {
         Ok((backends, HashMap::new()))
     }
 }
+
+#[cfg(test)]
+#[path = "discover_tests.rs"]
+mod tests;

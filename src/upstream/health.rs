@@ -24,7 +24,8 @@ const APART: u64 = 0x6865_616c_7468;
 
 /// Checks every pool that has `health` in its rules and looks who is behind every name, for ever. Follows reloads: it looks
 /// at `pools` anew each time. Dropping the future stops what is under way.
-pub async fn watch(pools: Arc<ArcSwap<Pools>>, connector: Arc<Connector>) {
+pub async fn watch(pools: Arc<ArcSwap<Pools>>) {
+    let connector = Arc::new(Connector::new(None));
     let mut checks = JoinSet::new();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -139,7 +140,7 @@ mod tests {
         unchecked.name = "q".into();
         let both = [r, unchecked].map(|r| (r.name.clone(), Arc::new(r)));
         let pools = Pools::build(&both.into_iter().collect(), None).unwrap();
-        let watching = tokio::spawn(watch(Arc::new(ArcSwap::from_pointee(pools)), Arc::new(Connector::new(None))));
+        let watching = tokio::spawn(watch(Arc::new(ArcSwap::from_pointee(pools))));
         assert_eq!(asked.await.unwrap().len(), 1);
         watching.abort();
     }

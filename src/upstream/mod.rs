@@ -97,15 +97,36 @@ impl Pools {
         self.live.get(name).or_else(|| self.former.iter().find(|(n, _, _)| n == name).map(|(_, pool, _)| pool))
     }
 
-    /// Whether a request for that pool would find a server now: an offer is made only then.
+    /// Whether a request for that pool would find a server now, there or where the pool falls back to: an offer is made only then.
     pub fn available(&self, name: &PoolName) -> bool {
-        self.get(name).is_some_and(|pool| pool.available())
+        self.lane(name).pools.iter().any(|pool| pool.available())
+    }
+
+    /// Where a request for that pool may go.
+    pub fn lane(&self, name: &PoolName) -> Lane {
+        let mut pools = Vec::new();
+        let mut next = self.get(name);
+        while let Some(pool) = next.filter(|_| pools.len() < LONGEST_LANE) {
+            pools.push(Arc::clone(pool));
+            next = pool.fallback().and_then(|name| self.get(name));
+        }
+        Lane { pools }
     }
 
     /// Every pool of the live plan, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&PoolName, &Arc<Pool>)> {
         self.live.iter()
     }
+}
+
+/// Rules allow no circles; this is for those of two plans that make one together.
+const LONGEST_LANE: usize = 8;
+
+/// Where one request may go: a pool, then those that it falls back to, in order.
+#[derive(Clone, Debug)]
+pub struct Lane {
+    /// At least one, unless the pool is unknown.
+    pub pools: Vec<Arc<Pool>>,
 }
 
 /// How the gate names itself to backends.

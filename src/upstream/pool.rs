@@ -79,7 +79,10 @@ impl Pool {
                 Members::of(rules.servers.iter().enumerate().map(|(id, r)| Server::listed(id, r, &kept)).collect())
             }
             // Those that were found so far, until the first look says more.
-            plan::Discovery::Dns => found(rules, kept.servers.iter().filter(|s| s.is_one_of(rules)).filter_map(|s| s.address), &kept, |n| n),
+            plan::Discovery::Dns => {
+                let so_far = kept.servers.iter().filter(|s| s.is_one_of(rules));
+                found(rules, so_far.filter_map(|s| s.address), &kept, |n| n)
+            }
         };
         if let Some(previous) = previous {
             for server in &members.servers {
@@ -154,13 +157,17 @@ impl Pool {
         let now = Moment::now();
         let members = self.members.load();
         let mut busy = members.servers.iter().filter(|s| s.standing.usable(now)).peekable();
-        busy.peek().is_some()
-            && (self.line.length() < self.rules.queue.length || busy.any(|s| s.open(now)))
+        busy.peek().is_some() && (self.line.length() < self.rules.queue.length || busy.any(|s| s.open(now)))
     }
 
     /// The pool that takes over when [`Self::wait`] finds nobody here.
     pub fn fallback(&self) -> Option<&PoolName> {
         self.rules.fallback.as_ref()
+    }
+
+    /// Its name in the rules.
+    pub fn name(&self) -> &PoolName {
+        &self.rules.name
     }
 
     /// How its servers speak.
@@ -183,15 +190,20 @@ impl Pool {
         Duration::from_secs(self.profile.reuse_seconds)
     }
 
-    /// A snapshot for operators.
-    pub fn status(&self) -> PoolStatus {
+    /// A snapshot of every server, by group.
+    pub fn status(&self) -> Vec<ServerStatus> {
         let now = Moment::now();
+        self.members.load().servers.iter().map(|s| s.status(now)).collect()
+    }
+
+    /// A snapshot of the whole.
+    pub fn overview(&self) -> PoolStatus {
         PoolStatus {
             available: self.available(),
             waiting: self.line.length(),
             waits: self.line.waits.load(Ordering::Relaxed),
             refused: self.line.refused.load(Ordering::Relaxed),
-            servers: self.members.load().servers.iter().map(|s| s.status(now)).collect(),
+            servers: self.status(),
         }
     }
 
@@ -242,11 +254,10 @@ fn found(
     new_id: impl Fn(usize) -> usize,
 ) -> Members {
     let Some(name) = rules.servers.first() else { return Members::default() };
-    let seated = addresses.enumerate().map(|(n, address)| {
-        let known = kept.servers.iter().find(|s| s.address == Some(address)).map(|s| s.id);
-        Server::found(known.unwrap_or_else(|| new_id(n)), name, address, kept)
-    });
-    Members::of(seated.collect())
+    let known = |address| kept.servers.iter().find(|s| s.address == Some(address)).map(|s| s.id);
+    let seated = addresses.enumerate().map(|(n, address)| (known(address).unwrap_or_else(|| new_id(n)), address));
+    let seated = Server::found(seated, name, kept);
+    Members::of(seated)
 }
 
 fn read_key(rules: &PoolRules, profile: &Profile) -> Result<Option<(HeaderName, HeaderValue)>, String> {

@@ -39,6 +39,10 @@ pub(crate) fn pool(rules: PoolRules) -> Arc<Pool> {
     Arc::clone(pools(rules, None).unwrap().get(&PoolName::from("p")).unwrap())
 }
 
+pub(crate) fn running(pool: &Pool) -> Vec<usize> {
+    pool.status().iter().map(|s| s.in_flight).collect()
+}
+
 #[test]
 fn the_server_with_the_least_to_do_takes_the_next_request() {
     for (weights, picks, want, why) in [
@@ -48,9 +52,9 @@ fn the_server_with_the_least_to_do_takes_the_next_request() {
     ] {
         let p = pool(rules(&weights.iter().map(|&w| (1, w)).collect::<Vec<_>>()));
         let held: Vec<_> = (0..picks).map(|_| p.pick(Affinity::NONE, &[]).unwrap()).collect();
-        assert_eq!(p.servers.iter().map(Server::in_flight).collect::<Vec<_>>(), want, "{why}");
+        assert_eq!(running(&p), want, "{why}");
         drop(held);
-        assert!(p.servers.iter().all(|s| s.in_flight() == 0), "a finished request is not counted: {why}");
+        assert!(running(&p).iter().all(|n| *n == 0), "a finished request is not counted: {why}");
     }
 }
 
@@ -92,6 +96,39 @@ fn a_reload_keeps_an_unchanged_pool_with_everything_it_knows() {
 
     let other = pools(rules(&[(2, 1)]), Some(&first)).unwrap();
     assert!(other.get(&name).unwrap().available(), "another server starts afresh");
+}
+
+#[test]
+fn a_reload_that_adds_removes_or_reweighs_servers_keeps_what_is_known_of_those_that_stay() {
+    let name = PoolName::from("p");
+    let first = pools(rules(&[(1, 1), (2, 1), (3, 1)]), None).unwrap();
+    let was = Arc::clone(first.get(&name).unwrap());
+    let [on_one, on_two, on_three] = [[1, 2], [0, 2], [0, 1]].map(|others| was.pick(Affinity::NONE, &others).unwrap());
+    on_two.connect_failed();
+    on_three.absurd_usage();
+    on_one.answered(200, Duration::from_millis(700), None);
+
+    let mut next = rules(&[(4, 1), (3, 9), (2, 5)]);
+    next.balance = Balance::RoundRobin;
+    next.servers[1].group = 1;
+    next.servers[1].max_concurrent = Some(1);
+    let second = pools(next, Some(&first)).unwrap();
+    let is = second.get(&name).unwrap();
+    let known: BTreeMap<String, _> = is
+        .status()
+        .into_iter()
+        .map(|s| (s.name.clone(), (s.in_flight, s.usable, s.ejections, s.usage_alarms)))
+        .collect();
+    assert_eq!(known["127.0.0.1:4"], (0, true, 0, 0), "new");
+    assert_eq!(known["127.0.0.1:3"], (1, true, 0, 1), "reweighed, in another group, with a limit");
+    assert_eq!(known["127.0.0.1:2"], (1, false, 1, 0), "still at rest");
+    assert_eq!(known.len(), 3, "gone");
+    assert_eq!(is.pick(Affinity::NONE, &[0]).map(|p| p.index()), None, "what ran before the limit counts against it");
+    drop((on_two, on_three));
+    assert_eq!(is.pick(Affinity::NONE, &[0]).map(|p| p.index()), Some(1));
+    assert_eq!((running(is), running(&was)), (vec![0, 0, 0], vec![1, 0, 0]), "one count, whoever looks");
+    drop(on_one);
+    assert_eq!(running(&was), [0, 0, 0], "a server that left finishes what runs on it");
 }
 
 #[test]
@@ -151,6 +188,7 @@ async fn the_name_of_the_rules_is_kept_in_host_and_sni_whatever_address_it_has()
         (true, "localhost", 8443, "localhost:8443", "localhost"),
         (false, "localhost", 80, "localhost", ""),
         (false, "[::1]", 8000, "[::1]:8000", ""),
+        (false, "::1", 8000, "[::1]:8000", ""),
     ] {
         let mut r = rules(&[(port, 1)]);
         r.servers[0].tls = tls;
@@ -160,4 +198,40 @@ async fn the_name_of_the_rules_is_kept_in_host_and_sni_whatever_address_it_has()
         assert_eq!((picked.host().as_str(), peer.sni.as_str()), (want_host, want_sni));
         assert_eq!(peer.is_tls(), tls);
     }
+}
+
+#[test]
+fn a_pool_whose_health_checks_are_no_longer_made_does_not_keep_their_verdict() {
+    let name = PoolName::from("p");
+    let mut checked = rules(&[(1, 1)]);
+    checked.health = Some(plan::HealthRules { path: "/health".into(), every_seconds: 5 });
+    let first = pools(checked, None).unwrap();
+    let standing = Arc::clone(&first.get(&name).unwrap().members.load().servers[0].standing);
+    standing.checked(false);
+    standing.checked(false);
+    assert!(!first.available(&name));
+    assert!(pools(rules(&[(1, 1)]), Some(&first)).unwrap().available(&name));
+}
+
+#[test]
+fn answers_rest_a_server_as_they_say_and_its_pace_is_that_of_answers_only() {
+    let p = pool(rules(&[(1, 1)]));
+    for status in [200, 400, 404, 429, 500, 503] {
+        p.pick(Affinity::NONE, &[]).unwrap().answered(status, Duration::from_secs(1), None);
+    }
+    assert_eq!(p.status()[0].first_byte_micros, Some(1_000_000));
+    p.pick(Affinity::NONE, &[]).unwrap().answered(400, Duration::from_millis(1), None);
+    assert_eq!(p.status()[0].first_byte_micros, Some(1_000_000), "a quick refusal is not speed");
+    assert!(p.available(), "three in a row, ended by one that was the caller's fault");
+    p.pick(Affinity::NONE, &[]).unwrap().answered(429, Duration::ZERO, Some(Duration::from_secs(9)));
+    assert!(!p.available());
+    assert_eq!(p.status()[0].ejections, 1);
+
+    let p = pool(rules(&[(1, 1)]));
+    let trial = p.pick(Affinity::NONE, &[]).unwrap();
+    for _ in 0..5 {
+        assert!(p.available());
+        trial.answered(502, Duration::ZERO, None);
+    }
+    assert!(!p.available(), "five in a row");
 }

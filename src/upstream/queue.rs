@@ -122,13 +122,14 @@ impl Line {
         while let Some(waiter) = waiters.get(at) {
             let placed = waiter.pool.pick(waiter.key, &waiter.tried);
             let hopeless = placed.is_none() && !waiter.pool.could_place(&waiter.tried);
-            let Some(waiter) = (if placed.is_some() || hopeless { waiters.remove(at) } else { None }) else {
+            if placed.is_none() && !hopeless {
                 if waiter.tried.is_empty() {
                     break;
                 }
                 at += 1;
                 continue;
-            };
+            }
+            let Some(waiter) = waiters.remove(at) else { break };
             self.waiting.fetch_sub(1, Ordering::SeqCst);
             match placed {
                 Some(picked) => unwanted.extend(waiter.hand.send(picked).err()),
@@ -145,3 +146,7 @@ impl Line {
         self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+#[path = "queue_tests.rs"]
+mod tests;

@@ -40,14 +40,7 @@ const FEW: u64 = 4;
 impl Members {
     /// Takes a place on the next server, passing over those with an id in `tried`: its position, and whether it is the
     /// trial after a rest. `turn` is the count of choices so far.
-    pub fn enter(
-        &self,
-        how: Balance,
-        key: Affinity,
-        tried: &[usize],
-        turn: u64,
-        now: Moment,
-    ) -> Option<(usize, bool)> {
+    pub fn enter(&self, how: Balance, key: Affinity, tried: &[usize], turn: u64, now: Moment) -> Option<(usize, bool)> {
         for group in &self.groups {
             let mut open = Positions::default();
             for position in group.clone() {

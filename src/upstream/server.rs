@@ -5,6 +5,7 @@ use super::resolve::{Addresses, bare};
 use super::ring::Ring;
 use super::standing::{Moment, Standing, Tally};
 use crate::rules::plan::{PoolRules, ServerRules};
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -62,31 +63,26 @@ pub struct ServerStatus {
 }
 
 impl Server {
-    /// A server that the rules name.
+    /// A server that the rules name, with what is known of it in `kept`.
     pub fn listed(id: usize, rules: &ServerRules, kept: &Members) -> Self {
-        Self::seated(id, rules, None, kept)
+        let known = kept.servers.iter().find(|s| s.is_at(rules) && s.address.is_none());
+        let fresh = || Standing::new(Addresses::new(&rules.host, rules.port), Arc::default());
+        let standing = known.map_or_else(|| Arc::new(fresh()), |s| Arc::clone(&s.standing));
+        Self { id, rules: rules.clone(), address: None, standing, credit: AtomicI64::new(0) }
     }
 
-    /// A server that was found behind the name of the rules.
-    pub fn found(id: usize, rules: &ServerRules, address: SocketAddr, kept: &Members) -> Self {
-        Self::seated(id, rules, Some(address), kept)
-    }
-
-    /// With what is known of it in `kept`.
-    fn seated(id: usize, rules: &ServerRules, address: Option<SocketAddr>, kept: &Members) -> Self {
-        let same = kept.servers.iter().filter(|s| s.is_at(rules));
-        let standing = match same.clone().find(|s| s.address == address) {
-            Some(server) => Arc::clone(&server.standing),
-            None => {
-                let tally = same.map(|s| Arc::clone(&s.standing.tally)).next().unwrap_or_default();
-                let addresses = match address {
-                    Some(at) => Addresses::new(&at.ip().to_string(), at.port()),
-                    None => Addresses::new(&rules.host, rules.port),
-                };
-                Arc::new(Standing::new(addresses, tally))
-            }
+    /// Servers that were found behind the name of the rules, with what is known of each in `kept`. They are one in what is
+    /// counted of them.
+    pub fn found(at: impl Iterator<Item = (usize, SocketAddr)>, name: &ServerRules, kept: &Members) -> Vec<Self> {
+        let same = || kept.servers.iter().filter(|s| s.is_at(name));
+        let tally = same().next().map_or_else(Arc::default, |s| Arc::clone(&s.standing.tally));
+        let seat = |(id, at): (usize, SocketAddr)| {
+            let known = same().find(|s| s.address == Some(at));
+            let fresh = || Standing::new(Addresses::new(&at.ip().to_string(), at.port()), Arc::clone(&tally));
+            let standing = known.map_or_else(|| Arc::new(fresh()), |s| Arc::clone(&s.standing));
+            Self { id, rules: name.clone(), address: Some(at), standing, credit: AtomicI64::new(0) }
         };
-        Self { id, rules: rules.clone(), address, standing, credit: AtomicI64::new(0) }
+        at.map(seat).collect()
     }
 
     /// Whether requests for it go where those for `rules` go; weights and limits may differ.
@@ -112,8 +108,9 @@ impl Server {
 
     /// Value of `Host`: the name of the rules, with the port unless it is the scheme's own.
     pub fn host(&self) -> String {
-        let ServerRules { tls, host, port, .. } = &self.rules;
-        if *port == if *tls { 443 } else { 80 } { host.clone() } else { format!("{host}:{port}") }
+        let ServerRules { tls, port, .. } = self.rules;
+        let host = in_url(&self.rules.host);
+        if port == if tls { 443 } else { 80 } { host.into_owned() } else { format!("{host}:{port}") }
     }
 
     /// Name for SNI; empty without TLS.
@@ -159,5 +156,10 @@ impl Members {
 
 /// What operators call it.
 fn name(rules: &ServerRules) -> String {
-    format!("{}:{}{}", rules.host, rules.port, rules.prefix)
+    format!("{}:{}{}", in_url(&rules.host), rules.port, rules.prefix)
+}
+
+/// A host with the brackets that URLs put around IPv6.
+fn in_url(host: &str) -> Cow<'_, str> {
+    if host.contains(':') && !host.starts_with('[') { format!("[{host}]").into() } else { host.into() }
 }

@@ -6,7 +6,7 @@ use arc_swap::ArcSwap;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{IntCounterVec, IntGaugeVec, Opts};
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// The series of pools.
@@ -62,19 +62,18 @@ impl Series {
 
     fn read(&self, pools: &Pools) {
         for (pool, state) in pools.iter() {
-            let state = (pool.as_str(), state.status());
-            let (pool, state) = (state.0, state.1);
+            let (pool, state) = (pool.as_str(), state.overview());
             let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
             self.waiting.with_label_values(&[pool]).set(number(state.waiting));
             self.waits.with_label_values(&[pool]).inc_by(state.waits);
             self.refused.with_label_values(&[pool]).inc_by(state.refused);
-            let mut seen = BTreeMap::new();
+            let mut seen = BTreeSet::new();
             for server in &state.servers {
                 let labels = [pool, server.name.as_str()];
                 self.members.with_label_values(&labels).add(i64::from(server.usable));
                 self.in_flight.with_label_values(&labels).add(number(server.in_flight));
-                // Counted by name already: once is all.
-                if seen.insert(server.name.clone(), ()).is_none() {
+                // The addresses behind a name have one count.
+                if server.address.is_none() || seen.insert(server.name.as_str()) {
                     self.ejections.with_label_values(&labels).inc_by(server.ejections);
                     self.usage_alarms.with_label_values(&labels).inc_by(server.usage_alarms);
                 }

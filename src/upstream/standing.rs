@@ -243,7 +243,8 @@ impl Standing {
         let fresh = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX).clamp(1, u64::from(u32::MAX));
         let _ = self.pace.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |old| {
             // A weight of an eighth: a handful of answers moves it, one does not.
-            let micros = known_pace(old, now).map_or(fresh, |known| (known.saturating_mul(7).saturating_add(fresh)) / 8);
+            let micros =
+                known_pace(old, now).map_or(fresh, |known| (known.saturating_mul(7).saturating_add(fresh)) / 8);
             Some((now.seconds() << 32) | micros)
         });
     }

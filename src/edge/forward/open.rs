@@ -1,31 +1,34 @@
-//! From a pool to the head of a reply: pick a server, connect, send, wait.
+//! From a pool to the head of a reply: pick a server, connect, send, wait; and go elsewhere when that is safe.
 //!
-//! When a request may be sent again (security M8):
+//! When a request is sent again (security M8):
 //! - no connection could be made: nothing was sent, the next server is tried;
 //! - a *reused* connection turned out dead at once, without a single byte of an answer: once more, to the same server, on
 //!   a new connection. Backends close idle connections, and a request can cross that close;
-//! - HTTP/2 said in so many words that the request was not worked on (RFC 9113 §8.7).
+//! - HTTP/2 said in so many words that the request was not worked on (RFC 9113 §8.7);
+//! - the answer is a refusal to serve: 429, 5xx, or one of our own key (401, 402, 403). The next server is asked, at most
+//!   [`MOST_ASKED`] of a pool, then the pool's fallback. When nobody is left the last refusal is the answer.
 //!
-//! Never otherwise: a backend that took the request may have generated, and been paid for, an answer.
+//! Never otherwise: a backend that took the request and fell silent may have generated, and been paid for, an answer. All of it is before
+//! the first byte for the client, under one payment: what was quoted is what is charged, whoever serves.
 
-use super::{Clock, Cut, Outgoing, watched};
+use super::{Attempt, Clock, Cut, Filter, Lines, Outgoing, watched};
 use crate::edge::scrub;
 use crate::refusal::Refusal;
-use crate::upstream::{Affinity, Picked, Pool, USER_AGENT};
+use crate::upstream::{Affinity, Lane, Picked, Pool, USER_AGENT};
 use http::{HeaderMap, HeaderValue, header};
-use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 use pingora::protocols::http::client::HttpSession;
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, RetryType};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// A reused connection that dies later than this after sending did not cross an idle close: the backend had the request.
 const STALE_WITHIN: Duration = Duration::from_secs(1);
+/// Servers of one pool that are asked in turn: when so many refuse, the next will too, and asking on makes it worse.
+const MOST_ASKED: usize = 3;
 
 /// A reply whose head has come; boxed, because it is handed on several times and its waits may be long. Dropping it closes the connection (HTTP/2: resets the stream).
 pub(super) struct Opened {
@@ -43,48 +46,112 @@ pub(super) struct Opened {
 
 impl Opened {
     /// The reply has been read to its end: the connection may serve another request, if the backend allows.
-    pub async fn release(mut self: Box<Self>, connector: &Connector) {
+    pub async fn release(mut self: Box<Self>, lines: &Lines) {
         if self.session.response_done() {
-            let release = connector.release_http_session(self.session, &self.peer, Some(self.reuse_for));
+            let release = lines.release(self.session, &self.peer, self.reuse_for);
             // A connection that is not kept says goodbye first, and over TLS that is a write.
             let _ = tokio::time::timeout(Duration::from_secs(1), release).await;
         }
     }
 }
 
-/// Tries the servers of `pool` in turn until one has answered.
+/// Goes along the lane until a server has answered with more than a refusal to serve.
 pub(super) async fn open(
     client: &mut Session,
-    connector: &Connector,
-    pool: &Arc<Pool>,
+    lines: &Lines,
+    lane: &Lane,
+    filter: &mut dyn Filter,
+    clock: &mut Clock,
+) -> Result<Box<Opened>, Cut> {
+    let mut refused = None;
+    let mut pools = lane.pools.iter().peekable();
+    while let Some(pool) = pools.next() {
+        clock.turn_to(*pool.timeouts());
+        let tell = |filter: &mut dyn Filter, outcome| filter.tried(&Attempt { pool, outcome });
+        let (mut tried, mut asked) = (Vec::new(), 0);
+        let mut request = None;
+        while asked < MOST_ASKED
+            && let Some(picked) = pool.pick(Affinity::NONE, &tried)
+        {
+            tried.push(picked.index());
+            let Some(line) = connect(client, lines, &picked, clock, 0).await? else {
+                tell(filter, "connect");
+                continue;
+            };
+            let last = pools.peek().is_none();
+            let out = request.get_or_insert_with(|| filter.request(pool, last));
+            asked += 1;
+            let answer = match ask(client, lines, pool, &picked, line, out, clock).await {
+                Ok(answer) => answer,
+                Err(cut) => {
+                    tell(
+                        filter,
+                        if matches!(cut, Cut::Refused(Refusal::UpstreamTimeout { .. })) { "timeout" } else { "lost" },
+                    );
+                    return Err(cut);
+                }
+            };
+            let Some(line) = answer else {
+                tell(filter, "connect");
+                continue;
+            };
+            match accept(line, picked, pool.reuse_for()) {
+                Ok(opened) if is_refusal_to_serve(opened.status) => {
+                    tell(filter, "status");
+                    refused = Some(Ok(opened));
+                }
+                Ok(opened) => {
+                    tell(filter, "answered");
+                    return Ok(opened);
+                }
+                Err(refusal) if refusal == failed(super::REFUSED_OUR_KEY) => {
+                    tell(filter, "auth");
+                    refused = Some(Err(refusal));
+                }
+                Err(refusal) => {
+                    tell(filter, "lost");
+                    return Err(Cut::Refused(refusal));
+                }
+            }
+        }
+    }
+    refused.unwrap_or(Err(Refusal::UpstreamUnavailable { retry_after_seconds: 1 })).map_err(Cut::Refused)
+}
+
+/// The server is too busy, or broken: another one may not be.
+fn is_refusal_to_serve(status: u16) -> bool {
+    status == 429 || status >= 500
+}
+
+/// Sends the request and waits for the head of its answer; `None`: the connection was stale and no other could be made.
+async fn ask(
+    client: &mut Session,
+    lines: &Lines,
+    pool: &Pool,
+    picked: &Picked,
+    mut line: Line,
     out: &Outgoing,
     clock: &Clock,
-) -> Result<Box<Opened>, Cut> {
-    let mut tried = Vec::new();
-    while let Some(picked) = pool.pick(Affinity::NONE, &tried) {
-        tried.push(picked.index());
-        let Some(mut line) = connect(client, connector, &picked, clock, 0).await? else { continue };
-        let head = request_head(pool, &picked, out).map_err(Cut::Refused)?;
-        let sent_at = Instant::now();
-        let mut answer = exchange(client, &mut line.session, head.clone(), out, clock).await?;
-        if let Err(e) = &answer
-            && sent_at.elapsed() < STALE_WITHIN
-            && never_worked_on(e, &line)
-        {
-            let Some(fresh) = connect(client, connector, &picked, clock, unused_key()).await? else { continue };
-            line = fresh;
-            answer = exchange(client, &mut line.session, head, out, clock).await?;
-        }
-        return match answer {
-            Ok(()) => accept(line, picked, pool.reuse_for()).map_err(Cut::Refused),
-            Err(e) => {
-                // The kind only: the rest of the error quotes what the backend sent.
-                tracing::warn!(server = %picked.host(), error = e.etype().as_str(), "no answer from a backend");
-                Err(Cut::Refused(failed("the connection was lost before it answered")))
-            }
-        };
+) -> Result<Option<Line>, Cut> {
+    let head = request_head(pool, picked, out).map_err(Cut::Refused)?;
+    let sent_at = Instant::now();
+    let mut answer = exchange(client, &mut line.session, head.clone(), out, clock).await?;
+    if let Err(e) = &answer
+        && sent_at.elapsed() < STALE_WITHIN
+        && never_worked_on(e, &line)
+    {
+        let Some(fresh) = connect(client, lines, picked, clock, unused_key()).await? else { return Ok(None) };
+        line = fresh;
+        answer = exchange(client, &mut line.session, head, out, clock).await?;
     }
-    Err(Cut::Refused(Refusal::UpstreamUnavailable { retry_after_seconds: 1 }))
+    match answer {
+        Ok(()) => Ok(Some(line)),
+        Err(e) => {
+            // The kind only: the rest of the error quotes what the backend sent.
+            tracing::warn!(server = %picked.host(), error = e.etype().as_str(), "no answer from a backend");
+            Err(Cut::Refused(failed("the connection was lost before it answered")))
+        }
+    }
 }
 
 struct Line {
@@ -97,7 +164,7 @@ struct Line {
 /// are reused.
 async fn connect(
     client: &mut Session,
-    connector: &Connector,
+    lines: &Lines,
     picked: &Picked,
     clock: &Clock,
     key: u64,
@@ -105,7 +172,7 @@ async fn connect(
     let connecting = async {
         let mut peer = picked.peer().await.map_err(|e| e.to_string())?;
         peer.group_key = key;
-        let (session, reused) = connector.get_http_session(&peer).await.map_err(|e| e.to_string())?;
+        let (session, reused) = lines.get(&peer).await.map_err(|e| e.to_string())?;
         // Whatever it was made under, it is an ordinary connection from here on.
         peer.group_key = 0;
         Ok::<_, String>(Line { session, peer, reused })

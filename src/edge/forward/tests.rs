@@ -2,21 +2,25 @@
 
 //! A client on an in-memory pipe, a backend on a socket that says exactly the bytes of the test.
 
+mod elsewhere;
 mod partings;
 mod pauses;
 
 use super::*;
+use crate::edge::scrub;
 use crate::ids::PoolName;
 use crate::rules::plan::{Balance, Discovery, PoolRules, Queue, ServerRules};
 use crate::secret::SecretRef;
 use crate::upstream::Pools;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
 const ROOMY: usize = 1 << 20;
 const OK_JSON: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
+const ASK: Bytes = Bytes::from_static(b"{\"a\":1}");
 const SSE: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
 
 /// Streams event streams, buffers the rest; writes down what it was asked.
@@ -34,10 +38,27 @@ struct Recorder {
     hold_last: bool,
     /// Give nothing of a chunk to the client.
     swallow: bool,
+    body: Bytes,
+    /// Pools that a request was written for.
+    asked_for: Vec<String>,
+    /// Headers of the client.
+    seen: HeaderMap,
+    /// What came of every server.
+    tried: Vec<&'static str>,
 }
 
 #[async_trait]
 impl Filter for Recorder {
+    fn request(&mut self, pool: &Pool, last: bool) -> Outgoing {
+        self.asked_for.push(pool.name().as_str().to_owned());
+        let body = if last { std::mem::take(&mut self.body) } else { self.body.clone() };
+        Outgoing::post("/v1/chat/completions", &scrub::to_backend(&self.seen), body)
+    }
+
+    fn tried(&mut self, attempt: &Attempt<'_>) {
+        self.tried.push(attempt.outcome);
+    }
+
     async fn head(&mut self, status: u16, headers: &HeaderMap) -> Verdict {
         self.log.push(format!("head {status}"));
         match headers.get("content-type").and_then(|v| v.to_str().ok()) {
@@ -119,9 +140,8 @@ fn rules(ports: &[u16]) -> PoolRules {
 /// A gate between one client and its backends.
 struct Bed {
     session: Session,
-    connector: Arc<Connector>,
-    pool: Arc<Pool>,
-    out: Outgoing,
+    lines: Arc<Lines>,
+    lane: Lane,
     filter: Recorder,
 }
 
@@ -133,19 +153,28 @@ impl Bed {
 
     async fn with(rules: PoolRules, room: usize, version: &str) -> (Self, DuplexStream) {
         let pools = Pools::build(&BTreeMap::from([(rules.name.clone(), Arc::new(rules))]), None).unwrap();
-        let pool = Arc::clone(pools.get(&PoolName::from("p")).unwrap());
+        let lane = pools.lane(&PoolName::from("p"));
         let (session, client) = visit(room, version).await;
         let mut seen = HeaderMap::new();
         for name in ["accept", "authorization", "x-payment", "cookie", "x-forwarded-for", "accept-encoding", "te"] {
             seen.insert(name, "canary".parse().unwrap());
         }
-        let out = Outgoing::post("/v1/chat/completions", &seen, Bytes::from_static(b"{\"a\":1}"));
-        let bed = Self { session, connector: Arc::new(Connector::new(None)), pool, out, filter: Recorder::default() };
+        let bed = Self {
+            session,
+            lines: Arc::new(Lines::default()),
+            lane,
+            filter: Recorder { seen, body: ASK, ..Recorder::default() },
+        };
         (bed, client)
     }
 
+    fn pool(&self) -> &Arc<Pool> {
+        &self.lane.pools[0]
+    }
+
     async fn run(&mut self) -> Outcome {
-        forward(&mut self.session, &self.connector, &self.pool, self.out.clone(), &mut self.filter).await
+        self.filter.body = if self.filter.body.is_empty() { ASK } else { self.filter.body.clone() };
+        forward(&mut self.session, &self.lines, &self.lane, &mut self.filter).await
     }
 
     /// Everything the client got. Ends the session.
@@ -234,12 +263,8 @@ fn failed(outcome: &Outcome) -> &Refusal {
 fn the_pump_can_run_on_any_thread() {
     fn sendable<T: Send>(_: impl FnOnce(&'static mut Session, &'static mut dyn Filter) -> T) {}
     sendable(|session, filter| async move {
-        let connector = Connector::new(None);
-        let pools = Pools::default();
-        let out = Outgoing::post("/", &HeaderMap::new(), Bytes::new());
-        if let Some((_, pool)) = pools.iter().next() {
-            forward(session, &connector, pool, out, filter).await;
-        }
+        let (lines, lane) = (Lines::default(), Pools::default().lane(&PoolName::from("p")));
+        forward(session, &lines, &lane, filter).await;
     });
 }
 
@@ -278,7 +303,7 @@ async fn the_backend_sees_our_head_and_the_clients_body_and_nothing_that_pays() 
 async fn a_body_of_100_kb_arrives_whole() {
     let (listener, port) = listen().await;
     let (mut bed, _client) = Bed::new(&[port], ROOMY).await;
-    bed.out.body = Bytes::from(vec![b'x'; 100_089]);
+    bed.filter.body = Bytes::from(vec![b'x'; 100_089]);
     let (outcome, (request, _stream)) = tokio::join!(bed.run(), answer(&listener, OK_JSON));
     assert!(matches!(outcome, Outcome::Buffered { .. }));
     assert_eq!(request.split_once("\r\n\r\n").unwrap().1.len(), 100_089);
@@ -322,7 +347,7 @@ async fn a_server_that_cannot_be_connected_to_is_passed_over_and_rests() {
     let (mut bed, _client) = Bed::new(&[nobody().await, port], ROOMY).await;
     let (outcome, _) = tokio::join!(bed.run(), answer(&listener, OK_JSON));
     assert!(matches!(outcome, Outcome::Buffered { .. }), "{outcome:?}");
-    let usable: Vec<bool> = bed.pool.status().into_iter().map(|s| s.usable).collect();
+    let usable: Vec<bool> = bed.pool().status().into_iter().map(|s| s.usable).collect();
     assert_eq!(usable, [false, true]);
 }
 
@@ -331,7 +356,7 @@ async fn when_no_server_can_be_connected_to_the_client_is_told_to_come_back() {
     let (mut bed, _client) = Bed::new(&[nobody().await, nobody().await], ROOMY).await;
     let outcome = bed.run().await;
     assert_eq!((failed(&outcome).status(), failed(&outcome).retry_after()), (503, Some(1)));
-    assert!(!bed.pool.available());
+    assert!(!bed.pool().available());
 }
 
 #[tokio::test]
@@ -379,10 +404,10 @@ async fn a_backend_that_refuses_our_key_is_taken_out_and_the_client_sees_502() {
         let (mut bed, _client) = Bed::new(&[port], ROOMY).await;
         let bytes = format!("HTTP/1.1 {status} X\r\ncontent-length: 2\r\nset-cookie: a\r\nretry-after: 7\r\n\r\n{{}}");
         let (outcome, _) = tokio::join!(bed.run(), answer(&listener, &bytes));
-        assert_eq!(bed.pool.available(), !out, "{status}");
+        assert_eq!(bed.pool().available(), !out, "{status}");
         if out {
             assert_eq!(failed(&outcome).status(), 502, "{status}");
-            assert_eq!(bed.pool.status()[0].key_alarms, 1);
+            assert_eq!(bed.pool().status()[0].key_alarms, 1);
         } else {
             let Outcome::Buffered { status: got, headers, .. } = outcome else { panic!("{status}") };
             assert_eq!((got, headers.keys().map(|k| k.as_str()).collect::<Vec<_>>()), (status, vec!["retry-after"]));
@@ -423,7 +448,7 @@ async fn the_second_try_never_takes_another_idle_connection() {
     let (listener, port) = listen().await;
     let (mut a, _client) = Bed::new(&[port], ROOMY).await;
     let (mut b, _other) = Bed::new(&[port], ROOMY).await;
-    (b.connector, b.pool) = (Arc::clone(&a.connector), Arc::clone(&a.pool));
+    (b.lines, b.lane) = (Arc::clone(&a.lines), a.lane.clone());
     let (_, _, (first, second)) = tokio::join!(a.run(), b.run(), async {
         let (mut one, _) = listener.accept().await.unwrap();
         let (_, two) = answer(&listener, OK_JSON).await;

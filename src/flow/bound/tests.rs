@@ -7,7 +7,15 @@ use proptest::prelude::*;
 
 fn model(input: u128, cached_input: u128, output: u128) -> Model {
     let price = Prices { input: PerToken(input), cached_input: PerToken(cached_input), output: PerToken(output) };
-    Model { name: "m".into(), upstream: "up".into(), pool: "p".into(), price, vocabulary: None, hidden_output: false }
+    Model {
+        name: "m".into(),
+        upstream: "up".into(),
+        elsewhere: Default::default(),
+        pool: "p".into(),
+        price,
+        vocabulary: None,
+        hidden_output: false,
+    }
 }
 
 fn limits(max_output_tokens: u64, image: u128) -> Limits {

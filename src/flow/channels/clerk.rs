@@ -246,6 +246,7 @@ pub(in crate::flow) fn orphan(channel: &Channel, lease: &Lease, charge: Atoms, n
         transaction: None,
         settlement: None,
         payer: Some(channel.descriptor.payer.clone()),
+        attempts: 1,
         complete: false,
     }
 }

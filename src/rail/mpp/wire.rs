@@ -363,6 +363,7 @@ mod tests {
             transaction: None,
             settlement: None,
             payer: None,
+            attempts: 1,
             complete: true,
         };
         let (_, value) = receipt(&record, "tempo", "0x20C0", Some("theid")).unwrap();

@@ -39,6 +39,8 @@ pub struct ModelEntry {
     pub aliases: Vec<Said<String>>,
     /// What the backend hears.
     pub upstream: Option<UpstreamModel>,
+    /// What the backends of other pools hear.
+    pub elsewhere: Vec<(Said<PoolName>, UpstreamModel)>,
     /// Its pool.
     pub pool: Option<Said<PoolName>>,
     /// Prices.
@@ -97,11 +99,21 @@ fn model<'p>(name: &'p str, at: &Value<'p>, s: Section<'p>) -> ModelEntry {
         name: at.said(PublicModel::from(name)),
         aliases: s.take("aliases").and_then(|v| v.texts()).unwrap_or_default(),
         upstream: s.need("upstream").and_then(|v| v.read(|text| model_name(text).map(|()| UpstreamModel::from(text)))),
+        elsewhere: s.take("upstream_in").and_then(|v| elsewhere(&v.section()?)).unwrap_or_default(),
         pool,
         price: s.need("price").and_then(|v| prices(&v.section()?)),
         vocabulary: s.take("vocabulary").and_then(|v| Some(v.said(v.text()?.to_owned()))),
         hidden_output: s.take("hidden_output").and_then(|v| v.flag()).unwrap_or(false),
     }
+}
+
+/// `upstream_in = { pool = "what its backends hear" }`.
+fn elsewhere(s: &Section<'_>) -> Option<Vec<(Said<PoolName>, UpstreamModel)>> {
+    let names = s.entries().into_iter().map(|(pool, value)| {
+        let name = value.read(|text| model_name(text).map(|()| UpstreamModel::from(text)))?;
+        Some((value.said(PoolName::from(pool)), name))
+    });
+    names.collect()
 }
 
 /// Model names are compared byte by byte, shown in answers and logs, and used as labels.

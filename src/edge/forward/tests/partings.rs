@@ -92,7 +92,7 @@ async fn a_client_that_leaves_is_noticed_in_every_wait_and_its_backend_closed() 
             Outcome::Streamed(Ending { how: How::ClientGone, .. }) => assert!(finished, "{why}"),
             other => panic!("{why}: {other:?}"),
         }
-        assert_eq!(bed.pool.status()[0].in_flight, 0, "{why}");
+        assert_eq!(bed.pool().status()[0].in_flight, 0, "{why}");
     }
 }
 
@@ -136,7 +136,7 @@ async fn a_filter_that_has_had_enough_closes_the_backend_and_still_has_the_last_
 async fn an_answer_given_before_the_whole_body_was_read_is_still_an_answer() {
     let (listener, port) = listen().await;
     let (mut bed, _client) = Bed::new(&[port], ROOMY).await;
-    bed.out.body = Bytes::from(vec![b'x'; 16 << 20]);
+    bed.filter.body = Bytes::from(vec![b'x'; 16 << 20]);
     let (outcome, ()) = tokio::join!(bed.run(), async {
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut some = [0; 1024];

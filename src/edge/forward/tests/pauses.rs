@@ -82,7 +82,7 @@ async fn a_client_that_leaves_in_a_pause_closes_the_backend_at_once() {
     .await;
     assert_eq!(streamed(outcome), Ending { how: How::ClientGone, sent_bytes: 9 });
     assert!(bed.filter.log.last().unwrap().starts_with("finish Ending { how: ClientGone"), "{:?}", bed.filter.log);
-    assert_eq!(bed.pool.status()[0].in_flight, 0);
+    assert_eq!(bed.pool().status()[0].in_flight, 0);
 }
 
 #[tokio::test]
@@ -182,7 +182,7 @@ async fn the_last_words_may_wait_as_well_with_the_backend_released() {
         bed.filter.hold_last = true;
         bed.filter.last_words = ": need\n\n";
         let whole = format!("{SSE}{}0\r\n\r\n", chunked(&["data: 1\n\n"]));
-        let pool = Arc::clone(&bed.pool);
+        let pool = Arc::clone(bed.pool());
         let (outcome, ()) = both(bed.run(), async {
             let _open = answer(&listener, &whole).await;
             heard(&mut client, ": need\n\n").await;
@@ -264,11 +264,9 @@ async fn the_body_of_the_request_is_gone_when_the_answer_begins() {
     let (listener, port) = listen().await;
     let (mut bed, mut client, pauses) = pausing(port, ROOMY).await;
     let mark = Arc::new(());
-    let body = Bytes::from_owner(Watched(Arc::clone(&mark)));
-    let out = Outgoing::post("/v1/chat/completions", &HeaderMap::new(), body);
+    bed.filter.body = Bytes::from_owner(Watched(Arc::clone(&mark)));
     let begun = format!("{SSE}{}", chunked(&["data: 1\n\n"]));
-    let Bed { session, connector, pool, filter, .. } = &mut bed;
-    let (outcome, ()) = both(forward(session, connector, pool, out, filter), async {
+    let (outcome, ()) = both(bed.run(), async {
         let (_, mut stream) = answer(&listener, &begun).await;
         heard(&mut client, "data: 1\n\n").await;
         assert_eq!(Arc::strong_count(&mark), 1, "a stream that stands still holds no request");
