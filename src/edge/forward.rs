@@ -15,7 +15,7 @@ mod open;
 
 use crate::refusal::Refusal;
 use crate::rules::plan::Timeouts;
-use crate::upstream::{Lane, Pool};
+use crate::upstream::{Affinity, Lane, Pool};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Version, header};
@@ -53,7 +53,8 @@ pub struct Attempt<'a> {
     /// Its pool.
     pub pool: &'a Pool,
     /// What came of it: `answered` (with what goes to the filter), `connect` (it could not be connected to), `status` (429 or 5xx),
-    /// `auth` (it refused our key), `lost` (the connection broke before it answered), `timeout`.
+    /// `auth` (it refused our key), `lost` (the connection broke before it answered), `timeout`, `full`
+    /// (none of the pool had a place in time).
     pub outcome: &'static str,
 }
 
@@ -86,6 +87,9 @@ pub enum Flow {
 /// [`resume`](Self::resume) may be cancelled (the client left); the others always run to their end.
 #[async_trait]
 pub trait Filter: Send {
+    /// Which requests this one is to be kept together with in `pool`.
+    fn affinity(&self, pool: &Pool) -> Affinity;
+
     /// What a server of `pool` is to be sent; asked once for every pool that is tried. `last`: no other pool will be.
     fn request(&mut self, pool: &Pool, last: bool) -> Outgoing;
 

@@ -11,7 +11,7 @@ use crate::flow::settle::{Delivery, End, Next};
 use crate::openai::error::read_upstream;
 use crate::refusal::Refusal;
 use crate::rules::plan::Model;
-use crate::upstream::Pool;
+use crate::upstream::{Affinity, Pool};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
@@ -197,6 +197,10 @@ impl Pipe<'_> {
 
 #[async_trait]
 impl Filter for Pipe<'_> {
+    fn affinity(&self, pool: &Pool) -> Affinity {
+        self.delivery.affinity(pool)
+    }
+
     fn request(&mut self, pool: &Pool, last: bool) -> Outgoing {
         Outgoing::post(self.path, self.client, self.delivery.body(pool, last))
     }

@@ -9,7 +9,7 @@ use crate::limits::{Limits, OverLimit, StreamRule};
 use crate::money::Usd;
 use crate::openai::request::Ask;
 use crate::refusal::Gap;
-use crate::rules::plan::{Access, Charge, Model, Route};
+use crate::rules::plan::{Access, Charge, Model, Reach, Route};
 
 /// Tokens that a chat template may add to each message beyond what is counted.
 pub const TEMPLATE_TOKENS: u64 = 8;
@@ -34,6 +34,11 @@ impl Size {
         Self { bytes: ask.body.len(), messages, images, n: n.max(1), asked_output, stream }
     }
 
+    /// What of a price list can come to bear on a request of this size with a prompt of so many tokens.
+    pub fn reach(&self, prompt: u64) -> Reach {
+        Reach { prompt: prompt.saturating_add(self.room()), sound: false, pictures: self.images > 0 }
+    }
+
     fn room(&self) -> u64 {
         SYSTEM_TOKENS.saturating_add(TEMPLATE_TOKENS.saturating_mul(self.messages.saturating_add(1)))
     }
@@ -47,17 +52,18 @@ impl Size {
         limits.image_url.unwrap_or(Usd::ZERO).0.checked_mul(u128::from(self.images)).map(Usd)
     }
 
-    /// The dearest that a prompt of so many tokens can come to, images included.
+    /// The dearest that a prompt of so many tokens can come to, with images and what a request costs as such.
     fn prompt(&self, model: &Model, limits: &Limits, tokens: u64) -> Option<Usd> {
-        let each = model.price.input.max(model.price.cached_input);
-        each.of(tokens.checked_add(self.room())?)?.plus(self.images(limits)?)
+        let each = model.price.dearest(self.reach(tokens)).input;
+        each.of(tokens.checked_add(self.room())?)?.plus(self.images(limits)?)?.plus(model.price.per_request)
     }
 
     /// Output tokens of one choice that `usd` pays for after a prompt of so many tokens, at most those asked.
     pub fn bought(&self, usd: Usd, model: &Model, limits: &Limits, prompt: u64) -> u64 {
         let Some(spent) = self.prompt(model, limits, prompt).filter(|spent| *spent <= usd) else { return 0 };
         let most = self.output(limits);
-        model.price.output.affordable(usd.less(spent)).map_or(most, |tokens| most.min(tokens / self.n))
+        let each = model.price.dearest(self.reach(prompt)).output;
+        each.affordable(usd.less(spent)).map_or(most, |tokens| most.min(tokens / self.n))
     }
 
     /// Whether a flat price pays for a prompt of so many tokens, and if not, what would do.
@@ -74,14 +80,15 @@ impl Size {
         if output_within >= output {
             return Ok(());
         }
-        let each = model.price.input.max(model.price.cached_input);
+        let each = model.price.dearest(self.reach(prompt));
         // What may be left for the prompt's own tokens once images, template and output are paid for.
         let rest = || {
-            let output = model.price.output.of(output.checked_mul(self.n)?)?;
-            let besides = each.of(self.room())?.plus(self.images(limits)?)?.plus(output)?;
+            let output = each.output.of(output.checked_mul(self.n)?)?;
+            let besides = each.input.of(self.room())?.plus(self.images(limits)?)?.plus(model.price.per_request)?;
+            let besides = besides.plus(output)?;
             (besides <= usd).then(|| usd.less(besides))
         };
-        let affordable = rest().and_then(|rest| each.affordable(rest)).filter(|tokens| *tokens > 0);
+        let affordable = rest().and_then(|rest| each.input.affordable(rest)).filter(|tokens| *tokens > 0);
         let left = self.prompt(model, limits, prompt).map_or(Usd::ZERO, |spent| usd.less(spent));
         Err(Gap {
             price: usd,
@@ -90,7 +97,7 @@ impl Size {
             output,
             n: self.n,
             shorten_by: affordable.map(|tokens| prompt.saturating_sub(tokens)),
-            n_within: model.price.output.affordable(left).map_or(0, |tokens| tokens / output.max(1)),
+            n_within: each.output.affordable(left).map_or(0, |tokens| tokens / output.max(1)),
             output_within,
         })
     }

@@ -158,8 +158,8 @@ fn llms_of(public_url: &str, plan: &Plan, ways: impl Fn(&Route) -> Vec<Offered>)
         text.push_str(&format!(
             "- {}: ${} per million prompt tokens, ${} per million output tokens\n",
             model.name,
-            model.price.input.as_per_million(),
-            model.price.output.as_per_million()
+            model.price.standard().input.as_per_million(),
+            model.price.standard().output.as_per_million()
         ));
     }
     text.push_str("\n## More\n\n- [OpenAPI](/openapi.json)\n");
@@ -205,9 +205,9 @@ fn listed(plan: &Plan, list: &Route, name: &PublicModel, created: u64) -> Option
         name: model.name.to_string(),
         aliases: plan.aliases(&model.name),
         created,
-        prompt: model.price.input.as_per_token(),
-        cached_prompt: model.price.cached_input.as_per_token(),
-        completion: model.price.output.as_per_token(),
+        prompt: model.price.standard().input.as_per_token(),
+        cached_prompt: model.price.standard().cached_input.as_per_token(),
+        completion: model.price.standard().output.as_per_token(),
         here: sold(here),
         sold: sellers.iter().map(|at| sold(at)).collect(),
     })
@@ -234,7 +234,6 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
     use crate::catalogue::{Catalogue, ProfileAbility, RailAbility};
-    use crate::limits::Spelling;
 
     const RULES: [(&str, &str); 4] = [
         ("models.toml", "[model.m]\nupstream = \"up\"\npool = \"p\"\nprice = { input = \"1\", output = \"10\" }\n"),
@@ -252,7 +251,7 @@ mod tests {
 
     fn plan() -> Plan {
         let rail = |id: &str, fixed_amount| (RailId::from(id), RailAbility { fixed_amount, decimals: 6 });
-        let vllm = ProfileAbility { spelling: Spelling::MaxTokens, continuous_usage: true, health_path: None };
+        let vllm = ProfileAbility { continuous_usage: true, ..ProfileAbility::PLAIN };
         let catalogue = Catalogue {
             rails: [rail("tempo/charge", true), rail("tempo/session", false)].into(),
             profiles: [("vllm", vllm)].into(),

@@ -5,6 +5,7 @@ use crate::ids::PublicModel;
 use crate::openai::request::Ask;
 use crate::refusal::{Place, Refusal};
 use crate::rules::plan::{Access, Charge, Model, Plan, Route};
+use crate::upstream::profile;
 use std::sync::Arc;
 
 /// A request for a model that its route sells.
@@ -49,6 +50,16 @@ pub fn allow(parsed: Parsed, plan: &Plan) -> Result<Allowed, Refusal> {
     Ok(Allowed { model: Arc::clone(model), route, ask, stream })
 }
 
+/// Whether the backends of the model make as many choices as are asked for: what none of them would answer is not offered.
+pub(super) fn answerable(allowed: &Allowed, plan: &Plan) -> Result<(), Refusal> {
+    let pool = plan.pools.get(&allowed.model.pool);
+    let profile = pool.and_then(|pool| profile::lookup(&pool.profile));
+    match profile.and_then(|profile| profile.ability.most_choices) {
+        Some(max) if allowed.ask.n > max => Err(Refusal::OverLimit { param: "n", asked: allowed.ask.n, max }),
+        _ => Ok(()),
+    }
+}
+
 /// Every path that sells a model, cheapest first, with its price there in words.
 fn sold_at(plan: &Plan, model: &PublicModel) -> Vec<Place> {
     let Some(model) = plan.models.get(model) else { return Vec::new() };
@@ -61,7 +72,8 @@ pub(super) fn place(route: &Route, model: &Model) -> Place {
         _ if route.access == Access::Free => "nothing".to_owned(),
         Some(Charge::Flat { usd, .. }) => format!("${usd} per request"),
         _ => {
-            let (input, output) = (model.price.input.as_per_million(), model.price.output.as_per_million());
+            let rates = model.price.standard();
+            let (input, output) = (rates.input.as_per_million(), rates.output.as_per_million());
             format!("${input} per million prompt tokens and ${output} per million output tokens")
         }
     };

@@ -8,9 +8,9 @@ use crate::claim::Terms;
 use crate::ids::{Generation, RailId};
 use crate::money::{Atoms, PerToken, Usd};
 use crate::refusal::Refusal;
-use crate::rules::plan::{Access, Charge, Prices, Shortfall};
+use crate::rules::plan::{Access, Charge, Dearest, Shortfall};
 use crate::tokens::{self, Vocabulary};
-use crate::usage::Usage;
+use crate::usage::{ServiceTier, Usage};
 use std::sync::Arc;
 
 /// Prompts above this many bytes are counted off the async threads.
@@ -29,13 +29,17 @@ pub struct Parts {
     pub counted_by: Option<&'static str>,
     /// Prompt × input price.
     pub prompt_usd: Option<Usd>,
+    /// Prompt × the dearest that a prompt token of this request can cost: what is set aside for it.
+    pub prompt_most_usd: Option<Usd>,
+    /// Price of a request as such.
+    pub request_usd: Usd,
     /// Flat price of the images.
     pub images_usd: Usd,
     /// Most output tokens of one choice.
     pub max_output_tokens: u64,
     /// Choices.
     pub n: u64,
-    /// All of that output × output price.
+    /// All of that output × the dearest that an output token of this request can cost.
     pub output_usd: Option<Usd>,
     /// The price.
     pub price_usd: Usd,
@@ -118,18 +122,21 @@ async fn count(allowed: Allowed) -> Result<(Allowed, Counted), Refusal> {
 
 /// The pure part: `None` only when an amount exceeds 2^128 of 1e-18 USD.
 fn price(allowed: &Allowed, charge: Charge, prompt: Counted) -> Option<Parts> {
-    let Prices { input, output, .. } = allowed.model.price;
+    let prices = &allowed.model.price;
+    let dearest = dearest(allowed, prompt.map(|(tokens, _)| tokens));
     let tier = &allowed.route.tier;
     let n = allowed.ask.n;
     let max_output_tokens = allowed.ask.max_output;
     let image = tier.limits.image_url.unwrap_or(Usd::ZERO);
     let images_usd = Usd(image.0.checked_mul(u128::from(allowed.ask.images))?);
-    let prompt_usd = match prompt {
-        Some((tokens, _)) => Some(input.of(tokens)?),
-        None => None,
+    let (prompt_usd, prompt_most_usd) = match prompt {
+        Some((tokens, _)) => (Some(prices.at(tokens).standard.input.of(tokens)?), Some(dearest.input.of(tokens)?)),
+        None => (None, None),
     };
-    let output_of = |per_choice: u64| output.of(per_choice.checked_mul(n)?);
-    let base = prompt_usd.unwrap_or(Usd::ZERO).plus(images_usd)?;
+    let request_usd = prices.per_request;
+    let output_of = |per_choice: u64| dearest.output.of(per_choice.checked_mul(n)?);
+    let beside = images_usd.plus(request_usd)?;
+    let base = prompt_most_usd.unwrap_or(Usd::ZERO).plus(beside)?;
     let (rule, output_usd, price_usd) = match charge {
         Charge::Flat { usd, min_output_tokens: None } => ("flat", None, usd),
         Charge::Flat { usd, min_output_tokens: Some(_) } => ("flat/clamp", None, usd),
@@ -138,7 +145,7 @@ fn price(allowed: &Allowed, charge: Charge, prompt: Counted) -> Option<Parts> {
             ("ceiling", Some(out), base.plus(out)?)
         }
         Charge::Estimate { overhead, shortfall } => {
-            let estimate = overhead.times(prompt_usd.unwrap_or(Usd::ZERO))?.plus(images_usd)?;
+            let estimate = overhead.times(prompt_usd.unwrap_or(Usd::ZERO))?.plus(beside)?;
             match shortfall {
                 Shortfall::Clamp { min_output_tokens } => {
                     let floor = output_of(min_output_tokens.min(max_output_tokens))?;
@@ -153,6 +160,8 @@ fn price(allowed: &Allowed, charge: Charge, prompt: Counted) -> Option<Parts> {
         prompt_tokens: prompt.map(|p| p.0),
         counted_by: prompt.map(|p| p.1),
         prompt_usd,
+        prompt_most_usd,
+        request_usd,
         images_usd,
         max_output_tokens,
         n,
@@ -204,8 +213,8 @@ impl Quoted {
             }
             _ => return asked,
         }
-        let spent = self.parts.prompt_usd.unwrap_or(Usd::ZERO).plus(self.parts.images_usd).unwrap_or(usd);
-        match self.allowed.model.price.output.affordable(usd.less(spent)) {
+        let spent = self.parts.most_before_output().unwrap_or(usd);
+        match self.dearest().output.affordable(usd.less(spent)) {
             None => asked,
             Some(tokens) => asked.min(tokens / self.parts.n.max(1)),
         }
@@ -214,35 +223,62 @@ impl Quoted {
     /// The most this request can cost with `output` tokens per choice: what an operator who absorbs may lose is this less the
     /// price. `None` past the largest amount.
     pub fn worst_cost(&self, output: u64) -> Option<Usd> {
-        let out = self.allowed.model.price.output.of(output.checked_mul(self.parts.n)?)?;
-        self.parts.prompt_usd.unwrap_or(Usd::ZERO).plus(self.parts.images_usd)?.plus(out)
+        let out = self.dearest().output.of(output.checked_mul(self.parts.n)?)?;
+        self.parts.most_before_output()?.plus(out)
+    }
+
+    fn dearest(&self) -> Dearest {
+        dearest(&self.allowed, self.parts.prompt_tokens)
     }
 
     /// How an amount of an asset with `decimals` covers this request.
     pub fn cover(&self, decimals: u8) -> Option<Cover> {
         let Self { allowed, parts, .. } = self;
-        let margin =
-            allowed.model.price.input.of(TEMPLATE_TOKENS.saturating_mul(allowed.ask.messages.saturating_add(1)))?;
-        let base = parts.prompt_usd.unwrap_or(Usd::ZERO).plus(parts.images_usd)?;
-        let most = parts.max_output_tokens.checked_mul(parts.n)?;
-        Some(Cover { base, margin, output: allowed.model.price.output, most, decimals })
+        let dearest = self.dearest();
+        let template = TEMPLATE_TOKENS.saturating_mul(allowed.ask.messages.saturating_add(1));
+        let said = parts.prompt_usd.unwrap_or(Usd::ZERO).plus(parts.images_usd)?.plus(parts.request_usd)?;
+        Some(Cover {
+            base: parts.most_before_output()?,
+            margin: dearest.input.of(template)?,
+            output: dearest.output,
+            said,
+            said_output: allowed.model.price.at(parts.prompt_tokens.unwrap_or(0)).standard.output,
+            most: parts.max_output_tokens.checked_mul(parts.n)?,
+            decimals,
+        })
     }
 
-    /// What reported usage costs at this model's prices. Cached prompt tokens at their own price.
-    pub fn cost(&self, usage: &Usage) -> Option<Usd> {
-        cost(&self.allowed.model.price, usage, self.parts.images_usd)
+    /// What reported usage costs at this model's prices, at the speed that served it. `None` past the largest amount.
+    pub fn cost(&self, usage: &Usage, served: ServiceTier) -> Option<Usd> {
+        self.allowed.model.price.cost(usage, served)?.plus(self.parts.images_usd)
     }
+}
+
+impl Parts {
+    /// The most that a request can cost before it has any output.
+    fn most_before_output(&self) -> Option<Usd> {
+        self.prompt_most_usd.unwrap_or(Usd::ZERO).plus(self.images_usd)?.plus(self.request_usd)
+    }
+}
+
+/// The most that a token of this request can cost. A prompt that was not counted may be of any length.
+fn dearest(allowed: &Allowed, prompt: Option<u64>) -> Dearest {
+    allowed.model.price.dearest(Size::of(&allowed.ask).reach(prompt.unwrap_or(u64::MAX)))
 }
 
 /// How much of one request an amount covers, where it is paid for as it is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cover {
-    /// Prompt and images.
+    /// Prompt, images and the request as such, at most.
     base: Usd,
     /// Room for a template that is longer than we think.
     margin: Usd,
-    /// One output token.
+    /// One output token, at most.
     output: PerToken,
+    /// What comes before the output, at the prices of the list.
+    said: Usd,
+    /// One output token at the price of the list.
+    said_output: PerToken,
     /// Most output tokens over all choices.
     pub most: u64,
     decimals: u8,
@@ -256,7 +292,7 @@ impl Cover {
 
     /// What is used when `tokens` have left and the backend has said nothing.
     pub fn used(&self, tokens: u64) -> Option<Atoms> {
-        self.base.plus(self.output.of(tokens)?)?.to_atoms(self.decimals)
+        self.said.plus(self.said_output.of(tokens)?)?.to_atoms(self.decimals)
     }
 
     /// What `tokens` more of output need, rounded up.
@@ -275,15 +311,4 @@ impl Cover {
         let tokens = if whole { self.most } else { self.most.min(FIRST_WINDOW) };
         self.of(tokens).map(|atoms| atoms.max(Atoms(1)))
     }
-}
-
-/// Usage × price, exact. Never counts more cached tokens than prompt tokens.
-pub fn cost(price: &Prices, usage: &Usage, images: Usd) -> Option<Usd> {
-    let cached = usage.cached.min(usage.prompt);
-    price
-        .input
-        .of(usage.prompt - cached)?
-        .plus(price.cached_input.of(cached)?)?
-        .plus(price.output.of(usage.completion)?)?
-        .plus(images)
 }

@@ -10,9 +10,10 @@ use super::cover::{Count, Cover, Joined, Piece, Queue, Waiting};
 use super::delta::{Delivered, Holder, finishes, is_null, text_of};
 use super::sse::{DEFAULT_CARRY, Frame, Splitter, TooLong};
 use super::usage::{Bounds, Reply, Tally, Verdict};
-use crate::usage::Usage;
+use crate::usage::{Shape, Usage};
 use bytes::{Bytes, BytesMut};
 use memchr::memmem::Finder;
+use std::borrow::Cow;
 use std::sync::LazyLock;
 
 static NEEDLES: LazyLock<Needles> =
@@ -38,6 +39,8 @@ pub struct Meter {
     counted: u64,
     /// While frames wait: the newest chunk with a running figure that does not.
     last_out: Vec<u8>,
+    /// Text that came when there was nobody left to send it to.
+    overheard: Delivered,
 }
 
 impl Meter {
@@ -55,7 +58,13 @@ impl Meter {
             first: true,
             held: BytesMut::new(),
         };
-        Self { splitter: Splitter::default(), reading, queue: Queue::default(), counted: 0, last_out: Vec::new() }
+        let (splitter, queue, overheard) = (Splitter::default(), Queue::default(), Delivered::default());
+        Self { splitter, reading, queue, counted: 0, last_out: Vec::new(), overheard }
+    }
+
+    /// How the figures of the backend add up, once it is known which one answers. To be said before the first byte.
+    pub fn add_up_by(&mut self, shape: Shape) {
+        self.reading.tally.add_up_by(shape);
     }
 
     /// Counts output as it goes by, `cover` saying how where the backend does not say it itself. The count never falls and
@@ -84,7 +93,7 @@ impl Meter {
     /// figure, is beyond them waits with everything behind it. A frame without either needs no cover of its own.
     pub fn feed_covered(&mut self, chunk: Bytes, covered: u64, out: &mut Vec<Bytes>) -> Result<(), TooLong> {
         self.release(covered, out);
-        let Self { splitter, reading, queue, counted, last_out } = self;
+        let Self { splitter, reading, queue, counted, last_out, .. } = self;
         let read = chunk.clone();
         let mut carried = splitter.carried();
         let (mut at, mut joined) = (0, Joined::default());
@@ -109,6 +118,19 @@ impl Meter {
         joined.flush(out);
         let kept = self.reading.held.len().max(self.queue.bytes);
         fed.and(if kept > DEFAULT_CARRY { Err(TooLong { cap: DEFAULT_CARRY }) } else { Ok(()) })
+    }
+
+    /// Takes one read for its figures alone: the client is gone, nothing of it leaves or counts as delivered.
+    pub fn overhear(&mut self, chunk: Bytes) -> Result<(), TooLong> {
+        let Self { splitter, reading, overheard, .. } = self;
+        splitter.feed(chunk, |frame| {
+            if let Some(seen) = reading.frame(&frame) {
+                overheard.texts += seen.text.texts;
+                overheard.bytes += seen.text.bytes;
+            }
+        })?;
+        reading.held.clear();
+        Ok(())
     }
 
     /// More is covered: lets out what waited for it, in order. `u64::MAX` lets out everything.
@@ -145,6 +167,11 @@ impl Meter {
         self.reading.count.as_mut().map_or(0, Count::now)
     }
 
+    /// Output tokens of everything that came by the vocabulary alone, for comparison with what the backend says; `None` without one.
+    pub fn by_vocabulary(&self) -> Option<u64> {
+        self.reading.count.as_ref()?.alone()
+    }
+
     /// The backend ended its stream. What came behind the last blank line is read for its figures and waits with
     /// `[DONE]`: the receipt must not be glued to an unfinished line.
     pub fn finish(&mut self) {
@@ -173,20 +200,23 @@ impl Meter {
         let newest = if self.queue.is_empty() { &self.reading.unread } else { &self.last_out };
         let reply = Reply::read(newest)?;
         let mut tally = self.reading.tally.fresh();
-        tally.add(reply.usage?, reply.choices.as_deref().unwrap_or_default());
+        tally.hear(&reply);
         tally.total().0
     }
 
     /// What the stream said so far. Good at any time: a client may leave in the middle.
     pub fn verdict(&self) -> Verdict {
-        let (usage, absurd) = self.reading.total();
+        let heard = self.reading.heard();
+        let (usage, absurd) = heard.total();
         let said = &self.reading.verdict;
         Verdict {
             usage,
             reported: usage.is_some(),
             absurd,
-            delivered_chunks: said.delivered_chunks - self.queue.text.texts,
-            delivered_bytes: said.delivered_bytes - self.queue.text.bytes,
+            tier: heard.tier,
+            stated: heard.stated,
+            delivered_chunks: said.delivered_chunks - self.queue.text.texts - self.overheard.texts,
+            delivered_bytes: said.delivered_bytes - self.queue.text.bytes - self.overheard.bytes,
             ..said.clone()
         }
     }
@@ -252,14 +282,12 @@ impl Reading {
         }
     }
 
-    /// The figure so far, with what was passed over.
-    fn total(&self) -> (Option<Usage>, bool) {
-        let Some(reply) = Reply::read(&self.unread) else { return self.tally.total() };
+    /// What was said of usage so far, with what was passed over.
+    fn heard(&self) -> Cow<'_, Tally> {
+        let Some(reply) = Reply::read(&self.unread) else { return Cow::Borrowed(&self.tally) };
         let mut tally = self.tally.clone();
-        if let Some(usage) = reply.usage {
-            tally.add(usage, reply.choices.as_deref().unwrap_or_default());
-        }
-        tally.total()
+        tally.hear(&reply);
+        Cow::Owned(tally)
     }
 
     fn judge(&mut self, bytes: &[u8], whole: bool) -> Kind {
@@ -305,16 +333,18 @@ impl Reading {
             return Kind::Text(text);
         };
         self.verdict.failed |= reply.error.is_some();
+        let taken = self.tally.hear(&reply);
         if let Some(model) = reply.model.filter(|model| self.verdict.model.as_deref() != Some(model)) {
             self.verdict.model = Some(model.into_owned());
         }
-        let Some(usage) = reply.usage else { return Kind::Text(text) };
+        if reply.usage.is_none() {
+            return Kind::Text(text);
+        }
         self.passed_over = 0;
         if text.texts == 0 {
             // A final figure is newer than all of them.
             self.unread.clear();
         }
-        let taken = self.tally.add(usage, reply.choices.as_deref().unwrap_or_default());
         if let (true, Some(count), (Some(total), _)) = (taken, &mut self.count, self.tally.total()) {
             count.reported(total.completion);
         }

@@ -9,7 +9,7 @@ use crate::limits::{Limits, OverLimit, UnknownFields};
 use crate::rules::entry::{self, ChargeEntry, Entries, ModelEntry, PoolEntry, RouteEntry, TierEntry};
 use crate::rules::file::Files;
 use crate::rules::plan::{
-    Charge, HealthRules, MissingUsage, Model, Plan, PoolRules, Prices, Route, Shortfall, Surface, Tier,
+    Charge, HealthRules, MissingUsage, Model, Plan, PoolRules, Prices, Reach, Route, Shortfall, Surface, Tier,
 };
 use crate::written::{Mistake, Said};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -156,7 +156,7 @@ impl Desk<'_> {
             upstream: e.upstream.clone()?,
             elsewhere: e.elsewhere.iter().map(|(pool, name)| (pool.value.clone(), name.clone())).collect(),
             pool: pool?.value.clone(),
-            price: e.price?,
+            price: e.price.clone()?,
             vocabulary: e.vocabulary.as_ref().map(|v| v.value.clone()).filter(|v| v != BYTES),
             hidden_output: e.hidden_output,
         }))
@@ -178,7 +178,7 @@ impl Desk<'_> {
         for model in sold.iter().filter_map(|name| models.get(name)) {
             if let (Some(Charge::Flat { usd, min_output_tokens: Some(least) }), ChargeEntry::Is(said)) =
                 (charge, &e.charge)
-                && model.price.output.of(least).is_none_or(|cost| cost > usd)
+                && model.price.dearest(Reach::text(0)).output.of(least).is_none_or(|cost| cost > usd)
             {
                 let why = format!("{usd} USD do not pay for min_output_tokens of {:?}", model.name.as_str());
                 self.wrong(said, why);
@@ -335,8 +335,10 @@ impl Desk<'_> {
 /// while somebody waits for a price.
 fn dearest(limits: &Limits, price: &Prices, charge: Option<Charge>) -> Option<()> {
     let bytes = u64::try_from(limits.max_body_bytes).ok()?;
-    let prompt = price.input.max(price.cached_input).of(limits.max_input_tokens.unwrap_or(bytes).max(bytes))?;
-    let output = price.output.of(limits.max_output_tokens.checked_mul(limits.max_n)?)?;
+    let most = limits.max_input_tokens.unwrap_or(bytes).max(bytes);
+    let each = price.dearest(Reach { prompt: u64::MAX, sound: true, pictures: true });
+    let prompt = each.input.of(most)?.plus(price.per_request)?;
+    let output = each.output.of(limits.max_output_tokens.checked_mul(limits.max_n)?)?;
     let images = limits.image_url.unwrap_or_default().0.checked_mul(u128::from(bytes))?;
     let prompt = match charge {
         Some(Charge::Estimate { overhead, .. }) => overhead.times(prompt)?,

@@ -6,12 +6,14 @@
 //! | [`entry`] | what each file may say on its own |
 //! | [`check`](mod@check) | what they must say together → a [`Plan`], or every mistake |
 //! | [`plan`] | the result: immutable, every name in it resolves |
+//! | [`price`] | what a model's tokens cost, resolved |
 //! | [`watch`] | the live plan: reloaded on change, all or nothing |
 
 pub mod check;
 pub mod entry;
 pub mod file;
 pub mod plan;
+pub mod price;
 pub mod watch;
 
 pub use check::check;

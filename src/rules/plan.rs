@@ -1,8 +1,9 @@
 //! One immutable, validated set of rules. A request takes one and keeps it to its receipt.
 
+pub use super::price::{Dearest, Prices, Rates, Reach, Speeds, Step};
 use crate::ids::{Generation, PoolName, PublicModel, RailId, RoutePath, TierName, UpstreamModel};
 use crate::limits::{Limits, StreamRule};
-use crate::money::{Factor, PerToken, Usd};
+use crate::money::{Factor, Usd};
 use crate::secret::SecretRef;
 pub use crate::surface::Surface;
 use std::collections::{BTreeMap, HashMap};
@@ -212,17 +213,6 @@ impl Model {
     pub fn upstream_in(&self, pool: &PoolName) -> &UpstreamModel {
         self.elsewhere.get(pool).unwrap_or(&self.upstream)
     }
-}
-
-/// Prices per token.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Prices {
-    /// Prompt.
-    pub input: PerToken,
-    /// Cached prompt; the input price when not given.
-    pub cached_input: PerToken,
-    /// Output, reasoning included.
-    pub output: PerToken,
 }
 
 /// Servers that serve upstream models.

@@ -2,7 +2,7 @@
 
 use super::discover::{Discovery, Resolve};
 use super::picked::Picked;
-use super::profile::{self, Profile};
+use super::profile::{self, KeyStyle, Profile};
 use super::queue::{Joined, Line};
 use super::select::Affinity;
 use super::server::{Members, Server, ServerStatus};
@@ -26,6 +26,8 @@ pub struct Pool {
     profile: &'static Profile,
     /// Header of the operator's key; the value is marked sensitive, so `Debug` does not show it.
     key: Option<(HeaderName, HeaderValue)>,
+    /// The same on the vendor's own surface, where that differs.
+    native_key: Option<(HeaderName, HeaderValue)>,
     pub(super) members: ArcSwap<Members>,
     pub(super) line: Arc<Line>,
     discovery: Option<Discovery>,
@@ -68,7 +70,9 @@ impl Pool {
     ) -> Result<Arc<Self>, String> {
         let profile = profile::lookup(&rules.profile)
             .ok_or_else(|| format!("profile: {:?} is none of {}", rules.profile, profile::NAMES.join(", ")))?;
-        let key = read_key(rules, profile).map_err(|e| format!("api_key: {e}"))?;
+        let wrong = |e| format!("api_key: {e}");
+        let key = read_key(rules, &profile.key).map_err(wrong)?;
+        let native_key = profile.native_key.as_ref().map(|style| read_key(rules, style)).transpose().map_err(wrong)?;
         if let Some(same) = previous.filter(|p| p.rules == *rules && p.key == key) {
             return Ok(Arc::clone(same));
         }
@@ -99,6 +103,7 @@ impl Pool {
             rules: Arc::clone(rules),
             profile,
             key,
+            native_key: native_key.flatten(),
             next_id: AtomicUsize::new(members.servers.iter().map(|s| s.id + 1).max().unwrap_or(0)),
             members: ArcSwap::from_pointee(members),
             line: previous.map_or_else(Arc::default, |p| Arc::clone(&p.line)),
@@ -185,6 +190,17 @@ impl Pool {
         self.key.as_ref()
     }
 
+    /// What a request for `path` carries beside its body: the key as this surface takes it, and what goes with it. Never log
+    /// the values.
+    pub fn key_lines(&self, path: &str) -> Vec<(HeaderName, HeaderValue)> {
+        let style = self.profile.key_style(path);
+        let own = self.profile.native_key.as_ref().is_some_and(|native| std::ptr::eq(native, style));
+        let key = if own { &self.native_key } else { &self.key };
+        let beside =
+            style.beside.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+        beside.chain(key.clone()).collect()
+    }
+
     /// How long an idle connection to a server may be reused.
     pub fn reuse_for(&self) -> Duration {
         Duration::from_secs(self.profile.reuse_seconds)
@@ -260,14 +276,14 @@ fn found(
     Members::of(seated)
 }
 
-fn read_key(rules: &PoolRules, profile: &Profile) -> Result<Option<(HeaderName, HeaderValue)>, String> {
+fn read_key(rules: &PoolRules, style: &KeyStyle) -> Result<Option<(HeaderName, HeaderValue)>, String> {
     let Some(place) = &rules.api_key else { return Ok(None) };
     let secret = place.read()?;
-    let mut text = zeroize::Zeroizing::new(profile.key_prefix.as_bytes().to_vec());
+    let mut text = zeroize::Zeroizing::new(style.prefix.as_bytes().to_vec());
     text.extend_from_slice(secret.expose());
     let mut value = HeaderValue::from_bytes(&text).map_err(|_| format!("{place} does not fit into a header"))?;
     value.set_sensitive(true);
-    Ok(Some((HeaderName::from_static(profile.key_header), value)))
+    Ok(Some((HeaderName::from_static(style.header), value)))
 }
 
 #[cfg(test)]

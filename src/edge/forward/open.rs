@@ -14,7 +14,7 @@
 use super::{Attempt, Clock, Cut, Filter, Lines, Outgoing, watched};
 use crate::edge::scrub;
 use crate::refusal::Refusal;
-use crate::upstream::{Affinity, Lane, Picked, Pool, USER_AGENT};
+use crate::upstream::{Lane, Picked, Pool, USER_AGENT, Unplaced};
 use http::{HeaderMap, HeaderValue, header};
 use pingora::http::RequestHeader;
 use pingora::protocols::http::client::HttpSession;
@@ -70,9 +70,17 @@ pub(super) async fn open(
         let tell = |filter: &mut dyn Filter, outcome| filter.tried(&Attempt { pool, outcome });
         let (mut tried, mut asked) = (Vec::new(), 0);
         let mut request = None;
-        while asked < MOST_ASKED
-            && let Some(picked) = pool.pick(Affinity::NONE, &tried)
-        {
+        let key = filter.affinity(pool);
+        while asked < MOST_ASKED {
+            let picked = match watched(client, clock, clock.timeouts.total_seconds, pool.wait(key, &tried)).await? {
+                Ok(picked) => picked,
+                Err(Unplaced::Nobody) => break,
+                Err(Unplaced::Full { retry_after_seconds }) => {
+                    tell(filter, "full");
+                    refused.get_or_insert(Err(Refusal::UpstreamUnavailable { retry_after_seconds }));
+                    break;
+                }
+            };
             tried.push(picked.index());
             let Some(line) = connect(client, lines, &picked, clock, 0).await? else {
                 tell(filter, "connect");
@@ -81,6 +89,7 @@ pub(super) async fn open(
             let last = pools.peek().is_none();
             let out = request.get_or_insert_with(|| filter.request(pool, last));
             asked += 1;
+            let sent_at = Instant::now();
             let answer = match ask(client, lines, pool, &picked, line, out, clock).await {
                 Ok(answer) => answer,
                 Err(cut) => {
@@ -95,7 +104,7 @@ pub(super) async fn open(
                 tell(filter, "connect");
                 continue;
             };
-            match accept(line, picked, pool.reuse_for()) {
+            match accept(line, picked, pool.reuse_for(), sent_at.elapsed()) {
                 Ok(opened) if is_refusal_to_serve(opened.status) => {
                     tell(filter, "status");
                     refused = Some(Ok(opened));
@@ -121,6 +130,11 @@ pub(super) async fn open(
 /// The server is too busy, or broken: another one may not be.
 fn is_refusal_to_serve(status: u16) -> bool {
     status == 429 || status >= 500
+}
+
+/// How long a backend wants to be left alone (RFC 9110 §10.2.3, in seconds: a date would have to be read by our clock).
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
 }
 
 /// Sends the request and waits for the head of its answer; `None`: the connection was stale and no other could be made.
@@ -246,10 +260,11 @@ fn never_worked_on(e: &Error, line: &Line) -> bool {
 }
 
 /// Judges the head of a reply by what holds for every filter.
-fn accept(line: Line, picked: Picked, reuse_for: Duration) -> Result<Box<Opened>, Refusal> {
+fn accept(line: Line, picked: Picked, reuse_for: Duration, waited: Duration) -> Result<Box<Opened>, Refusal> {
     picked.connected();
     let Some(head) = line.session.response_header() else { return Err(failed("it sent no head")) };
     let status = head.status.as_u16();
+    picked.answered(status, waited, retry_after(&head.headers));
     match status {
         101 => return Err(failed("it switched protocols")),
         100..=199 => return Err(failed("it sent no final head")),
@@ -285,8 +300,8 @@ fn request_head(pool: &Pool, picked: &Picked, out: &Outgoing) -> Result<Box<Requ
         head.insert_header(header::CONTENT_LENGTH, out.body.len())?;
         head.insert_header(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"))?;
         head.insert_header(header::USER_AGENT, HeaderValue::from_static(USER_AGENT))?;
-        if let Some((name, value)) = pool.key() {
-            head.insert_header(name.clone(), value.clone())?;
+        for (name, value) in pool.key_lines(&out.path) {
+            head.insert_header(name, value)?;
         }
         Ok(head)
     };

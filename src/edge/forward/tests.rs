@@ -49,6 +49,10 @@ struct Recorder {
 
 #[async_trait]
 impl Filter for Recorder {
+    fn affinity(&self, _pool: &Pool) -> Affinity {
+        Affinity::NONE
+    }
+
     fn request(&mut self, pool: &Pool, last: bool) -> Outgoing {
         self.asked_for.push(pool.name().as_str().to_owned());
         let body = if last { std::mem::take(&mut self.body) } else { self.body.clone() };

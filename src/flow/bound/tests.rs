@@ -2,11 +2,12 @@
 use super::*;
 use crate::limits::UnknownFields;
 use crate::money::PerToken;
-use crate::rules::plan::Prices;
+use crate::rules::plan::{Prices, Rates};
 use proptest::prelude::*;
 
 fn model(input: u128, cached_input: u128, output: u128) -> Model {
-    let price = Prices { input: PerToken(input), cached_input: PerToken(cached_input), output: PerToken(output) };
+    let rates = Rates { cached_input: PerToken(cached_input), ..Rates::plain(PerToken(input), PerToken(output)) };
+    let price = Prices::flat(rates);
     Model {
         name: "m".into(),
         upstream: "up".into(),
@@ -32,11 +33,11 @@ fn limits(max_output_tokens: u64, image: u128) -> Limits {
 
 /// What the backend may come to report, at the worst: every token of room used, none of it at the better price.
 fn worst(size: &Size, model: &Model, limits: &Limits, prompt: u64, output: u64) -> u128 {
-    let each = model.price.input.0.max(model.price.cached_input.0);
+    let each = model.price.standard().input.0.max(model.price.standard().cached_input.0);
     let room = u128::from(64 + 8 * (size.messages + 1));
     each * (u128::from(prompt) + room)
         + limits.image_url.unwrap().0 * u128::from(size.images)
-        + model.price.output.0 * u128::from(output) * u128::from(size.n)
+        + model.price.standard().output.0 * u128::from(output) * u128::from(size.n)
 }
 
 proptest! {

@@ -2,7 +2,7 @@
 use super::*;
 use crate::catalogue::{ProfileAbility, RailAbility};
 use crate::ids::RailId;
-use crate::limits::{OverLimit, Spelling, StreamRule, UnknownFields};
+use crate::limits::{OverLimit, StreamRule, UnknownFields};
 use crate::money::{Factor, PerToken, Usd};
 use crate::rules::plan::{Access, Balance, Discovery, Queue, ReceiptForm, ServerRules, Surface, Timeouts};
 
@@ -46,7 +46,7 @@ servers = ["http://127.0.0.1:8000"]
 "#;
 
 fn catalogue() -> Catalogue {
-    let ability = |health_path| ProfileAbility { spelling: Spelling::MaxTokens, continuous_usage: false, health_path };
+    let ability = |health_path| ProfileAbility { health_path, ..ProfileAbility::PLAIN };
     Catalogue {
         rails: [("tempo/charge", true), ("tempo/session", false)]
             .map(|(id, fixed_amount)| (RailId::from(id), RailAbility { fixed_amount, decimals: 6 }))
@@ -77,7 +77,11 @@ fn a_good_rule_set_becomes_a_plan_in_which_every_name_resolves() {
     let model = plan.resolve("gpt-oss-120b").unwrap();
     assert_eq!((model.name.as_str(), model.upstream.as_str()), ("openai/gpt-oss-120b", "gpt-oss-120b-fp8"));
     assert_eq!(plan.resolve("openai/gpt-oss-120b").unwrap(), model);
-    assert_eq!(model.price.cached_input, PerToken::per_million("0.15").unwrap(), "the input price when not given");
+    assert_eq!(
+        model.price.standard().cached_input,
+        PerToken::per_million("0.15").unwrap(),
+        "the input price when not given"
+    );
     assert!(plan.resolve("gpt-oss-120b-fp8").is_none(), "an upstream name is not a public name");
 
     let route = plan.route("/v1/chat/completions").unwrap();

@@ -14,7 +14,7 @@ pub use tier::{ChargeEntry, TierEntry};
 use crate::ids::{PoolName, PublicModel, UpstreamModel};
 use crate::money::PerToken;
 use crate::rules::file::Files;
-use crate::rules::plan::Prices;
+use crate::rules::plan::{Prices, Rates};
 use crate::written::{Mistake, Page, Said, Section, Value};
 
 /// What the files say. A list is `None` when its file cannot be understood at all.
@@ -134,5 +134,5 @@ fn prices(s: &Section<'_>) -> Option<Prices> {
         Some(v) => v.amount(PerToken::per_million),
         None => input,
     };
-    Some(Prices { input: input?, cached_input: cached?, output: output? })
+    Some(Prices::flat(Rates { cached_input: cached?, ..Rates::plain(input?, output?) }))
 }
