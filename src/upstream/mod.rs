@@ -18,7 +18,7 @@ pub mod shown;
 mod standing;
 
 pub use discover::{Resolve, System};
-pub use picked::Picked;
+pub use picked::{Picked, Who};
 pub use pool::{Pool, PoolStatus, Unplaced};
 pub use select::Affinity;
 pub use server::ServerStatus;
