@@ -155,6 +155,11 @@ impl Metrics {
         }
     }
 
+    /// Shows what `collector` reads when it is asked. The error: a name is taken already.
+    pub fn show(&self, collector: impl prometheus::core::Collector + 'static) -> prometheus::Result<()> {
+        self.registry.register(Box::new(collector))
+    }
+
     /// Prometheus text format, version 0.0.4.
     pub fn text(&self) -> String {
         let mut out = Vec::new();

@@ -56,7 +56,7 @@ impl Drop for Busy<'_> {
 /// Forwards what was paid. `Err`: nothing was sent to the client, and the money is where the stop says.
 pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Box<Paid>) -> Result<Sent, Stop> {
     let model = Arc::clone(&paid.quoted.allowed.model);
-    let path = "/v1/chat/completions";
+    let path = paid.quoted.allowed.route.surface.upstream_path();
     let delivery = Delivery::begin(Arc::clone(&gate.toll), Arc::clone(&gate.signet), *paid, &visit.request);
     let mut delivery = Box::new(delivery);
     let lane = gate.toll.pools.load().lane(&model.pool).for_choices(delivery.choices());
@@ -206,7 +206,7 @@ impl Filter for Pipe<'_> {
     }
 
     fn tried(&mut self, attempt: &Attempt<'_>) {
-        self.delivery.tried(attempt.pool, attempt.outcome);
+        self.delivery.tried(attempt.pool, attempt.who, attempt.outcome);
     }
 
     async fn head(&mut self, status: u16, headers: &HeaderMap) -> Verdict {

@@ -38,10 +38,6 @@ struct Recorder {
     hold_last: bool,
     /// Give nothing of a chunk to the client.
     swallow: bool,
-    /// Hear so many chunks when the client has left.
-    listens: Option<usize>,
-    /// It was asked whether it does.
-    asked: Arc<tokio::sync::Notify>,
     body: Bytes,
     /// Pools that a request was written for.
     asked_for: Vec<String>,
@@ -49,6 +45,10 @@ struct Recorder {
     seen: HeaderMap,
     /// What came of every server.
     tried: Vec<&'static str>,
+    /// Hear so many chunks when the client has left.
+    listens: Option<usize>,
+    /// It was asked whether it does.
+    asked: Arc<tokio::sync::Notify>,
 }
 
 #[async_trait]
@@ -141,6 +141,7 @@ fn rules(ports: &[u16]) -> PoolRules {
         prefix: "/base".into(),
         weight: 1,
         group: 0,
+        name: None,
         max_concurrent: None,
     };
     PoolRules {
