@@ -161,8 +161,8 @@ impl Delivery {
     }
 
     /// Which requests this one is kept together with, where the pool does that.
-    pub fn affinity(&self, _pool: &Pool) -> Affinity {
-        Affinity::NONE
+    pub fn affinity(&self, pool: &Pool) -> Affinity {
+        pool.affinity(&self.quoted.allowed.ask.body)
     }
 
     /// The body for a server of `pool`: our own serialisation, with that pool's name of the model, its spelling, and the output that
