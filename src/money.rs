@@ -115,6 +115,16 @@ impl Usd {
         Self(self.0.saturating_sub(other.0))
     }
 
+    /// How many of `unit` this is, as a decimal of at most 12 places, cut off: for display only. `"0"` when a unit is worth nothing.
+    pub fn counted_in(self, unit: Self) -> String {
+        let parts = || {
+            let whole = self.0.checked_div(unit.0)?;
+            let rest = (self.0 % unit.0).checked_mul(1_000_000_000_000)? / unit.0;
+            Some(Self(whole.checked_mul(ONE_USD)?.checked_add(rest * 1_000_000)?).to_string())
+        };
+        parts().unwrap_or_else(|| "0".to_owned())
+    }
+
     /// Smallest count of an asset with `decimals` that is worth at least this much. `None` past the largest count.
     pub fn to_atoms(self, decimals: u8) -> Option<Atoms> {
         let shift = 10u128.checked_pow(u32::from(decimals.abs_diff(SCALE_DIGITS as u8)))?;
@@ -251,6 +261,21 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn an_amount_is_shown_in_credits_exactly_where_that_can_be_written() {
+        for (usd, unit, want) in [
+            ("0.0125", "0.01", "1.25"),
+            ("0.000001", "0.01", "0.0001"),
+            ("0", "0.01", "0"),
+            ("123456789.5", "0.01", "12345678950"),
+            ("1", "3", "0.333333333333"),
+            ("1", "0", "0"),
+        ] {
+            let (usd, unit) = (Usd::parse(usd).unwrap(), Usd::parse(unit).unwrap());
+            assert_eq!(usd.counted_in(unit), want, "{usd} in units of {unit}");
+        }
+    }
 
     #[test]
     fn a_number_of_json_is_read_exactly_and_what_is_too_fine_rounds_up() {

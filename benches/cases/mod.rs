@@ -170,7 +170,7 @@ impl Reading {
     /// One pass.
     pub fn run(&self) -> Bytes {
         let Some(route) = self.plan.route("/v1/chat/completions") else { panic!("the shipped route is gone") };
-        let ask = Ask::read(black_box(self.body.clone()), &route.tier.limits).unwrap();
+        let ask = Ask::read(route.surface, black_box(self.body.clone()), &route.tier.limits).unwrap();
         ask.rewrite(&Rewrite {
             model: &self.model,
             max_output: 512,

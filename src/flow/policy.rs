@@ -5,6 +5,7 @@ use crate::ids::PublicModel;
 use crate::openai::request::Ask;
 use crate::refusal::{Place, Refusal};
 use crate::rules::plan::{Access, Charge, Model, Plan, Route};
+use crate::surface::Surface;
 use crate::upstream::profile;
 use std::sync::Arc;
 
@@ -42,7 +43,10 @@ pub fn allow(parsed: Parsed, plan: &Plan) -> Result<Allowed, Refusal> {
         Some(asked) => {
             let model = plan.resolve(asked).ok_or_else(|| Refusal::UnknownModel { asked: asked.clone() })?;
             if !route.tier.models.contains(&model.name) {
-                return Err(Refusal::WrongTier { asked: asked.clone(), sold_at: sold_at(plan, &model.name) });
+                return Err(Refusal::WrongTier {
+                    asked: asked.clone(),
+                    sold_at: sold_at(plan, &model.name, route.surface),
+                });
             }
             model
         }
@@ -60,10 +64,12 @@ pub(super) fn answerable(allowed: &Allowed, plan: &Plan) -> Result<(), Refusal> 
     }
 }
 
-/// Every path that sells a model, cheapest first, with its price there in words.
-fn sold_at(plan: &Plan, model: &PublicModel) -> Vec<Place> {
+/// Every path that sells a model on the surface that was asked, else on any; cheapest first, with its price there in words.
+fn sold_at(plan: &Plan, model: &PublicModel, asked: Surface) -> Vec<Place> {
     let Some(model) = plan.models.get(model) else { return Vec::new() };
-    plan.sellers(&model.name).into_iter().map(|route| place(route, model)).collect()
+    let same = plan.sellers(&model.name, Some(asked));
+    let sellers = if same.is_empty() { plan.sellers(&model.name, None) } else { same };
+    sellers.into_iter().map(|route| place(route, model)).collect()
 }
 
 /// A route as an answer names it.

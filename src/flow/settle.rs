@@ -15,14 +15,15 @@ use crate::ids;
 use crate::journal::{Entry, Receipt, Settlement};
 use crate::money::{Atoms, Usd};
 use crate::openai::cover::Cover as CoverCount;
-use crate::openai::error::body as openai_error;
 use crate::openai::meter::Meter;
-use crate::openai::receipt::{add_block, receipt_chunk, receipt_comment};
+use crate::openai::receipt::{add_block, receipt_comment};
+use crate::openai::reply;
 use crate::openai::request::Rewrite;
-use crate::openai::usage::{Bounds, Verdict, read_json};
+use crate::openai::usage::{Bounds, Verdict};
 use crate::refusal::Refusal;
 use crate::rules::plan::MissingUsage;
 use crate::store::Write;
+use crate::surface::Surface;
 use crate::tokens::Vocabulary;
 use crate::upstream::{Affinity, Pool};
 use crate::usage::{ServiceTier, Shape, Usage, UsageSource};
@@ -102,6 +103,7 @@ impl Delivery {
             tier: allowed.route.tier.name.clone(),
             model: allowed.model.name.clone(),
             pool: allowed.model.pool.clone(),
+            server: None,
             rail,
             generation: quoted.generation.clone(),
             charged,
@@ -122,7 +124,7 @@ impl Delivery {
             completion: Some(output.saturating_mul(quoted.parts.n)),
             shape: Shape::PLAIN,
         };
-        let mut meter = Meter::new(allowed.ask.wants_usage, bounds);
+        let mut meter = Meter::new(allowed.ask.wants_usage, bounds).of(allowed.route.surface);
         if is_by_token(&money) {
             meter = meter.with_cover(cover_count(allowed.model.vocabulary.as_deref()));
             if !allowed.model.hidden_output {
@@ -227,7 +229,7 @@ impl Delivery {
 
     /// A reply that came whole: metered, written down, and given its receipt. The body to send.
     pub async fn whole(&mut self, body: Bytes) -> Result<Bytes, Stop> {
-        let verdict = read_json(&body, self.bounds);
+        let verdict = reply::whole(self.surface(), &body, self.bounds);
         if verdict.failed {
             // HTTP 200 around an error: nothing was produced, nothing is delivered.
             return Err(Refusal::UpstreamFailed { why: "it answered with an error inside a success" }.into());
@@ -348,15 +350,15 @@ impl Delivery {
         if self.is_paid() && written.is_ok() {
             let form = &self.quoted.allowed.route.receipt;
             if let Some(name) = &form.body {
-                let block = self.block();
-                out.push(receipt_chunk(
-                    &self.receipt.id,
-                    self.receipt.at.0,
-                    self.receipt.model.as_str(),
+                let of = reply::Receipt {
+                    id: &self.receipt.id,
+                    created: self.receipt.at.0,
+                    model: self.receipt.model.as_str(),
                     name,
-                    &block,
-                    self.quoted.allowed.ask.wants_usage,
-                ));
+                    block: &self.block(),
+                    wants_usage: self.quoted.allowed.ask.wants_usage,
+                };
+                out.extend(reply::receipt_event(self.surface(), &of));
             }
             if form.header {
                 out.push(receipt_comment(&self.signet.seal(&self.receipt)));
@@ -364,10 +366,12 @@ impl Delivery {
         }
         match end {
             End::UpstreamDied => {
-                out.push(cut_short("the backend went away in the middle of its answer", "upstream_failed"));
+                let why = "the backend went away in the middle of its answer";
+                out.push(reply::cut_short(self.surface(), why, "upstream_failed"));
             }
             End::Unpaid => {
-                out.push(cut_short("no voucher came to pay for the rest of the answer", "insufficient_balance"))
+                let why = "no voucher came to pay for the rest of the answer";
+                out.push(reply::cut_short(self.surface(), why, "insufficient_balance"));
             }
             End::Whole | End::ClientGone => {}
         }
@@ -422,8 +426,12 @@ impl Delivery {
         verdict.failed && !says_something(&verdict)
     }
 
+    fn surface(&self) -> Surface {
+        self.quoted.allowed.route.surface
+    }
+
     fn block(&self) -> String {
-        receipt::public(&self.receipt).to_string()
+        receipt::block(&self.receipt, &self.quoted.allowed.route.receipt).to_string()
     }
 
     fn is_paid(&self) -> bool {
@@ -461,6 +469,7 @@ impl Delivery {
             (None, End::ClientGone | End::Unpaid) if verdict.delivered_chunks > 0 => {
                 (Some(self.counted(verdict)), UsageSource::Counted, "counted")
             }
+            (None, _) if self.surface().is_flat() => (None, UsageSource::Missing, "flat"),
             (None, _) => (None, UsageSource::Missing, if verdict.absurd { "absurd" } else { "missing" }),
         };
         self.toll.metrics.usage.with_label_values(&[pool.as_str(), label]).inc();
@@ -632,13 +641,4 @@ fn cover_count(vocabulary: Option<&str>) -> CoverCount {
         Some(count) => CoverCount::Tokens(count),
         None => CoverCount::Bytes,
     }
-}
-
-/// The last event of an answer that was cut: clients raise it as an API error instead of taking half an answer for a whole one.
-fn cut_short(why: &str, code: &str) -> Bytes {
-    let body = openai_error(why, "server_error", code, None);
-    let mut frame = b"data: ".to_vec();
-    frame.extend_from_slice(&body);
-    frame.extend_from_slice(b"\n\n");
-    frame.into()
 }

@@ -5,6 +5,7 @@
 mod beside;
 mod dropped;
 mod faults;
+mod leaving;
 mod offers;
 mod paths;
 mod promise;

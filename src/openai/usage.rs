@@ -35,7 +35,9 @@ pub struct Verdict {
     pub reported: bool,
     /// An error was reported inside the reply.
     pub failed: bool,
-    /// The stream said `[DONE]`.
+    /// What the backend said of the prompt before it said anything of the output.
+    pub begun: Option<Usage>,
+    /// The stream said `[DONE]`, or what stands for it.
     pub saw_done: bool,
     /// A choice said why it finished.
     pub finished: bool,
@@ -159,8 +161,8 @@ struct Written<'a> {
 }
 
 /// A figure that cannot be true.
-#[derive(Debug, PartialEq, Eq)]
-struct Absurd;
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Absurd;
 
 /// Adds up the figures of one reply.
 #[derive(Clone, Debug)]
@@ -194,6 +196,11 @@ impl Tally {
             tier: ServiceTier::default(),
             stated: None,
         }
+    }
+
+    /// What figures are held against.
+    pub fn bounds(&self) -> Bounds {
+        self.bounds
     }
 
     /// One that has heard nothing yet.
@@ -358,7 +365,7 @@ fn tier_of(value: Option<&RawValue>) -> Option<ServiceTier> {
 }
 
 /// A count in plain digits, at most 2^53.
-fn count(value: Option<&RawValue>) -> Result<Option<u64>, Absurd> {
+pub(super) fn count(value: Option<&RawValue>) -> Result<Option<u64>, Absurd> {
     let Some(text) = value.map(RawValue::get) else { return Ok(None) };
     let plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     match text.parse::<u64>() {

@@ -87,7 +87,7 @@ fn a_good_rule_set_becomes_a_plan_in_which_every_name_resolves() {
     let route = plan.route("/v1/chat/completions").unwrap();
     assert_eq!((route.surface, route.stream, route.access), (Surface::Chat, StreamRule::Allow, Access::Paid));
     assert_eq!(route.accept, [RailId::from("tempo/charge")]);
-    assert_eq!(route.receipt, ReceiptForm { header: true, body: Some("pontage".into()) });
+    assert_eq!(route.receipt, ReceiptForm { header: true, body: Some("pontage".into()), ..ReceiptForm::default() });
     assert_eq!(route.tier.unnamed, [PublicModel::from("openai/gpt-oss-120b")]);
     assert_eq!(route.tier.charge, Some(Charge::Flat { usd: Usd::parse("0.02").unwrap(), min_output_tokens: None }));
     let limits = &route.tier.limits;
@@ -96,8 +96,8 @@ fn a_good_rule_set_becomes_a_plan_in_which_every_name_resolves() {
     assert_eq!(limits.image_url, None, "no price for images: refused");
 
     assert!(plan.route("/v1/chat/completions/").is_none() && plan.route("/v1").is_none(), "routes match exactly");
-    assert_eq!(plan.sellers(&model.name), [route]);
-    assert!(plan.sellers(&PublicModel::from("openai/tiny")).is_empty(), "no tier sells it");
+    assert_eq!(plan.sellers(&model.name, None), [route]);
+    assert!(plan.sellers(&PublicModel::from("openai/tiny"), Some(Surface::Chat)).is_empty(), "no tier sells it");
 
     let pool = plan.pools.get("gpt-oss").unwrap();
     let server = ServerRules {
@@ -341,7 +341,7 @@ fn whoever_asks_on_the_wrong_path_is_sent_to_the_cheapest_first() {
     let routes: String = routes.iter().map(|(path, tier, how)| route(path, tier, how)).collect();
     let files = [("models.toml", MODELS), ("tiers.toml", &tiers), ("routes.toml", &routes), ("pools.toml", POOLS)];
     let plan = check(&Files::of(files), &catalogue()).unwrap();
-    let sellers = plan.sellers(&PublicModel::from("openai/tiny"));
+    let sellers = plan.sellers(&PublicModel::from("openai/tiny"), Some(Surface::Chat));
     let paths: Vec<_> = sellers.iter().map(|route| route.path.as_str()).collect();
     assert_eq!(
         paths,
