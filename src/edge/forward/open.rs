@@ -41,7 +41,7 @@ pub(super) struct Opened {
     peer: HttpPeer,
     reuse_for: Duration,
     /// Counts the request as running on its server.
-    _picked: Picked,
+    picked: Option<Picked>,
 }
 
 impl Opened {
@@ -93,10 +93,12 @@ pub(super) async fn open(
             let answer = match ask(client, lines, pool, &picked, line, out, clock).await {
                 Ok(answer) => answer,
                 Err(cut) => {
-                    tell(
-                        filter,
-                        if matches!(cut, Cut::Refused(Refusal::UpstreamTimeout { .. })) { "timeout" } else { "lost" },
-                    );
+                    let late = matches!(cut, Cut::Refused(Refusal::UpstreamTimeout { .. }));
+                    tell(filter, if late { "timeout" } else { "lost" });
+                    // A client that left says nothing about the server.
+                    if matches!(cut, Cut::Refused(_)) {
+                        picked.answered(if late { 504 } else { 502 }, sent_at.elapsed(), None);
+                    }
                     return Err(cut);
                 }
             };
@@ -105,8 +107,10 @@ pub(super) async fn open(
                 continue;
             };
             match accept(line, picked, pool.reuse_for(), sent_at.elapsed()) {
-                Ok(opened) if is_refusal_to_serve(opened.status) => {
+                Ok(mut opened) if is_refusal_to_serve(opened.status) => {
                     tell(filter, "status");
+                    // It has said what it had to say. Two requests that each kept a place while waiting for the other's would wait long.
+                    opened.picked = None;
                     refused = Some(Ok(opened));
                 }
                 Ok(opened) => {
@@ -285,7 +289,7 @@ fn accept(line: Line, picked: Picked, reuse_for: Duration, waited: Duration) -> 
         head.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.trim().parse().ok());
     let headers = scrub::to_client(&head.headers);
     let Line { session, peer, .. } = line;
-    Ok(Box::new(Opened { session, status, headers, declared_length, peer, reuse_for, _picked: picked }))
+    Ok(Box::new(Opened { session, status, headers, declared_length, peer, reuse_for, picked: Some(picked) }))
 }
 
 fn request_head(pool: &Pool, picked: &Picked, out: &Outgoing) -> Result<Box<RequestHeader>, Refusal> {
