@@ -59,7 +59,7 @@ pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Bo
     let path = paid.quoted.allowed.route.surface.upstream_path();
     let delivery = Delivery::begin(Arc::clone(&gate.toll), Arc::clone(&gate.signet), *paid, &visit.request);
     let mut delivery = Box::new(delivery);
-    let lane = gate.toll.pools.load().lane(&model.pool);
+    let lane = gate.toll.pools.load().lane(&model.pool).for_choices(delivery.choices());
     // Whatever the client called it, and also when it called none: who answers.
     let named = HeaderValue::from_str(model.name.as_str()).ok().map(|name| (MODEL, name));
     let extra: Vec<_> = gate.common_headers(session, visit).into_iter().chain(named.clone()).collect();

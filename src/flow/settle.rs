@@ -26,7 +26,7 @@ use crate::store::Write;
 use crate::surface::Surface;
 use crate::tokens::Vocabulary;
 use crate::upstream::{Affinity, Pool, Who};
-use crate::usage::{ServiceTier, Shape, Usage, UsageSource};
+use crate::usage::{Shape, Usage, UsageSource};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use std::sync::Arc;
@@ -163,6 +163,11 @@ impl Delivery {
     /// Whether the reply is expected to stream.
     pub fn streams(&self) -> bool {
         self.quoted.allowed.stream
+    }
+
+    /// How many choices are asked for.
+    pub fn choices(&self) -> u64 {
+        self.bounds.choices
     }
 
     /// Which requests this one is kept together with, where the pool does that.
@@ -451,7 +456,7 @@ impl Delivery {
 
     /// What the reported usage costs in atoms of the rail.
     fn charge(&self, verdict: &Verdict) -> Option<Atoms> {
-        self.quoted.cost(&verdict.usage?, ServiceTier::Standard)?.to_atoms(self.receipt.decimals)
+        self.quoted.cost(&verdict.usage?, verdict.tier)?.to_atoms(self.receipt.decimals)
     }
 
     /// What was used when the answer ended early and the backend did not say: the prompt, and what left.
@@ -498,10 +503,18 @@ impl Delivery {
             let model = self.receipt.model.as_str();
             let tokens = |kind: &str, n: u64| self.toll.metrics.tokens.with_label_values(&[model, kind]).inc_by(n);
             tokens("prompt", usage.prompt);
-            tokens("cached", usage.cached);
             tokens("completion", usage.completion);
-            tokens("reasoning", usage.reasoning);
-            self.receipt.actual_usd = self.quoted.cost(&usage, ServiceTier::Standard);
+            let parts = [
+                ("cached", usage.cached),
+                ("cache_write", usage.cache_write),
+                ("reasoning", usage.reasoning),
+                ("audio_input", usage.audio_input),
+                ("audio_output", usage.audio_output),
+                ("image_input", usage.image_input),
+            ];
+            // Most models never have most of them.
+            parts.into_iter().filter(|(_, n)| *n > 0).for_each(|(kind, n)| tokens(kind, n));
+            self.receipt.actual_usd = self.quoted.cost(&usage, verdict.tier);
         }
         self.receipt.usage = usage;
         self.receipt.usage_source = Some(source);
