@@ -60,6 +60,19 @@ fn parse_scaled(text: &str, scale: usize) -> Result<u128, AmountError> {
     Ok(value)
 }
 
+/// The power of ten of a JSON number. One that no amount can have is read as the nearest that none can have either.
+fn read_exponent(text: &str) -> Result<i64, AmountError> {
+    let (sign, digits) = match text.strip_prefix('-') {
+        Some(digits) => (-1, digits),
+        None => (1, text.strip_prefix('+').unwrap_or(text)),
+    };
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(AmountError::NotDecimal);
+    }
+    let far = 1 << 20;
+    Ok(sign * digits.parse::<i64>().unwrap_or(far).min(far))
+}
+
 fn write_scaled(value: u128, scale: usize, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let text = format!("{value:0>width$}", width = scale + 1);
     let (whole, part) = text.split_at(text.len() - scale);
@@ -78,6 +91,41 @@ impl Usd {
     /// Reads a decimal string such as `"0.02"`, at most 18 places, exactly.
     pub fn parse(text: &str) -> Result<Self, AmountError> {
         parse_scaled(text, SCALE_DIGITS).map(Self)
+    }
+
+    /// Reads a number as JSON writes it, exponent and all, from its text. What is finer than 1e-18 is rounded **up**: a price list or a
+    /// bill is never read as less than it says. Negative numbers are none.
+    pub fn read_up(text: &str) -> Result<Self, AmountError> {
+        let (mantissa, exponent) = match text.split_once(['e', 'E']) {
+            Some((mantissa, exponent)) => (mantissa, read_exponent(exponent)?),
+            None => (text, 0),
+        };
+        let (whole, part) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+        let digits = |s: &str| s.bytes().all(|b| b.is_ascii_digit());
+        let bare_point = mantissa.ends_with('.');
+        let padded = whole.len() > 1 && whole.starts_with('0');
+        if whole.is_empty() || !digits(whole) || !digits(part) || bare_point || padded {
+            return Err(AmountError::NotDecimal);
+        }
+        let (length, places) =
+            (|s: &str| i64::try_from(s.len()).map_err(|_| AmountError::TooLarge), SCALE_DIGITS as i64);
+        // So many digits from the left make whole counts of 1e-18; the rest only says whether to round.
+        let kept = length(whole)? + exponent + places;
+        let (mut value, mut rest) = (0u128, false);
+        for (at, digit) in (0i64..).zip(whole.bytes().chain(part.bytes())) {
+            if at < kept {
+                let ten = value.checked_mul(10).ok_or(AmountError::TooLarge)?;
+                value = ten.checked_add(u128::from(digit - b'0')).ok_or(AmountError::TooLarge)?;
+            } else {
+                rest |= digit != b'0';
+            }
+        }
+        let missing = kept - length(whole)? - length(part)?;
+        if missing > 0 && value != 0 {
+            let shift = u32::try_from(missing).ok().and_then(|n| 10u128.checked_pow(n)).ok_or(AmountError::TooLarge)?;
+            value = value.checked_mul(shift).ok_or(AmountError::TooLarge)?;
+        }
+        value.checked_add(u128::from(rest)).map(Self).ok_or(AmountError::TooLarge)
     }
 
     /// Sum, or `None` past the largest amount.
@@ -188,6 +236,19 @@ impl Factor {
         amount.0.checked_mul(self.0).map(|v| Usd(v.div_ceil(1_000_000)))
     }
 
+    /// The most that times this factor is at most `amount`, rounded down; all there is when the factor is zero.
+    pub fn undo(self, amount: Usd) -> Usd {
+        let (whole, part) = (amount.0.checked_div(self.0), amount.0.checked_rem(self.0));
+        let (Some(whole), Some(part)) = (whole, part) else { return Usd(u128::MAX) };
+        let part = part.saturating_mul(1_000_000) / self.0;
+        Usd(whole.saturating_mul(1_000_000).saturating_add(part))
+    }
+
+    /// What is left of one when this is taken off it; `None` when that is nothing.
+    pub fn rest(self) -> Option<Self> {
+        Self::ONE.0.checked_sub(self.0).filter(|rest| *rest > 0).map(Self)
+    }
+
     /// Whether this is less than one.
     pub fn below_one(self) -> bool {
         self < Self::ONE
@@ -254,6 +315,37 @@ mod tests {
     }
 
     #[test]
+    fn numbers_of_a_price_list_are_read_from_their_text_and_never_as_less() {
+        for (text, want, why) in [
+            ("0", Ok(0), "nothing"),
+            ("0.0", Ok(0), "nothing, as a float"),
+            ("1e-07", Ok(100_000_000_000), "an exponent with a zero before it"),
+            ("2.9999900000000002e-06", Ok(2_999_990_000_001), "noise of a float below 1e-18: up"),
+            ("1.5E-6", Ok(1_500_000_000_000), "a large E"),
+            ("0.000000000000000000000001", Ok(1), "24 places: up"),
+            ("1e-400", Ok(1), "as small as you like: up"),
+            ("0e-99999999999999999999", Ok(0), "nothing is nothing"),
+            ("0e999", Ok(0), "nothing, many times"),
+            ("12e1", Ok(120 * ONE_USD), "a positive exponent"),
+            ("1.25e+1", Ok(12_500_000_000_000_000_000), "with its sign"),
+            ("3", Ok(3 * ONE_USD), "whole"),
+            ("1e21", Err(AmountError::TooLarge), "past u128"),
+            ("1e99999999999999999999", Err(AmountError::TooLarge), "an exponent past everything"),
+            ("340282366920938463464", Err(AmountError::TooLarge), "just past"),
+            ("-1e-07", Err(AmountError::NotDecimal), "negative"),
+            ("1e", Err(AmountError::NotDecimal), "no exponent"),
+            ("1e-", Err(AmountError::NotDecimal), "half an exponent"),
+            ("1.e5", Err(AmountError::NotDecimal), "bare point"),
+            ("01", Err(AmountError::NotDecimal), "padded"),
+            ("", Err(AmountError::NotDecimal), "empty"),
+            ("NaN", Err(AmountError::NotDecimal), "no number"),
+            ("\"0.1\"", Err(AmountError::NotDecimal), "text"),
+        ] {
+            assert_eq!(Usd::read_up(text), want.map(Usd), "{why}");
+        }
+    }
+
+    #[test]
     fn part_atoms_round_up_in_the_sellers_favour() {
         for (usd, decimals, want, why) in [
             ("0.02", 6, 20_000, "exact"),
@@ -279,6 +371,28 @@ mod tests {
             let once = exact_numerator.unwrap_or(0).div_ceil(1_000_000_000_000u128 * 1_000_000);
             let twice = Factor(f).times(Usd(v)).and_then(|u| u.to_atoms(6));
             prop_assert_eq!(twice, Some(Atoms(once)));
+        }
+
+        #[test]
+        fn what_is_read_up_is_the_same_or_the_next(v in any::<u64>(), places in 0u32..24) {
+            let digits = format!("{v:0>25}");
+            let (whole, part) = digits.split_at(25 - places as usize);
+            let whole = whole.trim_start_matches('0');
+            let text = format!("{}{whole}.{part}0", if whole.is_empty() { "0" } else { "" });
+            let exact = if places <= 18 {
+                u128::from(v).checked_mul(10u128.pow(18 - places))
+            } else {
+                Some(u128::from(v).div_ceil(10u128.pow(places - 18)))
+            };
+            prop_assert_eq!(Usd::read_up(&text).ok(), exact.map(Usd), "{}", text);
+            prop_assert_eq!(Usd::read_up(&format!("{v}e-{places}")).ok(), exact.map(Usd));
+        }
+
+        #[test]
+        fn what_is_undone_costs_no_more_than_was_there(f in 1u128..1_000_001, v in 0u128..1u128 << 100) {
+            let list = Factor(f).undo(Usd(v));
+            prop_assert!(Factor(f).times(list).unwrap() <= Usd(v));
+            prop_assert!(Factor(f).times(Usd(list.0 + 1)).unwrap() > Usd(v) || f == 1_000_000 && list.0 == v);
         }
 
         #[test]

@@ -393,9 +393,13 @@ impl Delivery {
         !matches!(self.money, Money::None)
     }
 
+    fn bill(&self, usage: &Usage) -> Option<Usd> {
+        self.quoted.bill(&self.receipt.rail, usage, ServiceTier::Standard, None)
+    }
+
     /// What the reported usage costs in atoms of the rail.
     fn charge(&self, verdict: &Verdict) -> Option<Atoms> {
-        self.quoted.cost(&verdict.usage?, ServiceTier::Standard)?.to_atoms(self.receipt.decimals)
+        self.bill(&verdict.usage?)?.to_atoms(self.receipt.decimals)
     }
 
     /// What was used when the answer ended early and the backend did not say: the prompt, and what left.
@@ -435,7 +439,7 @@ impl Delivery {
             tokens("cached", usage.cached);
             tokens("completion", usage.completion);
             tokens("reasoning", usage.reasoning);
-            self.receipt.actual_usd = self.quoted.cost(&usage, ServiceTier::Standard);
+            self.receipt.actual_usd = self.bill(&usage);
         }
         self.receipt.usage = usage;
         self.receipt.usage_source = Some(source);
