@@ -7,6 +7,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use pontage::ids::UpstreamModel;
 use pontage::limits::{Limits, OverLimit, Spelling, UnknownFields};
 use pontage::openai::request::{Ask, Rewrite};
+use pontage::surface::Surface;
 use pontage::tokens::{Vocabulary, count};
 use std::hint::black_box;
 
@@ -45,13 +46,19 @@ fn body(bytes: usize) -> Bytes {
 fn reading(c: &mut Criterion) {
     let mut group = c.benchmark_group("request");
     let (limits, model) = (limits(), UpstreamModel::from("gpt-oss-120b"));
-    let to =
-        Rewrite { model: &model, max_output: 512, spelling: Spelling::MaxTokens, stream: true, continuous_usage: true };
+    let to = Rewrite {
+        model: &model,
+        max_output: 512,
+        spelling: Spelling::MaxTokens,
+        stream: true,
+        continuous_usage: true,
+        withheld: &[],
+    };
     for kib in [1usize, 64, 1024] {
         let body = body(kib << 10);
         group.throughput(Throughput::Bytes(body.len() as u64));
         group.bench_with_input(BenchmarkId::new("read, check, rewrite", kib), &body, |b, body| {
-            b.iter(|| Ask::read(black_box(body.clone()), &limits).unwrap().rewrite(&to));
+            b.iter(|| Ask::read(Surface::Chat, black_box(body.clone()), &limits).unwrap().rewrite(&to));
         });
         group.bench_with_input(BenchmarkId::new("serde Value there and back", kib), &body, |b, body| {
             b.iter(|| {
@@ -66,7 +73,7 @@ fn reading(c: &mut Criterion) {
 
 fn counting(c: &mut Criterion) {
     let mut group = c.benchmark_group("tokens");
-    let ask = Ask::read(body(64 << 10), &limits()).unwrap();
+    let ask = Ask::read(Surface::Chat, body(64 << 10), &limits()).unwrap();
     group.throughput(Throughput::Bytes(ask.body.len() as u64));
     for vocabulary in [Vocabulary::O200k, Vocabulary::Cl100k, Vocabulary::Bytes] {
         group.bench_function(vocabulary.name(), |b| {

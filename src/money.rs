@@ -60,19 +60,6 @@ fn parse_scaled(text: &str, scale: usize) -> Result<u128, AmountError> {
     Ok(value)
 }
 
-/// The power of ten of a JSON number. One that no amount can have is read as the nearest that none can have either.
-fn read_exponent(text: &str) -> Result<i64, AmountError> {
-    let (sign, digits) = match text.strip_prefix('-') {
-        Some(digits) => (-1, digits),
-        None => (1, text.strip_prefix('+').unwrap_or(text)),
-    };
-    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(AmountError::NotDecimal);
-    }
-    let far = 1 << 20;
-    Ok(sign * digits.parse::<i64>().unwrap_or(far).min(far))
-}
-
 fn write_scaled(value: u128, scale: usize, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let text = format!("{value:0>width$}", width = scale + 1);
     let (whole, part) = text.split_at(text.len() - scale);
@@ -93,39 +80,29 @@ impl Usd {
         parse_scaled(text, SCALE_DIGITS).map(Self)
     }
 
-    /// Reads a number as JSON writes it, exponent and all, from its text. What is finer than 1e-18 is rounded **up**: a price list or a
-    /// bill is never read as less than it says. Negative numbers are none.
-    pub fn read_up(text: &str) -> Result<Self, AmountError> {
-        let (mantissa, exponent) = match text.split_once(['e', 'E']) {
-            Some((mantissa, exponent)) => (mantissa, read_exponent(exponent)?),
-            None => (text, 0),
-        };
-        let (whole, part) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-        let digits = |s: &str| s.bytes().all(|b| b.is_ascii_digit());
-        let bare_point = mantissa.ends_with('.');
-        let padded = whole.len() > 1 && whole.starts_with('0');
-        if whole.is_empty() || !digits(whole) || !digits(part) || bare_point || padded {
-            return Err(AmountError::NotDecimal);
+    /// Reads a number as JSON writes it (`0.0012`, `1e-07`), rounded **up** to what can be kept. `None` when it is negative, is no
+    /// number or is past the largest amount.
+    pub fn of_number(text: &str) -> Option<Self> {
+        let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
+        let (whole, part) = mantissa.split_once('.').unwrap_or((mantissa, "0"));
+        let digits = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
+        if !digits(whole) || !digits(part) {
+            return None;
         }
-        let (length, places) =
-            (|s: &str| i64::try_from(s.len()).map_err(|_| AmountError::TooLarge), SCALE_DIGITS as i64);
-        // So many digits from the left make whole counts of 1e-18; the rest only says whether to round.
-        let kept = length(whole)? + exponent + places;
-        let (mut value, mut rest) = (0u128, false);
-        for (at, digit) in (0i64..).zip(whole.bytes().chain(part.bytes())) {
-            if at < kept {
-                let ten = value.checked_mul(10).ok_or(AmountError::TooLarge)?;
-                value = ten.checked_add(u128::from(digit - b'0')).ok_or(AmountError::TooLarge)?;
-            } else {
-                rest |= digit != b'0';
-            }
+        let exponent: i64 = exponent.parse::<i32>().ok()?.into();
+        // So many of its digits stand before the point of the scaled number; beyond 38 zeros it is past any amount.
+        let kept = i64::try_from(whole.len()).ok()?.checked_add(exponent)?.checked_add(SCALE_DIGITS as i64)?;
+        let all = || whole.bytes().chain(part.bytes());
+        if all().all(|b| b == b'0') {
+            return Some(Self::ZERO);
         }
-        let missing = kept - length(whole)? - length(part)?;
-        if missing > 0 && value != 0 {
-            let shift = u32::try_from(missing).ok().and_then(|n| 10u128.checked_pow(n)).ok_or(AmountError::TooLarge)?;
-            value = value.checked_mul(shift).ok_or(AmountError::TooLarge)?;
+        let kept = usize::try_from(kept.max(0)).ok().filter(|kept| *kept <= text.len() + 64)?;
+        let mut value: u128 = 0;
+        for b in all().chain(std::iter::repeat(b'0')).take(kept) {
+            value = value.checked_mul(10)?.checked_add(u128::from(b - b'0'))?;
         }
-        value.checked_add(u128::from(rest)).map(Self).ok_or(AmountError::TooLarge)
+        let more = all().skip(kept).any(|b| b != b'0');
+        value.checked_add(u128::from(more)).map(Self)
     }
 
     /// Sum, or `None` past the largest amount.
@@ -136,6 +113,16 @@ impl Usd {
     /// `self − other`, or zero when `other` is larger.
     pub fn less(self, other: Self) -> Self {
         Self(self.0.saturating_sub(other.0))
+    }
+
+    /// How many of `unit` this is, as a decimal of at most 12 places, cut off: for display only. `"0"` when a unit is worth nothing.
+    pub fn counted_in(self, unit: Self) -> String {
+        let parts = || {
+            let whole = self.0.checked_div(unit.0)?;
+            let rest = (self.0 % unit.0).checked_mul(1_000_000_000_000)? / unit.0;
+            Some(Self(whole.checked_mul(ONE_USD)?.checked_add(rest * 1_000_000)?).to_string())
+        };
+        parts().unwrap_or_else(|| "0".to_owned())
     }
 
     /// Smallest count of an asset with `decimals` that is worth at least this much. `None` past the largest count.
@@ -289,6 +276,48 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
+    fn an_amount_is_shown_in_credits_exactly_where_that_can_be_written() {
+        for (usd, unit, want) in [
+            ("0.0125", "0.01", "1.25"),
+            ("0.000001", "0.01", "0.0001"),
+            ("0", "0.01", "0"),
+            ("123456789.5", "0.01", "12345678950"),
+            ("1", "3", "0.333333333333"),
+            ("1", "0", "0"),
+        ] {
+            let (usd, unit) = (Usd::parse(usd).unwrap(), Usd::parse(unit).unwrap());
+            assert_eq!(usd.counted_in(unit), want, "{usd} in units of {unit}");
+        }
+    }
+
+    #[test]
+    fn a_number_of_json_is_read_exactly_and_what_is_too_fine_rounds_up() {
+        for (text, want, why) in [
+            ("0.95", Some(950_000_000_000_000_000), "a cost"),
+            ("1e-07", Some(100_000_000_000), "as Python writes it"),
+            ("1E+0", Some(ONE_USD), "capital, signed"),
+            ("2.9999900000000002e-06", Some(2_999_990_000_001), "float noise is a little more"),
+            ("2.9999900000000000e-06", Some(2_999_990_000_000), "zeros are none"),
+            ("0.0000000000000000001", Some(1), "finer than the unit"),
+            ("1e-400", Some(1), "much finer"),
+            ("0", Some(0), "nothing"),
+            ("0e999", Some(0), "nothing, whatever the exponent"),
+            ("170141183460469231731", Some(170_141_183_460_469_231_731 * ONE_USD), "large"),
+            ("1e21", None, "too large"),
+            ("1e2000000000", None, "far too large"),
+            ("1e99999999999", None, "an exponent that is none"),
+            ("-0.1", None, "negative"),
+            ("\"0.1\"", None, "text"),
+            (".5", None, "no whole part"),
+            ("5.", None, "no part"),
+            ("1_0", None, "no number"),
+            ("", None, "empty"),
+        ] {
+            assert_eq!(Usd::of_number(text), want.map(Usd), "{text}: {why}");
+        }
+    }
+
+    #[test]
     fn amounts_are_read_strictly() {
         for (text, want, why) in [
             ("0.02", Ok(Usd(20_000_000_000_000_000)), "plain"),
@@ -312,37 +341,6 @@ mod tests {
         }
         assert_eq!(Atoms::parse("340282366920938463463374607431768211456"), None, "2^128");
         assert_eq!(Atoms::parse("1.0"), None, "atoms are whole");
-    }
-
-    #[test]
-    fn numbers_of_a_price_list_are_read_from_their_text_and_never_as_less() {
-        for (text, want, why) in [
-            ("0", Ok(0), "nothing"),
-            ("0.0", Ok(0), "nothing, as a float"),
-            ("1e-07", Ok(100_000_000_000), "an exponent with a zero before it"),
-            ("2.9999900000000002e-06", Ok(2_999_990_000_001), "noise of a float below 1e-18: up"),
-            ("1.5E-6", Ok(1_500_000_000_000), "a large E"),
-            ("0.000000000000000000000001", Ok(1), "24 places: up"),
-            ("1e-400", Ok(1), "as small as you like: up"),
-            ("0e-99999999999999999999", Ok(0), "nothing is nothing"),
-            ("0e999", Ok(0), "nothing, many times"),
-            ("12e1", Ok(120 * ONE_USD), "a positive exponent"),
-            ("1.25e+1", Ok(12_500_000_000_000_000_000), "with its sign"),
-            ("3", Ok(3 * ONE_USD), "whole"),
-            ("1e21", Err(AmountError::TooLarge), "past u128"),
-            ("1e99999999999999999999", Err(AmountError::TooLarge), "an exponent past everything"),
-            ("340282366920938463464", Err(AmountError::TooLarge), "just past"),
-            ("-1e-07", Err(AmountError::NotDecimal), "negative"),
-            ("1e", Err(AmountError::NotDecimal), "no exponent"),
-            ("1e-", Err(AmountError::NotDecimal), "half an exponent"),
-            ("1.e5", Err(AmountError::NotDecimal), "bare point"),
-            ("01", Err(AmountError::NotDecimal), "padded"),
-            ("", Err(AmountError::NotDecimal), "empty"),
-            ("NaN", Err(AmountError::NotDecimal), "no number"),
-            ("\"0.1\"", Err(AmountError::NotDecimal), "text"),
-        ] {
-            assert_eq!(Usd::read_up(text), want.map(Usd), "{why}");
-        }
     }
 
     #[test]
@@ -384,8 +382,8 @@ mod tests {
             } else {
                 Some(u128::from(v).div_ceil(10u128.pow(places - 18)))
             };
-            prop_assert_eq!(Usd::read_up(&text).ok(), exact.map(Usd), "{}", text);
-            prop_assert_eq!(Usd::read_up(&format!("{v}e-{places}")).ok(), exact.map(Usd));
+            prop_assert_eq!(Usd::of_number(&text), exact.map(Usd), "{}", text);
+            prop_assert_eq!(Usd::of_number(&format!("{v}e-{places}")), exact.map(Usd));
         }
 
         #[test]

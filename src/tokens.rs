@@ -109,7 +109,18 @@ pub fn count_within<T: AsRef<str>>(
 ) -> Option<u64> {
     let overhead =
         PRIMING.saturating_add(messages.saturating_mul(PER_MESSAGE)).saturating_add(names.saturating_mul(PER_NAME));
-    let mut left = most.checked_sub(overhead)?;
+    count_plain(vocabulary, texts, overhead, most)
+}
+
+/// Tokens of texts that have no template around them, on top of those `given` by their numbers; `None` when there are more
+/// than `most`. As heavy as [`count_within`].
+pub fn count_plain<T: AsRef<str>>(
+    vocabulary: Vocabulary,
+    texts: impl IntoIterator<Item = T>,
+    given: u64,
+    most: u64,
+) -> Option<u64> {
+    let mut left = most.checked_sub(given)?;
     for text in texts {
         left -= known::count(vocabulary, text.as_ref(), left)?;
     }

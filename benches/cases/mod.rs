@@ -27,6 +27,7 @@ use pontage::refusal::{Moved, Refusal};
 use pontage::rules::{self, Plan};
 use pontage::secret::Secret;
 use pontage::tokens::Vocabulary;
+use pontage::usage::Shape;
 use sha2::{Digest, Sha256};
 use std::hint::black_box;
 use std::path::Path;
@@ -169,13 +170,14 @@ impl Reading {
     /// One pass.
     pub fn run(&self) -> Bytes {
         let Some(route) = self.plan.route("/v1/chat/completions") else { panic!("the shipped route is gone") };
-        let ask = Ask::read(black_box(self.body.clone()), &route.tier.limits).unwrap();
+        let ask = Ask::read(route.surface, black_box(self.body.clone()), &route.tier.limits).unwrap();
         ask.rewrite(&Rewrite {
             model: &self.model,
             max_output: 512,
             spelling: Spelling::MaxTokens,
             stream: true,
             continuous_usage: true,
+            withheld: &[],
         })
     }
 }
@@ -223,7 +225,7 @@ impl Metering {
     /// The whole stream.
     pub fn run(&self) -> u64 {
         let mut out = Vec::with_capacity(64);
-        let mut meter = Meter::new(false, Bounds { choices: 1, completion: Some(1 << 20) });
+        let mut meter = Meter::new(false, Bounds { choices: 1, completion: Some(1 << 20), shape: Shape::PLAIN });
         if let Some(cover) = self.cover {
             meter = meter.with_cover(cover);
         }

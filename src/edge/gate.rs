@@ -131,9 +131,10 @@ impl Gate {
                 let created = self.toll.rules.standing().loaded_at.0;
                 Outcome::Answer(Answer::document("application/json", directory::models(&plan, route, created)))
             }
-            (Surface::Models, _) => Refusal::MethodNotAllowed { allow: "GET, HEAD" }.into(),
-            (Surface::Chat, Method::POST | Method::HEAD | Method::GET) => self.chat(session, visit, route).await,
-            (Surface::Chat, _) => Refusal::MethodNotAllowed { allow: "POST, HEAD" }.into(),
+            (surface, Method::POST | Method::HEAD | Method::GET) if surface != Surface::Models => {
+                self.sell(session, visit, route).await
+            }
+            (surface, _) => Refusal::MethodNotAllowed { allow: surface.methods() }.into(),
         }
     }
 
@@ -184,7 +185,7 @@ impl Gate {
 
     /// One exchange on a paid path. Who showed a credential may have paid already (a push payment is on chain before we see it), so
     /// no refusal lets a client repeat the request by itself; a 402 says so by being one.
-    async fn chat(&self, session: &mut Session, visit: &mut Visit, route: &Arc<Route>) -> Outcome {
+    async fn sell(&self, session: &mut Session, visit: &mut Visit, route: &Arc<Route>) -> Outcome {
         let found = rail::found(&session.req_header().headers);
         match self.exchange(session, visit, route, &found).await {
             Outcome::Answer(answer) if matches!(found, Found::One(_)) && answer.status > 402 => {
@@ -214,7 +215,7 @@ impl Gate {
             if is_asked && is_browser(&session.req_header().headers) {
                 return Box::pin(self.unpaid(session, visit, route, Refusal::PaymentRequired.into())).await;
             }
-            return Refusal::MethodNotAllowed { allow: "POST, HEAD" }.into();
+            return Refusal::MethodNotAllowed { allow: route.surface.methods() }.into();
         }
         let limit = route.tier.limits.max_body_bytes;
         let read = Box::pin(body::read(session, limit, self.body_wait, &self.budget)).await;

@@ -56,7 +56,7 @@ impl Drop for Busy<'_> {
 /// Forwards what was paid. `Err`: nothing was sent to the client, and the money is where the stop says.
 pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Box<Paid>) -> Result<Sent, Stop> {
     let model = Arc::clone(&paid.quoted.allowed.model);
-    let path = "/v1/chat/completions";
+    let path = paid.quoted.allowed.route.surface.upstream_path();
     let delivery = Delivery::begin(Arc::clone(&gate.toll), Arc::clone(&gate.signet), *paid, &visit.request);
     let mut delivery = Box::new(delivery);
     let lane = gate.toll.pools.load().lane(&model.pool);
@@ -266,6 +266,14 @@ impl Filter for Pipe<'_> {
             self.refused = Some(refusal.into());
         }
         flow(next)
+    }
+
+    fn listens(&self) -> bool {
+        self.delivery.drains()
+    }
+
+    async fn overhear(&mut self, chunk: Option<Bytes>) -> Flow {
+        if self.delivery.overhear(chunk) { Flow::Go } else { Flow::Stop }
     }
 
     async fn finish(&mut self, ending: &Ending, out: &mut Vec<Bytes>) -> Flow {

@@ -80,6 +80,7 @@ fn offered(toll: &Toll, path: &str, found: &Found) -> Option<PublicModel> {
 
 /// Prices a request; one that does not fit learns where it would.
 async fn fit(allowed: Allowed, plan: &Plan) -> Result<Quoted, Refusal> {
+    policy::answerable(&allowed, plan)?;
     let (route, model, size) = (Arc::clone(&allowed.route), Arc::clone(&allowed.model), Size::of(&allowed.ask));
     let elsewhere = |prompt, more_than| elsewhere(plan, &route, &model, &size, prompt, more_than);
     price::quote(allowed, plan.generation.clone()).await.map_err(|refusal| match refusal {
@@ -93,7 +94,7 @@ async fn fit(allowed: Allowed, plan: &Plan) -> Result<Quoted, Refusal> {
 
 /// The other paths that sell the model and would take the request, cheapest first.
 fn elsewhere(plan: &Plan, here: &Route, model: &Model, size: &Size, prompt: Option<u64>, more_than: u64) -> Vec<Place> {
-    (plan.sellers(&model.name).into_iter())
+    (plan.sellers(&model.name, Some(here.surface)).into_iter())
         .filter(|route| route.tier.name != here.tier.name && bound::would_take(route, model, size, prompt, more_than))
         .map(|route| policy::place(route, model))
         .collect()

@@ -63,11 +63,11 @@ fn openapi_of(public_url: &str, plan: &Plan, ways: impl Fn(&Route) -> Vec<Offere
     let mut paths = serde_json::Map::new();
     for route in plan.routes.values() {
         let (method, operation) = match route.surface {
-            Surface::Chat => ("post", chat(route, &ways(route))),
             Surface::Models => (
                 "get",
                 json!({ "summary": "Models sold here, with prices", "responses": { "200": { "description": "OK" } } }),
             ),
+            _ => ("post", operation(route, &ways(route))),
         };
         paths.insert(route.path.to_string(), json!({ method: operation }));
     }
@@ -84,20 +84,11 @@ fn openapi_of(public_url: &str, plan: &Plan, ways: impl Fn(&Route) -> Vec<Offere
     .to_string()
 }
 
-fn chat(route: &Route, ways: &[Offered]) -> Value {
+fn operation(route: &Route, ways: &[Offered]) -> Value {
+    let kind = if route.surface.takes_form() { "multipart/form-data" } else { "application/json" };
     let mut operation = json!({
-        "summary": format!("Chat completions{}, tier {}", streams(route), route.tier.name),
-        "requestBody": { "required": true, "content": { "application/json": { "schema": {
-            "type": "object",
-            "required": ["messages"],
-            "properties": {
-                "model": { "type": "string", "enum": route.tier.models },
-                "messages": { "type": "array", "items": { "type": "object" } },
-                "stream": { "type": "boolean" },
-                "max_tokens": { "type": "integer", "minimum": 1, "maximum": route.tier.limits.max_output_tokens },
-                "n": { "type": "integer", "minimum": 1, "maximum": route.tier.limits.max_n },
-            },
-        } } } },
+        "summary": format!("{}{}, tier {}", route.surface.title(), streams(route), route.tier.name),
+        "requestBody": { "required": true, "content": { kind: { "schema": asked(route) } } },
         "responses": {
             "200": { "description": "OK" },
             "402": { "description": "Payment required: WWW-Authenticate carries every way to pay" },
@@ -116,11 +107,44 @@ fn chat(route: &Route, ways: &[Offered]) -> Value {
     operation
 }
 
+/// What a request of the route says, as far as it decides anything here.
+fn asked(route: &Route) -> Value {
+    let limits = &route.tier.limits;
+    let text = || json!({ "type": "string" });
+    let texts = || json!({ "anyOf": [text(), { "type": "array" }] });
+    let list = || json!({ "type": "array", "items": { "type": "object" } });
+    let count = |most: u64| json!({ "type": "integer", "minimum": 1, "maximum": most });
+    let output = || count(limits.max_output_tokens);
+    let (needs, more): (&[&str], Vec<(&str, Value)>) = match route.surface {
+        Surface::Chat => {
+            (&["messages"], vec![("messages", list()), ("max_tokens", output()), ("n", count(limits.max_n))])
+        }
+        Surface::Completions => {
+            (&["prompt"], vec![("prompt", texts()), ("max_tokens", output()), ("n", count(limits.max_n))])
+        }
+        Surface::Responses => (&["input"], vec![("input", texts()), ("max_output_tokens", output())]),
+        Surface::Messages => (&["messages", "max_tokens"], vec![("messages", list()), ("max_tokens", output())]),
+        Surface::Embeddings => (&["input"], vec![("input", texts())]),
+        Surface::Images => (&["prompt"], vec![("prompt", text()), ("n", count(limits.max_n))]),
+        Surface::Speech => (&["input", "voice"], vec![("input", text()), ("voice", text())]),
+        Surface::Transcriptions => (&["file"], vec![("file", json!({ "type": "string", "format": "binary" }))]),
+        Surface::Models => (&[], Vec::new()),
+    };
+    let mut properties = serde_json::Map::new();
+    properties.insert("model".to_owned(), json!({ "type": "string", "enum": route.tier.models }));
+    properties.extend(more.into_iter().map(|(name, schema)| (name.to_owned(), schema)));
+    if route.surface.can_stream() {
+        properties.insert("stream".to_owned(), json!({ "type": "boolean" }));
+    }
+    json!({ "type": "object", "required": needs, "properties": properties })
+}
+
 fn streams(route: &Route) -> &'static str {
     match route.stream {
         StreamRule::Allow => "",
         StreamRule::Force => ", always streamed",
-        StreamRule::Refuse => ", never streamed",
+        StreamRule::Refuse if route.surface.can_stream() => ", never streamed",
+        StreamRule::Refuse => "",
     }
 }
 
@@ -138,16 +162,18 @@ fn llms_of(public_url: &str, plan: &Plan, ways: impl Fn(&Route) -> Vec<Offered>)
     for route in plan.routes.values() {
         match (route.surface, route.access) {
             (Surface::Models, _) => text.push_str(&format!("- GET {}: models with prices, free\n", route.path)),
-            (Surface::Chat, Access::Free) => {
-                text.push_str(&format!("- POST {}: chat completions{}, free\n", route.path, streams(route)));
+            (surface, Access::Free) => {
+                let title = surface.title().to_lowercase();
+                text.push_str(&format!("- POST {}: {title}{}, free\n", route.path, streams(route)));
             }
-            (Surface::Chat, Access::Paid) => {
+            (surface, Access::Paid) => {
                 let ways = ways(route);
                 channels |= ways.iter().any(Offered::is_session);
                 let said: Vec<String> =
                     ways.iter().map(|way| format!("{} ({})", way.id, way.price_words(route))).collect();
                 let (path, streams, ways) = (&route.path, streams(route), said.join(", or "));
-                text.push_str(&format!("- POST {path}: chat completions{streams}; pay by {ways}\n"));
+                let title = surface.title().to_lowercase();
+                text.push_str(&format!("- POST {path}: {title}{streams}; pay by {ways}\n"));
             }
         }
     }
@@ -200,7 +226,7 @@ pub fn model(plan: &Plan, route: &Route, asked: &str, created: u64) -> Option<Ve
 
 /// A model with every place that sells it. First of all the list's own tier, where that sells it; else the cheapest.
 fn listed(plan: &Plan, list: &Route, name: &PublicModel, created: u64) -> Option<Listed> {
-    let (model, sellers) = (plan.models.get(name)?, plan.sellers(name));
+    let (model, sellers) = (plan.models.get(name)?, plan.sellers(name, None));
     let here = sellers.iter().find(|at| at.tier.name == list.tier.name).or(sellers.first())?;
     Some(Listed {
         name: model.name.to_string(),
@@ -235,7 +261,6 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
     use crate::catalogue::{Catalogue, ProfileAbility, RailAbility};
-    use crate::limits::Spelling;
 
     const RULES: [(&str, &str); 4] = [
         ("models.toml", "[model.m]\nupstream = \"up\"\npool = \"p\"\nprice = { input = \"1\", output = \"10\" }\n"),
@@ -253,7 +278,7 @@ mod tests {
 
     fn plan() -> Plan {
         let rail = |id: &str, fixed_amount| (RailId::from(id), RailAbility { fixed_amount, decimals: 6 });
-        let vllm = ProfileAbility { spelling: Spelling::MaxTokens, continuous_usage: true, health_path: None };
+        let vllm = ProfileAbility { continuous_usage: true, ..ProfileAbility::PLAIN };
         let catalogue = Catalogue {
             rails: [rail("tempo/charge", true), rail("tempo/session", false)].into(),
             profiles: [("vllm", vllm)].into(),

@@ -20,7 +20,7 @@ pub struct Parsed {
 
 /// Reads a body. Any doubt is a 400 with the byte it is at.
 pub fn parse(route: Arc<Route>, body: Bytes) -> Result<Parsed, Refusal> {
-    let ask = Ask::read(body, &route.tier.limits)?;
+    let ask = Ask::read(route.surface, body, &route.tier.limits)?;
     let stream = match route.stream {
         StreamRule::Allow => ask.stream,
         StreamRule::Force => true,
@@ -29,5 +29,8 @@ pub fn parse(route: Arc<Route>, body: Bytes) -> Result<Parsed, Refusal> {
         }
         StreamRule::Refuse => false,
     };
+    if let (true, Some(param)) = (stream, ask.whole_only) {
+        return Err(Refusal::BadField { param: param.to_owned(), why: "cannot be asked of a stream".to_owned() });
+    }
     Ok(Parsed { route, ask, stream })
 }

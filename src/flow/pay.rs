@@ -110,7 +110,7 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
     let when = rail.when(quoted.allowed.stream);
     if let When::After { most: Some(_), exposure } = when {
         let output = quoted.output_covered(rail.id(), terms.decimals, terms.amount);
-        if output == 0 {
+        if !quoted.is_covered(rail.id(), terms.decimals, terms.amount) {
             // Made under rules that are gone, and dearer ones are in force.
             return Err(Refusal::InvalidChallenge { why: "its offer covers no answer any more" }.into());
         }
@@ -122,7 +122,7 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
     let worth = quoted.worth(rail.id(), terms.price);
     let budget = worth.plus(room.as_ref().map_or(Usd::ZERO, Room::amount)).unwrap_or(worth);
     let output = quoted.output_bought(budget);
-    if output == 0 {
+    if quoted.is_nothing(output) {
         return Err(Refusal::CapReached { retry_after_seconds: 600 }.into());
     }
     let taking = Taking { rail, shown, proof, terms, request: &server, revision };
@@ -494,10 +494,12 @@ pub async fn offers(
         learn(toll, allowed.route.tier.name.as_str(), now).await.map_err(|stop| stop.refusal)?;
         let left = toll.losses.left(&allowed.route.tier.name, now, per_day).min(per_call);
         let budget = quoted.parts.price_usd.plus(left).unwrap_or(left);
-        capped = quoted.output_bought(budget) == 0;
+        capped = quoted.is_nothing(quoted.output_bought(budget));
     }
     let now = UnixSeconds::now();
     let description = description(quoted);
+    // Beside offers that charge what is used, one that does not says so.
+    let as_quoted = format!("{description}: a quote for this request, charged as it is, whatever is used");
     let lasts = lasts(&toll.rules.plan(), quoted);
     let mut why = None;
     let mut offers = Vec::with_capacity(allowed.route.accept.len());
@@ -510,7 +512,9 @@ pub async fn offers(
             }
             (Some(rail), _) => {
                 let terms = terms_on(quoted, rail.as_ref()).ok_or("the amount is out of range")?;
-                let ask = Ask { terms: &terms, digest, description: &description, lasts };
+                let fixed = allowed.route.by_usage && !is_by_usage(rail.as_ref(), quoted);
+                let description = if fixed { &as_quoted } else { &description };
+                let ask = Ask { terms: &terms, digest, description, lasts };
                 rail.offer(&ask, now).map_err(|r| r.message())
             }
             (None, Some(till)) => session::offer(toll, till, quoted, known, &description, now).map_err(|r| r.message()),

@@ -5,6 +5,8 @@ use crate::ids::PublicModel;
 use crate::openai::request::Ask;
 use crate::refusal::{Place, Refusal};
 use crate::rules::plan::{Access, Charge, Model, Plan, Route};
+use crate::surface::Surface;
+use crate::upstream::profile;
 use std::sync::Arc;
 
 /// A request for a model that its route sells.
@@ -41,7 +43,10 @@ pub fn allow(parsed: Parsed, plan: &Plan) -> Result<Allowed, Refusal> {
         Some(asked) => {
             let model = plan.resolve(asked).ok_or_else(|| Refusal::UnknownModel { asked: asked.clone() })?;
             if !route.tier.models.contains(&model.name) {
-                return Err(Refusal::WrongTier { asked: asked.clone(), sold_at: sold_at(plan, &model.name) });
+                return Err(Refusal::WrongTier {
+                    asked: asked.clone(),
+                    sold_at: sold_at(plan, &model.name, route.surface),
+                });
             }
             model
         }
@@ -49,10 +54,22 @@ pub fn allow(parsed: Parsed, plan: &Plan) -> Result<Allowed, Refusal> {
     Ok(Allowed { model: Arc::clone(model), route, ask, stream })
 }
 
-/// Every path that sells a model, cheapest first, with its price there in words.
-fn sold_at(plan: &Plan, model: &PublicModel) -> Vec<Place> {
+/// Whether the backends of the model make as many choices as are asked for: what none of them would answer is not offered.
+pub(super) fn answerable(allowed: &Allowed, plan: &Plan) -> Result<(), Refusal> {
+    let pool = plan.pools.get(&allowed.model.pool);
+    let profile = pool.and_then(|pool| profile::lookup(&pool.profile));
+    match profile.and_then(|profile| profile.ability.most_choices) {
+        Some(max) if allowed.ask.n > max => Err(Refusal::OverLimit { param: "n", asked: allowed.ask.n, max }),
+        _ => Ok(()),
+    }
+}
+
+/// Every path that sells a model on the surface that was asked, else on any; cheapest first, with its price there in words.
+fn sold_at(plan: &Plan, model: &PublicModel, asked: Surface) -> Vec<Place> {
     let Some(model) = plan.models.get(model) else { return Vec::new() };
-    plan.sellers(&model.name).into_iter().map(|route| place(route, model)).collect()
+    let same = plan.sellers(&model.name, Some(asked));
+    let sellers = if same.is_empty() { plan.sellers(&model.name, None) } else { same };
+    sellers.into_iter().map(|route| place(route, model)).collect()
 }
 
 /// A route as an answer names it.

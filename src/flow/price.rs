@@ -9,6 +9,7 @@ use crate::ids::{Generation, RailId};
 use crate::money::{Atoms, Factor, PerToken, Usd};
 use crate::refusal::Refusal;
 use crate::rules::plan::{Access, Charge, Dearest, Prices, Shortfall};
+use crate::surface::Surface;
 use crate::tokens::{self, Vocabulary};
 use crate::usage::{ServiceTier, Usage};
 use std::sync::Arc;
@@ -72,7 +73,10 @@ pub async fn quote(allowed: Allowed, generation: Generation) -> Result<Quoted, R
     let limits = &allowed.route.tier.limits;
     let charge = allowed.route.tier.charge.unwrap_or(Charge::Ceiling);
     // A flat price needs no count, and no prompt has more tokens than bytes: most requests are within the limit by their size.
-    let by_size = |max| tokens::count_within(Vocabulary::Bytes, allowed.ask.prompt().texts(), 0, 0, max).is_some();
+    let by_size = |max| {
+        let prompt = allowed.ask.prompt();
+        tokens::count_plain(Vocabulary::Bytes, prompt.texts(), prompt.given, max).is_some()
+    };
     let template = TEMPLATE_TOKENS.saturating_mul(allowed.ask.messages.saturating_add(1));
     let counted = match (charge, limits.max_input_tokens) {
         _ if allowed.route.by_usage => true,
@@ -101,8 +105,11 @@ async fn count(allowed: Allowed) -> Result<(Allowed, Counted), Refusal> {
     let max = allowed.route.tier.limits.max_input_tokens;
     let run = move || {
         let prompt = allowed.ask.prompt();
-        let tokens =
-            tokens::count_within(vocabulary, prompt.texts(), prompt.messages, prompt.names, max.unwrap_or(u64::MAX));
+        let most = max.unwrap_or(u64::MAX);
+        let tokens = match prompt.is_plain {
+            true => tokens::count_plain(vocabulary, prompt.texts(), prompt.given, most),
+            false => tokens::count_within(vocabulary, prompt.texts(), prompt.messages, prompt.names, most),
+        };
         (allowed, tokens)
     };
     let (allowed, tokens) = if long {
@@ -138,7 +145,10 @@ fn price(allowed: &Allowed, charge: Charge, prompt: Counted) -> Option<Parts> {
     let beside = images_usd.plus(request_usd)?;
     let base = prompt_most_usd.unwrap_or(Usd::ZERO).plus(beside)?;
     let (rule, output_usd, price_usd) = match charge {
-        Charge::Flat { usd, min_output_tokens: None } => ("flat", None, usd),
+        Charge::Flat { usd, min_output_tokens: None } => {
+            let times = if allowed.route.surface == Surface::Images { n } else { 1 };
+            ("flat", None, Usd(usd.0.checked_mul(u128::from(times))?))
+        }
         Charge::Flat { usd, min_output_tokens: Some(_) } => ("flat/clamp", None, usd),
         Charge::Ceiling => {
             let out = output_of(max_output_tokens)?;
@@ -192,7 +202,20 @@ impl Quoted {
         let cover = self.cover(rail, decimals)?;
         let amount = cover.of(cover.most)?.min(most.to_atoms(decimals)?);
         let terms = Terms { amount, price: amount.to_usd(decimals)?, ..self.terms(rail, decimals)? };
-        (self.output_covered(rail, decimals, amount) > 0).then_some(terms)
+        self.is_covered(rail, decimals, amount).then_some(terms)
+    }
+
+    /// Whether `amount` covers an answer: the prompt and, where an answer has output at all, some of that.
+    pub fn is_covered(&self, rail: &RailId, decimals: u8, amount: Atoms) -> bool {
+        match self.parts.max_output_tokens {
+            0 => self.cover(rail, decimals).and_then(|cover| cover.of(0)).is_some_and(|least| least <= amount),
+            _ => self.output_covered(rail, decimals, amount) > 0,
+        }
+    }
+
+    /// Whether a reply limited to so much output is none.
+    pub fn is_nothing(&self, output: u64) -> bool {
+        output == 0 && self.parts.max_output_tokens > 0
     }
 
     /// Output tokens per choice that `amount` on a rail covers beside the prompt, at most what was asked.

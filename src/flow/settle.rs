@@ -9,22 +9,24 @@ use super::pay::{Money, Paid};
 use super::price::Quoted;
 use super::receipt::{self, Signet};
 use super::{Stop, Toll};
+use crate::catalogue::OnLeave;
 use crate::clock::UnixSeconds;
 use crate::ids;
 use crate::journal::{Entry, Receipt, Settlement};
 use crate::money::{Atoms, Usd};
 use crate::openai::cover::Cover as CoverCount;
-use crate::openai::error::body as openai_error;
 use crate::openai::meter::Meter;
-use crate::openai::receipt::{add_block, receipt_chunk, receipt_comment};
+use crate::openai::receipt::{add_block, receipt_comment};
+use crate::openai::reply;
 use crate::openai::request::Rewrite;
-use crate::openai::usage::{Bounds, Verdict, read_json};
+use crate::openai::usage::{Bounds, Verdict};
 use crate::refusal::Refusal;
 use crate::rules::plan::MissingUsage;
 use crate::store::Write;
+use crate::surface::Surface;
 use crate::tokens::Vocabulary;
 use crate::upstream::{Affinity, Pool};
-use crate::usage::{ServiceTier, Usage, UsageSource};
+use crate::usage::{Shape, Usage, UsageSource};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use std::sync::Arc;
@@ -75,6 +77,10 @@ pub struct Delivery {
     silent: Vec<Bytes>,
     sent_at: Instant,
     delivered: bool,
+    /// When the client leaves, the backend is still listened to.
+    drains: bool,
+    /// It was, to its end.
+    drained: bool,
     /// The stream is over, and what it used is not covered yet.
     ending: Option<End>,
     /// No cover came in time.
@@ -97,6 +103,7 @@ impl Delivery {
             tier: allowed.route.tier.name.clone(),
             model: allowed.model.name.clone(),
             pool: allowed.model.pool.clone(),
+            server: None,
             rail,
             generation: quoted.generation.clone(),
             charged,
@@ -112,8 +119,12 @@ impl Delivery {
             attempts: 0,
             complete: false,
         };
-        let bounds = Bounds { choices: quoted.parts.n, completion: Some(output.saturating_mul(quoted.parts.n)) };
-        let mut meter = Meter::new(allowed.ask.wants_usage, bounds);
+        let bounds = Bounds {
+            choices: quoted.parts.n,
+            completion: Some(output.saturating_mul(quoted.parts.n)),
+            shape: Shape::PLAIN,
+        };
+        let mut meter = Meter::new(allowed.ask.wants_usage, bounds).of(allowed.route.surface);
         if is_by_token(&money) {
             meter = meter.with_cover(cover_count(allowed.model.vocabulary.as_deref()));
             if !allowed.model.hidden_output {
@@ -133,6 +144,8 @@ impl Delivery {
             silent: Vec::new(),
             sent_at: Instant::now(),
             delivered: false,
+            drains: false,
+            drained: false,
             ending: None,
             unpaid: false,
             spent: false,
@@ -165,8 +178,13 @@ impl Delivery {
             stream: allowed.stream,
             // A running count on every chunk is for clients that asked for usage, and for cover; a fixed amount needs none.
             continuous_usage: ability.continuous_usage && (allowed.ask.wants_usage || is_by_token(&self.money)),
+            withheld: ability.withheld,
         });
         self.receipt.pool = pool.name().clone();
+        self.bounds.shape = ability.shape;
+        self.meter.add_up_by(ability.shape);
+        // What is used changes nothing where the amount is fixed: the tokens are better saved.
+        self.drains = ability.on_leave == OnLeave::Drain && is_by_token(&self.money);
         if last {
             self.let_text_go();
         }
@@ -188,9 +206,30 @@ impl Delivery {
         self.quoted = Arc::new(self.quoted.without_body());
     }
 
+    /// Whether the backend is to be heard to its end when the client leaves: it will bill its answer, and says how much it was only then.
+    pub fn drains(&self) -> bool {
+        self.drains
+    }
+
+    /// The client is gone: takes what the backend says to nobody, `None` at its proper end. `false`: enough, hang up. What the payer's
+    /// money does not cover is not waited for.
+    pub fn overhear(&mut self, chunk: Option<Bytes>) -> bool {
+        let Some(chunk) = chunk else {
+            self.drained = true;
+            return false;
+        };
+        if self.meter.overhear(chunk).is_err() {
+            return false;
+        }
+        match &self.money {
+            Money::Lease(lease) => self.meter.seen() <= lease.covered(),
+            Money::Hold(_) | Money::Promise(_) | Money::None => true,
+        }
+    }
+
     /// A reply that came whole: metered, written down, and given its receipt. The body to send.
     pub async fn whole(&mut self, body: Bytes) -> Result<Bytes, Stop> {
-        let verdict = read_json(&body, self.bounds);
+        let verdict = reply::whole(self.surface(), &body, self.bounds);
         if verdict.failed {
             // HTTP 200 around an error: nothing was produced, nothing is delivered.
             return Err(Refusal::UpstreamFailed { why: "it answered with an error inside a success" }.into());
@@ -311,15 +350,15 @@ impl Delivery {
         if self.is_paid() && written.is_ok() {
             let form = &self.quoted.allowed.route.receipt;
             if let Some(name) = &form.body {
-                let block = self.block();
-                out.push(receipt_chunk(
-                    &self.receipt.id,
-                    self.receipt.at.0,
-                    self.receipt.model.as_str(),
+                let of = reply::Receipt {
+                    id: &self.receipt.id,
+                    created: self.receipt.at.0,
+                    model: self.receipt.model.as_str(),
                     name,
-                    &block,
-                    self.quoted.allowed.ask.wants_usage,
-                ));
+                    block: &self.block(),
+                    wants_usage: self.quoted.allowed.ask.wants_usage,
+                };
+                out.extend(reply::receipt_event(self.surface(), &of));
             }
             if form.header {
                 out.push(receipt_comment(&self.signet.seal(&self.receipt)));
@@ -327,10 +366,12 @@ impl Delivery {
         }
         match end {
             End::UpstreamDied => {
-                out.push(cut_short("the backend went away in the middle of its answer", "upstream_failed"));
+                let why = "the backend went away in the middle of its answer";
+                out.push(reply::cut_short(self.surface(), why, "upstream_failed"));
             }
             End::Unpaid => {
-                out.push(cut_short("no voucher came to pay for the rest of the answer", "insufficient_balance"))
+                let why = "no voucher came to pay for the rest of the answer";
+                out.push(reply::cut_short(self.surface(), why, "insufficient_balance"));
             }
             End::Whole | End::ClientGone => {}
         }
@@ -385,21 +426,27 @@ impl Delivery {
         verdict.failed && !says_something(&verdict)
     }
 
+    fn surface(&self) -> Surface {
+        self.quoted.allowed.route.surface
+    }
+
     fn block(&self) -> String {
-        receipt::public(&self.receipt).to_string()
+        receipt::block(&self.receipt, &self.quoted.allowed.route.receipt).to_string()
     }
 
     fn is_paid(&self) -> bool {
         !matches!(self.money, Money::None)
     }
 
-    fn bill(&self, usage: &Usage) -> Option<Usd> {
-        self.quoted.bill(&self.receipt.rail, usage, ServiceTier::Standard, None)
+    fn bill(&self, verdict: &Verdict, usage: &Usage) -> Option<Usd> {
+        // What the backend says of the whole answer is not said of a part of it.
+        let stated = verdict.stated.filter(|_| verdict.usage == Some(*usage));
+        self.quoted.bill(&self.receipt.rail, usage, verdict.tier, stated)
     }
 
     /// What the reported usage costs in atoms of the rail.
     fn charge(&self, verdict: &Verdict) -> Option<Atoms> {
-        self.bill(&verdict.usage?)?.to_atoms(self.receipt.decimals)
+        self.bill(verdict, &verdict.usage?)?.to_atoms(self.receipt.decimals)
     }
 
     /// What was used when the answer ended early and the backend did not say: the prompt, and what left.
@@ -417,7 +464,9 @@ impl Delivery {
         let pool = self.receipt.pool.clone();
         let (usage, source, label) = match (verdict.usage, end) {
             // A running count may be ahead of what was let out.
-            (Some(usage), End::ClientGone | End::Unpaid) if self.ending.is_none() && is_by_token(&self.money) => {
+            (Some(usage), End::ClientGone | End::Unpaid)
+                if self.ending.is_none() && !self.drained && is_by_token(&self.money) =>
+            {
                 let counted = usage.completion.min(self.meter.counted());
                 let completion = self.meter.delivered().map_or(counted, |out| out.completion.min(usage.completion));
                 (Some(Usage { completion, ..usage }), UsageSource::Reported, "reported")
@@ -426,10 +475,18 @@ impl Delivery {
             (None, End::ClientGone | End::Unpaid) if verdict.delivered_chunks > 0 => {
                 (Some(self.counted(verdict)), UsageSource::Counted, "counted")
             }
+            (None, _) if self.surface().is_flat() => (None, UsageSource::Missing, "flat"),
             (None, _) => (None, UsageSource::Missing, if verdict.absurd { "absurd" } else { "missing" }),
         };
         self.toll.metrics.usage.with_label_values(&[pool.as_str(), label]).inc();
-        if label == "missing" || label == "absurd" {
+        if verdict.absurd && label != "absurd" {
+            self.toll.metrics.usage.with_label_values(&[pool.as_str(), "absurd"]).inc();
+        }
+        if let (Some(usage), UsageSource::Reported, End::Whole) = (usage, source, end) {
+            self.compare(&usage);
+        }
+        if label == "missing" || verdict.absurd {
+            let label = if verdict.absurd { "absurd" } else { label };
             tracing::warn!(pool = %pool, kind = label, request = %self.receipt.request, "the backend reported no usable usage");
         }
         if let Some(usage) = usage {
@@ -439,13 +496,27 @@ impl Delivery {
             tokens("cached", usage.cached);
             tokens("completion", usage.completion);
             tokens("reasoning", usage.reasoning);
-            self.receipt.actual_usd = self.bill(&usage);
+            self.receipt.actual_usd = self.bill(verdict, &usage);
         }
         self.receipt.usage = usage;
         self.receipt.usage_source = Some(source);
         self.charge_lease(end);
         self.charge_promise(end);
         self.count_exchange();
+    }
+
+    /// What the backend reports against what was counted here: if they part, one of the two counts wrong, or counts something else.
+    fn compare(&self, usage: &Usage) {
+        let parts = &self.quoted.parts;
+        let prompt = parts.prompt_tokens.filter(|_| parts.counted_by != Some(Vocabulary::Bytes.name()));
+        for (kind, reported, counted) in
+            [("prompt", usage.prompt, prompt), ("completion", usage.completion, self.meter.by_vocabulary())]
+        {
+            if let Some(ratio) = counted.and_then(|counted| crate::metrics::ratio(reported, counted)) {
+                let model = self.receipt.model.as_str();
+                self.toll.metrics.usage_drift.with_label_values(&[model, kind]).observe(ratio);
+            }
+        }
     }
 
     /// What is to be taken of what was promised: what was used, never more. The rest is the operator's loss.
@@ -576,13 +647,4 @@ fn cover_count(vocabulary: Option<&str>) -> CoverCount {
         Some(count) => CoverCount::Tokens(count),
         None => CoverCount::Bytes,
     }
-}
-
-/// The last event of an answer that was cut: clients raise it as an API error instead of taking half an answer for a whole one.
-fn cut_short(why: &str, code: &str) -> Bytes {
-    let body = openai_error(why, "server_error", code, None);
-    let mut frame = b"data: ".to_vec();
-    frame.extend_from_slice(&body);
-    frame.extend_from_slice(b"\n\n");
-    frame.into()
 }

@@ -11,21 +11,25 @@ static NEEDLES: LazyLock<Needles> = LazyLock::new(|| Needles {
     finish: Finder::new(b"\"finish_reason\""),
     delta: Finder::new(b"\"delta\""),
     message: Finder::new(b"\"message\""),
+    text: Finder::new(b"\"text\""),
 });
 
 struct Needles {
     finish: Finder<'static>,
     delta: Finder<'static>,
     message: Finder<'static>,
+    text: Finder<'static>,
 }
 
 /// Where the text of a choice is.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Holder {
     /// In a stream.
     Delta,
     /// In a buffered reply.
     Message,
+    /// Right under `text`, streamed or not.
+    Text,
 }
 
 /// Text that was generated.
@@ -62,21 +66,31 @@ impl<'a> Said<'a> {
 /// Adds up generated text without parsing, and shows each piece of it: for cover while a stream runs and for clients that
 /// leave, never for price.
 pub(super) fn text_of(data: &[u8], holder: Holder, mut said: impl FnMut(Said<'_>)) -> Delivered {
-    let needle = if holder == Holder::Delta { &NEEDLES.delta } else { &NEEDLES.message };
+    let needle = match holder {
+        Holder::Delta => &NEEDLES.delta,
+        Holder::Message => &NEEDLES.message,
+        Holder::Text => &NEEDLES.text,
+    };
     let mut found = Delivered::default();
     for at in needle.find_iter(data) {
-        let at = past_colon(data, at + needle.needle().len());
-        if data.get(at) == Some(&b'{') {
-            let bytes = text_in_object(data, at, &mut said);
-            found.texts += u64::from(bytes > 0);
-            found.bytes += bytes;
-        }
+        let behind = at + needle.needle().len();
+        let at = past_colon(data, behind);
+        let bytes = match (holder, data.get(at)) {
+            (Holder::Text, Some(b'"')) if at > behind => string_at(data, at, &mut said).1,
+            (Holder::Delta | Holder::Message, Some(b'{')) => text_in(data, at, CHAT, &mut said),
+            _ => 0,
+        };
+        found.texts += u64::from(bytes > 0);
+        found.bytes += bytes;
     }
     found
 }
 
-/// Bytes of generated text in the object that opens at `at`.
-fn text_in_object(data: &[u8], mut at: usize, show: &mut impl FnMut(Said<'_>)) -> u64 {
+/// The names under which a chat completion says text.
+const CHAT: &[&[u8]] = &[b"content", b"reasoning_content", b"reasoning", b"refusal", b"arguments"];
+
+/// Bytes of generated text in the object or array that opens at `at`: its strings under these `names`, at any depth.
+pub(super) fn text_in(data: &[u8], mut at: usize, names: &[&[u8]], show: &mut impl FnMut(Said<'_>)) -> u64 {
     let (mut depth, mut bytes) = (0usize, 0);
     while let Some(byte) = data.get(at) {
         at += 1;
@@ -89,23 +103,25 @@ fn text_in_object(data: &[u8], mut at: usize, show: &mut impl FnMut(Said<'_>)) -
                 let key = data.get(at..end.saturating_sub(1)).unwrap_or_default();
                 let value = past_colon(data, end);
                 at = end;
-                let said = matches!(key, b"content" | b"reasoning_content" | b"reasoning" | b"refusal" | b"arguments");
-                if said && value > end && data.get(value) == Some(&b'"') {
-                    let (end, length) = past_string(data, value + 1);
+                if value > end && names.contains(&key) && data.get(value) == Some(&b'"') {
+                    let (end, length) = string_at(data, value, show);
                     at = end;
                     bytes += length;
-                    if length > 0 {
-                        show(Said {
-                            raw: data.get(value + 1..end.saturating_sub(1)).unwrap_or_default(),
-                            bytes: length,
-                        });
-                    }
                 }
             }
             _ => {}
         }
     }
     bytes
+}
+
+/// Shows the string whose opening quote is at `at`: where it ends, and how many UTF-8 bytes it stands for.
+pub(super) fn string_at(data: &[u8], at: usize, show: &mut impl FnMut(Said<'_>)) -> (usize, u64) {
+    let (end, bytes) = past_string(data, at + 1);
+    if bytes > 0 {
+        show(Said { raw: data.get(at + 1..end.saturating_sub(1)).unwrap_or_default(), bytes });
+    }
+    (end, bytes)
 }
 
 /// Behind the string whose text begins at `at`, and how many UTF-8 bytes it stands for.
@@ -139,7 +155,7 @@ fn past_string(data: &[u8], mut at: usize) -> (usize, u64) {
 }
 
 /// Behind white space, a colon and white space; `at` itself when no colon is there.
-fn past_colon(data: &[u8], at: usize) -> usize {
+pub(super) fn past_colon(data: &[u8], at: usize) -> usize {
     let blank = |mut at: usize| {
         while data.get(at).is_some_and(u8::is_ascii_whitespace) {
             at += 1;

@@ -8,11 +8,15 @@
 
 use super::cover::{Count, Cover, Joined, Piece, Queue, Waiting};
 use super::delta::{Delivered, Holder, finishes, is_null, text_of};
+use super::reply;
 use super::sse::{DEFAULT_CARRY, Frame, Splitter, TooLong};
+use super::typed::{self, Dialect};
 use super::usage::{Bounds, Reply, Tally, Verdict};
-use crate::usage::Usage;
+use crate::surface::Surface;
+use crate::usage::{Shape, Usage};
 use bytes::{Bytes, BytesMut};
 use memchr::memmem::Finder;
+use std::borrow::Cow;
 use std::sync::LazyLock;
 
 static NEEDLES: LazyLock<Needles> =
@@ -31,6 +35,8 @@ const READ_EVERY: u32 = 16;
 #[derive(Debug)]
 pub struct Meter {
     splitter: Splitter,
+    /// Most bytes that wait, or that one event may have.
+    cap: usize,
     reading: Reading,
     /// Frames that are not covered yet.
     queue: Queue,
@@ -38,14 +44,18 @@ pub struct Meter {
     counted: u64,
     /// While frames wait: the newest chunk with a running figure that does not.
     last_out: Vec<u8>,
+    /// Text that came when there was nobody left to send it to.
+    overheard: Delivered,
 }
 
 impl Meter {
     /// A meter for one stream. Without `wants_usage`, the chunk that carries nothing but usage is not passed on.
     pub fn new(wants_usage: bool, bounds: Bounds) -> Self {
         let reading = Reading {
+            holder: Holder::Delta,
             wants_usage,
             tally: Tally::new(bounds),
+            typed: None,
             count: None,
             lazy: bounds.choices == 1,
             passed_over: 0,
@@ -55,7 +65,25 @@ impl Meter {
             first: true,
             held: BytesMut::new(),
         };
-        Self { splitter: Splitter::default(), reading, queue: Queue::default(), counted: 0, last_out: Vec::new() }
+        let (splitter, queue, overheard) = (Splitter::default(), Queue::default(), Delivered::default());
+        Self { splitter, cap: DEFAULT_CARRY, reading, queue, counted: 0, last_out: Vec::new(), overheard }
+    }
+
+    /// How the figures of the backend add up, once it is known which one answers. To be said before the first byte.
+    pub fn add_up_by(&mut self, shape: Shape) {
+        self.reading.tally.add_up_by(shape);
+    }
+
+    /// The stream speaks as `surface` does, where that is not chat.
+    pub fn of(mut self, surface: Surface) -> Self {
+        self.reading.holder = reply::text_in_stream(surface);
+        if let Some(dialect) = Dialect::of(surface) {
+            self.reading.typed = Some(typed::Reader::new(dialect, self.reading.tally.bounds()));
+            self.reading.lazy = false;
+            self.cap = dialect.longest_event();
+            self.splitter = Splitter::with_cap(self.cap);
+        }
+        self
     }
 
     /// Counts output as it goes by, `cover` saying how where the backend does not say it itself. The count never falls and
@@ -70,7 +98,7 @@ impl Meter {
     /// several tokens each, so that every figure that corrects them is worth reading.
     pub fn all_is_shown(mut self) -> Self {
         let by_tokens = self.reading.count.as_ref().is_none_or(Count::is_by_tokens);
-        self.reading.lazy = by_tokens && self.reading.tally.is_of_one_choice();
+        self.reading.lazy = by_tokens && self.reading.typed.is_none() && self.reading.tally.is_of_one_choice();
         self
     }
 
@@ -84,7 +112,7 @@ impl Meter {
     /// figure, is beyond them waits with everything behind it. A frame without either needs no cover of its own.
     pub fn feed_covered(&mut self, chunk: Bytes, covered: u64, out: &mut Vec<Bytes>) -> Result<(), TooLong> {
         self.release(covered, out);
-        let Self { splitter, reading, queue, counted, last_out } = self;
+        let Self { splitter, reading, queue, counted, last_out, .. } = self;
         let read = chunk.clone();
         let mut carried = splitter.carried();
         let (mut at, mut joined) = (0, Joined::default());
@@ -108,7 +136,20 @@ impl Meter {
         });
         joined.flush(out);
         let kept = self.reading.held.len().max(self.queue.bytes);
-        fed.and(if kept > DEFAULT_CARRY { Err(TooLong { cap: DEFAULT_CARRY }) } else { Ok(()) })
+        fed.and(if kept > self.cap { Err(TooLong { cap: self.cap }) } else { Ok(()) })
+    }
+
+    /// Takes one read for its figures alone: the client is gone, nothing of it leaves or counts as delivered.
+    pub fn overhear(&mut self, chunk: Bytes) -> Result<(), TooLong> {
+        let Self { splitter, reading, overheard, .. } = self;
+        splitter.feed(chunk, |frame| {
+            if let Some(seen) = reading.frame(&frame) {
+                overheard.texts += seen.text.texts;
+                overheard.bytes += seen.text.bytes;
+            }
+        })?;
+        reading.held.clear();
+        Ok(())
     }
 
     /// More is covered: lets out what waited for it, in order. `u64::MAX` lets out everything.
@@ -145,6 +186,11 @@ impl Meter {
         self.reading.count.as_mut().map_or(0, Count::now)
     }
 
+    /// Output tokens of everything that came by the vocabulary alone, for comparison with what the backend says; `None` without one.
+    pub fn by_vocabulary(&self) -> Option<u64> {
+        self.reading.count.as_ref()?.alone()
+    }
+
     /// The backend ended its stream. What came behind the last blank line is read for its figures and waits with
     /// `[DONE]`: the receipt must not be glued to an unfinished line.
     pub fn finish(&mut self) {
@@ -173,20 +219,29 @@ impl Meter {
         let newest = if self.queue.is_empty() { &self.reading.unread } else { &self.last_out };
         let reply = Reply::read(newest)?;
         let mut tally = self.reading.tally.fresh();
-        tally.add(reply.usage?, reply.choices.as_deref().unwrap_or_default());
+        tally.hear(&reply);
         tally.total().0
     }
 
     /// What the stream said so far. Good at any time: a client may leave in the middle.
     pub fn verdict(&self) -> Verdict {
-        let (usage, absurd) = self.reading.total();
+        let ((usage, absurd), tier, stated) = match &self.reading.typed {
+            Some(typed) => (typed.total(), typed.tier(), None),
+            None => {
+                let heard = self.reading.heard();
+                (heard.total(), heard.tier, heard.stated)
+            }
+        };
         let said = &self.reading.verdict;
         Verdict {
             usage,
             reported: usage.is_some(),
             absurd,
-            delivered_chunks: said.delivered_chunks - self.queue.text.texts,
-            delivered_bytes: said.delivered_bytes - self.queue.text.bytes,
+            tier: tier,
+            stated: stated,
+            delivered_chunks: said.delivered_chunks - self.queue.text.texts - self.overheard.texts,
+            delivered_bytes: said.delivered_bytes - self.queue.text.bytes - self.overheard.bytes,
+            begun: self.reading.typed.as_ref().and_then(typed::Reader::begun),
             ..said.clone()
         }
     }
@@ -194,8 +249,11 @@ impl Meter {
 
 #[derive(Debug)]
 struct Reading {
+    holder: Holder,
     wants_usage: bool,
     tally: Tally,
+    /// Of streams whose events carry their type: what they say, instead of all that is read of chat chunks.
+    typed: Option<typed::Reader>,
     /// Where cover is counted.
     count: Option<Count>,
     /// Running figures may be passed over: there is one choice, and another way to count meanwhile.
@@ -252,14 +310,12 @@ impl Reading {
         }
     }
 
-    /// The figure so far, with what was passed over.
-    fn total(&self) -> (Option<Usage>, bool) {
-        let Some(reply) = Reply::read(&self.unread) else { return self.tally.total() };
+    /// What was said of usage so far, with what was passed over.
+    fn heard(&self) -> Cow<'_, Tally> {
+        let Some(reply) = Reply::read(&self.unread) else { return Cow::Borrowed(&self.tally) };
         let mut tally = self.tally.clone();
-        if let Some(usage) = reply.usage {
-            tally.add(usage, reply.choices.as_deref().unwrap_or_default());
-        }
-        tally.total()
+        tally.hear(&reply);
+        Cow::Owned(tally)
     }
 
     fn judge(&mut self, bytes: &[u8], whole: bool) -> Kind {
@@ -275,10 +331,13 @@ impl Reading {
             return nothing;
         }
         let Some(data) = frame.data else { return nothing };
+        if self.typed.is_some() {
+            return Kind::Text(self.typed_event(&data));
+        }
         self.verdict.finished |= finishes(&data);
         let text = match &mut self.count {
-            None => text_of(&data, Holder::Delta, |_| {}),
-            Some(count) => text_of(&data, Holder::Delta, |said| count.said(said)),
+            None => text_of(&data, self.holder, |_| {}),
+            Some(count) => text_of(&data, self.holder, |said| count.said(said)),
         };
         self.verdict.delivered_chunks += text.texts;
         self.verdict.delivered_bytes += text.bytes;
@@ -305,16 +364,18 @@ impl Reading {
             return Kind::Text(text);
         };
         self.verdict.failed |= reply.error.is_some();
+        let taken = self.tally.hear(&reply);
         if let Some(model) = reply.model.filter(|model| self.verdict.model.as_deref() != Some(model)) {
             self.verdict.model = Some(model.into_owned());
         }
-        let Some(usage) = reply.usage else { return Kind::Text(text) };
+        if reply.usage.is_none() {
+            return Kind::Text(text);
+        }
         self.passed_over = 0;
         if text.texts == 0 {
             // A final figure is newer than all of them.
             self.unread.clear();
         }
-        let taken = self.tally.add(usage, reply.choices.as_deref().unwrap_or_default());
         if let (true, Some(count), (Some(total), _)) = (taken, &mut self.count, self.tally.total()) {
             count.reported(total.completion);
         }
@@ -324,5 +385,27 @@ impl Reading {
             (true, false) => Kind::Dropped,
             (false, _) => Kind::Text(text),
         }
+    }
+
+    fn typed_event(&mut self, data: &[u8]) -> Delivered {
+        let Some(typed) = &mut self.typed else { return Delivered::default() };
+        self.first = false;
+        let event = typed.event(data, &mut |said| {
+            if let Some(count) = &mut self.count {
+                count.said(said);
+            }
+        });
+        self.verdict.failed |= event.failed;
+        self.verdict.finished |= event.finished;
+        self.verdict.saw_done |= event.ends;
+        self.verdict.delivered_chunks += event.text.texts;
+        self.verdict.delivered_bytes += event.text.bytes;
+        if let Some(model) = event.model.filter(|model| self.verdict.model.as_deref() != Some(model)) {
+            self.verdict.model = Some(model.into_owned());
+        }
+        if let (true, Some(count), (Some(total), _)) = (event.says_output, &mut self.count, typed.total()) {
+            count.reported(total.completion);
+        }
+        event.text
     }
 }

@@ -1,4 +1,4 @@
-//! The part of a chat request a model reads: messages, tools, schemas. What may be said, what costs extra, and what the
+//! The part of a request a model reads: messages, prompts, tools, schemas. What may be said, what costs extra, and what the
 //! token count is made from.
 //!
 //! Nothing here is copied: a piece is a place in the request's body, and [`Prompt`] decodes it when it is counted.
@@ -22,6 +22,10 @@ pub struct Prompt<'a> {
     pub messages: u64,
     /// Messages that carry a `name`.
     pub names: u64,
+    /// Tokens that were given as such, by their numbers.
+    pub given: u64,
+    /// It is read as it is, without a template around it.
+    pub is_plain: bool,
 }
 
 impl<'a> Prompt<'a> {
@@ -40,6 +44,8 @@ pub(super) struct Found {
     pub messages: u64,
     pub names: u64,
     pub images: u64,
+    /// Tokens given by their numbers.
+    pub given: u64,
     /// Places that do not leave the gate, in order.
     pub cuts: Vec<Range<usize>>,
 }
@@ -183,6 +189,71 @@ impl<'a> Reader<'a, '_> {
             }
             index += 1;
         }
+        Ok(())
+    }
+
+    /// One text, or several, each of them a string or the numbers of its tokens.
+    pub fn inputs(&mut self, param: &str) -> Result<(), Refusal> {
+        const WHY: &str =
+            "must be a string, an array of strings, an array of token numbers, or an array of such arrays";
+        if self.scanner.peek()? == Kind::String {
+            return self.input(param);
+        }
+        if self.scanner.peek()? != Kind::Array {
+            return Err(bad(param, WHY));
+        }
+        let mut array = self.scanner.array()?;
+        let mut first = None;
+        while self.scanner.next_item(&mut array)? {
+            let kind = self.scanner.peek()?;
+            if *first.get_or_insert(kind) != kind {
+                return Err(bad(param, WHY));
+            }
+            match kind {
+                Kind::String => self.input(param)?,
+                // All of them are one text.
+                Kind::Number => {
+                    self.token(param)?;
+                    self.found.messages = 1;
+                }
+                Kind::Array => {
+                    let mut tokens = self.scanner.array()?;
+                    while self.scanner.next_item(&mut tokens)? {
+                        self.token(param)?;
+                    }
+                    self.found.messages += 1;
+                }
+                _ => return Err(bad(param, WHY)),
+            }
+        }
+        Ok(())
+    }
+
+    /// One text that is asked about.
+    pub fn input(&mut self, param: &str) -> Result<(), Refusal> {
+        self.text(param)?;
+        self.found.messages += 1;
+        Ok(())
+    }
+
+    /// A text that goes into the prompt.
+    pub fn text(&mut self, param: &str) -> Result<(), Refusal> {
+        if self.scanner.peek()? != Kind::String {
+            return Err(bad(param, "must be a string"));
+        }
+        self.text_piece()
+    }
+
+    fn token(&mut self, param: &str) -> Result<(), Refusal> {
+        const WHY: &str = "must be made of token numbers: whole, not negative, in plain digits";
+        if self.scanner.peek()? != Kind::Number {
+            return Err(bad(param, WHY));
+        }
+        let span = self.scanner.value()?;
+        if !self.scanner.source().get(span).unwrap_or_default().bytes().all(|b| b.is_ascii_digit()) {
+            return Err(bad(param, WHY));
+        }
+        self.found.given += 1;
         Ok(())
     }
 

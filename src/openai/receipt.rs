@@ -18,15 +18,23 @@ pub fn receipt_comment(b64: &str) -> Bytes {
     out.into()
 }
 
-/// The receipt as a chunk of OpenAI's shape with `choices: []` and the block under its configured name. `created` is in
+/// The receipt as a chunk of OpenAI's shape (`object` says which) with `choices: []` and the block under its configured name. `created` is in
 /// Unix seconds, `model` the public name, `block_json` a JSON value. Clients that asked for usage expect the member on every
 /// chunk: for them it is there, null.
-pub fn receipt_chunk(id: &str, created: u64, model: &str, name: &str, block_json: &str, wants_usage: bool) -> Bytes {
+pub(super) fn receipt_chunk(
+    object: &str,
+    id: &str,
+    created: u64,
+    model: &str,
+    name: &str,
+    block_json: &str,
+    wants_usage: bool,
+) -> Bytes {
     let usage = if wants_usage { ",\"usage\":null" } else { "" };
     // Line ends in JSON stand only between values, where a space does as well; in an event they would end the line.
     let block = block_json.replace(['\r', '\n'], " ");
     format!(
-        "data: {{\"id\":{},\"object\":\"chat.completion.chunk\",\"created\":{created},\"model\":{},\"choices\":[]{usage},{}:{block}}}\n\n",
+        "data: {{\"id\":{},\"object\":\"{object}\",\"created\":{created},\"model\":{},\"choices\":[]{usage},{}:{block}}}\n\n",
         Value::from(id),
         Value::from(model),
         Value::from(name),
@@ -72,14 +80,15 @@ mod tests {
     fn a_receipt_in_a_stream_is_one_frame_whatever_is_in_it() {
         assert_eq!(receipt_comment("aGk_-"), ": pontage-receipt aGk_-\n\n");
         assert_eq!(receipt_comment("a\n\ndata: x\r"), ": pontage-receipt adatax\n\n");
-        let chunk = receipt_chunk("c\"1", 7, "m\n", "pontage", "{\n \"charged\": \"1\\n\"\r\n}", true);
+        let chunk =
+            receipt_chunk("chat.completion.chunk", "c\"1", 7, "m\n", "pontage", "{\n \"charged\": \"1\\n\"\r\n}", true);
         let frame = Frame::read(&chunk, false);
         let value: Value = serde_json::from_slice(&frame.data.unwrap()).unwrap();
         let want = serde_json::json!({"id":"c\"1","object":"chat.completion.chunk","created":7,"model":"m\n",
             "choices":[],"usage":null,"pontage":{"charged":"1\n"}});
         assert_eq!(value, want);
         assert_eq!(chunk.iter().filter(|b| **b == b'\n').count(), 2, "only the two that end it");
-        let quiet = receipt_chunk("c", 7, "m", "pontage", "{}", false);
+        let quiet = receipt_chunk("text_completion", "c", 7, "m", "pontage", "{}", false);
         assert!(!quiet.windows(7).any(|w| w == b"\"usage\""));
     }
 

@@ -6,6 +6,7 @@ use crate::ids::UpstreamModel;
 use crate::limits::{Limits, OverLimit, Spelling, UnknownFields};
 use crate::money::Usd;
 use crate::refusal::Refusal;
+use crate::surface::Surface;
 use bytes::Bytes;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -27,12 +28,17 @@ fn stripping() -> Limits {
 }
 
 fn read(body: &str, limits: &Limits) -> Result<Ask, Refusal> {
-    Ask::read(Bytes::copy_from_slice(body.as_bytes()), limits)
+    Ask::read(Surface::Chat, Bytes::copy_from_slice(body.as_bytes()), limits)
 }
 
 fn sent(ask: &Ask, stream: bool, spelling: Spelling, continuous_usage: bool) -> Value {
+    sent_without(ask, stream, spelling, continuous_usage, &[])
+}
+
+fn sent_without(ask: &Ask, stream: bool, spelling: Spelling, continuous_usage: bool, withheld: &[&str]) -> Value {
     let model = UpstreamModel::from("up/stream\"1");
-    let out = ask.rewrite(&Rewrite { model: &model, max_output: u64::MAX, spelling, stream, continuous_usage });
+    let to = Rewrite { model: &model, max_output: u64::MAX, spelling, stream, continuous_usage, withheld };
+    let out = ask.rewrite(&to);
     serde_json::from_slice(&out).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&out)))
 }
 
@@ -291,6 +297,19 @@ fn stream_options_are_merged_and_there_only_for_streams() {
     assert!(wants.wants_usage);
 }
 
+#[test]
+fn what_a_backend_refuses_is_left_out_and_nothing_else() {
+    let body = with(
+        r#""seed":1,"stop":["a"],"user":"u","stream":true,"stream_options":{"include_usage":true,"include_obfuscation":true}"#,
+    );
+    let ask = read(&body, &limits()).unwrap();
+    let got = sent_without(&ask, true, Spelling::MaxTokens, false, &["seed", "user", "include_obfuscation", "never"]);
+    assert_eq!((got.get("seed"), got.get("user"), &got["stop"]), (None, None, &json!(["a"])));
+    assert_eq!(got["stream_options"], json!({"include_usage":true}), "what decides the bill is never left out");
+    let all = sent(&ask, true, Spelling::MaxTokens, false);
+    assert_eq!((&all["seed"], &all["user"]), (&json!(1), &json!("u")));
+}
+
 /// One member of a generated request, some of them not acceptable.
 fn member() -> impl Strategy<Value = String> {
     prop_oneof![
@@ -327,8 +346,8 @@ proptest! {
         let got = sent(&ask, stream, spelling, false);
         // serde keeps the last of duplicates: re-reading our output strictly shows there are none to choose from.
         let model = UpstreamModel::from("up/stream\"1");
-        let out = ask.rewrite(&Rewrite { model: &model, max_output: u64::MAX, spelling, stream, continuous_usage: false });
-        let again = Ask::read(out, &limits()).map_err(|e| TestCaseError::fail(format!("{e:?}")))?;
+        let out = ask.rewrite(&Rewrite { model: &model, max_output: u64::MAX, spelling, stream, continuous_usage: false, withheld: &[] });
+        let again = Ask::read(Surface::Chat, out, &limits()).map_err(|e| TestCaseError::fail(format!("{e:?}")))?;
         prop_assert_eq!(again.model.as_deref(), Some("up/stream\"1"));
         prop_assert_eq!((again.n, again.max_output, again.stream), (ask.n, ask.max_output, stream));
         prop_assert!(ask.max_output <= 100 && ask.n <= 4);
@@ -347,14 +366,14 @@ proptest! {
 
     #[test]
     fn any_bytes_are_read_or_refused_and_never_panic(body in proptest::collection::vec(any::<u8>(), 0..64)) {
-        let _ = Ask::read(body.into(), &limits());
+        let _ = Ask::read(Surface::Chat, body.into(), &limits());
     }
 
     #[test]
     fn a_body_cut_or_changed_anywhere_is_never_read_where_serde_refuses(at in 0usize..200, byte in any::<u8>(), cut in any::<bool>()) {
         let mut body = with(r#""model":"m","stream":true,"n":2,"tools":[{"type":"function","function":{"name":"\ud83d\ude00"}}]"#).into_bytes();
         if cut { body.truncate(at.max(1)); } else if let Some(b) = body.get_mut(at) { *b = byte; }
-        if Ask::read(body.clone().into(), &stripping()).is_ok() {
+        if Ask::read(Surface::Chat, body.clone().into(), &stripping()).is_ok() {
             prop_assert!(serde_json::from_slice::<Value>(&body).is_ok());
         }
     }

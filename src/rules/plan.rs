@@ -59,10 +59,12 @@ impl Plan {
         names
     }
 
-    /// The chat routes that sell `model`, to name to a client that asked on the wrong one: flat prices first, cheapest first; then
+    /// The routes that sell `model` on one surface or, without one, on any; to name to a client that asked on the wrong one: flat prices first, cheapest first; then
     /// those whose price depends on the request; free ones last, for they are there for some other reason. Equals by path.
-    pub fn sellers(&self, model: &PublicModel) -> Vec<&Arc<Route>> {
-        let sells = |route: &&Arc<Route>| route.surface == Surface::Chat && route.tier.models.contains(model);
+    pub fn sellers(&self, model: &PublicModel, surface: Option<Surface>) -> Vec<&Arc<Route>> {
+        let speaks =
+            |route: &Route| surface.map_or(route.surface != Surface::Models, |surface| route.surface == surface);
+        let sells = |route: &&Arc<Route>| speaks(route) && route.tier.models.contains(model);
         let mut sellers: Vec<_> = self.routes.values().filter(sells).collect();
         sellers.sort_by_key(|route| {
             let flat = route.tier.flat();
@@ -89,6 +91,33 @@ pub struct ReceiptForm {
     pub header: bool,
     /// Name of the block added to the reply body.
     pub body: Option<String>,
+    /// Members of that block and the fact each tells, in order; empty: the whole receipt.
+    pub show: Vec<(String, Fact)>,
+    /// What one credit is worth, where amounts are shown in credits. A way of display: nothing is counted or kept in it.
+    pub credit: Option<Usd>,
+}
+
+/// What a block may tell about a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fact {
+    /// The receipt's id, good for `GET /receipts/{id}`.
+    Id,
+    /// The public model.
+    Model,
+    /// The pool that served.
+    Pool,
+    /// The server that served, by the name `pools.toml` gives it.
+    Server,
+    /// The tier.
+    Tier,
+    /// The rail.
+    Rail,
+    /// What was charged, in dollars.
+    ChargedUsd,
+    /// What was charged, in credits.
+    Credits,
+    /// What was used, where the backend has said so.
+    Usage,
 }
 
 /// A public path with its terms.

@@ -243,13 +243,11 @@ impl Row {
 
     /// A price; zero is none.
     fn number(&mut self, name: &str, value: &str) -> Option<PerToken> {
-        match Usd::read_up(value) {
-            Ok(usd) => (usd != Usd::ZERO).then_some(PerToken(usd.0)),
-            Err(why) => {
-                self.unbillable.push(format!("has a price that {why} ({name})"));
-                None
-            }
-        }
+        let Some(usd) = Usd::of_number(value) else {
+            self.unbillable.push(format!("has a price that is no amount ({name})"));
+            return None;
+        };
+        (usd != Usd::ZERO).then_some(PerToken(usd.0))
     }
 
     /// `tiered_pricing`: `[{ "range": [start, end], … }, …]`, each for prompts of `start < n <= end`, the last for all that are longer. One
@@ -298,7 +296,7 @@ impl Row {
 
 /// A whole number, also one that is written as `256000.0`.
 fn whole(text: &str) -> Option<u64> {
-    let Usd(scaled) = Usd::read_up(text).ok()?;
+    let Usd(scaled) = Usd::of_number(text)?;
     (scaled % Usd::ONE.0 == 0).then(|| u64::try_from(scaled / Usd::ONE.0).ok())?
 }
 

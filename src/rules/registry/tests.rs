@@ -102,7 +102,7 @@ fn what_cannot_be_billed_is_said() {
         ("draws", "charges in a way that is not billed here (output_cost_per_image_token)"),
         ("new", "charges in a way that is not billed here (cost_of_the_moon)"),
         ("perplexity/sonar", "searches by itself and bills each search (search_context_cost_per_query)"),
-        ("text", "has a price that is not a plain decimal number such as \"0.02\" (input_cost_per_token)"),
+        ("text", "has a price that is no amount (input_cost_per_token)"),
         ("odd", "is not a row of prices"),
     ] {
         assert_eq!(row(key).unbillable.first().map(String::as_str), Some(want), "{key}");

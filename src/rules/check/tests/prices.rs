@@ -16,7 +16,8 @@ const PRICES: &str = "registry = \"list.json\"\nmarkup = \"1.20\"\n[rail.\"tempo
 /// One model of these lines beside [`MODELS`], under these prices.
 fn priced(name: &str, lines: &str, prices: &str) -> Result<Plan, Vec<String>> {
     let models = format!("{MODELS}[model.{name:?}]\nupstream = \"up\"\npool = \"gpt-oss\"\n{lines}\n");
-    let texts = [("models.toml", models.as_str()), ("tiers.toml", TIERS), ("routes.toml", ROUTES), ("pools.toml", POOLS)];
+    let texts =
+        [("models.toml", models.as_str()), ("tiers.toml", TIERS), ("routes.toml", ROUTES), ("pools.toml", POOLS)];
     let with = [("prices.toml", prices), ("list.json", LIST)];
     let files = Files::of(texts.into_iter().chain(with.into_iter().filter(|_| !prices.is_empty())));
     check(&files, &catalogue()).map_err(|mistakes| mistakes.iter().map(Mistake::to_string).collect())
@@ -30,7 +31,13 @@ fn a_model_costs_what_is_written_or_what_the_list_says_with_the_markup() {
         ("x", "price_as = \"bare\"", 3_600_000, 4_800_000, "the row it names"),
         ("x", "price_as = \"bare\"\nprice = { output = \"1\" }", 3_600_000, 1_000_000, "its own output: final"),
         ("x", "price = { input = \"1\", output = \"2\" }", 1_000_000, 2_000_000, "its own price: final"),
-        ("x", "price_as = \"night\"\nprice = { input = \"1\", output = \"2\" }", 1_000_000, 2_000_000, "a row that cannot be billed, replaced"),
+        (
+            "x",
+            "price_as = \"night\"\nprice = { input = \"1\", output = \"2\" }",
+            1_000_000,
+            2_000_000,
+            "a row that cannot be billed, replaced",
+        ),
         ("x", "price = { input = \"0\", output = \"0\" }", 0, 0, "the operator may write zero"),
         ("x", "free = true", 0, 0, "or say that it is free"),
     ] {
@@ -40,17 +47,23 @@ fn a_model_costs_what_is_written_or_what_the_list_says_with_the_markup() {
     }
     let plan = priced("openai/listed", "service_tiers = [\"standard\"]", PRICES).unwrap();
     let model = plan.models.get("openai/listed").unwrap();
-    assert_eq!(model.price.base.priority, model.price.base.standard, "a speed that does not serve it is not in its bound");
+    assert_eq!(
+        model.price.base.priority, model.price.base.standard,
+        "a speed that does not serve it is not in its bound"
+    );
     assert_eq!((model.max_input, model.max_output, model.stated), (Some(1_000), Some(100), None));
     let from: Vec<_> = model.sources.iter().map(|s| (s.kind, s.usd.as_str(), s.from.as_str())).collect();
-    assert_eq!(from, [
-        ("input", "1.2", "list.json \"openai/listed\" x 1.2 (prices.toml:2)"),
-        ("cached_input", "0.12", "list.json \"openai/listed\" x 1.2 (prices.toml:2)"),
-        ("cache_write", "1.2", "as input"),
-        ("cache_write_hour", "1.2", "as cache_write"),
-        ("output", "2.4", "list.json \"openai/listed\" x 1.2 (prices.toml:2)"),
-        ("reasoning", "2.4", "as output"),
-    ]);
+    assert_eq!(
+        from,
+        [
+            ("input", "1.2", "list.json \"openai/listed\" x 1.2 (prices.toml:2)"),
+            ("cached_input", "0.12", "list.json \"openai/listed\" x 1.2 (prices.toml:2)"),
+            ("cache_write", "1.2", "as input"),
+            ("cache_write_hour", "1.2", "as cache_write"),
+            ("output", "2.4", "list.json \"openai/listed\" x 1.2 (prices.toml:2)"),
+            ("reasoning", "2.4", "as output"),
+        ]
+    );
     let plan = priced("openai/listed", "bill = \"stated\"", PRICES).unwrap();
     let model = plan.models.get("openai/listed").unwrap();
     assert_eq!(model.stated, Factor::parse("1.2").ok());
@@ -108,8 +121,12 @@ fn every_mistake_about_prices_is_named_with_its_file_line_and_key() {
 #[test]
 fn the_list_belongs_to_the_generation() {
     let files = |prices, list| {
-        Files::of([("models.toml", MODELS), ("tiers.toml", TIERS), ("routes.toml", ROUTES), ("pools.toml", POOLS)]
-            .into_iter().chain([("prices.toml", prices), ("list.json", list)])).generation()
+        Files::of(
+            [("models.toml", MODELS), ("tiers.toml", TIERS), ("routes.toml", ROUTES), ("pools.toml", POOLS)]
+                .into_iter()
+                .chain([("prices.toml", prices), ("list.json", list)]),
+        )
+        .generation()
     };
     let base = files("registry = \"list.json\"", LIST);
     assert_eq!(base, files("registry = \"list.json\"", LIST));
