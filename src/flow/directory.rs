@@ -37,7 +37,8 @@ impl Offered {
 
     /// The price of every request, in atoms, when they all have the same.
     fn amount(&self, route: &Route) -> Option<String> {
-        route.tier.flat().filter(|_| !self.is_session())?.to_atoms(self.decimals).map(|a| a.to_string())
+        let flat = route.tier.flat().filter(|_| !self.is_session())?;
+        route.share(&self.id).times(flat)?.to_atoms(self.decimals).map(|a| a.to_string())
     }
 
     fn price_words(&self, route: &Route) -> String {

@@ -454,9 +454,15 @@ impl Delivery {
         !matches!(self.money, Money::None)
     }
 
+    fn bill(&self, verdict: &Verdict, usage: &Usage) -> Option<Usd> {
+        // What the backend says of the whole answer is not said of a part of it.
+        let stated = verdict.stated.filter(|_| verdict.usage == Some(*usage));
+        self.quoted.bill(&self.receipt.rail, usage, verdict.tier, stated)
+    }
+
     /// What the reported usage costs in atoms of the rail.
     fn charge(&self, verdict: &Verdict) -> Option<Atoms> {
-        self.quoted.cost(&verdict.usage?, verdict.tier)?.to_atoms(self.receipt.decimals)
+        self.bill(verdict, &verdict.usage?)?.to_atoms(self.receipt.decimals)
     }
 
     /// What was used when the answer ended early and the backend did not say: the prompt, and what left.
@@ -514,7 +520,7 @@ impl Delivery {
             ];
             // Most models never have most of them.
             parts.into_iter().filter(|(_, n)| *n > 0).for_each(|(kind, n)| tokens(kind, n));
-            self.receipt.actual_usd = self.quoted.cost(&usage, verdict.tier);
+            self.receipt.actual_usd = self.bill(verdict, &usage);
         }
         self.receipt.usage = usage;
         self.receipt.usage_source = Some(source);
