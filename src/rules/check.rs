@@ -9,7 +9,7 @@ use crate::limits::{Limits, OverLimit, UnknownFields};
 use crate::rules::entry::{self, ChargeEntry, Entries, ModelEntry, PoolEntry, RouteEntry, TierEntry};
 use crate::rules::file::Files;
 use crate::rules::plan::{
-    Charge, HealthRules, MissingUsage, Model, Plan, PoolRules, Prices, Reach, Route, Shortfall, Surface, Tier,
+    Access, Charge, HealthRules, MissingUsage, Model, Plan, PoolRules, Prices, Reach, Route, Shortfall, Surface, Tier,
 };
 use crate::written::{Mistake, Said};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -274,6 +274,10 @@ impl Desk<'_> {
                 self.wrong(said, format!("{rail:?} is not a rail of pontage.toml: {known}"));
                 continue;
             };
+            if let (false, Some(surface)) = (ability.fixed_amount, e.surface.filter(|surface| surface.is_flat())) {
+                let why = format!("charges what was used, and {} have a flat price only", surface.word());
+                self.wrong(said, format!("{rail:?} {why}"));
+            }
             let unpriced = entry.is_some_and(|tier| matches!(tier.charge, ChargeEntry::Absent));
             if let (true, true, Some(tier)) = (ability.fixed_amount, unpriced, &e.tier) {
                 let tier = tier.value.as_str();
@@ -289,6 +293,7 @@ impl Desk<'_> {
                 self.wrong(said, format!("{rail:?} charges what was used, and tier.{tier} {why}"));
             }
         }
+        self.priced_without_output(e, entry);
         Some(Arc::new(Route {
             path: e.path.as_ref()?.value.clone(),
             surface: e.surface?,
@@ -309,6 +314,34 @@ impl Desk<'_> {
 }
 
 impl Desk<'_> {
+    /// Where a reply has no tokens of output, no price can be made from them.
+    fn priced_without_output(&mut self, e: &RouteEntry, tier: Option<&TierEntry>) {
+        let (Some(surface), Some(said), Some(tier)) = (e.surface, &e.tier, tier) else { return };
+        if surface == Surface::Models || surface.has_output() || e.access != Some(Access::Paid) {
+            return;
+        }
+        let charge = match &tier.charge {
+            ChargeEntry::Is(charge) => Some(charge.value),
+            ChargeEntry::Absent => None,
+            ChargeEntry::Wrong => return,
+        };
+        let (word, tier) = (surface.word(), said.value.as_str());
+        match charge {
+            Some(Charge::Flat { min_output_tokens: None, .. }) => {}
+            None | Some(Charge::Ceiling) if !surface.is_flat() => {}
+            _ if surface.is_flat() => {
+                let why = format!("{word} have a flat price: tier.{tier} must say charge = {{ flat = \"…\" }}");
+                self.wrong(said, why);
+            }
+            _ => {
+                let why = format!(
+                    "{word} have no output: tier.{tier} must say charge = {{ ceiling = true }} or {{ flat = \"…\" }}"
+                );
+                self.wrong(said, why);
+            }
+        }
+    }
+
     /// What a list without a tier shows: every model. Nothing is sold by it.
     fn everything(&self) -> Option<Arc<Tier>> {
         let models = self.entries.models.as_ref()?;

@@ -8,6 +8,7 @@ mod completions;
 mod embeddings;
 mod images;
 mod speech;
+pub(super) mod transcriptions;
 
 use super::prompt::{Found, Reader, bad};
 use super::request::{Ask, Rewrite};
