@@ -140,6 +140,14 @@ pub struct Route {
     pub receipt: ReceiptForm,
 }
 
+impl Route {
+    /// The price of every request on fixed-amount rails, when they all have the same.
+    pub fn flat(&self) -> Option<Usd> {
+        let one = self.surface != Surface::Images || self.tier.limits.max_n == 1;
+        self.tier.flat().filter(|_| one)
+    }
+}
+
 /// Commercial terms.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Tier {
