@@ -23,7 +23,7 @@ use crate::openai::usage::{Bounds, Verdict};
 use crate::refusal::Refusal;
 use crate::rules::plan::{Balance, MissingUsage};
 use crate::store::Write;
-use crate::surface::Surface;
+use crate::surface::{Surface, Whole};
 use crate::tokens::Vocabulary;
 use crate::upstream::{Affinity, Pool, Who};
 use crate::usage::{Shape, Usage, UsageSource};
@@ -217,6 +217,11 @@ impl Delivery {
         }
     }
 
+    /// The `Content-Type` of a body that [`Delivery::body`] gave.
+    pub fn content_type(&self, body: &[u8]) -> std::borrow::Cow<'static, str> {
+        self.quoted.allowed.ask.content_type(body)
+    }
+
     /// Nobody else will be asked.
     pub fn let_text_go(&mut self) {
         self.quoted = Arc::new(self.quoted.without_body());
@@ -257,7 +262,9 @@ impl Delivery {
         self.receipt.complete = true;
         self.take_promise().await?;
         self.write_down().await?;
-        let named = self.quoted.allowed.route.receipt.body.as_deref().filter(|_| self.is_paid());
+        // A block goes into JSON and into nothing that only looks like it.
+        let json = self.surface().whole() == Whole::Json;
+        let named = self.quoted.allowed.route.receipt.body.as_deref().filter(|_| json && self.is_paid());
         let with_block = named.and_then(|name| add_block(&body, name, &self.block()));
         Ok(with_block.unwrap_or(body))
     }
@@ -442,7 +449,8 @@ impl Delivery {
         verdict.failed && !says_something(&verdict)
     }
 
-    fn surface(&self) -> Surface {
+    /// What is spoken.
+    pub fn surface(&self) -> Surface {
         self.quoted.allowed.route.surface
     }
 

@@ -148,6 +148,12 @@ impl Route {
     pub fn share(&self, rail: &RailId) -> Factor {
         self.shares.get(rail).copied().unwrap_or(Factor::ONE)
     }
+
+    /// The price of every request on fixed-amount rails, when they all have the same.
+    pub fn flat(&self) -> Option<Usd> {
+        let one = self.surface != Surface::Images || self.tier.limits.max_n == 1;
+        self.tier.flat().filter(|_| one)
+    }
 }
 
 /// Commercial terms.
