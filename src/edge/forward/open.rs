@@ -41,7 +41,7 @@ pub(super) struct Opened {
     peer: HttpPeer,
     reuse_for: Duration,
     /// Counts the request as running on its server.
-    _picked: Picked,
+    picked: Option<Picked>,
 }
 
 impl Opened {
@@ -106,8 +106,10 @@ pub(super) async fn open(
                 continue;
             };
             match accept(line, picked, pool.reuse_for(), sent_at.elapsed()) {
-                Ok(opened) if is_refusal_to_serve(opened.status) => {
+                Ok(mut opened) if is_refusal_to_serve(opened.status) => {
                     tell(filter, Some(&who), "status");
+                    // It has said what it had to say. Two requests that each kept a place while waiting for the other's would wait long.
+                    opened.picked = None;
                     refused = Some(Ok(opened));
                 }
                 Ok(opened) => {
@@ -286,7 +288,7 @@ fn accept(line: Line, picked: Picked, reuse_for: Duration, waited: Duration) -> 
         head.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.trim().parse().ok());
     let headers = scrub::to_client(&head.headers);
     let Line { session, peer, .. } = line;
-    Ok(Box::new(Opened { session, status, headers, declared_length, peer, reuse_for, _picked: picked }))
+    Ok(Box::new(Opened { session, status, headers, declared_length, peer, reuse_for, picked: Some(picked) }))
 }
 
 fn request_head(pool: &Pool, picked: &Picked, out: &Outgoing) -> Result<Box<RequestHeader>, Refusal> {
@@ -297,7 +299,7 @@ fn request_head(pool: &Pool, picked: &Picked, out: &Outgoing) -> Result<Box<Requ
             head.append_header(name.clone(), value.clone())?;
         }
         head.insert_header(header::HOST, picked.host())?;
-        head.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))?;
+        head.insert_header(header::CONTENT_TYPE, out.content_type.clone())?;
         head.insert_header(header::CONTENT_LENGTH, out.body.len())?;
         head.insert_header(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"))?;
         head.insert_header(header::USER_AGENT, HeaderValue::from_static(USER_AGENT))?;
