@@ -9,8 +9,8 @@ use crate::limits::{Limits, OverLimit, UnknownFields};
 use crate::rules::entry::{self, ChargeEntry, Entries, ModelEntry, PoolEntry, RouteEntry, TierEntry};
 use crate::rules::file::Files;
 use crate::rules::plan::{
-    Balance, Charge, Discovery, HealthRules, MissingUsage, Model, Plan, PoolRules, Prices, Queue, Reach, Route, Shortfall,
-    Surface, Tier,
+    Balance, Charge, Discovery, HealthRules, MissingUsage, Model, Plan, PoolRules, Prices, Queue, Reach, Route,
+    Shortfall, Surface, Tier,
 };
 use crate::written::{Mistake, Said};
 use std::collections::{BTreeMap, BTreeSet, HashMap};

@@ -8,7 +8,15 @@ use proptest::prelude::*;
 fn model(input: u128, cached_input: u128, output: u128) -> Model {
     let rates = Rates { cached_input: PerToken(cached_input), ..Rates::plain(PerToken(input), PerToken(output)) };
     let price = Prices::flat(rates);
-    Model { name: "m".into(), upstream: "up".into(), elsewhere: Default::default(), pool: "p".into(), price, vocabulary: None, hidden_output: false }
+    Model {
+        name: "m".into(),
+        upstream: "up".into(),
+        elsewhere: Default::default(),
+        pool: "p".into(),
+        price,
+        vocabulary: None,
+        hidden_output: false,
+    }
 }
 
 fn limits(max_output_tokens: u64, image: u128) -> Limits {

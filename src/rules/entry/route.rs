@@ -10,12 +10,16 @@ use crate::written::{Said, Section, Spot, Value};
 const OWN_PATHS: [&str; 4] = ["/openapi.json", "/llms.txt", "/agents.md", "/receipts"];
 
 /// Surfaces whose form is written.
-const SOLD: [Surface; 4] = [Surface::Chat, Surface::Completions, Surface::Embeddings, Surface::Models];
+const SOLD: [Surface; 6] =
+    [Surface::Chat, Surface::Completions, Surface::Responses, Surface::Embeddings, Surface::Messages, Surface::Models];
 
-/// Members of OpenAI replies that a receipt must not replace.
-const OPENAI_MEMBERS: [&str; 24] = [
+/// Members of the surfaces' replies that a receipt must not replace.
+const OPENAI_MEMBERS: [&str; 44] = [
     "annotations",
+    "background",
     "choices",
+    "container",
+    "content",
     "created",
     "created_at",
     "data",
@@ -24,20 +28,37 @@ const OPENAI_MEMBERS: [&str; 24] = [
     "first_id",
     "has_more",
     "id",
+    "incomplete_details",
     "input",
+    "instructions",
     "last_id",
+    "max_output_tokens",
     "message",
     "metadata",
     "model",
     "object",
     "output",
+    "parallel_tool_calls",
+    "previous_response_id",
     "prompt_filter_results",
     "prompt_logprobs",
+    "reasoning",
+    "role",
     "service_tier",
     "status",
+    "stop_reason",
+    "stop_sequence",
+    "store",
     "system_fingerprint",
+    "temperature",
+    "text",
+    "tool_choice",
+    "tools",
+    "top_p",
+    "truncation",
     "type",
     "usage",
+    "user",
 ];
 
 /// `[[route]]`.
