@@ -8,6 +8,7 @@ use pontage::openai::cover::Cover;
 use pontage::openai::meter::Meter;
 use pontage::openai::usage::Bounds;
 use pontage::tokens::Vocabulary;
+use pontage::usage::Shape;
 use std::hint::black_box;
 
 const EVENTS: usize = 1000;
@@ -38,7 +39,8 @@ fn metering(c: &mut Criterion) {
             group.bench_with_input(BenchmarkId::new(name, format!("reads of {read}")), &reads, |b, reads| {
                 let mut out = Vec::with_capacity(64);
                 b.iter(|| {
-                    let mut meter = Meter::new(false, Bounds { choices: 1, completion: Some(1 << 20) });
+                    let mut meter =
+                        Meter::new(false, Bounds { choices: 1, completion: Some(1 << 20), shape: Shape::PLAIN });
                     for read in reads {
                         meter.feed(black_box(read.clone()), &mut out).unwrap();
                         out.clear();
@@ -60,7 +62,7 @@ fn metering(c: &mut Criterion) {
             group.bench_with_input(BenchmarkId::new(format!("cover by {cover_name}"), name), &reads, |b, reads| {
                 let mut out = Vec::with_capacity(64);
                 b.iter(|| {
-                    let bounds = Bounds { choices: 1, completion: Some(1 << 20) };
+                    let bounds = Bounds { choices: 1, completion: Some(1 << 20), shape: Shape::PLAIN };
                     let mut meter = Meter::new(false, bounds).with_cover(cover);
                     let mut covered = 0;
                     for read in reads {

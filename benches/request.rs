@@ -46,8 +46,14 @@ fn body(bytes: usize) -> Bytes {
 fn reading(c: &mut Criterion) {
     let mut group = c.benchmark_group("request");
     let (limits, model) = (limits(), UpstreamModel::from("gpt-oss-120b"));
-    let to =
-        Rewrite { model: &model, max_output: 512, spelling: Spelling::MaxTokens, stream: true, continuous_usage: true };
+    let to = Rewrite {
+        model: &model,
+        max_output: 512,
+        spelling: Spelling::MaxTokens,
+        stream: true,
+        continuous_usage: true,
+        withheld: &[],
+    };
     for kib in [1usize, 64, 1024] {
         let body = body(kib << 10);
         group.throughput(Throughput::Bytes(body.len() as u64));

@@ -33,6 +33,7 @@ use crate::store::embedded::Embedded;
 use crate::store::redis::Redis;
 use crate::store::{self, Store};
 use crate::upstream::Pools;
+use crate::upstream::shown::Shown;
 use arc_swap::ArcSwap;
 use pingora::apps::http_app::HttpServer;
 use std::path::Path;
@@ -97,6 +98,7 @@ pub fn mistakes(conf: &Conf, rules: &Path) -> Vec<String> {
 pub async fn run(start: Start) -> Result<(), Vec<String>> {
     let Start { conf, secrets, rules: rules_dir, accept_payee_change } = start;
     let one = |e: String| vec![e];
+    let defect = |e: prometheus::Error| one(format!("metrics: {e}"));
     // First of all: a signal that nobody listens for would end a gate that is only starting.
     let signals = Signals::listen().map_err(one)?;
 
@@ -113,6 +115,8 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
 
     let pools: Arc<ArcSwap<Pools>> = Arc::new(ArcSwap::from_pointee(Pools::default()));
     let rules = watched_rules(&rules_dir, &conf, &pools, &metrics)?;
+    pools.load_full().first_look().await;
+    metrics.show(Shown::of(Arc::clone(&pools)).map_err(defect)?).map_err(defect)?;
     let toll = Arc::new(Toll {
         rules: Arc::clone(&rules),
         rails,
@@ -386,8 +390,13 @@ fn watched_rules(
     metrics: &Arc<Metrics>,
 ) -> Result<Arc<Rules>, Vec<String>> {
     let pools = Arc::clone(pools);
+    let runtime = tokio::runtime::Handle::current();
     let prepare = move |plan: &crate::rules::Plan| {
         let next = Pools::build(&plan.pools, Some(&pools.load()))?;
+        // A reload has a thread of its own and may wait for names; at the start the caller does.
+        if tokio::runtime::Handle::try_current().is_err() {
+            runtime.block_on(next.first_look());
+        }
         pools.store(Arc::new(next));
         Ok(())
     };

@@ -2,6 +2,7 @@
 
 use crate::ids::RailId;
 use crate::limits::Spelling;
+use crate::usage::Shape;
 use std::collections::BTreeMap;
 
 /// Every kind this build and this `pontage.toml` offer to the rules.
@@ -34,4 +35,38 @@ pub struct ProfileAbility {
     pub continuous_usage: bool,
     /// Path of its health endpoint, when it has one.
     pub health_path: Option<&'static str>,
+    /// Most choices (`n`) it makes of one request; `None`: no bound of its own. More is refused before any price is named.
+    pub most_choices: Option<u64>,
+    /// Fields of the surface that it refuses, by name: they do not leave the gate. `include_obfuscation` stands for the member of
+    /// `stream_options`.
+    pub withheld: &'static [&'static str],
+    /// How its figures add up.
+    pub shape: Shape,
+    /// What becomes of its answer when the client leaves.
+    pub on_leave: OnLeave,
+}
+
+impl ProfileAbility {
+    /// A backend that does what the words of OpenAI say, and nothing more.
+    pub const PLAIN: Self = Self {
+        spelling: Spelling::MaxTokens,
+        continuous_usage: false,
+        health_path: None,
+        most_choices: None,
+        withheld: &[],
+        shape: Shape::PLAIN,
+        on_leave: OnLeave::Cancel,
+    };
+}
+
+/// What becomes of a stream that is paid by usage when its client leaves (design §5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnLeave {
+    /// The backend is hung up on and stops; what it had reported by then is used, else what was delivered. For backends of one's own,
+    /// and for those that say on every chunk what they have used.
+    #[default]
+    Cancel,
+    /// It is read to its end, as far as the payer's money covers it: such a vendor says only at the end what it bills, and bills it
+    /// whether somebody listens or not.
+    Drain,
 }

@@ -48,8 +48,12 @@ pub struct Metrics {
     /// `pontage_upstream_attempts_total{pool,outcome}`: servers tried, by what came of it: `answered`, `connect`, `status` (429 or
     /// 5xx), `auth`, `lost`, `timeout`, `full`.
     pub upstream_attempts: IntCounterVec,
-    /// `pontage_usage_total{pool,source}`: who counted: `reported`, `counted`, `missing`, `absurd`.
+    /// `pontage_usage_total{pool,source}`: who counted: `reported`, `counted`, `missing`, `absurd`; `absurd` also beside `reported`, when
+    /// one of several figures cannot be.
     pub usage: IntCounterVec,
+    /// `pontage_usage_drift_ratio{model,kind}`: tokens reported ÷ tokens counted here by the model's vocabulary, `kind` = `prompt`,
+    /// `completion` (a float here only; nothing is charged by it).
+    pub usage_drift: HistogramVec,
     /// `pontage_dropped_frames_total`: upstream SSE frames with a reserved event name.
     pub dropped_frames: IntCounter,
     /// `pontage_rules_reload_total{outcome}`: `ok`, `failed`.
@@ -129,6 +133,12 @@ impl Metrics {
                 &["pool", "outcome"],
             ),
             usage: counter("pontage_usage_total", "Replies by who counted their tokens", &["pool", "source"]),
+            usage_drift: {
+                let about_one =
+                    vec![0.1, 0.25, 0.5, 0.8, 0.9, 0.95, 0.98, 1.0, 1.02, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0];
+                let opts = HistogramOpts::new("pontage_usage_drift_ratio", "Tokens reported by tokens counted here");
+                put(&registry, HistogramVec::new(opts.buckets(about_one), &["model", "kind"]))
+            },
             dropped_frames: put(
                 &registry,
                 IntCounter::new("pontage_dropped_frames_total", "Backend SSE frames with a reserved event name"),
@@ -142,6 +152,11 @@ impl Metrics {
             ),
             registry,
         }
+    }
+
+    /// Shows what `collector` reads when it is asked. The error: a name is taken already.
+    pub fn show(&self, collector: impl prometheus::core::Collector + 'static) -> prometheus::Result<()> {
+        self.registry.register(Box::new(collector))
     }
 
     /// Prometheus text format, version 0.0.4.
@@ -163,6 +178,11 @@ impl Metrics {
 #[allow(clippy::cast_precision_loss)]
 pub fn shown(usd: Usd) -> f64 {
     usd.0 as f64 / 1e18
+}
+
+/// One count by another, for display; `None` when there is nothing to compare with.
+pub fn ratio(reported: u64, counted: u64) -> Option<f64> {
+    (counted > 0).then(|| reported as f64 / counted as f64)
 }
 
 /// Registers a collector. Names and labels are literals above, so both errors are defects that the first test shows.

@@ -80,6 +80,31 @@ impl Usd {
         parse_scaled(text, SCALE_DIGITS).map(Self)
     }
 
+    /// Reads a number as JSON writes it (`0.0012`, `1e-07`), rounded **up** to what can be kept. `None` when it is negative, is no
+    /// number or is past the largest amount.
+    pub fn of_number(text: &str) -> Option<Self> {
+        let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
+        let (whole, part) = mantissa.split_once('.').unwrap_or((mantissa, "0"));
+        let digits = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
+        if !digits(whole) || !digits(part) {
+            return None;
+        }
+        let exponent: i64 = exponent.parse::<i32>().ok()?.into();
+        // So many of its digits stand before the point of the scaled number; beyond 38 zeros it is past any amount.
+        let kept = i64::try_from(whole.len()).ok()?.checked_add(exponent)?.checked_add(SCALE_DIGITS as i64)?;
+        let all = || whole.bytes().chain(part.bytes());
+        if all().all(|b| b == b'0') {
+            return Some(Self::ZERO);
+        }
+        let kept = usize::try_from(kept.max(0)).ok().filter(|kept| *kept <= text.len() + 64)?;
+        let mut value: u128 = 0;
+        for b in all().chain(std::iter::repeat(b'0')).take(kept) {
+            value = value.checked_mul(10)?.checked_add(u128::from(b - b'0'))?;
+        }
+        let more = all().skip(kept).any(|b| b != b'0');
+        value.checked_add(u128::from(more)).map(Self)
+    }
+
     /// Sum, or `None` past the largest amount.
     pub fn plus(self, other: Self) -> Option<Self> {
         self.0.checked_add(other.0).map(Self)
@@ -88,6 +113,16 @@ impl Usd {
     /// `self − other`, or zero when `other` is larger.
     pub fn less(self, other: Self) -> Self {
         Self(self.0.saturating_sub(other.0))
+    }
+
+    /// How many of `unit` this is, as a decimal of at most 12 places, cut off: for display only. `"0"` when a unit is worth nothing.
+    pub fn counted_in(self, unit: Self) -> String {
+        let parts = || {
+            let whole = self.0.checked_div(unit.0)?;
+            let rest = (self.0 % unit.0).checked_mul(1_000_000_000_000)? / unit.0;
+            Some(Self(whole.checked_mul(ONE_USD)?.checked_add(rest * 1_000_000)?).to_string())
+        };
+        parts().unwrap_or_else(|| "0".to_owned())
     }
 
     /// Smallest count of an asset with `decimals` that is worth at least this much. `None` past the largest count.
@@ -226,6 +261,48 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn an_amount_is_shown_in_credits_exactly_where_that_can_be_written() {
+        for (usd, unit, want) in [
+            ("0.0125", "0.01", "1.25"),
+            ("0.000001", "0.01", "0.0001"),
+            ("0", "0.01", "0"),
+            ("123456789.5", "0.01", "12345678950"),
+            ("1", "3", "0.333333333333"),
+            ("1", "0", "0"),
+        ] {
+            let (usd, unit) = (Usd::parse(usd).unwrap(), Usd::parse(unit).unwrap());
+            assert_eq!(usd.counted_in(unit), want, "{usd} in units of {unit}");
+        }
+    }
+
+    #[test]
+    fn a_number_of_json_is_read_exactly_and_what_is_too_fine_rounds_up() {
+        for (text, want, why) in [
+            ("0.95", Some(950_000_000_000_000_000), "a cost"),
+            ("1e-07", Some(100_000_000_000), "as Python writes it"),
+            ("1E+0", Some(ONE_USD), "capital, signed"),
+            ("2.9999900000000002e-06", Some(2_999_990_000_001), "float noise is a little more"),
+            ("2.9999900000000000e-06", Some(2_999_990_000_000), "zeros are none"),
+            ("0.0000000000000000001", Some(1), "finer than the unit"),
+            ("1e-400", Some(1), "much finer"),
+            ("0", Some(0), "nothing"),
+            ("0e999", Some(0), "nothing, whatever the exponent"),
+            ("170141183460469231731", Some(170_141_183_460_469_231_731 * ONE_USD), "large"),
+            ("1e21", None, "too large"),
+            ("1e2000000000", None, "far too large"),
+            ("1e99999999999", None, "an exponent that is none"),
+            ("-0.1", None, "negative"),
+            ("\"0.1\"", None, "text"),
+            (".5", None, "no whole part"),
+            ("5.", None, "no part"),
+            ("1_0", None, "no number"),
+            ("", None, "empty"),
+        ] {
+            assert_eq!(Usd::of_number(text), want.map(Usd), "{text}: {why}");
+        }
+    }
 
     #[test]
     fn amounts_are_read_strictly() {

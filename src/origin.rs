@@ -58,11 +58,15 @@ impl Origin {
     /// The host is an address that only its own machine or link can mean: cloud metadata services live there, and a backend
     /// never does.
     pub fn is_link_local(&self) -> bool {
-        match self.host.parse::<IpAddr>() {
-            Ok(IpAddr::V4(ip)) => ip.is_link_local() || ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast(),
-            Ok(IpAddr::V6(ip)) => ip.is_unicast_link_local() || ip.is_unspecified() || ip.is_multicast(),
-            Err(_) => false,
-        }
+        self.host.parse().is_ok_and(is_link_local)
+    }
+}
+
+/// As [`Origin::is_link_local`], of an address that was found behind a name.
+pub fn is_link_local(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(ip) => ip.is_link_local() || ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local() || ip.is_unspecified() || ip.is_multicast(),
     }
 }
 

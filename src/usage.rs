@@ -35,6 +35,31 @@ fn is_zero(n: &u64) -> bool {
     *n == 0
 }
 
+/// How the figures of one reply add up: backends differ (`notes/llm.md` §2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Figures that stand alone, behind the text.
+    pub finals: Scope,
+    /// Figures that stand on chunks with choices.
+    pub running: Scope,
+    /// Output that is billed may be in the total only: output = the larger of what is said and total − prompt.
+    pub output_in_total: bool,
+}
+
+impl Shape {
+    /// One final figure for the whole reply; running ones, where there are any, by choice.
+    pub const PLAIN: Self = Self { finals: Scope::Reply, running: Scope::Choice, output_in_total: false };
+}
+
+/// What one figure is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// The whole reply: the newest one holds.
+    Reply,
+    /// One choice: output adds up over the choices, the prompt was read once.
+    Choice,
+}
+
 /// Which of a vendor's speeds served a request, as its *reply* says: what was asked for is not what is billed
 /// (`notes/llm.md` §1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

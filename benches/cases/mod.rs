@@ -27,6 +27,7 @@ use pontage::refusal::{Moved, Refusal};
 use pontage::rules::{self, Plan};
 use pontage::secret::Secret;
 use pontage::tokens::Vocabulary;
+use pontage::usage::Shape;
 use sha2::{Digest, Sha256};
 use std::hint::black_box;
 use std::path::Path;
@@ -176,6 +177,7 @@ impl Reading {
             spelling: Spelling::MaxTokens,
             stream: true,
             continuous_usage: true,
+            withheld: &[],
         })
     }
 }
@@ -223,7 +225,7 @@ impl Metering {
     /// The whole stream.
     pub fn run(&self) -> u64 {
         let mut out = Vec::with_capacity(64);
-        let mut meter = Meter::new(false, Bounds { choices: 1, completion: Some(1 << 20) });
+        let mut meter = Meter::new(false, Bounds { choices: 1, completion: Some(1 << 20), shape: Shape::PLAIN });
         if let Some(cover) = self.cover {
             meter = meter.with_cover(cover);
         }

@@ -5,11 +5,13 @@ mod channels;
 pub use channels::OPERATOR;
 
 use crate::flow::Toll;
+use crate::ids::PoolName;
+use crate::upstream::{PoolStatus, Pools, ServerStatus};
 use async_trait::async_trait;
 use http::{Response, StatusCode, header};
 use pingora::apps::http_app::ServeHttp;
 use pingora::protocols::http::ServerSession;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -52,8 +54,7 @@ impl Admin {
         let rails: Vec<_> = (self.toll.rails.iter())
             .map(|r| json!({ "rail": r.id(), "offered": r.standing().is_ok(), "why_not": r.standing().err() }))
             .collect();
-        let pools: Vec<_> =
-            plan.pools.keys().map(|name| json!({ "pool": name, "available": pools.available(name) })).collect();
+        let pools: Vec<_> = plan.pools.keys().map(|name| pool(name, &pools)).collect();
         let ready = self.unready();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -74,6 +75,36 @@ impl Admin {
         })
         .to_string()
     }
+}
+
+/// `available` is that of offers: the pool's own, or that of one it falls back to.
+fn pool(name: &PoolName, pools: &Pools) -> Value {
+    let Some(found) = pools.get(name) else { return json!({ "pool": name, "available": false }) };
+    let PoolStatus { available, waiting, waits, refused, servers } = found.overview();
+    let server = |s: ServerStatus| {
+        json!({
+            "server": s.name,
+            "address": s.address,
+            "group": s.group,
+            "usable": s.usable,
+            "in_flight": s.in_flight,
+            "max_concurrent": s.max_concurrent,
+            "first_byte_ms": s.first_byte_micros.map(|micros| micros / 1000),
+            "ejections": s.ejections,
+            "key_alarms": s.key_alarms,
+            "usage_alarms": s.usage_alarms,
+        })
+    };
+    json!({
+        "pool": name,
+        "available": pools.available(name),
+        "itself": available,
+        "fallback": found.fallback(),
+        "waiting": waiting,
+        "waits": waits,
+        "refused": refused,
+        "servers": servers.into_iter().map(server).collect::<Vec<_>>(),
+    })
 }
 
 #[async_trait]

@@ -2,7 +2,8 @@
 //!
 //! It stands where Pingora's native path would, because at 0.9.1 that path cannot forward a body it has read (over
 //! 64 KiB) and its body filters cannot wait. What it promises:
-//! - The client is watched in every wait. When it leaves, the upstream connection is closed at once.
+//! - The client is watched in every wait. When it leaves, the upstream connection is closed at once, unless the filter still listens to
+//!   it: then it is read to its end within the pool's timeouts, where the client's connection still counts against its address.
 //! - A request is sent again only before its answer begins, and only where that is safe (`open.rs` says when).
 //! - Client bytes leave in the order in which the filter gave them, none dropped.
 //! - While the filter holds a stream nothing is read from the backend, whose connection fills up and stands still; the pause
@@ -109,6 +110,17 @@ pub trait Filter: Send {
     /// The stream is held: waits until it may go on, or until something is to be sent meanwhile (a heartbeat; then
     /// [`Flow::Hold`] again). How long a stream is held in all is for the filter to bound.
     async fn resume(&mut self, out: &mut Vec<Bytes>) -> Flow;
+
+    /// Whether the rest of a stream is of use when its client has left in the middle of it.
+    fn listens(&self) -> bool {
+        false
+    }
+
+    /// Bytes of a stream whose client has left, `None` at its proper end. [`Flow::Go`] to hear more.
+    async fn overhear(&mut self, chunk: Option<Bytes>) -> Flow {
+        drop(chunk);
+        Flow::Stop
+    }
 
     /// A stream is over and its upstream closed or released: what else the client gets. Called once for every stream
     /// that began or ended well, and never otherwise. After [`How::ClientGone`], `out` goes nowhere and holding is in vain.
@@ -242,10 +254,16 @@ async fn stream(
             Err(Cut::Refused(refusal)) => return Outcome::Failed(refusal),
         }
     };
+    let ended = match &how {
+        How::Complete => true,
+        How::ClientGone if !mouth.is_shut() && filter.listens() => drain(&mut opened, filter, &clock).await,
+        _ => false,
+    };
     // The upstream first: whatever is still to be written for the client must not keep a backend busy.
-    match &how {
-        How::Complete => opened.release(lines).await,
-        _ => drop(opened),
+    if ended {
+        opened.release(lines).await
+    } else {
+        drop(opened)
     }
     if how == How::Stopped {
         match mouth.send(session, filter, &mut out).await {
@@ -263,6 +281,20 @@ async fn stream(
         _ => {}
     }
     finish(session, filter, mouth, how, out).await
+}
+
+/// Reads on for the filter alone. Whether the stream came to its proper end.
+async fn drain(opened: &mut Opened, filter: &mut dyn Filter, clock: &Clock) -> bool {
+    loop {
+        let until = Clock::after(clock.timeouts.idle_seconds).min(clock.end);
+        let Ok(Ok(chunk)) = tokio::time::timeout_at(until, opened.session.read_response_body()).await else {
+            return false;
+        };
+        let ended = chunk.is_none();
+        if filter.overhear(chunk).await != Flow::Go || ended {
+            return ended;
+        }
+    }
 }
 
 /// The last words, and the proper end of the answer.

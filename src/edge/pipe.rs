@@ -268,6 +268,14 @@ impl Filter for Pipe<'_> {
         flow(next)
     }
 
+    fn listens(&self) -> bool {
+        self.delivery.drains()
+    }
+
+    async fn overhear(&mut self, chunk: Option<Bytes>) -> Flow {
+        if self.delivery.overhear(chunk) { Flow::Go } else { Flow::Stop }
+    }
+
     async fn finish(&mut self, ending: &Ending, out: &mut Vec<Bytes>) -> Flow {
         let end = match ending.how {
             How::Complete => End::Whole,

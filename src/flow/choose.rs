@@ -80,6 +80,7 @@ fn offered(toll: &Toll, path: &str, found: &Found) -> Option<PublicModel> {
 
 /// Prices a request; one that does not fit learns where it would.
 async fn fit(allowed: Allowed, plan: &Plan) -> Result<Quoted, Refusal> {
+    policy::answerable(&allowed, plan)?;
     let (route, model, size) = (Arc::clone(&allowed.route), Arc::clone(&allowed.model), Size::of(&allowed.ask));
     let elsewhere = |prompt, more_than| elsewhere(plan, &route, &model, &size, prompt, more_than);
     price::quote(allowed, plan.generation.clone()).await.map_err(|refusal| match refusal {

@@ -260,7 +260,6 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
     use crate::catalogue::{Catalogue, ProfileAbility, RailAbility};
-    use crate::limits::Spelling;
 
     const RULES: [(&str, &str); 4] = [
         ("models.toml", "[model.m]\nupstream = \"up\"\npool = \"p\"\nprice = { input = \"1\", output = \"10\" }\n"),
@@ -278,7 +277,7 @@ mod tests {
 
     fn plan() -> Plan {
         let rail = |id: &str, fixed_amount| (RailId::from(id), RailAbility { fixed_amount, decimals: 6 });
-        let vllm = ProfileAbility { spelling: Spelling::MaxTokens, continuous_usage: true, health_path: None };
+        let vllm = ProfileAbility { continuous_usage: true, ..ProfileAbility::PLAIN };
         let catalogue = Catalogue {
             rails: [rail("tempo/charge", true), rail("tempo/session", false)].into(),
             profiles: [("vllm", vllm)].into(),

@@ -495,6 +495,8 @@ pub async fn offers(
     }
     let now = UnixSeconds::now();
     let description = description(quoted);
+    // Beside offers that charge what is used, one that does not says so.
+    let as_quoted = format!("{description}: a quote for this request, charged as it is, whatever is used");
     let lasts = lasts(&toll.rules.plan(), quoted);
     let mut why = None;
     let mut offers = Vec::with_capacity(allowed.route.accept.len());
@@ -507,7 +509,9 @@ pub async fn offers(
             }
             (Some(rail), _) => {
                 let terms = terms_on(quoted, rail.as_ref()).ok_or("the amount is out of range")?;
-                let ask = Ask { terms: &terms, digest, description: &description, lasts };
+                let fixed = allowed.route.by_usage && !is_by_usage(rail.as_ref(), quoted);
+                let description = if fixed { &as_quoted } else { &description };
+                let ask = Ask { terms: &terms, digest, description, lasts };
                 rail.offer(&ask, now).map_err(|r| r.message())
             }
             (None, Some(till)) => session::offer(toll, till, quoted, known, &description, now).map_err(|r| r.message()),

@@ -6,6 +6,7 @@ use crate::openai::request::Ask;
 use crate::refusal::{Place, Refusal};
 use crate::rules::plan::{Access, Charge, Model, Plan, Route};
 use crate::surface::Surface;
+use crate::upstream::profile;
 use std::sync::Arc;
 
 /// A request for a model that its route sells.
@@ -51,6 +52,16 @@ pub fn allow(parsed: Parsed, plan: &Plan) -> Result<Allowed, Refusal> {
         }
     };
     Ok(Allowed { model: Arc::clone(model), route, ask, stream })
+}
+
+/// Whether the backends of the model make as many choices as are asked for: what none of them would answer is not offered.
+pub(super) fn answerable(allowed: &Allowed, plan: &Plan) -> Result<(), Refusal> {
+    let pool = plan.pools.get(&allowed.model.pool);
+    let profile = pool.and_then(|pool| profile::lookup(&pool.profile));
+    match profile.and_then(|profile| profile.ability.most_choices) {
+        Some(max) if allowed.ask.n > max => Err(Refusal::OverLimit { param: "n", asked: allowed.ask.n, max }),
+        _ => Ok(()),
+    }
 }
 
 /// Every path that sells a model on the surface that was asked, else on any; cheapest first, with its price there in words.

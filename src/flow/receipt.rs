@@ -1,6 +1,7 @@
 //! A receipt's forms: the record, the `Payment-Receipt` header, the signed comment of a stream, the block in the body.
 
 use crate::journal::Receipt;
+use crate::rules::plan::{Fact, ReceiptForm};
 use crate::secret::Secret;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -88,6 +89,29 @@ pub fn public(receipt: &Receipt) -> Value {
     shown
 }
 
+/// What a route's block in the reply says: the facts its rules name, else the whole receipt.
+pub fn block(receipt: &Receipt, form: &ReceiptForm) -> Value {
+    let whole = public(receipt);
+    if form.show.is_empty() {
+        return whole;
+    }
+    let told = form.show.iter().filter_map(|(name, fact)| {
+        let value = match fact {
+            Fact::Id => json!(receipt.id),
+            Fact::Model => json!(receipt.model),
+            Fact::Pool => json!(receipt.pool),
+            Fact::Server => json!(receipt.server.as_ref()?),
+            Fact::Tier => json!(receipt.tier),
+            Fact::Rail => json!(receipt.rail),
+            Fact::ChargedUsd => json!(receipt.charged_usd),
+            Fact::Credits => json!(receipt.charged_usd.counted_in(form.credit?)),
+            Fact::Usage => whole.get("usage")?.clone(),
+        };
+        Some((name.clone(), value))
+    });
+    Value::Object(told.collect())
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     #![allow(clippy::unwrap_used)]
@@ -104,6 +128,7 @@ pub(crate) mod tests {
             tier: "standard".into(),
             model: "m".into(),
             pool: "p".into(),
+            server: None,
             rail: "tempo/charge".into(),
             generation: "0123456789abcdef".into(),
             charged: Atoms(20_000),
@@ -119,6 +144,22 @@ pub(crate) mod tests {
             attempts: 1,
             complete: true,
         }
+    }
+
+    #[test]
+    fn a_block_tells_what_its_route_names_in_that_order_and_nothing_else() {
+        let facts = [("worker", Fact::Server), ("lane", Fact::Pool), ("receipt", Fact::Id), ("credits", Fact::Credits)];
+        let show = facts.map(|(name, fact)| (name.to_owned(), fact)).to_vec();
+        let form = ReceiptForm { show, credit: Some(Usd(10_000_000_000_000_000)), ..ReceiptForm::default() };
+        let named = Receipt { server: Some("gpu-1".into()), ..sample() };
+        let text = |receipt: &Receipt| block(receipt, &form).to_string();
+        assert_eq!(text(&named), r#"{"worker":"gpu-1","lane":"p","receipt":"rcpt_1","credits":"2"}"#);
+        assert_eq!(
+            text(&sample()),
+            r#"{"lane":"p","receipt":"rcpt_1","credits":"2"}"#,
+            "what is not known is not there"
+        );
+        assert_eq!(block(&named, &ReceiptForm::default()), public(&named));
     }
 
     #[test]

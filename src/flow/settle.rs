@@ -9,6 +9,7 @@ use super::pay::{Money, Paid};
 use super::price::Quoted;
 use super::receipt::{self, Signet};
 use super::{Stop, Toll};
+use crate::catalogue::OnLeave;
 use crate::clock::UnixSeconds;
 use crate::ids;
 use crate::journal::{Entry, Receipt, Settlement};
@@ -25,7 +26,7 @@ use crate::store::Write;
 use crate::surface::Surface;
 use crate::tokens::Vocabulary;
 use crate::upstream::{Affinity, Pool};
-use crate::usage::{ServiceTier, Usage, UsageSource};
+use crate::usage::{ServiceTier, Shape, Usage, UsageSource};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use std::sync::Arc;
@@ -76,6 +77,10 @@ pub struct Delivery {
     silent: Vec<Bytes>,
     sent_at: Instant,
     delivered: bool,
+    /// When the client leaves, the backend is still listened to.
+    drains: bool,
+    /// It was, to its end.
+    drained: bool,
     /// The stream is over, and what it used is not covered yet.
     ending: Option<End>,
     /// No cover came in time.
@@ -98,6 +103,7 @@ impl Delivery {
             tier: allowed.route.tier.name.clone(),
             model: allowed.model.name.clone(),
             pool: allowed.model.pool.clone(),
+            server: None,
             rail,
             generation: quoted.generation.clone(),
             charged,
@@ -113,7 +119,11 @@ impl Delivery {
             attempts: 0,
             complete: false,
         };
-        let bounds = Bounds { choices: quoted.parts.n, completion: Some(output.saturating_mul(quoted.parts.n)) };
+        let bounds = Bounds {
+            choices: quoted.parts.n,
+            completion: Some(output.saturating_mul(quoted.parts.n)),
+            shape: Shape::PLAIN,
+        };
         let mut meter = Meter::new(allowed.ask.wants_usage, bounds).of(allowed.route.surface);
         if is_by_token(&money) {
             meter = meter.with_cover(cover_count(allowed.model.vocabulary.as_deref()));
@@ -134,6 +144,8 @@ impl Delivery {
             silent: Vec::new(),
             sent_at: Instant::now(),
             delivered: false,
+            drains: false,
+            drained: false,
             ending: None,
             unpaid: false,
             spent: false,
@@ -166,8 +178,13 @@ impl Delivery {
             stream: allowed.stream,
             // A running count on every chunk is for clients that asked for usage, and for cover; a fixed amount needs none.
             continuous_usage: ability.continuous_usage && (allowed.ask.wants_usage || is_by_token(&self.money)),
+            withheld: ability.withheld,
         });
         self.receipt.pool = pool.name().clone();
+        self.bounds.shape = ability.shape;
+        self.meter.add_up_by(ability.shape);
+        // What is used changes nothing where the amount is fixed: the tokens are better saved.
+        self.drains = ability.on_leave == OnLeave::Drain && is_by_token(&self.money);
         if last {
             self.let_text_go();
         }
@@ -187,6 +204,27 @@ impl Delivery {
     /// Nobody else will be asked.
     pub fn let_text_go(&mut self) {
         self.quoted = Arc::new(self.quoted.without_body());
+    }
+
+    /// Whether the backend is to be heard to its end when the client leaves: it will bill its answer, and says how much it was only then.
+    pub fn drains(&self) -> bool {
+        self.drains
+    }
+
+    /// The client is gone: takes what the backend says to nobody, `None` at its proper end. `false`: enough, hang up. What the payer's
+    /// money does not cover is not waited for.
+    pub fn overhear(&mut self, chunk: Option<Bytes>) -> bool {
+        let Some(chunk) = chunk else {
+            self.drained = true;
+            return false;
+        };
+        if self.meter.overhear(chunk).is_err() {
+            return false;
+        }
+        match &self.money {
+            Money::Lease(lease) => self.meter.seen() <= lease.covered(),
+            Money::Hold(_) | Money::Promise(_) | Money::None => true,
+        }
     }
 
     /// A reply that came whole: metered, written down, and given its receipt. The body to send.
@@ -393,7 +431,7 @@ impl Delivery {
     }
 
     fn block(&self) -> String {
-        receipt::public(&self.receipt).to_string()
+        receipt::block(&self.receipt, &self.quoted.allowed.route.receipt).to_string()
     }
 
     fn is_paid(&self) -> bool {
@@ -420,7 +458,9 @@ impl Delivery {
         let pool = self.receipt.pool.clone();
         let (usage, source, label) = match (verdict.usage, end) {
             // A running count may be ahead of what was let out.
-            (Some(usage), End::ClientGone | End::Unpaid) if self.ending.is_none() && is_by_token(&self.money) => {
+            (Some(usage), End::ClientGone | End::Unpaid)
+                if self.ending.is_none() && !self.drained && is_by_token(&self.money) =>
+            {
                 let counted = usage.completion.min(self.meter.counted());
                 let completion = self.meter.delivered().map_or(counted, |out| out.completion.min(usage.completion));
                 (Some(Usage { completion, ..usage }), UsageSource::Reported, "reported")
@@ -433,7 +473,14 @@ impl Delivery {
             (None, _) => (None, UsageSource::Missing, if verdict.absurd { "absurd" } else { "missing" }),
         };
         self.toll.metrics.usage.with_label_values(&[pool.as_str(), label]).inc();
-        if label == "missing" || label == "absurd" {
+        if verdict.absurd && label != "absurd" {
+            self.toll.metrics.usage.with_label_values(&[pool.as_str(), "absurd"]).inc();
+        }
+        if let (Some(usage), UsageSource::Reported, End::Whole) = (usage, source, end) {
+            self.compare(&usage);
+        }
+        if label == "missing" || verdict.absurd {
+            let label = if verdict.absurd { "absurd" } else { label };
             tracing::warn!(pool = %pool, kind = label, request = %self.receipt.request, "the backend reported no usable usage");
         }
         if let Some(usage) = usage {
@@ -450,6 +497,20 @@ impl Delivery {
         self.charge_lease(end);
         self.charge_promise(end);
         self.count_exchange();
+    }
+
+    /// What the backend reports against what was counted here: if they part, one of the two counts wrong, or counts something else.
+    fn compare(&self, usage: &Usage) {
+        let parts = &self.quoted.parts;
+        let prompt = parts.prompt_tokens.filter(|_| parts.counted_by != Some(Vocabulary::Bytes.name()));
+        for (kind, reported, counted) in
+            [("prompt", usage.prompt, prompt), ("completion", usage.completion, self.meter.by_vocabulary())]
+        {
+            if let Some(ratio) = counted.and_then(|counted| crate::metrics::ratio(reported, counted)) {
+                let model = self.receipt.model.as_str();
+                self.toll.metrics.usage_drift.with_label_values(&[model, kind]).observe(ratio);
+            }
+        }
     }
 
     /// What is to be taken of what was promised: what was used, never more. The rest is the operator's loss.

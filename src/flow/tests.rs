@@ -5,6 +5,7 @@
 mod beside;
 mod dropped;
 mod faults;
+mod leaving;
 mod offers;
 mod paths;
 mod promise;
@@ -20,13 +21,12 @@ use super::loss::Losses;
 use super::pay::{self, Money, Paid, Visit, quote_under};
 use super::price::Quoted;
 use super::{Stop, Till, Toll};
-use crate::catalogue::{Catalogue, ProfileAbility, RailAbility};
+use crate::catalogue::{Catalogue, RailAbility};
 use crate::channel::{Channel, ChannelId};
 use crate::claim::{Claim, ClaimKey, Standing};
 use crate::clock::UnixSeconds;
 use crate::ids::RailId;
 use crate::journal::Receipt;
-use crate::limits::Spelling;
 use crate::metrics::Metrics;
 use crate::money::{Atoms, Usd};
 use crate::rail::session::Session;
@@ -433,7 +433,6 @@ fn toll(
 
 fn catalogue() -> Catalogue {
     let ability = RailAbility { fixed_amount: true, decimals: 6 };
-    let profile = ProfileAbility { spelling: Spelling::MaxTokens, continuous_usage: false, health_path: None };
     Catalogue {
         rails: [
             ("tempo/charge".into(), ability),
@@ -441,7 +440,7 @@ fn catalogue() -> Catalogue {
             ("tempo/session".into(), RailAbility { fixed_amount: false, ..ability }),
         ]
         .into(),
-        profiles: [("vllm", profile)].into(),
+        profiles: crate::upstream::profile::abilities(),
         vocabularies: vec!["o200k", "bytes"],
     }
 }

@@ -26,6 +26,7 @@ pub mod sample {
             tier: "standard".into(),
             model: "openai/gpt-oss-120b".into(),
             pool: "gpt-oss".into(),
+            server: None,
             rail: "tempo/charge".into(),
             generation: "0123456789abcdef".into(),
             charged: Atoms(atoms),

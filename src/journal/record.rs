@@ -24,6 +24,9 @@ pub struct Receipt {
     pub model: PublicModel,
     /// Pool that served it.
     pub pool: PoolName,
+    /// Server of that pool, by the name the rules give it; absent in receipts of before this was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
     /// Rail it was paid on.
     pub rail: RailId,
     /// Rules that priced it.

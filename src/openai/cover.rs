@@ -30,6 +30,8 @@ pub(super) struct Count {
     reported: u64,
     /// Counted deltas since.
     since: u64,
+    /// Counted deltas, all of them.
+    alone: u64,
     highest: u64,
     scratch: String,
 }
@@ -37,7 +39,7 @@ pub(super) struct Count {
 impl Count {
     pub fn new(cover: Cover, most: Option<u64>) -> Self {
         let most = most.unwrap_or(u64::MAX);
-        Self { cover, most, reported: 0, since: 0, highest: 0, scratch: String::new() }
+        Self { cover, most, reported: 0, since: 0, alone: 0, highest: 0, scratch: String::new() }
     }
 
     /// Whether text counts as its tokens.
@@ -54,6 +56,12 @@ impl Count {
             Cover::Tokens(_) | Cover::Bytes => said.bytes,
         };
         self.since = self.since.saturating_add(tokens);
+        self.alone = self.alone.saturating_add(tokens);
+    }
+
+    /// Tokens of all text that went by, whatever the backend says; `None` where bytes stand in for them.
+    pub fn alone(&self) -> Option<u64> {
+        self.is_by_tokens().then_some(self.alone)
     }
 
     /// The backend says what it has produced so far, the chunk that says it included. A figure that does not grow says

@@ -5,10 +5,11 @@ use super::cover::Cover;
 use super::meter::Meter;
 use super::sse::{DEFAULT_CARRY, TooLong};
 use super::usage::Bounds;
+use crate::usage::Shape;
 use bytes::Bytes;
 use proptest::prelude::*;
 
-const BOUNDS: Bounds = Bounds { choices: 1, completion: Some(100) };
+const BOUNDS: Bounds = Bounds { choices: 1, completion: Some(100), shape: Shape::PLAIN };
 const DONE: &str = "data: [DONE]\n\n";
 
 /// A token for every word.

@@ -13,9 +13,10 @@ use super::sse::{DEFAULT_CARRY, Frame, Splitter, TooLong};
 use super::typed::{self, Dialect};
 use super::usage::{Bounds, Reply, Tally, Verdict};
 use crate::surface::Surface;
-use crate::usage::Usage;
+use crate::usage::{Shape, Usage};
 use bytes::{Bytes, BytesMut};
 use memchr::memmem::Finder;
+use std::borrow::Cow;
 use std::sync::LazyLock;
 
 static NEEDLES: LazyLock<Needles> =
@@ -43,6 +44,8 @@ pub struct Meter {
     counted: u64,
     /// While frames wait: the newest chunk with a running figure that does not.
     last_out: Vec<u8>,
+    /// Text that came when there was nobody left to send it to.
+    overheard: Delivered,
 }
 
 impl Meter {
@@ -62,8 +65,13 @@ impl Meter {
             first: true,
             held: BytesMut::new(),
         };
-        let (splitter, queue) = (Splitter::default(), Queue::default());
-        Self { splitter, cap: DEFAULT_CARRY, reading, queue, counted: 0, last_out: Vec::new() }
+        let (splitter, queue, overheard) = (Splitter::default(), Queue::default(), Delivered::default());
+        Self { splitter, cap: DEFAULT_CARRY, reading, queue, counted: 0, last_out: Vec::new(), overheard }
+    }
+
+    /// How the figures of the backend add up, once it is known which one answers. To be said before the first byte.
+    pub fn add_up_by(&mut self, shape: Shape) {
+        self.reading.tally.add_up_by(shape);
     }
 
     /// The stream speaks as `surface` does, where that is not chat.
@@ -131,6 +139,19 @@ impl Meter {
         fed.and(if kept > self.cap { Err(TooLong { cap: self.cap }) } else { Ok(()) })
     }
 
+    /// Takes one read for its figures alone: the client is gone, nothing of it leaves or counts as delivered.
+    pub fn overhear(&mut self, chunk: Bytes) -> Result<(), TooLong> {
+        let Self { splitter, reading, overheard, .. } = self;
+        splitter.feed(chunk, |frame| {
+            if let Some(seen) = reading.frame(&frame) {
+                overheard.texts += seen.text.texts;
+                overheard.bytes += seen.text.bytes;
+            }
+        })?;
+        reading.held.clear();
+        Ok(())
+    }
+
     /// More is covered: lets out what waited for it, in order. `u64::MAX` lets out everything.
     pub fn release(&mut self, covered: u64, out: &mut Vec<Bytes>) {
         let mut joined = Joined::default();
@@ -165,6 +186,11 @@ impl Meter {
         self.reading.count.as_mut().map_or(0, Count::now)
     }
 
+    /// Output tokens of everything that came by the vocabulary alone, for comparison with what the backend says; `None` without one.
+    pub fn by_vocabulary(&self) -> Option<u64> {
+        self.reading.count.as_ref()?.alone()
+    }
+
     /// The backend ended its stream. What came behind the last blank line is read for its figures and waits with
     /// `[DONE]`: the receipt must not be glued to an unfinished line.
     pub fn finish(&mut self) {
@@ -193,20 +219,28 @@ impl Meter {
         let newest = if self.queue.is_empty() { &self.reading.unread } else { &self.last_out };
         let reply = Reply::read(newest)?;
         let mut tally = self.reading.tally.fresh();
-        tally.add(reply.usage?, reply.choices.as_deref().unwrap_or_default());
+        tally.hear(&reply);
         tally.total().0
     }
 
     /// What the stream said so far. Good at any time: a client may leave in the middle.
     pub fn verdict(&self) -> Verdict {
-        let (usage, absurd) = self.reading.total();
+        let ((usage, absurd), tier, stated) = match &self.reading.typed {
+            Some(typed) => (typed.total(), typed.tier(), None),
+            None => {
+                let heard = self.reading.heard();
+                (heard.total(), heard.tier, heard.stated)
+            }
+        };
         let said = &self.reading.verdict;
         Verdict {
             usage,
             reported: usage.is_some(),
             absurd,
-            delivered_chunks: said.delivered_chunks - self.queue.text.texts,
-            delivered_bytes: said.delivered_bytes - self.queue.text.bytes,
+            tier: tier,
+            stated: stated,
+            delivered_chunks: said.delivered_chunks - self.queue.text.texts - self.overheard.texts,
+            delivered_bytes: said.delivered_bytes - self.queue.text.bytes - self.overheard.bytes,
             begun: self.reading.typed.as_ref().and_then(typed::Reader::begun),
             ..said.clone()
         }
@@ -276,17 +310,12 @@ impl Reading {
         }
     }
 
-    /// The figure so far, with what was passed over.
-    fn total(&self) -> (Option<Usage>, bool) {
-        if let Some(typed) = &self.typed {
-            return typed.total();
-        }
-        let Some(reply) = Reply::read(&self.unread) else { return self.tally.total() };
+    /// What was said of usage so far, with what was passed over.
+    fn heard(&self) -> Cow<'_, Tally> {
+        let Some(reply) = Reply::read(&self.unread) else { return Cow::Borrowed(&self.tally) };
         let mut tally = self.tally.clone();
-        if let Some(usage) = reply.usage {
-            tally.add(usage, reply.choices.as_deref().unwrap_or_default());
-        }
-        tally.total()
+        tally.hear(&reply);
+        Cow::Owned(tally)
     }
 
     fn judge(&mut self, bytes: &[u8], whole: bool) -> Kind {
@@ -335,16 +364,18 @@ impl Reading {
             return Kind::Text(text);
         };
         self.verdict.failed |= reply.error.is_some();
+        let taken = self.tally.hear(&reply);
         if let Some(model) = reply.model.filter(|model| self.verdict.model.as_deref() != Some(model)) {
             self.verdict.model = Some(model.into_owned());
         }
-        let Some(usage) = reply.usage else { return Kind::Text(text) };
+        if reply.usage.is_none() {
+            return Kind::Text(text);
+        }
         self.passed_over = 0;
         if text.texts == 0 {
             // A final figure is newer than all of them.
             self.unread.clear();
         }
-        let taken = self.tally.add(usage, reply.choices.as_deref().unwrap_or_default());
         if let (true, Some(count), (Some(total), _)) = (taken, &mut self.count, self.tally.total()) {
             count.reported(total.completion);
         }

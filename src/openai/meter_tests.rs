@@ -4,11 +4,11 @@
 use super::meter::Meter;
 use super::sse::TooLong;
 use super::usage::{Bounds, Verdict};
-use crate::usage::Usage;
+use crate::usage::{Scope, Shape, Usage};
 use bytes::Bytes;
 use proptest::prelude::*;
 
-const BOUNDS: Bounds = Bounds { choices: 1, completion: Some(1000) };
+const BOUNDS: Bounds = Bounds { choices: 1, completion: Some(1000), shape: Shape::PLAIN };
 
 /// What left at once, what waited for the receipt, and the verdict.
 fn run(stream: &[u8], sizes: &[usize], wants_usage: bool, bounds: Bounds) -> (Vec<u8>, Vec<u8>, Verdict) {
@@ -55,6 +55,7 @@ struct Fixture {
     why: &'static str,
     stream: String,
     choices: u64,
+    shape: Shape,
     usage: Option<Usage>,
     /// Chunks with text, failed, saw `[DONE]`, absurd.
     seen: (u64, bool, bool, bool),
@@ -67,6 +68,7 @@ fn fixtures() -> Vec<Fixture> {
         why,
         stream,
         choices: 1,
+        shape: Shape::PLAIN,
         usage,
         seen,
         hidden: hidden.to_owned(),
@@ -106,6 +108,7 @@ fn fixtures() -> Vec<Fixture> {
                 data(&chunk(0, "c", &usage_of(5, 2)))
             ),
             choices: 2,
+            shape: Shape::PLAIN,
             usage: used(5, 3),
             seen: ok(3),
             hidden: String::new(),
@@ -114,6 +117,7 @@ fn fixtures() -> Vec<Fixture> {
             why: "llama.cpp: one final per choice",
             stream: format!("{a}{}{}{DONE}", last(5, 7), last(5, 4)),
             choices: 2,
+            shape: Shape { finals: Scope::Choice, ..Shape::PLAIN },
             usage: used(5, 11),
             seen: ok(1),
             hidden: format!("{}{}", last(5, 7), last(5, 4)),
@@ -254,7 +258,7 @@ fn fixtures() -> Vec<Fixture> {
 #[test]
 fn every_way_a_backend_ends_a_stream_is_metered_and_passed_on_byte_for_byte() {
     for f in fixtures() {
-        let bounds = Bounds { choices: f.choices, ..BOUNDS };
+        let bounds = Bounds { choices: f.choices, shape: f.shape, ..BOUNDS };
         for wants_usage in [true, false] {
             let mut want = f.stream.clone();
             if !wants_usage && !f.hidden.is_empty() {

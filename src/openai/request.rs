@@ -64,6 +64,8 @@ pub struct Rewrite<'a> {
     pub stream: bool,
     /// Whether the backend takes `continuous_usage_stats`.
     pub continuous_usage: bool,
+    /// Fields that the backend refuses; they are left out.
+    pub withheld: &'a [&'a str],
 }
 
 impl Ask {
@@ -129,7 +131,7 @@ impl Ask {
         let mut out = Vec::with_capacity(room_for_body(self.body.len() + 192));
         out.extend_from_slice(b"{\"model\":");
         out.extend_from_slice(serde_json::Value::from(to.model.as_str()).to_string().as_bytes());
-        for (name, span) in &self.copied {
+        for (name, span) in self.copied.iter().filter(|(name, _)| !to.withheld.contains(name)) {
             out.extend_from_slice(b",\"");
             out.extend_from_slice(name.as_bytes());
             out.extend_from_slice(b"\":");

@@ -32,8 +32,13 @@ fn read(body: &str, limits: &Limits) -> Result<Ask, Refusal> {
 }
 
 fn sent(ask: &Ask, stream: bool, spelling: Spelling, continuous_usage: bool) -> Value {
+    sent_without(ask, stream, spelling, continuous_usage, &[])
+}
+
+fn sent_without(ask: &Ask, stream: bool, spelling: Spelling, continuous_usage: bool, withheld: &[&str]) -> Value {
     let model = UpstreamModel::from("up/stream\"1");
-    let out = ask.rewrite(&Rewrite { model: &model, max_output: u64::MAX, spelling, stream, continuous_usage });
+    let to = Rewrite { model: &model, max_output: u64::MAX, spelling, stream, continuous_usage, withheld };
+    let out = ask.rewrite(&to);
     serde_json::from_slice(&out).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&out)))
 }
 
@@ -292,6 +297,19 @@ fn stream_options_are_merged_and_there_only_for_streams() {
     assert!(wants.wants_usage);
 }
 
+#[test]
+fn what_a_backend_refuses_is_left_out_and_nothing_else() {
+    let body = with(
+        r#""seed":1,"stop":["a"],"user":"u","stream":true,"stream_options":{"include_usage":true,"include_obfuscation":true}"#,
+    );
+    let ask = read(&body, &limits()).unwrap();
+    let got = sent_without(&ask, true, Spelling::MaxTokens, false, &["seed", "user", "include_obfuscation", "never"]);
+    assert_eq!((got.get("seed"), got.get("user"), &got["stop"]), (None, None, &json!(["a"])));
+    assert_eq!(got["stream_options"], json!({"include_usage":true}), "what decides the bill is never left out");
+    let all = sent(&ask, true, Spelling::MaxTokens, false);
+    assert_eq!((&all["seed"], &all["user"]), (&json!(1), &json!("u")));
+}
+
 /// One member of a generated request, some of them not acceptable.
 fn member() -> impl Strategy<Value = String> {
     prop_oneof![
@@ -328,7 +346,7 @@ proptest! {
         let got = sent(&ask, stream, spelling, false);
         // serde keeps the last of duplicates: re-reading our output strictly shows there are none to choose from.
         let model = UpstreamModel::from("up/stream\"1");
-        let out = ask.rewrite(&Rewrite { model: &model, max_output: u64::MAX, spelling, stream, continuous_usage: false });
+        let out = ask.rewrite(&Rewrite { model: &model, max_output: u64::MAX, spelling, stream, continuous_usage: false, withheld: &[] });
         let again = Ask::read(Surface::Chat, out, &limits()).map_err(|e| TestCaseError::fail(format!("{e:?}")))?;
         prop_assert_eq!(again.model.as_deref(), Some("up/stream\"1"));
         prop_assert_eq!((again.n, again.max_output, again.stream), (ask.n, ask.max_output, stream));

@@ -4,7 +4,8 @@
 //! zeros, nothing. Only their own figures are ever charged, so a figure that cannot be true counts as none.
 
 use super::delta::{Holder, finishes, text_of};
-use crate::usage::Usage;
+use crate::money::Usd;
+use crate::usage::{Scope, ServiceTier, Shape, Usage};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
@@ -21,6 +22,8 @@ pub struct Bounds {
     pub choices: u64,
     /// Most output tokens over all choices that the backend was allowed; a larger figure counts as none.
     pub completion: Option<u64>,
+    /// How the backend's figures add up.
+    pub shape: Shape,
 }
 
 /// What a reply said about itself.
@@ -44,6 +47,10 @@ pub struct Verdict {
     pub delivered_chunks: u64,
     /// UTF-8 bytes of that text: content, refusals, reasoning, tool arguments.
     pub delivered_bytes: u64,
+    /// The speed at which it was served.
+    pub tier: ServiceTier,
+    /// What the backend says that it cost, rounded up; `None`: it says nothing, or nothing that can be read.
+    pub stated: Option<Usd>,
     /// The model that says it answered. For the books, never for the client or the price.
     pub model: Option<String>,
     /// Events that imitated ours and were not passed on.
@@ -61,12 +68,19 @@ pub(super) struct Reply<'a> {
     pub usage: Option<&'a RawValue>,
     #[serde(default, borrow)]
     pub error: Option<&'a RawValue>,
+    #[serde(default, borrow)]
+    service_tier: Option<&'a RawValue>,
 }
 
 impl<'a> Reply<'a> {
     /// `None`: not JSON, not an object, or a field of another type than OpenAI's.
     pub fn read(text: &'a [u8]) -> Option<Self> {
         text.trim_ascii_start().starts_with(b"{").then(|| serde_json::from_slice(text).ok())?
+    }
+
+    /// The speed at which it was served, when it says so.
+    pub fn tier(&self) -> Option<ServiceTier> {
+        tier_of(self.service_tier)
     }
 }
 
@@ -76,6 +90,7 @@ pub(super) struct Choice {
     index: u64,
 }
 
+/// One usage object. Its names are OpenAI's, and those that others put beside them.
 #[derive(Deserialize)]
 struct Figures<'a> {
     #[serde(default, borrow)]
@@ -91,21 +106,58 @@ struct Figures<'a> {
     /// DeepSeek's place for cached tokens.
     #[serde(default, borrow)]
     prompt_cache_hit_tokens: Option<&'a RawValue>,
+    /// Anthropic's, where a router passes it on.
+    #[serde(default, borrow)]
+    cache_read_input_tokens: Option<&'a RawValue>,
+    /// Its place for what was written into the cache.
+    #[serde(default, borrow)]
+    cache_creation_input_tokens: Option<&'a RawValue>,
+    #[serde(default, borrow)]
+    cache_creation: Option<Written<'a>>,
     /// SGLang's place for reasoning.
     #[serde(default, borrow)]
     reasoning_tokens: Option<&'a RawValue>,
+    /// What OpenRouter charges for the request, in dollars.
+    #[serde(default, borrow)]
+    cost: Option<&'a RawValue>,
+    /// Anthropic's place for the speed of service.
+    #[serde(default, borrow)]
+    service_tier: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
 struct PromptDetails<'a> {
     #[serde(default, borrow)]
     cached_tokens: Option<&'a RawValue>,
+    #[serde(default, borrow)]
+    audio_tokens: Option<&'a RawValue>,
+    #[serde(default, borrow)]
+    image_tokens: Option<&'a RawValue>,
+    /// OpenRouter's place for what was written into the cache.
+    #[serde(default, borrow)]
+    cache_write_tokens: Option<&'a RawValue>,
+    /// LiteLLM's.
+    #[serde(default, borrow)]
+    cache_creation_tokens: Option<&'a RawValue>,
+    #[serde(default, borrow)]
+    cache_creation_token_details: Option<Written<'a>>,
 }
 
 #[derive(Deserialize)]
 struct CompletionDetails<'a> {
     #[serde(default, borrow)]
     reasoning_tokens: Option<&'a RawValue>,
+    #[serde(default, borrow)]
+    audio_tokens: Option<&'a RawValue>,
+}
+
+/// What was written into a cache, by how long it stays.
+#[derive(Clone, Copy, Deserialize)]
+struct Written<'a> {
+    #[serde(default, borrow)]
+    ephemeral_5m_input_tokens: Option<&'a RawValue>,
+    #[serde(default, borrow)]
+    ephemeral_1h_input_tokens: Option<&'a RawValue>,
 }
 
 /// A figure that cannot be true.
@@ -121,13 +173,29 @@ pub(super) struct Tally {
     last: Usage,
     /// Latest figure by choice.
     running: Vec<(u64, Usage)>,
+    /// The newest of them.
+    newest: Usage,
     absurd: bool,
+    /// The speed that was said last.
+    pub tier: ServiceTier,
+    /// The cost that was said last.
+    pub stated: Option<Usd>,
 }
 
 impl Tally {
     pub fn new(bounds: Bounds) -> Self {
         let none = Usage::default();
-        Self { bounds, finals: 0, sum: none, last: none, running: Vec::new(), absurd: false }
+        Self {
+            bounds,
+            finals: 0,
+            sum: none,
+            last: none,
+            running: Vec::new(),
+            newest: none,
+            absurd: false,
+            tier: ServiceTier::default(),
+            stated: None,
+        }
     }
 
     /// What figures are held against.
@@ -138,6 +206,11 @@ impl Tally {
     /// One that has heard nothing yet.
     pub fn fresh(&self) -> Self {
         Self::new(self.bounds)
+    }
+
+    /// How figures add up.
+    pub fn add_up_by(&mut self, shape: Shape) {
+        self.bounds.shape = shape;
     }
 
     /// Something about usage was said that cannot be read.
@@ -155,43 +228,55 @@ impl Tally {
         self.bounds.completion
     }
 
+    /// Takes what one chunk says of usage and of the speed of service; says whether it had a figure.
+    pub fn hear(&mut self, reply: &Reply<'_>) -> bool {
+        if let Some(tier) = reply.tier() {
+            self.tier = tier;
+        }
+        reply.usage.is_some_and(|usage| self.add(usage, reply.choices.as_deref().unwrap_or_default()))
+    }
+
     /// Takes the figure of one chunk, and says whether it is one. On a chunk without choices it is final, else it runs with
     /// that choice.
     pub fn add(&mut self, usage: &RawValue, choices: &[Choice]) -> bool {
-        let figure = match read_figures(usage.get()) {
-            Ok(Some(figure)) => figure,
+        let (figure, said) = match read_figures(usage.get(), self.bounds.shape) {
+            Ok(Some(read)) => read,
             Ok(None) => return false,
             Err(Absurd) => {
                 self.mark_absurd();
                 return false;
             }
         };
-        let Some(choice) = choices.first() else {
+        if let Some(choice) = choices.first() {
+            if let Some((_, running)) = self.running.iter_mut().find(|(index, _)| *index == choice.index) {
+                *running = figure;
+            } else if self.running.len() < MOST_CHOICES {
+                self.running.push((choice.index, figure));
+            } else {
+                self.absurd = true;
+                return false;
+            }
+            self.newest = figure;
+        } else {
             self.finals += 1;
             self.sum = merged(self.sum, figure);
             self.last = figure;
-            return true;
-        };
-        if let Some((_, running)) = self.running.iter_mut().find(|(index, _)| *index == choice.index) {
-            *running = figure;
-        } else if self.running.len() < MOST_CHOICES {
-            self.running.push((choice.index, figure));
-        } else {
-            self.absurd = true;
-            return false;
         }
+        self.tier = said.tier.unwrap_or(self.tier);
+        self.stated = said.cost.or(self.stated);
         true
     }
 
     /// The figure to charge, and whether any was absurd.
     ///
-    /// Several finals are one per choice (llama.cpp) and add up; more finals than choices repeat each other, and the last
-    /// one holds. Output adds up, the prompt was read once however often it is repeated: that is how it was quoted.
+    /// Where each choice has a final figure of its own they add up; more finals than choices repeat each other, and the last one
+    /// holds. Output adds up, the prompt was read once however often it is repeated: that is how it was quoted.
     pub fn total(&self) -> (Option<Usage>, bool) {
-        let figure = match self.finals {
-            0 if self.running.is_empty() => return (None, self.absurd),
-            0 => self.running.iter().fold(Usage::default(), |sum, (_, figure)| merged(sum, *figure)),
-            n if n <= self.bounds.choices => self.sum,
+        let figure = match (self.finals, self.bounds.shape) {
+            (0, _) if self.running.is_empty() => return (None, self.absurd),
+            (0, Shape { running: Scope::Reply, .. }) => self.newest,
+            (0, _) => self.running.iter().fold(Usage::default(), |sum, (_, figure)| merged(sum, *figure)),
+            (n, Shape { finals: Scope::Choice, .. }) if n <= self.bounds.choices => self.sum,
             _ => self.last,
         };
         if self.bounds.completion.is_some_and(|most| figure.completion > most) {
@@ -201,49 +286,82 @@ impl Tally {
     }
 }
 
+/// Two figures of different choices.
 fn merged(a: Usage, b: Usage) -> Usage {
     let prompt = if b.prompt > a.prompt { b } else { a };
     Usage {
-        prompt: prompt.prompt,
-        cached: prompt.cached,
         completion: a.completion.saturating_add(b.completion),
         reasoning: a.reasoning.saturating_add(b.reasoning),
-        ..Usage::default()
+        audio_output: a.audio_output.saturating_add(b.audio_output),
+        ..prompt
     }
 }
 
+/// What a usage object says beside its counts.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Beside {
+    tier: Option<ServiceTier>,
+    cost: Option<Usd>,
+}
+
 /// Reads one usage object. `None`: it says nothing (no counts, or zeros as a placeholder).
-fn read_figures(text: &str) -> Result<Option<Usage>, Absurd> {
+fn read_figures(text: &str, shape: Shape) -> Result<Option<(Usage, Beside)>, Absurd> {
     // An array would be read as the fields in order.
     if !text.starts_with('{') {
         return Err(Absurd);
     }
     let figures: Figures<'_> = serde_json::from_str(text).map_err(|_| Absurd)?;
-    let prompt = count(figures.prompt_tokens)?;
-    let completion = count(figures.completion_tokens)?;
-    if prompt.unwrap_or(0) == 0 && completion.unwrap_or(0) == 0 {
+    let said = (count(figures.prompt_tokens)?, count(figures.completion_tokens)?);
+    let (prompt, mut completion) = (said.0.unwrap_or(0), said.1.unwrap_or(0));
+    if prompt == 0 && completion == 0 {
         return Ok(None);
     }
-    let (prompt, completion) = (prompt.unwrap_or(0), completion.unwrap_or(0));
-    // A larger total is reasoning that some vendors keep out of the output; a smaller one contradicts itself.
-    if count(figures.total_tokens)?.is_some_and(|total| total < prompt + completion) {
-        return Err(Absurd);
-    }
-    let cached =
-        count(figures.prompt_tokens_details.and_then(|d| d.cached_tokens).or(figures.prompt_cache_hit_tokens))?;
-    let cached = cached.unwrap_or(0);
-    if cached > prompt {
-        return Err(Absurd);
-    }
-    let reasoning =
-        count(figures.completion_tokens_details.and_then(|d| d.reasoning_tokens).or(figures.reasoning_tokens))?;
-    Ok(Some(Usage {
-        prompt,
-        completion,
-        cached,
-        reasoning: reasoning.unwrap_or(0).min(completion),
-        ..Usage::default()
-    }))
+    // A larger total is output that some vendors keep out of the rest; a smaller one contradicts itself.
+    let total = count(figures.total_tokens)?.unwrap_or(prompt + completion);
+    let unsaid = total.checked_sub(prompt + completion).ok_or(Absurd)?;
+    let mut usage = prompt_parts(&figures, Usage { prompt, ..Usage::default() })?;
+    let details = figures.completion_tokens_details.as_ref();
+    usage.audio_output = most(count(details.and_then(|d| d.audio_tokens))?, completion)?;
+    let reasoning = count(details.and_then(|d| d.reasoning_tokens).or(figures.reasoning_tokens))?.unwrap_or(0);
+    usage.reasoning = if shape.output_in_total {
+        completion += unsaid;
+        reasoning.max(unsaid).min(completion)
+    } else {
+        reasoning.min(completion)
+    };
+    usage.completion = completion;
+    let cost = figures.cost.and_then(|cost| Usd::of_number(cost.get()));
+    Ok(Some((usage, Beside { tier: tier_of(figures.service_tier), cost })))
+}
+
+/// The kinds of prompt tokens. None is more than the prompt: some vendors count a cached part twice, and which of their figures would
+/// then be true is anybody's guess.
+fn prompt_parts(figures: &Figures<'_>, whole: Usage) -> Result<Usage, Absurd> {
+    let details = figures.prompt_tokens_details.as_ref();
+    let cached = details.and_then(|d| d.cached_tokens);
+    let cached = cached.or(figures.prompt_cache_hit_tokens).or(figures.cache_read_input_tokens);
+    let cached = most(count(cached)?, whole.prompt)?;
+    let by_stay = details.and_then(|d| d.cache_creation_token_details).or(figures.cache_creation);
+    let hour = count(by_stay.and_then(|w| w.ephemeral_1h_input_tokens))?.unwrap_or(0);
+    let minutes = count(by_stay.and_then(|w| w.ephemeral_5m_input_tokens))?.unwrap_or(0);
+    let written = details.and_then(|d| d.cache_write_tokens.or(d.cache_creation_tokens));
+    let written = count(written.or(figures.cache_creation_input_tokens))?.unwrap_or(0);
+    // What stays for some time was written; what was read was not.
+    let written = most(Some(written.max(hour + minutes)), whole.prompt - cached)?;
+    let audio = most(count(details.and_then(|d| d.audio_tokens))?, whole.prompt)?;
+    let image = most(count(details.and_then(|d| d.image_tokens))?, whole.prompt - audio)?;
+    Ok(Usage { cached, cache_write: written, cache_write_hour: hour, audio_input: audio, image_input: image, ..whole })
+}
+
+/// A part that is not more than what it is a part of.
+fn most(part: Option<u64>, whole: u64) -> Result<u64, Absurd> {
+    Some(part.unwrap_or(0)).filter(|part| *part <= whole).ok_or(Absurd)
+}
+
+/// A speed of service, when it is a word.
+fn tier_of(value: Option<&RawValue>) -> Option<ServiceTier> {
+    let word: Cow<'_, str> = serde_json::from_str(value?.get()).ok()?;
+    Some(ServiceTier::read(&word))
 }
 
 /// A count in plain digits, at most 2^53.
@@ -262,6 +380,9 @@ pub fn read_json(body: &[u8], bounds: Bounds) -> Verdict {
     let Some(reply) = Reply::read(body) else {
         return Verdict { failed: true, ..Verdict::default() };
     };
+    if let Some(tier) = reply.tier() {
+        tally.tier = tier;
+    }
     if let Some(usage) = reply.usage {
         // One object for the whole reply, whatever its choices.
         tally.add(usage, &[]);
@@ -276,92 +397,13 @@ pub fn read_json(body: &[u8], bounds: Bounds) -> Verdict {
         absurd,
         delivered_chunks: text.texts,
         delivered_bytes: text.bytes,
+        tier: tally.tier,
+        stated: tally.stated,
         model: reply.model.map(Cow::into_owned),
         ..Verdict::default()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-    use super::*;
-
-    const BOUNDS: Bounds = Bounds { choices: 1, completion: Some(100) };
-
-    fn usage(prompt: u64, completion: u64, cached: u64, reasoning: u64) -> Option<Usage> {
-        Some(Usage { prompt, completion, cached, reasoning, ..Usage::default() })
-    }
-
-    #[test]
-    fn a_figure_that_cannot_be_true_counts_as_none_and_is_flagged() {
-        for (said, want, absurd, why) in [
-            (r#"{"prompt_tokens":5,"completion_tokens":7,"total_tokens":12}"#, usage(5, 7, 0, 0), false, "plain"),
-            (r#"{"prompt_tokens":5,"completion_tokens":100}"#, usage(5, 100, 0, 0), false, "exactly what was allowed"),
-            (r#"{"prompt_tokens":5,"completion_tokens":101}"#, None, true, "more than was allowed"),
-            (r#"{"prompt_tokens":-5,"completion_tokens":7}"#, None, true, "negative"),
-            (r#"{"prompt_tokens":5.5,"completion_tokens":7}"#, None, true, "fractional"),
-            (r#"{"prompt_tokens":5e0,"completion_tokens":7}"#, None, true, "exponent"),
-            (r#"{"prompt_tokens":"5","completion_tokens":7}"#, None, true, "text"),
-            (r#"{"prompt_tokens":9007199254740993,"completion_tokens":7}"#, None, true, "past 2^53"),
-            (r#"{"prompt_tokens":99999999999999999999,"completion_tokens":7}"#, None, true, "past 2^64"),
-            (r#"{"prompt_tokens":5,"completion_tokens":7,"total_tokens":11}"#, None, true, "total below its parts"),
-            (
-                r#"{"prompt_tokens":5,"completion_tokens":7,"total_tokens":20}"#,
-                usage(5, 7, 0, 0),
-                false,
-                "hidden reasoning",
-            ),
-            (
-                r#"{"prompt_tokens":5,"completion_tokens":7,"prompt_tokens_details":{"cached_tokens":6}}"#,
-                None,
-                true,
-                "cached > prompt",
-            ),
-            (
-                r#"{"prompt_tokens":5,"completion_tokens":7,"prompt_tokens_details":{"cached_tokens":4},"completion_tokens_details":{"reasoning_tokens":3}}"#,
-                usage(5, 7, 4, 3),
-                false,
-                "details",
-            ),
-            (
-                r#"{"prompt_tokens":5,"completion_tokens":7,"reasoning_tokens":9}"#,
-                usage(5, 7, 0, 7),
-                false,
-                "SGLang's place",
-            ),
-            (
-                r#"{"prompt_tokens":5,"completion_tokens":7,"prompt_cache_hit_tokens":2}"#,
-                usage(5, 7, 2, 0),
-                false,
-                "DeepSeek's place",
-            ),
-            (
-                r#"{"prompt_tokens":5,"completion_tokens":7,"prompt_tokens_details":null,"cost":0.1}"#,
-                usage(5, 7, 0, 0),
-                false,
-                "null details",
-            ),
-            (r#"{"prompt_tokens":5,"prompt_tokens":1,"completion_tokens":7}"#, None, true, "said twice"),
-            (r#"{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}"#, None, false, "placeholder"),
-            ("{}", None, false, "empty"),
-            ("null", None, false, "null"),
-            ("[5,7]", None, true, "an array in the order of the fields"),
-        ] {
-            let body = format!(
-                r#"{{"model":"m","choices":[{{"index":0,"message":{{"content":"hé"}},"finish_reason":"stop"}}],"usage":{said}}}"#
-            );
-            let got = read_json(body.as_bytes(), BOUNDS);
-            assert_eq!((got.usage, got.reported, got.absurd), (want, want.is_some(), absurd), "{why}");
-            assert_eq!((got.delivered_chunks, got.delivered_bytes, got.finished), (1, 3, true), "{why}");
-            assert_eq!(got.model.as_deref(), Some("m"));
-        }
-    }
-
-    #[test]
-    fn a_reply_that_is_an_error_or_no_json_has_failed() {
-        for body in [r#"{"error":{"message":"x"}}"#, r#"{"error":"x","choices":[]}"#, "<html>", "", "[1]", "{"] {
-            assert!(read_json(body.as_bytes(), BOUNDS).failed, "{body}");
-        }
-        assert!(!read_json(br#"{"error":null,"choices":[]}"#, BOUNDS).failed);
-    }
-}
+#[path = "usage_tests.rs"]
+mod tests;

@@ -4,13 +4,12 @@
 //! everything else is.
 
 use crate::catalogue::Catalogue;
-use crate::ids::{PublicModel, TierName};
+use crate::ids::{PoolName, PublicModel, TierName};
 use crate::limits::{Limits, OverLimit, UnknownFields};
 use crate::rules::entry::{self, ChargeEntry, Entries, ModelEntry, PoolEntry, RouteEntry, TierEntry};
 use crate::rules::file::Files;
 use crate::rules::plan::{
-    Balance, Charge, Discovery, HealthRules, MissingUsage, Model, Plan, PoolRules, Prices, Queue, Reach, Route,
-    Shortfall, Surface, Tier,
+    Charge, HealthRules, MissingUsage, Model, Plan, PoolRules, Prices, Reach, Route, Shortfall, Surface, Tier,
 };
 use crate::written::{Mistake, Said};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -80,14 +79,37 @@ impl Desk<'_> {
             name: e.name.value.clone(),
             profile: profile.value.clone(),
             servers: e.servers.clone(),
-            discovery: Discovery::Listed,
-            balance: Balance::default(),
-            queue: Queue::default(),
-            fallback: None,
+            discovery: e.discovery,
+            balance: e.balance,
+            queue: e.queue,
+            fallback: self.fallback(e),
             api_key: e.api_key.clone(),
             health,
             timeouts: e.timeouts,
         }))
+    }
+
+    /// A pool that exists, from which no chain of fallbacks leads back.
+    fn fallback(&mut self, e: &PoolEntry) -> Option<PoolName> {
+        let pools = self.entries.pools.as_deref().unwrap_or_default();
+        let said = e.fallback.as_ref()?;
+        let next = |name: &PoolName| pools.iter().find(|p| p.name.value == *name);
+        let mut seen = BTreeSet::from([&e.name.value]);
+        let mut at = next(&said.value);
+        if at.is_none() {
+            self.wrong(said, format!("{:?} is not in pools.toml", said.value.as_str()));
+        }
+        while let Some(pool) = at {
+            if !seen.insert(&pool.name.value) {
+                // Whoever is on the circle is told; whoever only leads to it is not accused.
+                if pool.name.value == e.name.value {
+                    self.wrong(said, "leads back to this pool");
+                }
+                break;
+            }
+            at = pool.fallback.as_ref().and_then(|said| next(&said.value));
+        }
+        Some(said.value.clone())
     }
 
     /// Every name a client may say. A name that could mean two models means neither.

@@ -90,6 +90,33 @@ pub struct ReceiptForm {
     pub header: bool,
     /// Name of the block added to the reply body.
     pub body: Option<String>,
+    /// Members of that block and the fact each tells, in order; empty: the whole receipt.
+    pub show: Vec<(String, Fact)>,
+    /// What one credit is worth, where amounts are shown in credits. A way of display: nothing is counted or kept in it.
+    pub credit: Option<Usd>,
+}
+
+/// What a block may tell about a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fact {
+    /// The receipt's id, good for `GET /receipts/{id}`.
+    Id,
+    /// The public model.
+    Model,
+    /// The pool that served.
+    Pool,
+    /// The server that served, by the name `pools.toml` gives it.
+    Server,
+    /// The tier.
+    Tier,
+    /// The rail.
+    Rail,
+    /// What was charged, in dollars.
+    ChargedUsd,
+    /// What was charged, in credits.
+    Credits,
+    /// What was used, where the backend has said so.
+    Usage,
 }
 
 /// A public path with its terms.

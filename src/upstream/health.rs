@@ -1,26 +1,29 @@
-//! Active health checks: one task for all pools, beside the traffic.
+//! What is done for the pools beside the traffic, by one task for all: active health checks, looking behind names, and a look at
+//! who waits (a rest that is over is no event that anybody would tell them of).
 //!
 //! The probe is ours rather than `HttpHealthCheck` of pingora-load-balancing: that one owns a connector (and its own
 //! store of root certificates) per server and is bound to membership by socket address, while our servers are names
 //! that move and pools that are swapped under it.
 
+use super::server::{Members, Server};
+use super::standing::Moment;
 use super::{Pool, Pools};
 use arc_swap::ArcSwap;
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::task::JoinSet;
 
-/// How often we look whether a check is due.
+/// How often we look whether something is due.
 const TICK: Duration = Duration::from_millis(500);
 /// A check that takes longer has failed.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Keeps connections of checks apart from those of traffic: a check must prove that a new connection can be made.
 const APART: u64 = 0x6865_616c_7468;
 
-/// Checks every pool that has `health` in its rules, for ever. Follows reloads: it looks at `pools` anew each time.
-/// Dropping the future stops checks under way.
+/// Checks every pool that has `health` in its rules and looks who is behind every name, for ever. Follows reloads: it looks
+/// at `pools` anew each time. Dropping the future stops what is under way.
 pub async fn watch(pools: Arc<ArcSwap<Pools>>) {
     let connector = Arc::new(Connector::new(None));
     let mut checks = JoinSet::new();
@@ -29,45 +32,50 @@ pub async fn watch(pools: Arc<ArcSwap<Pools>>) {
     loop {
         tick.tick().await;
         while checks.try_join_next().is_some() {}
-        let now = Instant::now();
+        let now = Moment::now();
         for (_, pool) in pools.load().iter() {
-            for index in pool.checks_due(now) {
-                let (pool, connector) = (Arc::clone(pool), Arc::clone(&connector));
-                checks.spawn(async move { pool.check(index, &connector).await });
+            if pool.look_due(now) {
+                let pool = Arc::clone(pool);
+                checks.spawn(async move { pool.look().await });
             }
+            let members = pool.members.load_full();
+            for position in pool.checks_due(&members, now) {
+                let (pool, members, connector) = (Arc::clone(pool), Arc::clone(&members), Arc::clone(&connector));
+                checks.spawn(async move { pool.check(&members, position, &connector).await });
+            }
+            pool.line.move_up();
         }
     }
 }
 
 impl Pool {
-    fn checks_due(&self, now: Instant) -> Vec<usize> {
+    fn checks_due(&self, members: &Members, now: Moment) -> Vec<usize> {
         let Some(health) = &self.rules.health else { return Vec::new() };
         // Never before the last one has had its time, so two checks of one server do not overlap.
         let every = Duration::from_secs(health.every_seconds).max(PATIENCE + TICK);
-        self.servers.iter().enumerate().filter(|(_, s)| s.check_due(now, every)).map(|(i, _)| i).collect()
+        members.servers.iter().enumerate().filter(|(_, s)| s.standing.check_due(now, every)).map(|(i, _)| i).collect()
     }
 
     /// One check of one server, its result noted.
-    async fn check(&self, index: usize, connector: &Connector) {
-        let healthy = tokio::time::timeout(PATIENCE, self.answers(index, connector)).await == Ok(Some(200));
-        if let Some(server) = self.servers.get(index)
-            && server.checked(healthy)
-        {
-            tracing::warn!(pool = %self.rules.name, server = %self.host(index), healthy, "health of a server changed");
+    async fn check(&self, members: &Members, position: usize, connector: &Connector) {
+        let Some(server) = members.servers.get(position) else { return };
+        let healthy = tokio::time::timeout(PATIENCE, self.answers(server, connector)).await == Ok(Some(200));
+        if server.standing.checked(healthy) {
+            tracing::warn!(pool = %self.rules.name, server = %server.host(), healthy, "health of a server changed");
         }
     }
 
     /// The status of its health path; `None` when there was none.
-    async fn answers(&self, index: usize, connector: &Connector) -> Option<u16> {
+    async fn answers(&self, server: &Server, connector: &Connector) -> Option<u16> {
         let health = self.rules.health.as_ref()?;
-        let path = format!("{}{}", self.prefix(index), health.path);
+        let path = format!("{}{}", server.rules.prefix, health.path);
         let mut head = RequestHeader::build("GET", path.as_bytes(), None).ok()?;
-        head.insert_header("host", self.host(index)).ok()?;
+        head.insert_header("host", server.host()).ok()?;
         head.insert_header("user-agent", super::USER_AGENT).ok()?;
         if let Some((name, value)) = self.key() {
             head.insert_header(name.clone(), value.clone()).ok()?;
         }
-        let mut peer = self.peer(index).await.ok()?;
+        let mut peer = self.peer(server).await.ok()?;
         peer.group_key = APART;
         let (mut session, _) = connector.get_http_session(&peer).await.ok()?;
         session.write_request_header(Box::new(head)).await.ok()?;
@@ -115,7 +123,7 @@ mod tests {
         for (available, why) in
             [(true, "200"), (true, "one failure is forgiven"), (false, "204 is not 200"), (true, "200 heals")]
         {
-            p.check(0, &connector).await;
+            p.check(&p.members.load_full(), 0, &connector).await;
             assert_eq!(p.available(), available, "{why}");
         }
         let asked = asked.await.unwrap();

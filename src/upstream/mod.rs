@@ -1,15 +1,27 @@
 //! Where requests are sent: pools of servers, who of them can take one, and how each kind of backend speaks.
 //!
-//! Names are resolved again and again ([`resolve`]), a server that cannot be connected to rests ([`server`]), active
-//! health checks run beside the traffic ([`health`]), and the one with the least to do is picked ([`pool`]).
+//! A pool ([`pool`]) knows its servers ([`server`]) from its rules or by a name that is looked up ([`discover`]), and how each of
+//! them stands ([`standing`]). One of them is chosen for a request ([`select`], [`ring`]) and told about ([`picked`]); when all are
+//! busy, requests wait in line ([`queue`]). Health checks run beside the traffic ([`health`]). Operators see it all ([`shown`]).
 
+mod discover;
 pub mod health;
+mod picked;
 pub mod pool;
 pub mod profile;
+mod queue;
 pub mod resolve;
+mod ring;
+mod select;
 pub mod server;
+pub mod shown;
+mod standing;
 
-pub use pool::{Affinity, Picked, Pool, Unplaced};
+pub use discover::{Resolve, System};
+pub use picked::Picked;
+pub use pool::{Pool, PoolStatus, Unplaced};
+pub use select::Affinity;
+pub use server::ServerStatus;
 
 use crate::ids::PoolName;
 use crate::rules::plan::PoolRules;
@@ -29,14 +41,24 @@ pub struct Pools {
 
 impl Pools {
     /// Builds what the rules say and reads the keys. A pool whose rules and key are those of `previous` is the same
-    /// object, with its requests in flight, its health and its ejections; one whose servers are the same keeps those, also
-    /// under another name. The error is every mistake at once; a secret's content is never in it.
+    /// object; otherwise every server that stays in it keeps its requests in flight, its health and its rests, whatever else
+    /// changed, and whoever waits keeps their place; also under another name. The error is every mistake at once; a secret's
+    /// content is never in it.
     pub fn build(rules: &BTreeMap<PoolName, Arc<PoolRules>>, previous: Option<&Self>) -> Result<Self, Vec<String>> {
+        Self::build_with(rules, previous, &(Arc::new(System) as Arc<dyn Resolve>))
+    }
+
+    /// As [`Self::build`]; names are asked of `resolver`.
+    pub fn build_with(
+        rules: &BTreeMap<PoolName, Arc<PoolRules>>,
+        previous: Option<&Self>,
+        resolver: &Arc<dyn Resolve>,
+    ) -> Result<Self, Vec<String>> {
         let mut live = BTreeMap::new();
         let mut mistakes = Vec::new();
         for (name, rules) in rules {
             let was = previous.and_then(|p| p.get(name).or_else(|| p.same_place(rules)));
-            match Pool::build(rules, was) {
+            match Pool::build(rules, was, resolver) {
                 Ok(pool) => drop(live.insert(name.clone(), pool)),
                 Err(mistake) => mistakes.push(format!("pools.toml: pool.{name}.{mistake}")),
             }
@@ -62,6 +84,12 @@ impl Pools {
             })
             .take(MOST_OLD_PLANS)
             .collect()
+    }
+
+    /// Looks once behind every name that was never looked behind, so that the plan becomes visible with servers. Waits 2 s at
+    /// most; a pool without an answer by then is not available until there is one.
+    pub async fn first_look(&self) {
+        futures::future::join_all(self.live.values().filter(|pool| pool.is_unseen()).map(|pool| pool.look())).await;
     }
 
     /// The pool of that name, in the live plan or in one that is still kept.

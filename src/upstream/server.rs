@@ -1,242 +1,165 @@
-//! One server of a pool: what runs on it, and whether it can take more.
-//!
-//! Three things take a server out, each with its own way back: an active health check that fails (back when one
-//! succeeds), connections that fail (back after a wait that doubles, first with a single request as a trial), and a
-//! refusal of the operator's own key (back after 30 s, and an alarm, because retrying will not help).
+//! The servers of a pool at one moment: their rules beside how they stand. Membership changes by swapping the whole; whoever
+//! stays keeps its [`Standing`], and with it requests in flight, health and rests.
 
-use super::resolve::Addresses;
-use crate::rules::plan::ServerRules;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use super::resolve::{Addresses, bare};
+use super::ring::Ring;
+use super::standing::{Moment, Standing, Tally};
+use crate::rules::plan::{PoolRules, ServerRules};
+use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
 
-/// First rest after a failed connection; each further failure doubles it.
-const FIRST_REST: Duration = Duration::from_secs(1);
-/// Longest rest.
-const LONGEST_REST: Duration = Duration::from_secs(30);
-/// Rest after the server refused the operator's key.
-const KEY_REST: Duration = Duration::from_secs(30);
-/// Failed health checks in a row that take a server out: a busy backend may miss one.
-const FAILED_CHECKS: u32 = 2;
+/// Most servers of a pool: their choice is made on a set of this size.
+pub const MOST_SERVERS: usize = 1024;
 
-/// A server and its state. Shared by every plan that names the same servers.
+/// One server in one membership.
 #[derive(Debug)]
-pub struct Server {
-    pub(super) rules: ServerRules,
-    pub(super) addresses: Addresses,
-    in_flight: AtomicUsize,
-    key_alarms: AtomicU64,
-    state: Mutex<State>,
+pub(super) struct Server {
+    /// Never used again for another one in the life of its pool.
+    pub id: usize,
+    pub rules: ServerRules,
+    /// For one that was found behind a name: where.
+    pub address: Option<SocketAddr>,
+    pub standing: Arc<Standing>,
+    /// Of the smooth round robin.
+    pub credit: AtomicI64,
 }
 
+/// All of them, by group.
 #[derive(Debug, Default)]
-struct State {
-    failed_checks: u32,
-    next_check: Option<Instant>,
-    resting: Option<Rest>,
-    key_refused_until: Option<Instant>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Rest {
-    wait: Duration,
-    until: Instant,
-    trial: bool,
+pub(super) struct Members {
+    pub servers: Box<[Server]>,
+    pub groups: Box<[Range<usize>]>,
+    pub ring: Ring,
+    /// One turn of the round robin at a time.
+    pub turning: Mutex<()>,
 }
 
 /// What `/status` says about a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerStatus {
-    /// `host:port`.
+    /// `host:port` and path prefix, as the rules say; the only name that may be a label.
     pub name: String,
+    /// Where it was found, when the rules only say a name.
+    pub address: Option<SocketAddr>,
+    /// Priority group.
+    pub group: u32,
     /// It would be given a request now.
     pub usable: bool,
     /// Requests running on it.
     pub in_flight: usize,
-    /// How often it refused the operator's key since the gate started.
+    /// Most requests that may.
+    pub max_concurrent: Option<u32>,
+    /// Moving average of the wait for its first byte, in microseconds; `None` when nothing was heard lately.
+    pub first_byte_micros: Option<u64>,
+    /// How often it was put to rest since the gate started.
+    pub ejections: u64,
+    /// How often it refused the operator's key.
     pub key_alarms: u64,
+    /// How often it reported usage that cannot be.
+    pub usage_alarms: u64,
 }
 
 impl Server {
-    pub(super) fn new(rules: &ServerRules) -> Self {
-        Self {
-            addresses: Addresses::new(&rules.host, rules.port),
-            rules: rules.clone(),
-            in_flight: AtomicUsize::new(0),
-            key_alarms: AtomicU64::new(0),
-            state: Mutex::default(),
-        }
+    /// A server that the rules name, with what is known of it in `kept`.
+    pub fn listed(id: usize, rules: &ServerRules, kept: &Members) -> Self {
+        let known = kept.servers.iter().find(|s| s.is_at(rules) && s.address.is_none());
+        let fresh = || Standing::new(Addresses::new(&rules.host, rules.port), Arc::default());
+        let standing = known.map_or_else(|| Arc::new(fresh()), |s| Arc::clone(&s.standing));
+        Self { id, rules: rules.clone(), address: None, standing, credit: AtomicI64::new(0) }
     }
 
-    /// Would it be given a request at this moment?
-    pub(super) fn usable(&self, now: Instant) -> bool {
-        self.state().usable(now)
-    }
-
-    /// Takes a place on it, if it can be used. The inner value says whether this request is the trial after a rest.
-    pub(super) fn enter(&self, now: Instant) -> Option<bool> {
-        let mut state = self.state();
-        if !state.usable(now) {
-            return None;
-        }
-        let trial = state.resting.as_mut().is_some_and(|rest| {
-            rest.trial = true;
-            true
-        });
-        drop(state);
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-        Some(trial)
-    }
-
-    /// Gives the place back. A trial that ended without a verdict lets the next request try.
-    pub(super) fn leave(&self, open_trial: bool) {
-        self.in_flight.fetch_sub(1, Ordering::Relaxed);
-        if open_trial && let Some(rest) = self.state().resting.as_mut() {
-            rest.trial = false;
-        }
-    }
-
-    pub(super) fn connected(&self) {
-        self.state().resting = None;
-    }
-
-    pub(super) fn connect_failed(&self, now: Instant) {
-        self.addresses.distrust();
-        let mut state = self.state();
-        let wait = match state.resting {
-            // Several requests that fail together are one failure, not a tower of doublings.
-            Some(rest) if rest.until > now => return,
-            Some(rest) => rest.wait.saturating_mul(2).min(LONGEST_REST),
-            None => FIRST_REST,
+    /// Servers that were found behind the name of the rules, with what is known of each in `kept`. They are one in what is
+    /// counted of them.
+    pub fn found(at: impl Iterator<Item = (usize, SocketAddr)>, name: &ServerRules, kept: &Members) -> Vec<Self> {
+        let same = || kept.servers.iter().filter(|s| s.is_at(name));
+        let tally = same().next().map_or_else(Arc::default, |s| Arc::clone(&s.standing.tally));
+        let seat = |(id, at): (usize, SocketAddr)| {
+            let known = same().find(|s| s.address == Some(at));
+            let fresh = || Standing::new(Addresses::new(&at.ip().to_string(), at.port()), Arc::clone(&tally));
+            let standing = known.map_or_else(|| Arc::new(fresh()), |s| Arc::clone(&s.standing));
+            Self { id, rules: name.clone(), address: Some(at), standing, credit: AtomicI64::new(0) }
         };
-        state.resting = Some(Rest { wait, until: now.checked_add(wait).unwrap_or(now), trial: false });
+        at.map(seat).collect()
     }
 
-    pub(super) fn key_refused(&self, now: Instant) {
-        self.key_alarms.fetch_add(1, Ordering::Relaxed);
-        self.state().key_refused_until = now.checked_add(KEY_REST);
+    /// Whether requests for it go where those for `rules` go; weights and limits may differ.
+    fn is_at(&self, rules: &ServerRules) -> bool {
+        let place = |r: &ServerRules| (r.tls, r.port);
+        place(&self.rules) == place(rules) && self.rules.host == rules.host && self.rules.prefix == rules.prefix
     }
 
-    /// A new key makes an old refusal meaningless.
-    pub(super) fn key_changed(&self) {
-        self.state().key_refused_until = None;
+    /// Whether these rules, which name one place to look, name its place.
+    pub fn is_one_of(&self, pool: &PoolRules) -> bool {
+        pool.servers.first().is_some_and(|name| self.is_at(name))
     }
 
-    /// Whether a health check should start now; if so, the next one is due `every` later.
-    pub(super) fn check_due(&self, now: Instant, every: Duration) -> bool {
-        let mut state = self.state();
-        let due = state.next_check.is_none_or(|at| at <= now);
-        if due {
-            state.next_check = now.checked_add(every);
-        }
-        due
+    /// Usable and below its limit.
+    pub fn open(&self, now: Moment) -> bool {
+        self.standing.usable(now) && self.standing.has_room(self.rules.max_concurrent)
     }
 
-    /// Result of a health check. Returns whether the server went out or came back by it.
-    pub(super) fn checked(&self, healthy: bool) -> bool {
-        let mut state = self.state();
-        let before = state.failed_checks >= FAILED_CHECKS;
-        state.failed_checks = if healthy { 0 } else { state.failed_checks.saturating_add(1) };
-        before != (state.failed_checks >= FAILED_CHECKS)
+    /// Takes a place, if there is one; whether it is a trial.
+    pub fn enter(&self, now: Moment) -> Option<bool> {
+        self.standing.enter(now, self.rules.max_concurrent)
     }
 
-    /// Requests running on it.
-    pub fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Relaxed)
+    /// Value of `Host`: the name of the rules, with the port unless it is the scheme's own.
+    pub fn host(&self) -> String {
+        let ServerRules { tls, port, .. } = self.rules;
+        let host = in_url(&self.rules.host);
+        if port == if tls { 443 } else { 80 } { host.into_owned() } else { format!("{host}:{port}") }
+    }
+
+    /// Name for SNI; empty without TLS.
+    pub fn sni(&self) -> String {
+        if self.rules.tls { bare(&self.rules.host).to_owned() } else { String::new() }
     }
 
     /// A snapshot for operators.
-    pub fn status(&self) -> ServerStatus {
+    pub fn status(&self, now: Moment) -> ServerStatus {
+        let Tally { ejections, key_alarms, usage_alarms } = &*self.standing.tally;
         ServerStatus {
-            name: format!("{}:{}", self.rules.host, self.rules.port),
-            usable: self.usable(Instant::now()),
-            in_flight: self.in_flight(),
-            key_alarms: self.key_alarms.load(Ordering::Relaxed),
+            name: name(&self.rules),
+            address: self.address,
+            group: self.rules.group,
+            usable: self.standing.usable(now),
+            in_flight: self.standing.in_flight(),
+            max_concurrent: self.rules.max_concurrent,
+            first_byte_micros: self.standing.pace(now),
+            ejections: ejections.load(Ordering::Relaxed),
+            key_alarms: key_alarms.load(Ordering::Relaxed),
+            usage_alarms: usage_alarms.load(Ordering::Relaxed),
         }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Every change under this lock is a plain assignment, so a poisoned state is still a whole one.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
-    fn usable(&self, now: Instant) -> bool {
-        self.failed_checks < FAILED_CHECKS
-            && self.key_refused_until.is_none_or(|until| until <= now)
-            && self.resting.is_none_or(|rest| rest.until <= now && !rest.trial)
+impl Members {
+    /// Of these servers; more than [`MOST_SERVERS`] are not used.
+    pub fn of(mut servers: Vec<Server>) -> Self {
+        servers.truncate(MOST_SERVERS);
+        servers.sort_by_key(|s| s.rules.group);
+        let mut groups = Vec::new();
+        let mut start = 0;
+        for group in servers.chunk_by(|a, b| a.rules.group == b.rules.group) {
+            groups.push(start..start + group.len());
+            start += group.len();
+        }
+        let names: Vec<String> =
+            servers.iter().map(|s| s.address.map_or_else(|| name(&s.rules), |at| at.to_string())).collect();
+        let ring = Ring::of(names.iter().map(String::as_str).zip(servers.iter().map(|s| s.rules.weight)));
+        Self { servers: servers.into(), groups: groups.into(), ring, turning: Mutex::new(()) }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// What operators call it.
+fn name(rules: &ServerRules) -> String {
+    format!("{}:{}{}", in_url(&rules.host), rules.port, rules.prefix)
+}
 
-    fn server() -> Server {
-        Server::new(&ServerRules {
-            tls: false,
-            host: "127.0.0.1".into(),
-            port: 1,
-            prefix: String::new(),
-            weight: 1,
-            group: 0,
-            max_concurrent: None,
-        })
-    }
-
-    #[test]
-    fn a_server_that_cannot_be_connected_to_rests_twice_as_long_each_time_up_to_half_a_minute() {
-        let s = server();
-        let mut now = Instant::now();
-        for want in [1, 2, 4, 8, 16, 30, 30] {
-            s.connect_failed(now);
-            s.connect_failed(now);
-            assert!(!s.usable(now + Duration::from_secs(want) - Duration::from_millis(1)), "still resting: {want}");
-            now += Duration::from_secs(want);
-            assert!(s.usable(now), "back after {want}");
-        }
-        s.connected();
-        s.connect_failed(now);
-        assert!(s.usable(now + Duration::from_secs(1)), "a success forgets the history");
-    }
-
-    #[test]
-    fn after_a_rest_one_request_tries_and_the_others_wait_for_its_verdict() {
-        let s = server();
-        let start = Instant::now();
-        s.connect_failed(start);
-        let now = start + Duration::from_secs(1);
-        assert_eq!(s.enter(now), Some(true));
-        assert_eq!(s.enter(now), None, "one trial at a time");
-        s.leave(true);
-        assert_eq!(s.enter(now), Some(true), "a trial whose client left decides nothing");
-        s.connected();
-        assert_eq!(s.enter(now), Some(false), "it is back");
-    }
-
-    #[test]
-    fn a_refused_key_takes_the_server_out_until_time_or_a_new_key() {
-        let s = server();
-        let now = Instant::now();
-        s.key_refused(now);
-        s.connected();
-        assert!(!s.usable(now + Duration::from_secs(29)), "connecting well says nothing about the key");
-        assert!(s.usable(now + Duration::from_secs(30)));
-        s.key_refused(now);
-        s.key_changed();
-        assert!(s.usable(now));
-        assert_eq!(s.status().key_alarms, 2);
-    }
-
-    #[test]
-    fn one_missed_health_check_is_forgiven_two_are_not_and_one_success_heals() {
-        let s = server();
-        let now = Instant::now();
-        assert!(!s.checked(false));
-        assert!(s.usable(now));
-        assert!(s.checked(false), "going out is news");
-        assert!(!s.usable(now) && !s.checked(false), "staying out is not");
-        assert!(s.checked(true) && s.usable(now));
-    }
+/// A host with the brackets that URLs put around IPv6.
+fn in_url(host: &str) -> Cow<'_, str> {
+    if host.contains(':') && !host.starts_with('[') { format!("[{host}]").into() } else { host.into() }
 }

@@ -300,8 +300,8 @@ fn request_head(pool: &Pool, picked: &Picked, out: &Outgoing) -> Result<Box<Requ
         head.insert_header(header::CONTENT_LENGTH, out.body.len())?;
         head.insert_header(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"))?;
         head.insert_header(header::USER_AGENT, HeaderValue::from_static(USER_AGENT))?;
-        if let Some((name, value)) = pool.key() {
-            head.insert_header(name.clone(), value.clone())?;
+        for (name, value) in pool.key_lines(&out.path) {
+            head.insert_header(name, value)?;
         }
         Ok(head)
     };

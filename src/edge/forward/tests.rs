@@ -45,6 +45,10 @@ struct Recorder {
     seen: HeaderMap,
     /// What came of every server.
     tried: Vec<&'static str>,
+    /// Hear so many chunks when the client has left.
+    listens: Option<usize>,
+    /// It was asked whether it does.
+    asked: Arc<tokio::sync::Notify>,
 }
 
 #[async_trait]
@@ -107,6 +111,18 @@ impl Filter for Recorder {
         };
         out.push(Bytes::from_static(words.as_bytes()));
         flow
+    }
+
+    fn listens(&self) -> bool {
+        self.asked.notify_one();
+        self.listens.is_some()
+    }
+
+    async fn overhear(&mut self, chunk: Option<Bytes>) -> Flow {
+        self.log
+            .push(chunk.map_or("end".into(), |chunk| format!("overheard {}", String::from_utf8_lossy(&chunk).trim())));
+        let heard = self.log.iter().filter(|line| line.starts_with("overheard")).count();
+        if self.listens.is_some_and(|most| heard < most) { Flow::Go } else { Flow::Stop }
     }
 
     async fn finish(&mut self, ending: &Ending, out: &mut Vec<Bytes>) -> Flow {

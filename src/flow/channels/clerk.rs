@@ -234,6 +234,7 @@ pub(in crate::flow) fn orphan(channel: &Channel, lease: &Lease, charge: Atoms, n
         tier: bought.tier,
         model: bought.model,
         pool: bought.pool,
+        server: None,
         rail: channel.rail.clone(),
         generation: bought.generation,
         charged: charge,

@@ -1,6 +1,7 @@
 //! What is offered, what an old offer is worth, and what the operator may lose.
 
 use super::*;
+use crate::flow::choose;
 use crate::refusal::Moved;
 
 async fn offers(bed: &Bed, body: &str) -> Result<Vec<String>, &'static str> {
@@ -20,6 +21,26 @@ async fn a_rail_that_cannot_be_honoured_is_not_offered_and_without_any_there_is_
     assert_eq!(offers(&bed, &body).await, Err("no_offer"));
     bed.rail.up.store(true, Ordering::SeqCst);
     assert_eq!(offers(&bed, &body).await.unwrap(), ["tempo/charge"]);
+}
+
+#[tokio::test]
+async fn more_choices_than_a_vendor_makes_are_refused_before_a_price_is_named() {
+    for (profile, named, n, taken) in [
+        ("anthropic", true, 1, true),
+        ("anthropic", true, 2, false),
+        ("anthropic", false, 2, false),
+        ("vllm", true, 2, true),
+    ] {
+        let bed = Bed::with(&[("pools.toml", "vllm", profile)]);
+        let model = if named { "\"model\":\"m\"," } else { "" };
+        let body = format!(r#"{{{model}"messages":[{{"role":"user","content":"hi"}}],"n":{n}}}"#);
+        let quoted = choose::quote_idle(&bed.toll.rules.plan(), PATH, body.into()).await;
+        match quoted {
+            Ok(_) => assert!(taken, "{profile}, {n}"),
+            Err(Refusal::OverLimit { param: "n", asked: 2, max: 1 }) => assert!(!taken, "{profile}, {n}"),
+            Err(other) => panic!("{profile}, {n}: {other:?}"),
+        }
+    }
 }
 
 #[tokio::test]

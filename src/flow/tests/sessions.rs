@@ -13,7 +13,7 @@ use crate::secret::Secret;
 
 /// The paid path that takes vouchers.
 pub(super) const BY_TOKEN: &str = "/v1/by-token";
-const ROUTE: (&str, &str, &str) = (
+pub(super) const ROUTE: (&str, &str, &str) = (
     "routes.toml",
     "[[route]]\npath = \"/v1/elsewhere\"",
     "[[route]]\npath = \"/v1/by-token\"\nsurface = \"chat\"\ntier = \"t\"\naccept = [\"tempo/session\"]\n\n[[route]]\npath = \"/v1/elsewhere\"",

@@ -1,7 +1,7 @@
 //! Legacy completions: a text, or several, that the model continues.
 
 use super::{
-    A, B, Fields, Form, N, O, Rule, S, Told, Weight, at_most, bool_of, count_of, names, write_count, write_stream,
+    A, Fields, Form, N, O, Rule, S, Told, Weight, at_most, bool_of, count_of, names, write_count, write_stream,
 };
 use crate::limits::Limits;
 use crate::openai::prompt::{Found, Reader};

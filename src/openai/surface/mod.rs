@@ -250,7 +250,7 @@ pub(super) fn write_stream(ask: &Ask, to: &Rewrite<'_>, out: &mut Vec<u8>) {
         return;
     }
     out.extend_from_slice(b",\"stream\":true,\"stream_options\":{\"include_usage\":true");
-    match ask.said.obfuscation {
+    match ask.said.obfuscation.filter(|_| !to.withheld.contains(&"include_obfuscation")) {
         Some(true) => out.extend_from_slice(b",\"include_obfuscation\":true"),
         Some(false) => out.extend_from_slice(b",\"include_obfuscation\":false"),
         None => {}

@@ -351,6 +351,7 @@ mod tests {
             tier: "standard".into(),
             model: "m".into(),
             pool: "p".into(),
+            server: None,
             rail: "tempo/charge".into(),
             generation: "g".into(),
             charged: Atoms(20_000),

@@ -2,9 +2,9 @@
 use super::*;
 use crate::catalogue::{ProfileAbility, RailAbility};
 use crate::ids::RailId;
-use crate::limits::{OverLimit, Spelling, StreamRule, UnknownFields};
+use crate::limits::{OverLimit, StreamRule, UnknownFields};
 use crate::money::{Factor, PerToken, Usd};
-use crate::rules::plan::{Access, ReceiptForm, ServerRules, Surface, Timeouts};
+use crate::rules::plan::{Access, Balance, Discovery, Queue, ReceiptForm, ServerRules, Surface, Timeouts};
 
 const MODELS: &str = r#"
 [model."openai/gpt-oss-120b"]
@@ -46,7 +46,7 @@ servers = ["http://127.0.0.1:8000"]
 "#;
 
 fn catalogue() -> Catalogue {
-    let ability = |health_path| ProfileAbility { spelling: Spelling::MaxTokens, continuous_usage: false, health_path };
+    let ability = |health_path| ProfileAbility { health_path, ..ProfileAbility::PLAIN };
     Catalogue {
         rails: [("tempo/charge", true), ("tempo/session", false)]
             .map(|(id, fixed_amount)| (RailId::from(id), RailAbility { fixed_amount, decimals: 6 }))
@@ -87,7 +87,7 @@ fn a_good_rule_set_becomes_a_plan_in_which_every_name_resolves() {
     let route = plan.route("/v1/chat/completions").unwrap();
     assert_eq!((route.surface, route.stream, route.access), (Surface::Chat, StreamRule::Allow, Access::Paid));
     assert_eq!(route.accept, [RailId::from("tempo/charge")]);
-    assert_eq!(route.receipt, ReceiptForm { header: true, body: Some("pontage".into()) });
+    assert_eq!(route.receipt, ReceiptForm { header: true, body: Some("pontage".into()), ..ReceiptForm::default() });
     assert_eq!(route.tier.unnamed, [PublicModel::from("openai/gpt-oss-120b")]);
     assert_eq!(route.tier.charge, Some(Charge::Flat { usd: Usd::parse("0.02").unwrap(), min_output_tokens: None }));
     let limits = &route.tier.limits;
@@ -182,11 +182,17 @@ fn every_single_mistake_is_named_with_its_file_line_and_key() {
         ("pools.toml", "[\"http://127.0.0.1:8000\"]", "[\"http://a\", \"http://A:80/\"]", "4: pool.gpt-oss.servers[1]: is in this pool already; a larger share is a weight"),
         ("pools.toml", "[\"http://127.0.0.1:8000\"]", "[]", "4: pool.gpt-oss.servers: a pool has at least one server"),
         ("pools.toml", "[\"http://127.0.0.1:8000\"]", "[{ url = \"http://a\", weight = 0 }]", "4: pool.gpt-oss.servers[0].weight: 0 is not between 1 and 1000"),
-        ("pools.toml", "[\"http://127.0.0.1:8000\"]", "[{ url = \"http://a\", group = \"b\" }]", "4: pool.gpt-oss.servers[0].group: is not in this build: servers of a pool are equal"),
-        ("pools.toml", "profile = \"vllm\"", "profile = \"vllm\"\ndns = \"a:80\"", "4: pool.gpt-oss.dns: is not in this build: list the servers"),
-        ("pools.toml", "profile = \"vllm\"", "profile = \"vllm\"\nfallback = \"b\"", "4: pool.gpt-oss.fallback: is not in this build: a pool that fails answers 503"),
-        ("pools.toml", "profile = \"vllm\"", "profile = \"vllm\"\nbalance = \"prefix\"", "4: pool.gpt-oss.balance: \"prefix\" is not in this build: \"least-outstanding\""),
-        ("pools.toml", "profile = \"vllm\"", "profile = \"vllm\"\nbalance = \"random\"", "4: pool.gpt-oss.balance: \"random\" is not \"least-outstanding\""),
+        ("pools.toml", "[\"http://127.0.0.1:8000\"]", "[{ url = \"http://a\", group = 100 }]", "4: pool.gpt-oss.servers[0].group: 100 is not between 0 and 99"),
+        ("pools.toml", "[\"http://127.0.0.1:8000\"]", "[{ url = \"http://a\", max_concurrent = 0 }]", "4: pool.gpt-oss.servers[0].max_concurrent: 0 is not between 1 and 1000000"),
+        ("pools.toml", "profile = \"vllm\"", "profile = \"vllm\"\nmax_concurrent = 0", "4: pool.gpt-oss.max_concurrent: 0 is not between 1 and 1000000"),
+        ("pools.toml", "profile = \"vllm\"", "profile = \"vllm\"\ndns = \"http://a\"", "5: pool.gpt-oss.servers: are found behind the name that `dns` says; write one of the two"),
+        ("pools.toml", "servers = [\"http://127.0.0.1:8000\"]", "dns = \"a:80\"", "4: pool.gpt-oss.dns: \"a:80\" is not an http:// or https:// address"),
+        ("pools.toml", "servers = [\"http://127.0.0.1:8000\"]", "dns = \"http://169.254.169.254\"", "4: pool.gpt-oss.dns: \"http://169.254.169.254\" is an address of this link only, where metadata services live"),
+        ("pools.toml", "profile = \"vllm\"", "profile = \"vllm\"\nqueue = { length = 4 }", "4: pool.gpt-oss.queue: nobody ever waits in it: no server has a max_concurrent"),
+        ("pools.toml", "profile = \"vllm\"", "profile = \"vllm\"\nmax_concurrent = 1\nqueue = { wait_seconds = 0 }", "5: pool.gpt-oss.queue.wait_seconds: 0 is not between 1 and 86400"),
+        ("pools.toml", "profile = \"vllm\"", "profile = \"vllm\"\nfallback = \"b\"", "4: pool.gpt-oss.fallback: \"b\" is not in pools.toml"),
+        ("pools.toml", "profile = \"vllm\"", "profile = \"vllm\"\nfallback = \"gpt-oss\"", "4: pool.gpt-oss.fallback: leads back to this pool"),
+        ("pools.toml", "profile = \"vllm\"", "profile = \"vllm\"\nbalance = \"random\"", "4: pool.gpt-oss.balance: \"random\" is not \"least-outstanding\" or \"round-robin\" or \"consistent\" or \"prefix\""),
         ("pools.toml", "profile = \"vllm\"", "profile = \"vllm\"\napi_key = \"sk-canary\"", "4: pool.gpt-oss.api_key: a secret is written as \"env:NAME\" or \"file:PATH\", never inline"),
         ("pools.toml", "profile = \"vllm\"", "profile = \"ollama\"\nhealth = {}", "4: pool.gpt-oss.health: `path` is missing: profile \"ollama\" has no health endpoint of its own"),
         ("pools.toml", "profile = \"vllm\"", "profile = \"vllm\"\nhealth = { every_seconds = 0 }", "4: pool.gpt-oss.health.every_seconds: 0 is not between 1 and 3600"),
@@ -425,6 +431,45 @@ fn prices_from_a_registry_are_refused_and_not_ignored() {
     let got = crate::rules::load(dir.path(), &catalogue()).unwrap_err();
     assert_eq!(got.len(), 1);
     assert!(got[0].to_string().starts_with("prices.toml: is not in this build"), "{}", got[0]);
+}
+
+#[test]
+fn a_pool_says_where_its_servers_are_and_who_takes_what() {
+    let pool = |to: &str| {
+        let plan = good("pools.toml", "servers = [\"http://127.0.0.1:8000\"]", to);
+        plan.pools.get("gpt-oss").unwrap().as_ref().clone()
+    };
+    let usual = pool("servers = [\"http://a\"]");
+    assert_eq!((usual.discovery, usual.balance, usual.queue), Default::default());
+    assert_eq!((usual.servers[0].group, usual.servers[0].max_concurrent, usual.fallback), (0, None, None));
+    let limited =
+        pool("servers = [{ url = \"http://a\", group = 2, max_concurrent = 3 }, \"http://b\"]\nmax_concurrent = 8");
+    let said: Vec<_> = limited.servers.iter().map(|s| (s.group, s.max_concurrent)).collect();
+    assert_eq!(said, [(2, Some(3)), (0, Some(8))], "the pool's limit is each server's, unless that has its own");
+    let named = pool(
+        "dns = \"https://a.example/base\"\nmax_concurrent = 2\nqueue = { length = 0, wait_seconds = 3 }\nbalance = \"prefix\"",
+    );
+    assert_eq!((named.discovery, named.balance), (Discovery::Dns, Balance::Prefix));
+    assert_eq!(named.queue, Queue { length: 0, wait_seconds: 3 });
+    let [name] = &named.servers[..] else { panic!("{named:?}") };
+    assert_eq!((name.tls, name.host.as_str(), name.port, name.max_concurrent), (true, "a.example", 443, Some(2)));
+}
+
+#[test]
+fn pools_fall_back_to_each_other_in_no_circle() {
+    let pools = |fallbacks: &[(&str, &str)]| {
+        let one = |(name, fallback): &(&str, &str)| {
+            let fallback = if fallback.is_empty() { String::new() } else { format!("fallback = \"{fallback}\"\n") };
+            format!("[pool.{name}]\nprofile = \"vllm\"\nservers = [\"http://{name}\"]\n{fallback}")
+        };
+        with("pools.toml", POOLS, &fallbacks.iter().map(one).collect::<String>())
+    };
+    let chain = pools(&[("gpt-oss", "b"), ("b", "c"), ("c", ""), ("d", "b")]).unwrap();
+    assert_eq!(chain.pools.get("d").unwrap().fallback, Some(PoolName::from("b")));
+    let circle = pools(&[("gpt-oss", "b"), ("b", "c"), ("c", "b")]).unwrap_err();
+    let want = [8, 12].map(|line| format!("pools.toml:{line}: "));
+    assert_eq!(circle.len(), 2, "those on the circle, not the one that leads to it: {circle:#?}");
+    assert!(circle.iter().zip(want).all(|(got, want)| got.starts_with(&want)), "{circle:#?}");
 }
 
 mod any_text {

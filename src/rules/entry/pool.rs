@@ -2,13 +2,15 @@
 
 use crate::ids::PoolName;
 use crate::origin::{Origin, normal_path};
-use crate::rules::plan::{ServerRules, Timeouts};
+use crate::rules::plan::{Balance, Discovery, Queue, ServerRules, Timeouts};
 use crate::secret::SecretRef;
 use crate::written::{Said, Section, Spot, Value, plain_name};
 use std::collections::BTreeSet;
 
 /// Longest wait that is still a wait: a day.
 const DAY_SECONDS: u64 = 86_400;
+/// Most servers of a pool.
+const MOST_SERVERS: usize = 1024;
 
 /// `[pool.…]`.
 #[derive(Debug)]
@@ -17,8 +19,16 @@ pub struct PoolEntry {
     pub name: Said<PoolName>,
     /// Profile.
     pub profile: Option<Said<String>>,
-    /// Servers.
+    /// Servers, or the one name behind which they are.
     pub servers: Vec<ServerRules>,
+    /// Which of the two.
+    pub discovery: Discovery,
+    /// Who takes the next request.
+    pub balance: Balance,
+    /// Who may wait.
+    pub queue: Queue,
+    /// Another pool.
+    pub fallback: Option<Said<PoolName>>,
     /// Bearer key.
     pub api_key: Option<SecretRef>,
     /// Health checks, when asked for.
@@ -43,56 +53,95 @@ pub(super) fn read<'p>(name: &'p str, at: &Value<'p>, s: Section<'p>) -> PoolEnt
     if let Err(why) = plain_name(name) {
         at.wrong(format!("{name:?} {why}"));
     }
-    s.later("dns", "list the servers");
-    s.later("fallback", "a pool that fails answers 503");
-    if let Some(value) = s.take("balance") {
-        let later = ["round-robin", "consistent", "prefix"];
-        match value.text() {
-            Some("least-outstanding") | None => {}
-            Some(text) if later.contains(&text) => {
-                value.wrong(format!("{text:?} is not in this build: \"least-outstanding\""))
+    let limit = s.take("max_concurrent").and_then(|v| limit(&v));
+    let (discovery, mut servers) = match s.take("dns") {
+        Some(name) => {
+            if let Some(listed) = s.take("servers") {
+                listed.wrong("are found behind the name that `dns` says; write one of the two");
             }
-            Some(_) => drop(value.word(&[("least-outstanding", ())])),
+            (Discovery::Dns, address(&name).map(|origin| server_at(origin, 1, 0, None)).into_iter().collect())
         }
-    }
+        None => (Discovery::Listed, s.need("servers").and_then(|v| servers(&v)).unwrap_or_default()),
+    };
+    servers.iter_mut().for_each(|server| server.max_concurrent = server.max_concurrent.or(limit));
+    let queue = s.take("queue").and_then(|v| {
+        if servers.iter().all(|server| server.max_concurrent.is_none()) {
+            v.wrong("nobody ever waits in it: no server has a max_concurrent");
+        }
+        queue(&v.section()?)
+    });
     PoolEntry {
         name: at.said(PoolName::from(name)),
         profile: s.need("profile").and_then(|v| Some(v.said(v.text()?.to_owned()))),
-        servers: s.need("servers").and_then(|v| servers(&v)).unwrap_or_default(),
+        servers,
+        discovery,
+        balance: s.take("balance").and_then(|v| v.word(&BALANCES)).unwrap_or_default(),
+        queue: queue.unwrap_or_default(),
+        fallback: s.take("fallback").and_then(|v| Some(v.said(PoolName::from(v.text()?)))),
         api_key: s.take("api_key").and_then(|v| v.secret()),
         health: s.take("health").and_then(|v| health(&v.section()?)),
         timeouts: s.take("timeouts").and_then(|v| timeouts(&v.section()?)).unwrap_or_default(),
     }
 }
 
+/// What `balance` may say.
+const BALANCES: [(&str, Balance); 4] = [
+    ("least-outstanding", Balance::LeastOutstanding),
+    ("round-robin", Balance::RoundRobin),
+    ("consistent", Balance::Consistent),
+    ("prefix", Balance::Prefix),
+];
+
 fn servers(value: &Value<'_>) -> Option<Vec<ServerRules>> {
     let list = value.list()?;
     if list.is_empty() {
         value.wrong("a pool has at least one server");
     }
+    if list.len() > MOST_SERVERS {
+        value.wrong(format!("a pool has at most {MOST_SERVERS} servers"));
+    }
     let mut seen = BTreeSet::new();
     let mut servers = Vec::new();
     for item in &list {
-        let Some((origin, weight)) = server(item) else { continue };
-        if !seen.insert(origin.clone()) {
+        let Some((origin, server)) = server(item) else { continue };
+        if !seen.insert(origin) {
             item.wrong("is in this pool already; a larger share is a weight");
         }
-        let Origin { tls, host, port, prefix } = origin;
-        servers.push(ServerRules { tls, host, port, prefix, weight, group: 0, max_concurrent: None });
+        servers.push(server);
     }
     Some(servers)
 }
 
-/// `"http://host:8000"` or `{ url = "http://host:8000", weight = 2 }`.
-fn server(item: &Value<'_>) -> Option<(Origin, u32)> {
+/// `"http://host:8000"` or `{ url = "http://host:8000", weight = 2, group = 1, max_concurrent = 8 }`.
+fn server(item: &Value<'_>) -> Option<(Origin, ServerRules)> {
     if !item.is_table() {
-        return Some((address(item)?, 1));
+        let origin = address(item)?;
+        return Some((origin.clone(), server_at(origin, 1, 0, None)));
     }
     let s = item.section()?;
-    s.later("group", "servers of a pool are equal");
     let weight = s.take("weight").map_or(Some(1), |v| v.count(1..=1000));
+    let group = s.take("group").map_or(Some(0), |v| v.count(0..=99));
+    let limit = s.take("max_concurrent").and_then(|v| limit(&v));
     let origin = s.need("url").and_then(|v| address(&v));
-    Some((origin?, u32::try_from(weight?).ok()?))
+    let (weight, group) = (u32::try_from(weight?).ok()?, u32::try_from(group?).ok()?);
+    let origin = origin?;
+    Some((origin.clone(), server_at(origin, weight, group, limit)))
+}
+
+fn server_at(origin: Origin, weight: u32, group: u32, max_concurrent: Option<u32>) -> ServerRules {
+    let Origin { tls, host, port, prefix } = origin;
+    ServerRules { tls, host, port, prefix, weight, group, max_concurrent }
+}
+
+fn limit(value: &Value<'_>) -> Option<u32> {
+    value.count(1..=1_000_000).and_then(|n| u32::try_from(n).ok())
+}
+
+fn queue(s: &Section<'_>) -> Option<Queue> {
+    let usual = Queue::default();
+    let length = s.take("length").map_or(u64::try_from(usual.length).ok(), |v| v.count(0..=100_000));
+    let wait = s.take("wait_seconds").map_or(Some(usual.wait_seconds), |v| v.count(1..=DAY_SECONDS));
+    Some(Queue { length: usize::try_from(length?).ok()?, wait_seconds: wait? })
 }
 
 /// A reload must not be able to point the gate at the metadata service of the machine it runs on

@@ -2,8 +2,9 @@
 
 use crate::ids::{RailId, RoutePath, TierName};
 use crate::limits::StreamRule;
+use crate::money::Usd;
 use crate::origin::normal_path;
-use crate::rules::plan::{Access, ReceiptForm, Surface};
+use crate::rules::plan::{Access, Fact, ReceiptForm, Surface};
 use crate::written::{Said, Section, Spot, Value};
 
 /// Paths the gate answers itself on the public listener.
@@ -136,7 +137,7 @@ fn read(s: &Section<'_>) -> RouteEntry {
             .collect(),
         receipt: match receipt {
             Some(value) => value.section().map(|table| receipt_form(&table)).unwrap_or_default(),
-            None => ReceiptForm { header: access == Some(Access::Paid), body: None },
+            None => ReceiptForm { header: access == Some(Access::Paid), ..ReceiptForm::default() },
         },
     }
 }
@@ -170,15 +171,63 @@ fn path(value: &Value<'_>) -> Option<Said<RoutePath>> {
 
 fn receipt_form(s: &Section<'_>) -> ReceiptForm {
     let header = s.take("header").map_or(Some(true), |v| v.flag()).unwrap_or(true);
-    let safe = |text: &str| {
-        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
-        if text.len() > 64 || !text.starts_with(|c: char| c.is_ascii_alphabetic()) || !text.bytes().all(plain) {
-            Err("is not a plain member name: a letter, then at most 63 of a-z A-Z 0-9 _ -")
-        } else if OPENAI_MEMBERS.contains(&text.to_ascii_lowercase().as_str()) {
-            Err("is a member of the reply itself")
-        } else {
-            Ok(text.to_owned())
+    let body = s.take("body").and_then(|v| {
+        v.read(|text| match member_name(text) {
+            Ok(name) if OPENAI_MEMBERS.contains(&name.to_ascii_lowercase().as_str()) => {
+                Err("is a member of the reply itself")
+            }
+            other => other,
+        })
+    });
+    let credit = s.take("credit_usd").and_then(|v| {
+        let usd = v.amount(Usd::parse)?;
+        if usd == Usd::ZERO {
+            v.wrong("a credit is worth something");
+            return None;
         }
-    };
-    ReceiptForm { header, body: s.take("body").and_then(|v| v.read(safe)) }
+        Some(usd)
+    });
+    let show = s.take("show");
+    if let (Some(value), None) = (&show, &body) {
+        value.wrong("there is no block to show it in: write body = \"…\"");
+    }
+    let show: Vec<_> = show
+        .and_then(|v| v.section())
+        .map(|facts| facts.entries().into_iter().filter_map(|(name, value)| shown(name, &value, credit)).collect())
+        .unwrap_or_default();
+    ReceiptForm { header, body, show, credit }
+}
+
+/// `member = "fact"`.
+fn shown(name: &str, value: &Value<'_>, credit: Option<Usd>) -> Option<(String, Fact)> {
+    let facts = [
+        ("id", Fact::Id),
+        ("model", Fact::Model),
+        ("pool", Fact::Pool),
+        ("server", Fact::Server),
+        ("tier", Fact::Tier),
+        ("rail", Fact::Rail),
+        ("charged_usd", Fact::ChargedUsd),
+        ("credits", Fact::Credits),
+        ("usage", Fact::Usage),
+    ];
+    let fact = value.word(&facts)?;
+    if fact == Fact::Credits && credit.is_none() {
+        value.wrong("credits are worth what credit_usd says: write credit_usd = \"0.01\"");
+    }
+    match member_name(name) {
+        Ok(name) => Some((name, fact)),
+        Err(why) => {
+            value.wrong(format!("{name:?} {why}"));
+            None
+        }
+    }
+}
+
+fn member_name(text: &str) -> Result<String, &'static str> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+    if text.len() > 64 || !text.starts_with(|c: char| c.is_ascii_alphabetic()) || !text.bytes().all(plain) {
+        return Err("is not a plain member name: a letter, then at most 63 of a-z A-Z 0-9 _ -");
+    }
+    Ok(text.to_owned())
 }

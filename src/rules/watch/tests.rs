@@ -1,7 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 use super::*;
 use crate::catalogue::{ProfileAbility, RailAbility};
-use crate::limits::Spelling;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -23,7 +22,7 @@ fn write_set(dir: &Path, flat: &str) {
 }
 
 fn catalogue() -> Catalogue {
-    let ability = ProfileAbility { spelling: Spelling::MaxTokens, continuous_usage: false, health_path: None };
+    let ability = ProfileAbility::PLAIN;
     Catalogue {
         rails: [("tempo/charge".into(), RailAbility { fixed_amount: true, decimals: 6 })].into(),
         profiles: [("vllm", ability)].into(),

@@ -1,13 +1,18 @@
-//! llama.cpp's server. Its HTTP server drops idle connections after 5 s.
+//! llama.cpp's server: each choice ends with a figure of its own. Its HTTP server drops idle connections after 5 s; it stops when it is
+//! hung up on. `n_predict`, which it would take over `max_tokens`, is on no surface's list and never reaches it.
 
-use super::Profile;
+use super::{BEARER, Profile};
 use crate::catalogue::ProfileAbility;
-use crate::limits::Spelling;
+use crate::usage::{Scope, Shape};
 
 pub(super) const PROFILE: Profile = Profile {
     name: "llamacpp",
-    ability: ProfileAbility { spelling: Spelling::MaxTokens, continuous_usage: false, health_path: Some("/health") },
-    key_header: "authorization",
-    key_prefix: "Bearer ",
+    ability: ProfileAbility {
+        health_path: Some("/health"),
+        shape: Shape { finals: Scope::Choice, ..Shape::PLAIN },
+        ..ProfileAbility::PLAIN
+    },
+    key: BEARER,
+    native_key: None,
     reuse_seconds: 4,
 };

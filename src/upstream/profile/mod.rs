@@ -1,8 +1,12 @@
 //! How a backend speaks, one small constant per kind. A new kind is a file here and one line in [`ALL`].
 
+mod anthropic;
+mod gemini;
 mod llamacpp;
 mod ollama;
 mod openai;
+mod openrouter;
+mod sglang;
 mod vllm;
 
 use crate::catalogue::ProfileAbility;
@@ -15,20 +19,61 @@ pub struct Profile {
     pub name: &'static str,
     /// What rules are checked against.
     pub ability: ProfileAbility,
-    /// Header that carries the operator's key, in lower case.
-    pub key_header: &'static str,
-    /// What stands before the key in it.
-    pub key_prefix: &'static str,
+    /// How the operator's key is shown.
+    pub key: KeyStyle,
+    /// How it is shown on the vendor's own surface ([`NATIVE`]), where that differs.
+    pub native_key: Option<KeyStyle>,
     /// How long an idle connection is kept for reuse. Below the backend's own keep-alive: a connection the backend
     /// closes while we write to it costs a retry.
     pub reuse_seconds: u64,
 }
 
+/// How a key is shown to a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyStyle {
+    /// Header that carries it, in lower case.
+    pub header: &'static str,
+    /// What stands before it.
+    pub prefix: &'static str,
+    /// Headers that go with every request beside it, whether there is a key or not.
+    pub beside: &'static [(&'static str, &'static str)],
+}
+
+/// As OpenAI takes it.
+const BEARER: KeyStyle = KeyStyle { header: "authorization", prefix: "Bearer ", beside: &[] };
+
+/// Where a path of a vendor's own begins: Anthropic's.
+pub const NATIVE: &str = "/v1/messages";
+
+impl Profile {
+    /// How the key is shown with a request for `path`.
+    pub fn key_style(&self, path: &str) -> &KeyStyle {
+        self.native_key.as_ref().filter(|_| path.starts_with(NATIVE)).unwrap_or(&self.key)
+    }
+}
+
 /// Every profile of this build.
-pub const ALL: [&Profile; 4] = [&openai::PROFILE, &vllm::PROFILE, &llamacpp::PROFILE, &ollama::PROFILE];
+pub const ALL: [&Profile; 8] = [
+    &openai::PROFILE,
+    &openrouter::PROFILE,
+    &anthropic::PROFILE,
+    &gemini::PROFILE,
+    &vllm::PROFILE,
+    &sglang::PROFILE,
+    &llamacpp::PROFILE,
+    &ollama::PROFILE,
+];
 
 /// The names rules may use.
-pub const NAMES: [&str; 4] = [openai::PROFILE.name, vllm::PROFILE.name, llamacpp::PROFILE.name, ollama::PROFILE.name];
+pub const NAMES: [&str; ALL.len()] = {
+    let mut names = [""; ALL.len()];
+    let mut i = 0;
+    while i < names.len() {
+        names[i] = ALL[i].name;
+        i += 1;
+    }
+    names
+};
 
 /// The profile of that name.
 pub fn lookup(name: &str) -> Option<&'static Profile> {
@@ -43,10 +88,13 @@ pub fn abilities() -> BTreeMap<&'static str, ProfileAbility> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalogue::OnLeave;
+    use crate::limits::Spelling;
 
     #[test]
     fn every_profile_is_found_by_its_name_and_no_other_is() {
-        assert_eq!(abilities().keys().copied().collect::<Vec<_>>(), ["llamacpp", "ollama", "openai", "vllm"]);
+        let names = ["anthropic", "gemini", "llamacpp", "ollama", "openai", "openrouter", "sglang", "vllm"];
+        assert_eq!(abilities().keys().copied().collect::<Vec<_>>(), names);
         for (name, profile) in NAMES.into_iter().zip(ALL) {
             assert_eq!(lookup(name), Some(profile));
         }
@@ -54,9 +102,40 @@ mod tests {
     }
 
     #[test]
-    fn a_key_header_is_written_as_http_writes_it() {
+    fn headers_are_written_as_http_writes_them() {
         for profile in ALL {
-            assert!(http::HeaderName::from_lowercase(profile.key_header.as_bytes()).is_ok(), "{}", profile.name);
+            for style in std::iter::once(&profile.key).chain(&profile.native_key) {
+                let beside = style.beside.iter().map(|(name, _)| *name);
+                for name in beside.chain([style.header]) {
+                    assert!(http::HeaderName::from_lowercase(name.as_bytes()).is_ok(), "{}: {name}", profile.name);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn only_anthropics_own_path_takes_another_key() {
+        for profile in ALL {
+            let own = if profile.name == "anthropic" { "x-api-key" } else { "authorization" };
+            assert_eq!(profile.key_style("/v1/messages").header, own, "{}", profile.name);
+            assert_eq!(profile.key_style("/v1/chat/completions").header, "authorization", "{}", profile.name);
+        }
+    }
+
+    #[test]
+    fn vendors_that_report_only_at_the_end_are_read_to_the_end_and_own_servers_are_not() {
+        for profile in ALL {
+            let hosted = ["openai", "openrouter", "anthropic", "gemini"].contains(&profile.name);
+            assert_eq!(profile.ability.on_leave == OnLeave::Drain, hosted, "{}", profile.name);
+            assert!(!(hosted && profile.ability.continuous_usage), "{}: it refuses the option", profile.name);
+        }
+    }
+
+    #[test]
+    fn one_field_limits_output_and_it_is_the_one_that_the_backend_obeys() {
+        for profile in ALL {
+            let own = profile.ability.spelling == Spelling::MaxCompletionTokens;
+            assert_eq!(own, profile.name == "openai", "{}: notes/llm.md §8", profile.name);
         }
     }
 }

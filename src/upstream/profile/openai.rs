@@ -1,13 +1,18 @@
-//! OpenAI, and vendors that speak exactly like it: strict about `stream_options`, no health endpoint.
+//! OpenAI, and vendors that speak exactly like it: strict about `stream_options`, no health endpoint. Reasoning models refuse
+//! `max_tokens`. Usage comes once, at the end, and not when the connection is cut: the end is waited for.
 
-use super::Profile;
-use crate::catalogue::ProfileAbility;
+use super::{BEARER, Profile};
+use crate::catalogue::{OnLeave, ProfileAbility};
 use crate::limits::Spelling;
 
 pub(super) const PROFILE: Profile = Profile {
     name: "openai",
-    ability: ProfileAbility { spelling: Spelling::MaxCompletionTokens, continuous_usage: false, health_path: None },
-    key_header: "authorization",
-    key_prefix: "Bearer ",
+    ability: ProfileAbility {
+        spelling: Spelling::MaxCompletionTokens,
+        on_leave: OnLeave::Drain,
+        ..ProfileAbility::PLAIN
+    },
+    key: BEARER,
+    native_key: None,
     reuse_seconds: 60,
 };

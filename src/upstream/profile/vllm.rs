@@ -1,13 +1,13 @@
-//! vLLM's server (SGLang speaks the same): usage on every chunk when asked. Its HTTP server drops idle connections after 5 s.
+//! vLLM's server: usage on every chunk when asked, for the choice of that chunk; one final figure for all of them. Its HTTP server
+//! drops idle connections after 5 s, and it stops at once when it is hung up on.
 
-use super::Profile;
+use super::{BEARER, Profile};
 use crate::catalogue::ProfileAbility;
-use crate::limits::Spelling;
 
 pub(super) const PROFILE: Profile = Profile {
     name: "vllm",
-    ability: ProfileAbility { spelling: Spelling::MaxTokens, continuous_usage: true, health_path: Some("/health") },
-    key_header: "authorization",
-    key_prefix: "Bearer ",
+    ability: ProfileAbility { continuous_usage: true, health_path: Some("/health"), ..ProfileAbility::PLAIN },
+    key: BEARER,
+    native_key: None,
     reuse_seconds: 4,
 };

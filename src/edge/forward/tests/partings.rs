@@ -97,6 +97,54 @@ async fn a_client_that_leaves_is_noticed_in_every_wait_and_its_backend_closed() 
 }
 
 #[tokio::test]
+async fn a_stream_that_is_listened_to_is_read_to_its_end_without_its_client_or_hung_up_on() {
+    let begun = format!("{SSE}{}", chunked(&["data: 1\n\n"]));
+    let rest = format!("{}0\r\n\r\n", chunked(&["data: 2\n\n"]));
+    for (most, rest, heard_of_it, why) in [
+        (9, rest.as_str(), &["overheard data: 2", "end"][..], "to its end"),
+        (1, rest.as_str(), &["overheard data: 2"], "until the filter has heard enough"),
+        (9, "", &[], "until it falls silent: idle_seconds"),
+        (9, "zz", &[], "until it breaks"),
+    ] {
+        let (listener, port) = listen().await;
+        let (mut bed, mut client) = Bed::new(&[port], ROOMY).await;
+        bed.filter.listens = Some(most);
+        let asked = Arc::clone(&bed.filter.asked);
+        let (outcome, mut backend) = tokio::join!(bed.run(), async {
+            let (_, mut stream) = answer(&listener, &begun).await;
+            heard(&mut client, "data: 1\n\n").await;
+            drop(client);
+            asked.notified().await;
+            stream.write_all(rest.as_bytes()).await.unwrap();
+            stream
+        });
+        let Outcome::Streamed(Ending { how: How::ClientGone, .. }) = outcome else { panic!("{why}: {outcome:?}") };
+        let log: Vec<&str> = bed.filter.log.iter().map(String::as_str).collect();
+        let at = log.iter().position(|line| *line == "durable").unwrap();
+        assert_eq!(&log[at + 1..log.len() - 1], heard_of_it, "{why}");
+        assert!(log.last().unwrap().starts_with("finish"), "{why}: told once, when all is heard");
+        assert_eq!(bed.pool.status()[0].in_flight, 0, "{why}");
+        if !log.contains(&"end") {
+            closed(&mut backend).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_before_the_first_byte_is_not_listened_for() {
+    let (listener, port) = listen().await;
+    let (mut bed, client) = Bed::new(&[port], ROOMY).await;
+    bed.filter.listens = Some(9);
+    let (outcome, ()) = tokio::join!(bed.run(), async {
+        let (_, mut stream) = answer(&listener, SSE).await;
+        drop(client);
+        closed(&mut stream).await;
+    });
+    assert!(matches!(outcome, Outcome::ClientGone), "{outcome:?}");
+    assert!(!bed.filter.log.iter().any(|line| line.starts_with("overheard")));
+}
+
+#[tokio::test]
 async fn a_client_that_does_not_read_is_given_up_and_its_backend_closed() {
     let (listener, port) = listen().await;
     let (mut bed, _client) = Bed::new(&[port], 512).await;

@@ -1,0 +1,66 @@
+//! What is charged when a client leaves a stream that is paid by usage, by what its backend is known to do then.
+
+use super::promise::{streamed, words};
+use super::sessions::{BY_TOKEN, ROUTE, audited, channel, delivery, opening};
+use super::*;
+use crate::flow::settle::End;
+use crate::upstream::profile;
+use crate::usage::UsageSource;
+
+fn usage(completion: u64) -> Bytes {
+    let said = json!({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": completion}});
+    format!("data: {said}\n\ndata: [DONE]\n\n").into()
+}
+
+#[tokio::test]
+async fn a_vendor_that_bills_to_the_end_is_heard_to_the_end_as_far_as_it_is_covered() {
+    let (reported, counted) = (UsageSource::Reported, UsageSource::Counted);
+    // What it says to nobody, whether it ends well, what is charged for beside the prompt.
+    for (profile, said, ends, source, output, why) in [
+        ("openai", vec![words(5), usage(15)], true, reported, 15, "its own figure"),
+        ("openai", vec![words(5)], true, counted, 10, "it says none: what had left"),
+        ("openai", vec![words(5)], false, counted, 10, "it breaks off: what had left"),
+        ("openai", vec![words(900), usage(910)], true, counted, 10, "more than is covered is not waited for"),
+        ("vllm", vec![], true, counted, 10, "a server of one's own is hung up on"),
+    ] {
+        let bed = Bed::with(&[
+            ROUTE,
+            ("tiers.toml", "max_output_tokens = 100", "max_output_tokens = 1000"),
+            ("pools.toml", "vllm", profile),
+        ]);
+        let paid = bed.pay(BY_TOKEN, &streamed(1000), &opening("0xaa", 50_000, 50_000)).await.unwrap();
+        let prompt = paid.quoted.parts.prompt_tokens.unwrap();
+        let mut served = delivery(&bed, paid);
+        served.take_body(profile::lookup(profile).unwrap().ability);
+        let mut out = Vec::new();
+        served.chunk(words(10), &mut out).await.unwrap();
+        served.first_byte().await.unwrap();
+        assert_eq!(served.drains(), profile == "openai", "{why}");
+        let mut more = served.drains();
+        for chunk in said {
+            more = more && served.overhear(Some(chunk));
+        }
+        if more && ends {
+            served.overhear(None);
+        }
+        served.end(End::ClientGone, &mut Vec::new()).await;
+        let (receipt, spent) = (served.receipt().clone(), channel(&bed, "0xaa").await.spent());
+        let prompt = if source == reported { 9 } else { prompt };
+        assert_eq!(receipt.usage_source, Some(source), "{why}");
+        assert_eq!(receipt.usage.map(|u| (u.prompt, u.completion)), Some((prompt, output)), "{why}");
+        assert_eq!(spent, Atoms(u128::from(prompt + 10 * output)), "{why}");
+        assert!(!receipt.complete, "{why}");
+        drop(served);
+        audited(bed).await;
+    }
+}
+
+#[tokio::test]
+async fn where_the_amount_is_fixed_nobody_is_listened_to() {
+    let bed = Bed::with(&[("pools.toml", "vllm", "openai")]);
+    let body = streamed(10);
+    let credential = bed.credential(PATH, &body, "a").await;
+    let mut served = delivery(&bed, bed.pay(PATH, &body, &credential).await.unwrap());
+    served.take_body(profile::lookup("openai").unwrap().ability);
+    assert!(!served.drains(), "tokens would be spent and nothing be charged for them");
+}

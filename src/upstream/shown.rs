@@ -1,0 +1,97 @@
+//! What `/metrics` says of pools: read from them when asked, so that it is never behind. Labels are names of the rules; the
+//! addresses behind a name are counted together under it.
+
+use super::Pools;
+use arc_swap::ArcSwap;
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use prometheus::{IntCounterVec, IntGaugeVec, Opts};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// The series of pools.
+pub struct Shown {
+    pools: Arc<ArcSwap<Pools>>,
+    names: Series,
+}
+
+/// One scrape's worth. Two scrapes at once do not share any.
+struct Series {
+    up: IntGaugeVec,
+    members: IntGaugeVec,
+    in_flight: IntGaugeVec,
+    ejections: IntCounterVec,
+    usage_alarms: IntCounterVec,
+    waiting: IntGaugeVec,
+    waits: IntCounterVec,
+    refused: IntCounterVec,
+}
+
+impl Shown {
+    /// Of the pools in force at each scrape. The error is a defect of the names in this file.
+    pub fn of(pools: Arc<ArcSwap<Pools>>) -> prometheus::Result<Self> {
+        Ok(Self { pools, names: Series::new()? })
+    }
+}
+
+impl Series {
+    fn new() -> prometheus::Result<Self> {
+        let gauge = |name, help, labels: &[&str]| IntGaugeVec::new(Opts::new(name, help), labels);
+        let counter = |name, help, labels: &[&str]| IntCounterVec::new(Opts::new(name, help), labels);
+        let server = ["pool", "server"];
+        Ok(Self {
+            up: gauge("pontage_upstream_server_up", "Whether a server takes requests", &server)?,
+            members: gauge("pontage_upstream_addresses", "Usable addresses of a server", &server)?,
+            in_flight: gauge("pontage_upstream_in_flight", "Requests running on a server", &server)?,
+            ejections: counter("pontage_upstream_ejections_total", "Times a server was put to rest", &server)?,
+            usage_alarms: counter("pontage_upstream_absurd_usage_total", "Reports of usage that cannot be", &server)?,
+            waiting: gauge("pontage_upstream_queue_length", "Requests waiting for a server", &["pool"])?,
+            waits: counter("pontage_upstream_queue_waits_total", "Requests that had to wait", &["pool"])?,
+            refused: counter(
+                "pontage_upstream_queue_refused_total",
+                "Requests that found the queue full or waited too long",
+                &["pool"],
+            )?,
+        })
+    }
+
+    fn all(&self) -> [&dyn Collector; 8] {
+        let Self { up, members, in_flight, ejections, usage_alarms, waiting, waits, refused } = self;
+        [up, members, in_flight, ejections, usage_alarms, waiting, waits, refused]
+    }
+
+    fn read(&self, pools: &Pools) {
+        for (pool, state) in pools.iter() {
+            let (pool, state) = (pool.as_str(), state.overview());
+            let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+            self.waiting.with_label_values(&[pool]).set(number(state.waiting));
+            self.waits.with_label_values(&[pool]).inc_by(state.waits);
+            self.refused.with_label_values(&[pool]).inc_by(state.refused);
+            let mut seen = BTreeSet::new();
+            for server in &state.servers {
+                let labels = [pool, server.name.as_str()];
+                self.members.with_label_values(&labels).add(i64::from(server.usable));
+                self.in_flight.with_label_values(&labels).add(number(server.in_flight));
+                // The addresses behind a name have one count.
+                if server.address.is_none() || seen.insert(server.name.as_str()) {
+                    self.ejections.with_label_values(&labels).inc_by(server.ejections);
+                    self.usage_alarms.with_label_values(&labels).inc_by(server.usage_alarms);
+                }
+                let up = self.members.with_label_values(&labels).get() > 0;
+                self.up.with_label_values(&labels).set(i64::from(up));
+            }
+        }
+    }
+}
+
+impl Collector for Shown {
+    fn desc(&self) -> Vec<&Desc> {
+        self.names.all().into_iter().flat_map(Collector::desc).collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let Ok(series) = Series::new() else { return Vec::new() };
+        series.read(&self.pools.load());
+        series.all().into_iter().flat_map(Collector::collect).collect()
+    }
+}

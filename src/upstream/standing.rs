@@ -1,0 +1,448 @@
+//! How one server stands: what runs on it, how soon it answers, and whether it can take more.
+//!
+//! Four things take a server out, each with its own way back:
+//! - an active health check that fails twice (back when one succeeds);
+//! - a connection that cannot be made (back after a wait that doubles, first with a single request as a trial);
+//! - five answers in a row that are 429 or 5xx, or one that says when to come again (back in the same way);
+//! - a refusal of the operator's own key (back after 30 s, and an alarm, because retrying will not help).
+//!
+//! Whether it is in is one word of memory, written under a lock and read without one: choosing among a hundred servers
+//! reads a hundred words.
+
+use super::resolve::Addresses;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// First rest after a failure; each further failure doubles it.
+const FIRST_REST: Duration = Duration::from_secs(1);
+/// Longest rest we give it ourselves.
+const LONGEST_REST: Duration = Duration::from_secs(30);
+/// Longest rest a backend may ask for with `Retry-After`.
+const LONGEST_ASKED: Duration = Duration::from_secs(60);
+/// Rest after the server refused the operator's key.
+const KEY_REST: Duration = Duration::from_secs(30);
+/// Failed health checks in a row that take a server out: a busy backend may miss one.
+const FAILED_CHECKS: u32 = 2;
+/// Answers in a row that say the server cannot.
+const FAILED_ANSWERS: u32 = 5;
+/// How long what we know of a server's pace counts. Whoever lost every tie by it gets another chance then.
+const PACE_FRESH_SECONDS: u64 = 10;
+
+/// A point in time that fits into one word: microseconds since the process first asked, never 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Moment(u64);
+
+impl Moment {
+    const NEVER: Self = Self(u64::MAX);
+    /// Of all moments the first: before every [`Self::now`].
+    pub const PAST: Self = Self(0);
+
+    pub fn now() -> Self {
+        static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+        Self(u64::try_from(START.elapsed().as_micros()).unwrap_or(u64::MAX).saturating_add(1))
+    }
+
+    pub fn after(self, wait: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(wait.as_micros()).unwrap_or(u64::MAX)))
+    }
+
+    fn seconds(self) -> u64 {
+        self.0 / 1_000_000
+    }
+}
+
+/// Counts of a server that outlive its addresses.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    /// How often it was put to rest.
+    pub ejections: AtomicU64,
+    /// How often it refused the operator's key.
+    pub key_alarms: AtomicU64,
+    /// How often its usage was such as cannot be.
+    pub usage_alarms: AtomicU64,
+}
+
+/// The state of a server. Shared by every plan that names it in the same pool.
+#[derive(Debug)]
+pub(super) struct Standing {
+    pub addresses: Addresses,
+    pub tally: Arc<Tally>,
+    in_flight: AtomicUsize,
+    /// A [`Moment`]: 0 = in, and nothing is remembered against it.
+    out_until: AtomicU64,
+    /// Seconds of the last answer above, moving average of the wait for it in microseconds below.
+    pace: AtomicU64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    failed_checks: u32,
+    next_check: Moment,
+    failed_answers: u32,
+    resting: Option<Rest>,
+    key_refused_until: Moment,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Rest {
+    why: Why,
+    wait: Duration,
+    until: Moment,
+    trial: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    /// No connection: one that stands ends it.
+    Unreachable,
+    /// Its answers: only an answer ends it.
+    Answers,
+}
+
+impl Standing {
+    pub fn new(addresses: Addresses, tally: Arc<Tally>) -> Self {
+        Self {
+            addresses,
+            tally,
+            in_flight: AtomicUsize::new(0),
+            out_until: AtomicU64::new(0),
+            pace: AtomicU64::new(0),
+            state: Mutex::default(),
+        }
+    }
+
+    /// Would it be given a request at this moment, its limit aside?
+    pub fn usable(&self, now: Moment) -> bool {
+        self.out_until.load(Ordering::Acquire) <= now.0
+    }
+
+    /// Whether one more would be within `limit`.
+    pub fn has_room(&self, limit: Option<u32>) -> bool {
+        limit.is_none_or(|limit| self.in_flight() < usize::try_from(limit).unwrap_or(usize::MAX))
+    }
+
+    /// Requests running on it.
+    pub fn in_flight(&self) -> usize {
+        // With the queue's count of who waits, this is a pair that two threads read crosswise: neither may see both old.
+        self.in_flight.load(Ordering::SeqCst)
+    }
+
+    /// Takes a place on it, if it can be used and has one. The inner value says whether this request is the trial after a rest.
+    pub fn enter(&self, now: Moment, limit: Option<u32>) -> Option<bool> {
+        if self.out_until.load(Ordering::Acquire) == 0 {
+            return self.take_place(limit).then_some(false);
+        }
+        let mut state = self.state();
+        if state.out_until() > now || !self.take_place(limit) {
+            return None;
+        }
+        state.key_refused_until = Moment::PAST;
+        let trial = state.resting.as_mut().map(|rest| rest.trial = true).is_some();
+        self.publish(&state);
+        Some(trial)
+    }
+
+    fn take_place(&self, limit: Option<u32>) -> bool {
+        let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+        let taken = |n: usize| if n < limit { n.checked_add(1) } else { None };
+        self.in_flight.fetch_update(Ordering::SeqCst, Ordering::SeqCst, taken).is_ok()
+    }
+
+    /// Gives the place back. A trial that ended without a verdict lets the next request try.
+    pub fn leave(&self, open_trial: bool) {
+        self.in_flight.fetch_sub(1, Ordering::SeqCst);
+        if open_trial {
+            let mut state = self.state();
+            if let Some(rest) = state.resting.as_mut() {
+                rest.trial = false;
+            }
+            self.publish(&state);
+        }
+    }
+
+    /// A connection stands. Returns whether nothing is held against the server now.
+    pub fn connected(&self) -> bool {
+        if self.out_until.load(Ordering::Acquire) == 0 {
+            return true;
+        }
+        let mut state = self.state();
+        state.resting = state.resting.filter(|rest| rest.why != Why::Unreachable);
+        self.publish(&state);
+        state.resting.is_none()
+    }
+
+    /// No connection could be made. Returns the rest, unless it was resting already.
+    pub fn connect_failed(&self, now: Moment) -> Option<Duration> {
+        self.addresses.distrust();
+        let mut state = self.state();
+        self.rest(&mut state, Why::Unreachable, now)
+    }
+
+    /// An answer that speaks for it. One that was under way when a rest began does not end it.
+    pub fn answered_well(&self, now: Moment) {
+        let mut state = self.state();
+        state.failed_answers = 0;
+        if state.resting.is_some_and(|rest| rest.until <= now) {
+            state.resting = None;
+            self.publish(&state);
+        }
+    }
+
+    /// An answer that speaks against it, and how long it asked to be left alone. Returns the rest that follows from it.
+    pub fn answered_badly(&self, now: Moment, asked: Option<Duration>) -> Option<Duration> {
+        let mut state = self.state();
+        state.failed_answers = state.failed_answers.saturating_add(1);
+        let Some(asked) = asked.filter(|asked| !asked.is_zero()) else {
+            let enough = state.failed_answers >= FAILED_ANSWERS || state.resting.is_some();
+            return if enough { self.rest(&mut state, Why::Answers, now) } else { None };
+        };
+        let asked = asked.min(LONGEST_ASKED);
+        let (wait, so_far) = state.resting.map_or((FIRST_REST, Moment::PAST), |rest| (rest.wait, rest.until));
+        state.resting = Some(Rest { why: Why::Answers, wait, until: now.after(asked).max(so_far), trial: false });
+        self.publish(&state);
+        if so_far > now {
+            return None;
+        }
+        self.tally.ejections.fetch_add(1, Ordering::Relaxed);
+        Some(asked)
+    }
+
+    fn rest(&self, state: &mut State, why: Why, now: Moment) -> Option<Duration> {
+        let wait = match state.resting {
+            // Several requests that fail together are one failure, not a tower of doublings.
+            Some(rest) if rest.until > now => return None,
+            Some(rest) => rest.wait.saturating_mul(2).min(LONGEST_REST),
+            None => FIRST_REST,
+        };
+        state.resting = Some(Rest { why, wait, until: now.after(wait), trial: false });
+        self.publish(state);
+        self.tally.ejections.fetch_add(1, Ordering::Relaxed);
+        Some(wait)
+    }
+
+    /// It refused the operator's key.
+    pub fn key_refused(&self, now: Moment) {
+        self.tally.key_alarms.fetch_add(1, Ordering::Relaxed);
+        self.tally.ejections.fetch_add(1, Ordering::Relaxed);
+        let mut state = self.state();
+        state.key_refused_until = now.after(KEY_REST);
+        self.publish(&state);
+    }
+
+    /// A new key makes an old refusal meaningless.
+    pub fn key_changed(&self) {
+        let mut state = self.state();
+        state.key_refused_until = Moment::PAST;
+        self.publish(&state);
+    }
+
+    /// Notes how long an answer let wait for its first byte.
+    pub fn heard(&self, waited: Duration, now: Moment) {
+        let fresh = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX).clamp(1, u64::from(u32::MAX));
+        let _ = self.pace.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |old| {
+            // A weight of an eighth: a handful of answers moves it, one does not.
+            let micros =
+                known_pace(old, now).map_or(fresh, |known| (known.saturating_mul(7).saturating_add(fresh)) / 8);
+            Some((now.seconds() << 32) | micros)
+        });
+    }
+
+    /// Moving average of the wait for the first byte, in microseconds; `None` when nothing was heard lately.
+    pub fn pace(&self, now: Moment) -> Option<u64> {
+        known_pace(self.pace.load(Ordering::Relaxed), now)
+    }
+
+    /// Whether a health check should start now; if so, the next one is due `every` later.
+    pub fn check_due(&self, now: Moment, every: Duration) -> bool {
+        let mut state = self.state();
+        let due = state.next_check <= now;
+        if due {
+            state.next_check = now.after(every);
+        }
+        due
+    }
+
+    /// Result of a health check. Returns whether the server went out or came back by it.
+    pub fn checked(&self, healthy: bool) -> bool {
+        let mut state = self.state();
+        let before = state.failed_checks >= FAILED_CHECKS;
+        state.failed_checks = if healthy { 0 } else { state.failed_checks.saturating_add(1) };
+        self.publish(&state);
+        before != (state.failed_checks >= FAILED_CHECKS)
+    }
+
+    /// Other checks than those of so far are made from now on, or none: what they found counts no more.
+    pub fn checks_changed(&self) {
+        let mut state = self.state();
+        (state.failed_checks, state.next_check) = (0, Moment::PAST);
+        self.publish(&state);
+    }
+
+    fn publish(&self, state: &State) {
+        self.out_until.store(state.out_until().0, Ordering::Release);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every change under this lock is a plain assignment, so a poisoned state is still a whole one.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn out_until(&self) -> Moment {
+        if self.failed_checks >= FAILED_CHECKS || self.resting.is_some_and(|rest| rest.trial) {
+            return Moment::NEVER;
+        }
+        self.resting.map_or(Moment::PAST, |rest| rest.until).max(self.key_refused_until)
+    }
+}
+
+fn known_pace(word: u64, now: Moment) -> Option<u64> {
+    let (at, micros) = (word >> 32, word & u64::from(u32::MAX));
+    (micros > 0 && now.seconds().saturating_sub(at) <= PACE_FRESH_SECONDS).then_some(micros)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn standing() -> Standing {
+        Standing::new(Addresses::new("127.0.0.1", 1), Arc::default())
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const MOMENT: Duration = Duration::from_micros(1);
+
+    #[test]
+    fn a_server_that_cannot_be_connected_to_rests_twice_as_long_each_time_up_to_half_a_minute() {
+        let s = standing();
+        let mut now = Moment::now();
+        for want in [1, 2, 4, 8, 16, 30, 30] {
+            assert_eq!(s.connect_failed(now), Some(Duration::from_secs(want)));
+            assert_eq!(s.connect_failed(now), None, "many at once are one");
+            assert!(!s.usable(now.after(Duration::from_secs(want) - MOMENT)), "still resting: {want}");
+            now = now.after(Duration::from_secs(want));
+            assert!(s.usable(now), "back after {want}");
+        }
+        assert!(s.connected());
+        s.connect_failed(now);
+        assert!(s.usable(now.after(SECOND)), "a success forgets the history");
+        assert_eq!(s.tally.ejections.load(Ordering::Relaxed), 8);
+    }
+
+    #[test]
+    fn after_a_rest_one_request_tries_and_the_others_wait_for_its_verdict() {
+        let s = standing();
+        let start = Moment::now();
+        s.connect_failed(start);
+        let now = start.after(SECOND);
+        assert_eq!(s.enter(now, None), Some(true));
+        assert_eq!(s.enter(now, None), None, "one trial at a time");
+        s.leave(true);
+        assert_eq!(s.enter(now, None), Some(true), "a trial whose client left decides nothing");
+        assert!(s.connected());
+        assert_eq!(s.enter(now, None), Some(false), "it is back");
+        assert_eq!(s.in_flight(), 2);
+    }
+
+    #[test]
+    fn five_bad_answers_in_a_row_rest_it_and_only_a_good_answer_to_the_trial_brings_it_back() {
+        let s = standing();
+        let start = Moment::now();
+        for _ in 0..4 {
+            assert_eq!(s.answered_badly(start, None), None);
+        }
+        s.answered_well(start);
+        for n in 1..=4 {
+            assert_eq!(s.answered_badly(start, None), None, "a good one begins the count anew: {n}");
+        }
+        assert_eq!(s.answered_badly(start, None), Some(SECOND));
+        assert_eq!(s.answered_badly(start, None), None, "those that were running do not add to it");
+        s.answered_well(start);
+        assert!(!s.usable(start), "nor do they end it");
+        let mut now = start.after(SECOND);
+        for want in [2, 4, 8] {
+            assert_eq!(s.enter(now, None), Some(true));
+            assert!(!s.connected(), "that it can be reached was never the question");
+            assert_eq!(s.enter(now, None), None);
+            assert_eq!(s.answered_badly(now, None), Some(Duration::from_secs(want)));
+            s.leave(false);
+            now = now.after(Duration::from_secs(want));
+        }
+        assert_eq!(s.enter(now, None), Some(true));
+        s.answered_well(now);
+        assert_eq!(s.enter(now, None), Some(false), "it is back");
+    }
+
+    #[test]
+    fn a_server_that_asks_to_be_left_alone_is_for_as_long_as_it_asks_up_to_a_minute() {
+        for (asked, rested, why) in [(3, 3, "as asked"), (60, 60, "the longest"), (86_400, 60, "no longer than that")] {
+            let s = standing();
+            let now = Moment::now();
+            let rested = Duration::from_secs(rested);
+            assert_eq!(s.answered_badly(now, Some(Duration::from_secs(asked))), Some(rested), "{why}");
+            assert!(!s.usable(now.after(rested - MOMENT)) && s.usable(now.after(rested)), "{why}");
+            assert_eq!(s.answered_badly(now, Some(SECOND)), None, "{why}: one rest");
+            assert!(!s.usable(now.after(rested - MOMENT)), "{why}: never shortened");
+        }
+        let s = standing();
+        assert_eq!(s.answered_badly(Moment::now(), Some(Duration::ZERO)), None, "0 asks for nothing");
+    }
+
+    #[test]
+    fn a_refused_key_takes_the_server_out_until_time_or_a_new_key() {
+        let s = standing();
+        let now = Moment::now();
+        s.key_refused(now);
+        s.connected();
+        s.answered_well(now);
+        assert!(!s.usable(now.after(Duration::from_secs(29))), "connecting well says nothing about the key");
+        let later = now.after(Duration::from_secs(30));
+        assert_eq!((s.enter(later, None), s.enter(later, None)), (Some(false), Some(false)), "no trial is needed");
+        s.key_refused(now);
+        s.key_changed();
+        assert!(s.usable(now));
+        assert_eq!(s.tally.key_alarms.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn one_missed_health_check_is_forgiven_two_are_not_and_one_success_heals() {
+        let s = standing();
+        let now = Moment::now();
+        assert!(!s.checked(false));
+        assert!(s.usable(now));
+        assert!(s.checked(false), "going out is news");
+        assert!(!s.usable(now) && !s.checked(false), "staying out is not");
+        assert!(s.checked(true) && s.usable(now));
+        s.checked(false);
+        s.checked(false);
+        s.checks_changed();
+        assert!(s.usable(now), "what other checks found is forgotten");
+    }
+
+    #[test]
+    fn never_more_than_its_limit_run_on_it() {
+        let s = standing();
+        let now = Moment::now();
+        assert_eq!([(); 3].map(|()| s.enter(now, Some(2))), [Some(false), Some(false), None]);
+        assert!(!s.has_room(Some(2)) && s.has_room(Some(3)) && s.has_room(None));
+        s.leave(false);
+        assert_eq!(s.enter(now, Some(2)), Some(false));
+    }
+
+    #[test]
+    fn the_pace_follows_what_is_heard_and_is_forgotten_after_a_while() {
+        let s = standing();
+        let now = Moment::now();
+        assert_eq!(s.pace(now), None, "never heard of");
+        s.heard(Duration::from_millis(80), now);
+        assert_eq!(s.pace(now), Some(80_000));
+        s.heard(Duration::from_millis(160), now);
+        assert_eq!(s.pace(now), Some(90_000), "one answer moves it by an eighth");
+        assert_eq!(s.pace(now.after(Duration::from_secs(12))), None);
+        s.heard(Duration::from_secs(86_400), now);
+        assert!(s.pace(now).is_some(), "a wait of any length fits");
+    }
+}
