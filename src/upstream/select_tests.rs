@@ -1,8 +1,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-use super::super::server::{Members, Server};
-use super::super::standing::Moment;
 use super::*;
 use crate::rules::plan::ServerRules;
+use crate::upstream::server::{Members, Server};
+use crate::upstream::standing::Moment;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
