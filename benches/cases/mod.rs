@@ -265,6 +265,7 @@ impl Selection {
             prefix: String::new(),
             weight: 1 + u32::from(port % 3),
             group: 0,
+            name: None,
             max_concurrent: Some(64),
         };
         let name = PoolName::from("p");

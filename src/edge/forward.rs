@@ -16,7 +16,7 @@ mod open;
 
 use crate::refusal::Refusal;
 use crate::rules::plan::Timeouts;
-use crate::upstream::{Affinity, Lane, Pool};
+use crate::upstream::{Affinity, Lane, Pool, Who};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Version, header};
@@ -53,6 +53,8 @@ impl Outgoing {
 pub struct Attempt<'a> {
     /// Its pool.
     pub pool: &'a Pool,
+    /// Which one; `None` when none had a place in time.
+    pub who: Option<&'a Who>,
     /// What came of it: `answered` (with what goes to the filter), `connect` (it could not be connected to), `status` (429 or 5xx),
     /// `auth` (it refused our key), `lost` (the connection broke before it answered), `timeout`, `full`
     /// (none of the pool had a place in time).

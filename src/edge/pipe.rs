@@ -206,7 +206,7 @@ impl Filter for Pipe<'_> {
     }
 
     fn tried(&mut self, attempt: &Attempt<'_>) {
-        self.delivery.tried(attempt.pool, attempt.outcome);
+        self.delivery.tried(attempt.pool, attempt.who, attempt.outcome);
     }
 
     async fn head(&mut self, status: u16, headers: &HeaderMap) -> Verdict {

@@ -21,11 +21,11 @@ use crate::openai::reply;
 use crate::openai::request::Rewrite;
 use crate::openai::usage::{Bounds, Verdict};
 use crate::refusal::Refusal;
-use crate::rules::plan::MissingUsage;
+use crate::rules::plan::{Balance, MissingUsage};
 use crate::store::Write;
 use crate::surface::Surface;
 use crate::tokens::Vocabulary;
-use crate::upstream::{Affinity, Pool};
+use crate::upstream::{Affinity, Pool, Who};
 use crate::usage::{ServiceTier, Shape, Usage, UsageSource};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
@@ -76,6 +76,8 @@ pub struct Delivery {
     /// Frames that came before the first word: comments, the chunk that only names a role.
     silent: Vec<Bytes>,
     sent_at: Instant,
+    /// Who answers.
+    who: Option<Who>,
     delivered: bool,
     /// When the client leaves, the backend is still listened to.
     drains: bool,
@@ -143,6 +145,7 @@ impl Delivery {
             meter,
             silent: Vec::new(),
             sent_at: Instant::now(),
+            who: None,
             delivered: false,
             drains: false,
             drained: false,
@@ -164,7 +167,12 @@ impl Delivery {
 
     /// Which requests this one is kept together with, where the pool does that.
     pub fn affinity(&self, pool: &Pool) -> Affinity {
-        pool.affinity(&self.quoted.allowed.ask.body)
+        let ask = &self.quoted.allowed.ask;
+        match pool.balance() {
+            Balance::LeastOutstanding | Balance::RoundRobin => Affinity::NONE,
+            Balance::Consistent => Affinity::of(ask.same_key().unwrap_or_else(|| ask.head())),
+            Balance::Prefix => Affinity::of(ask.head()),
+        }
     }
 
     /// The body for a server of `pool`: our own serialisation, with that pool's name of the model, its spelling, and the output that
@@ -192,10 +200,13 @@ impl Delivery {
     }
 
     /// A server was tried, and it did or did not answer.
-    pub fn tried(&mut self, pool: &Pool, outcome: &str) {
+    pub fn tried(&mut self, pool: &Pool, who: Option<&Who>, outcome: &str) {
         self.toll.metrics.upstream_attempts.with_label_values(&[pool.name().as_str(), outcome]).inc();
         self.receipt.attempts = self.receipt.attempts.saturating_add(1);
-        if outcome != "answered" {
+        if outcome == "answered" {
+            self.receipt.server = who.map(Who::name);
+            self.who = who.cloned();
+        } else {
             // The next one is not to be blamed for the time that this one took.
             self.sent_at = Instant::now();
         }

@@ -49,7 +49,11 @@ pub struct Ask {
     pieces: Vec<Piece>,
     copied: Vec<(&'static str, Range<usize>)>,
     cuts: Vec<Range<usize>>,
+    head: Option<Range<usize>>,
 }
+
+/// Most of a prompt that [`Ask::head`] is.
+const HEAD_BYTES: usize = 16 * 1024;
 
 /// What the backend is to hear.
 #[derive(Clone, Copy, Debug)]
@@ -102,13 +106,14 @@ impl Ask {
             pieces: found.pieces,
             copied: told.copied,
             cuts: found.cuts,
+            head: found.head,
         })
     }
 
     /// The same without the text: good for everything but [`Ask::prompt`] and [`Ask::rewrite`].
     pub fn without_body(&self) -> Self {
         let (pieces, copied, cuts) = (Vec::new(), Vec::new(), Vec::new());
-        Self { model: self.model.clone(), body: Bytes::new(), pieces, copied, cuts, ..*self }
+        Self { model: self.model.clone(), body: Bytes::new(), pieces, copied, cuts, head: None, ..*self }
     }
 
     /// What the token count of the prompt is made from.
@@ -123,6 +128,22 @@ impl Ask {
             given: self.given,
             is_plain: !self.surface.has_template(),
         }
+    }
+
+    /// What stays the same from turn to turn of a conversation, and says nothing of who pays: all up to the user's first message, else the
+    /// beginning of the prompt. At most 16 KB of it.
+    pub fn head(&self) -> &[u8] {
+        let first = || self.pieces.first().map(Piece::span);
+        let span = self.head.clone().or_else(first).unwrap_or(0..0);
+        let end = span.end.min(span.start.saturating_add(HEAD_BYTES));
+        self.body.get(span.start..end).unwrap_or_default()
+    }
+
+    /// What the client says belongs together.
+    pub fn same_key(&self) -> Option<&[u8]> {
+        let said = |wanted: &str| self.copied.iter().find(|(name, _)| *name == wanted);
+        let (_, span) = ["prompt_cache_key", "user", "safety_identifier"].into_iter().find_map(said)?;
+        self.body.get(span.clone())
     }
 
     /// The body for the backend.

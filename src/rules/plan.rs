@@ -318,6 +318,8 @@ impl Default for Queue {
 /// One server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerRules {
+    /// What receipts call it, when the operator shows who served.
+    pub name: Option<String>,
     /// `https`.
     pub tls: bool,
     /// Host name or address, as it goes into `Host` and SNI.

@@ -1,11 +1,9 @@
 //! Where requests are sent: pools of servers, who of them can take one, and how each kind of backend speaks.
 //!
 //! A pool ([`pool`]) knows its servers ([`server`]) from its rules or by a name that is looked up ([`discover`]), and how each of
-//! them stands ([`standing`]). One of them is chosen for a request ([`select`], [`ring`], by what
-//! it is to be kept together with: [`affinity`]) and told about ([`picked`]); when all are
+//! them stands ([`standing`]). One of them is chosen for a request ([`select`], [`ring`]) and told about ([`picked`]); when all are
 //! busy, requests wait in line ([`queue`]). Health checks run beside the traffic ([`health`]). Operators see it all ([`shown`]).
 
-mod affinity;
 mod discover;
 pub mod health;
 mod picked;
@@ -20,7 +18,7 @@ pub mod shown;
 mod standing;
 
 pub use discover::{Resolve, System};
-pub use picked::Picked;
+pub use picked::{Picked, Who};
 pub use pool::{Pool, PoolStatus, Unplaced};
 pub use select::Affinity;
 pub use server::ServerStatus;

@@ -14,7 +14,7 @@
 use super::{Attempt, Clock, Cut, Filter, Lines, Outgoing, watched};
 use crate::edge::scrub;
 use crate::refusal::Refusal;
-use crate::upstream::{Lane, Picked, Pool, USER_AGENT, Unplaced};
+use crate::upstream::{Lane, Picked, Pool, USER_AGENT, Unplaced, Who};
 use http::{HeaderMap, HeaderValue, header};
 use pingora::http::RequestHeader;
 use pingora::protocols::http::client::HttpSession;
@@ -67,7 +67,7 @@ pub(super) async fn open(
     let mut pools = lane.pools.iter().peekable();
     while let Some(pool) = pools.next() {
         clock.turn_to(*pool.timeouts());
-        let tell = |filter: &mut dyn Filter, outcome| filter.tried(&Attempt { pool, outcome });
+        let tell = |filter: &mut dyn Filter, who: Option<&Who>, outcome| filter.tried(&Attempt { pool, who, outcome });
         let (mut tried, mut asked) = (Vec::new(), 0);
         let mut request = None;
         let key = filter.affinity(pool);
@@ -76,14 +76,15 @@ pub(super) async fn open(
                 Ok(picked) => picked,
                 Err(Unplaced::Nobody) => break,
                 Err(Unplaced::Full { retry_after_seconds }) => {
-                    tell(filter, "full");
+                    tell(filter, None, "full");
                     refused.get_or_insert(Err(Refusal::UpstreamUnavailable { retry_after_seconds }));
                     break;
                 }
             };
             tried.push(picked.index());
+            let who = picked.who();
             let Some(line) = connect(client, lines, &picked, clock, 0).await? else {
-                tell(filter, "connect");
+                tell(filter, Some(&who), "connect");
                 continue;
             };
             let last = pools.peek().is_none();
@@ -92,37 +93,35 @@ pub(super) async fn open(
             let sent_at = Instant::now();
             let answer = match ask(client, lines, pool, &picked, line, out, clock).await {
                 Ok(answer) => answer,
-                Err(cut) => {
-                    let late = matches!(cut, Cut::Refused(Refusal::UpstreamTimeout { .. }));
-                    tell(filter, if late { "timeout" } else { "lost" });
-                    // A client that left says nothing about the server.
-                    if matches!(cut, Cut::Refused(_)) {
-                        picked.answered(if late { 504 } else { 502 }, sent_at.elapsed(), None);
-                    }
-                    return Err(cut);
+                Err(Cut::ClientGone) => return Err(Cut::ClientGone),
+                Err(Cut::Refused(refusal)) => {
+                    let late = matches!(refusal, Refusal::UpstreamTimeout { .. });
+                    picked.answered(if late { 504 } else { 502 }, sent_at.elapsed(), None);
+                    tell(filter, Some(&who), if late { "timeout" } else { "lost" });
+                    return Err(Cut::Refused(refusal));
                 }
             };
             let Some(line) = answer else {
-                tell(filter, "connect");
+                tell(filter, Some(&who), "connect");
                 continue;
             };
             match accept(line, picked, pool.reuse_for(), sent_at.elapsed()) {
                 Ok(mut opened) if is_refusal_to_serve(opened.status) => {
-                    tell(filter, "status");
+                    tell(filter, Some(&who), "status");
                     // It has said what it had to say. Two requests that each kept a place while waiting for the other's would wait long.
                     opened.picked = None;
                     refused = Some(Ok(opened));
                 }
                 Ok(opened) => {
-                    tell(filter, "answered");
+                    tell(filter, Some(&who), "answered");
                     return Ok(opened);
                 }
                 Err(refusal) if refusal == failed(super::REFUSED_OUR_KEY) => {
-                    tell(filter, "auth");
+                    tell(filter, Some(&who), "auth");
                     refused = Some(Err(refusal));
                 }
                 Err(refusal) => {
-                    tell(filter, "lost");
+                    tell(filter, Some(&who), "lost");
                     return Err(Cut::Refused(refusal));
                 }
             }

@@ -141,6 +141,7 @@ fn rules(ports: &[u16]) -> PoolRules {
         prefix: "/base".into(),
         weight: 1,
         group: 0,
+        name: None,
         max_concurrent: None,
     };
     PoolRules {
