@@ -19,7 +19,7 @@ use crate::rules::plan::Timeouts;
 use crate::upstream::{Affinity, Lane, Pool, Who};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Method, Version, header};
+use http::{HeaderMap, HeaderValue, Method, Version, header};
 pub use lines::Lines;
 use open::Opened;
 use pingora::http::ResponseHeader;
@@ -37,14 +37,21 @@ pub struct Outgoing {
     method: Method,
     path: String,
     headers: HeaderMap,
+    content_type: HeaderValue,
     body: Bytes,
 }
 
 impl Outgoing {
-    /// A JSON body for `path` (with query, without the server's prefix), with those of the client's headers that may pass
-    /// (`scrub.rs`); the pump adds host, length, key, user agent and encoding.
+    /// A body, JSON where nothing else is said ([`Outgoing::of_type`]), for `path` (with query, without the server's prefix), with
+    /// those of the client's headers that may pass (`scrub.rs`); the pump adds host, length, key, user agent and encoding.
     pub fn post(path: impl Into<String>, headers: &HeaderMap, body: Bytes) -> Self {
-        Self { method: Method::POST, path: path.into(), headers: headers.clone(), body }
+        let content_type = HeaderValue::from_static("application/json");
+        Self { method: Method::POST, path: path.into(), headers: headers.clone(), content_type, body }
+    }
+
+    /// What the body is.
+    pub fn of_type(self, content_type: HeaderValue) -> Self {
+        Self { content_type, ..self }
     }
 }
 

@@ -23,10 +23,10 @@ use crate::openai::usage::{Bounds, Verdict};
 use crate::refusal::Refusal;
 use crate::rules::plan::{Balance, MissingUsage};
 use crate::store::Write;
-use crate::surface::Surface;
+use crate::surface::{Surface, Whole};
 use crate::tokens::Vocabulary;
 use crate::upstream::{Affinity, Pool, Who};
-use crate::usage::{ServiceTier, Shape, Usage, UsageSource};
+use crate::usage::{Shape, Usage, UsageSource};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use std::sync::Arc;
@@ -165,6 +165,11 @@ impl Delivery {
         self.quoted.allowed.stream
     }
 
+    /// How many choices are asked for.
+    pub fn choices(&self) -> u64 {
+        self.bounds.choices
+    }
+
     /// Which requests this one is kept together with, where the pool does that.
     pub fn affinity(&self, pool: &Pool) -> Affinity {
         let ask = &self.quoted.allowed.ask;
@@ -212,6 +217,11 @@ impl Delivery {
         }
     }
 
+    /// The `Content-Type` of a body that [`Delivery::body`] gave.
+    pub fn content_type(&self, body: &[u8]) -> std::borrow::Cow<'static, str> {
+        self.quoted.allowed.ask.content_type(body)
+    }
+
     /// Nobody else will be asked.
     pub fn let_text_go(&mut self) {
         self.quoted = Arc::new(self.quoted.without_body());
@@ -252,7 +262,9 @@ impl Delivery {
         self.receipt.complete = true;
         self.take_promise().await?;
         self.write_down().await?;
-        let named = self.quoted.allowed.route.receipt.body.as_deref().filter(|_| self.is_paid());
+        // A block goes into JSON and into nothing that only looks like it.
+        let json = self.surface().whole() == Whole::Json;
+        let named = self.quoted.allowed.route.receipt.body.as_deref().filter(|_| json && self.is_paid());
         let with_block = named.and_then(|name| add_block(&body, name, &self.block()));
         Ok(with_block.unwrap_or(body))
     }
@@ -437,7 +449,8 @@ impl Delivery {
         verdict.failed && !says_something(&verdict)
     }
 
-    fn surface(&self) -> Surface {
+    /// What is spoken.
+    pub fn surface(&self) -> Surface {
         self.quoted.allowed.route.surface
     }
 
@@ -449,9 +462,15 @@ impl Delivery {
         !matches!(self.money, Money::None)
     }
 
+    fn bill(&self, verdict: &Verdict, usage: &Usage) -> Option<Usd> {
+        // What the backend says of the whole answer is not said of a part of it.
+        let stated = verdict.stated.filter(|_| verdict.usage == Some(*usage));
+        self.quoted.bill(&self.receipt.rail, usage, verdict.tier, stated)
+    }
+
     /// What the reported usage costs in atoms of the rail.
     fn charge(&self, verdict: &Verdict) -> Option<Atoms> {
-        self.quoted.cost(&verdict.usage?, ServiceTier::Standard)?.to_atoms(self.receipt.decimals)
+        self.bill(verdict, &verdict.usage?)?.to_atoms(self.receipt.decimals)
     }
 
     /// What was used when the answer ended early and the backend did not say: the prompt, and what left.
@@ -498,10 +517,18 @@ impl Delivery {
             let model = self.receipt.model.as_str();
             let tokens = |kind: &str, n: u64| self.toll.metrics.tokens.with_label_values(&[model, kind]).inc_by(n);
             tokens("prompt", usage.prompt);
-            tokens("cached", usage.cached);
             tokens("completion", usage.completion);
-            tokens("reasoning", usage.reasoning);
-            self.receipt.actual_usd = self.quoted.cost(&usage, ServiceTier::Standard);
+            let parts = [
+                ("cached", usage.cached),
+                ("cache_write", usage.cache_write),
+                ("reasoning", usage.reasoning),
+                ("audio_input", usage.audio_input),
+                ("audio_output", usage.audio_output),
+                ("image_input", usage.image_input),
+            ];
+            // Most models never have most of them.
+            parts.into_iter().filter(|(_, n)| *n > 0).for_each(|(kind, n)| tokens(kind, n));
+            self.receipt.actual_usd = self.bill(verdict, &usage);
         }
         self.receipt.usage = usage;
         self.receipt.usage_source = Some(source);

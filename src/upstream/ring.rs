@@ -34,30 +34,9 @@ impl Ring {
 
 /// FNV-1a with its bits mixed: the same in every process, and fast on short text. No secret: whoever may choose a key may
 /// choose its server.
-#[derive(Debug)]
-pub(super) struct Hash(u64);
-
-impl Default for Hash {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Hash {
-    pub fn add(&mut self, bytes: &[u8]) {
-        self.0 = bytes.iter().fold(self.0, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
-    }
-
-    pub fn finish(&self) -> u64 {
-        mixed(self.0)
-    }
-}
-
-/// Of one text.
 pub(super) fn hash(bytes: &[u8]) -> u64 {
-    let mut hash = Hash::default();
-    hash.add(bytes);
-    hash.finish()
+    let fold = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+    mixed(bytes.iter().fold(0xcbf2_9ce4_8422_2325, fold))
 }
 
 /// The finisher of SplitMix64: every bit of the input moves half of the output's.

@@ -299,7 +299,7 @@ fn request_head(pool: &Pool, picked: &Picked, out: &Outgoing) -> Result<Box<Requ
             head.append_header(name.clone(), value.clone())?;
         }
         head.insert_header(header::HOST, picked.host())?;
-        head.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))?;
+        head.insert_header(header::CONTENT_TYPE, out.content_type.clone())?;
         head.insert_header(header::CONTENT_LENGTH, out.body.len())?;
         head.insert_header(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"))?;
         head.insert_header(header::USER_AGENT, HeaderValue::from_static(USER_AGENT))?;
