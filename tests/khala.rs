@@ -7,10 +7,10 @@ mod common;
 
 use common::client::{self, node};
 use common::paying::BASE;
+use common::wallet::Wallet;
 use common::x402::{Client, decode};
 use common::{Backend, Chain, DEV, EvmBed, Facilitator, Gate, GateOptions, RawReply, Reply, Reserve, Script};
 use common::{ledger, payer, raw};
-use common::wallet::Wallet;
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -138,7 +138,9 @@ async fn there_is_one_model_by_one_name_and_every_other_is_refused_before_a_pric
     let said = temple.get("/openapi.json").await.to_string();
     assert!(!said.contains("gpt-oss"), "what runs behind it is nobody's business: {said}");
     for path in [CHAT, MPP_CHAT] {
-        for raw in [WORKERS, HOSTED, "gpt-oss-20b", "openagents/khala-1", "openagents/khala-mini", "workers/gpt-oss-120b"] {
+        for raw in
+            [WORKERS, HOSTED, "gpt-oss-20b", "openagents/khala-1", "openagents/khala-mini", "workers/gpt-oss-120b"]
+        {
             let refused = temple.post(path, &client::chat(raw, "one")).await;
             let code = refused.json()["error"]["code"].clone();
             assert_eq!((refused.status, code), (404, json!("model_not_found")), "{raw}: {}", refused.text());
@@ -202,7 +204,10 @@ async fn sessions_and_upto_pay_what_was_used_and_every_reply_discloses_who_serve
         assert_eq!(got["status"], 200, "{got:#}");
         let shown = match stream {
             false => got["body"]["openagents"].clone(),
-            true => ledger::events(got["raw"].as_str().unwrap()).into_iter().find_map(|e| e.get("openagents").cloned()).unwrap(),
+            true => ledger::events(got["raw"].as_str().unwrap())
+                .into_iter()
+                .find_map(|e| e.get("openagents").cloned())
+                .unwrap(),
         };
         let shown = block(&shown);
         assert!(["worker-1", "worker-2"].contains(&shown["worker"].as_str().unwrap()), "{shown}");
@@ -214,7 +219,10 @@ async fn sessions_and_upto_pay_what_was_used_and_every_reply_discloses_who_serve
         assert!(paid, "{} atoms and not {due}", temple.evm.usdc(temple.evm.payee()).await - before);
         let receipt = temple.get(&format!("/receipts/{}", shown["receipt"].as_str().unwrap())).await;
         assert_eq!(receipt["charged"]["atoms"], due.to_string(), "{receipt}");
-        assert!(!got.to_string().contains(temple.workers[0].url().trim_start_matches("http://")), "an address is disclosed");
+        assert!(
+            !got.to_string().contains(temple.workers[0].url().trim_start_matches("http://")),
+            "an address is disclosed"
+        );
     }
     // A session of mppx on the path of its own: JSON, a stream, and the end.
     let wallet = Wallet::fresh(&temple.chain, 50_000_000).await;
@@ -250,7 +258,8 @@ async fn when_no_worker_serves_the_fallback_does_under_the_same_payment_and_pric
     assert_eq!(temple.served(), 3, "each worker once, then the fallback");
     let receipt = temple.get(&format!("/receipts/{}", block["receipt"].as_str().unwrap())).await;
     assert_eq!((&receipt["attempts"], &receipt["pool"]), (&json!(3), &json!("hosted")), "{receipt}");
-    let metric = |outcome| temple.gate.metric("pontage_upstream_attempts_total", &[("pool", "workers"), ("outcome", outcome)]);
+    let metric =
+        |outcome| temple.gate.metric("pontage_upstream_attempts_total", &[("pool", "workers"), ("outcome", outcome)]);
     assert_eq!(metric("status").await, 2.0);
     // Nobody at all: nothing is offered that could not be served.
     temple.hosted.always(Reply::error(503, "server_error", "overloaded", "busy"));
