@@ -283,3 +283,6 @@ pub(super) fn count_of(reader: &mut Reader<'_, '_>, param: &str) -> Result<u64, 
     // More than 2^64 is above any limit all the same.
     Ok(text.parse().unwrap_or(u64::MAX))
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@
 //! false, and whatever refers to something kept is refused. Hosted tools and files are run and billed by the backend, by the
 //! call or by the page.
 
-use super::{A, B, Fields, Form, N, O, Rule, S, Said, Told, Weight, bool_of, names, write_count};
+use super::{B, Fields, Form, N, O, Rule, S, Said, Told, Weight, bool_of, names, write_count};
 use crate::limits::Limits;
 use crate::openai::prompt::{Found, Reader, bad};
 use crate::openai::request::{Ask, Rewrite};
