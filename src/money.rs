@@ -223,6 +223,19 @@ impl Factor {
         amount.0.checked_mul(self.0).map(|v| Usd(v.div_ceil(1_000_000)))
     }
 
+    /// The most that times this factor is at most `amount`, rounded down; all there is when the factor is zero.
+    pub fn undo(self, amount: Usd) -> Usd {
+        let (whole, part) = (amount.0.checked_div(self.0), amount.0.checked_rem(self.0));
+        let (Some(whole), Some(part)) = (whole, part) else { return Usd(u128::MAX) };
+        let part = part.saturating_mul(1_000_000) / self.0;
+        Usd(whole.saturating_mul(1_000_000).saturating_add(part))
+    }
+
+    /// What is left of one when this is taken off it; `None` when that is nothing.
+    pub fn rest(self) -> Option<Self> {
+        Self::ONE.0.checked_sub(self.0).filter(|rest| *rest > 0).map(Self)
+    }
+
     /// Whether this is less than one.
     pub fn below_one(self) -> bool {
         self < Self::ONE
@@ -356,6 +369,28 @@ mod tests {
             let once = exact_numerator.unwrap_or(0).div_ceil(1_000_000_000_000u128 * 1_000_000);
             let twice = Factor(f).times(Usd(v)).and_then(|u| u.to_atoms(6));
             prop_assert_eq!(twice, Some(Atoms(once)));
+        }
+
+        #[test]
+        fn what_is_read_up_is_the_same_or_the_next(v in any::<u64>(), places in 0u32..24) {
+            let digits = format!("{v:0>25}");
+            let (whole, part) = digits.split_at(25 - places as usize);
+            let whole = whole.trim_start_matches('0');
+            let text = format!("{}{whole}.{part}0", if whole.is_empty() { "0" } else { "" });
+            let exact = if places <= 18 {
+                u128::from(v).checked_mul(10u128.pow(18 - places))
+            } else {
+                Some(u128::from(v).div_ceil(10u128.pow(places - 18)))
+            };
+            prop_assert_eq!(Usd::of_number(&text), exact.map(Usd), "{}", text);
+            prop_assert_eq!(Usd::of_number(&format!("{v}e-{places}")), exact.map(Usd));
+        }
+
+        #[test]
+        fn what_is_undone_costs_no_more_than_was_there(f in 1u128..1_000_001, v in 0u128..1u128 << 100) {
+            let list = Factor(f).undo(Usd(v));
+            prop_assert!(Factor(f).times(list).unwrap() <= Usd(v));
+            prop_assert!(Factor(f).times(Usd(list.0 + 1)).unwrap() > Usd(v) || f == 1_000_000 && list.0 == v);
         }
 
         #[test]

@@ -70,10 +70,10 @@ pub fn run(places: &Places, path: &str, request: &Path) -> ExitCode {
 fn rail(id: &RailId, ability: RailAbility, quoted: &Quoted, counts_itself: bool) -> Result<Value, Refusal> {
     let decimals = ability.decimals;
     if ability.fixed_amount {
-        let amount = quoted.parts.price_usd.to_atoms(decimals);
+        let amount = quoted.terms(id, decimals).map(|terms| terms.amount);
         return Ok(json!({ "rail": id, "amount": amount, "decimals": decimals }));
     }
-    let (cover, start) = session::start(quoted, decimals, counts_itself)?;
+    let (cover, start) = session::start(quoted, id, decimals, counts_itself)?;
     let ceiling = cover.start(true);
     Ok(json!({
         "rail": id,

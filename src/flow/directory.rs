@@ -37,7 +37,8 @@ impl Offered {
 
     /// The price of every request, in atoms, when they all have the same.
     fn amount(&self, route: &Route) -> Option<String> {
-        route.tier.flat().filter(|_| !self.is_session())?.to_atoms(self.decimals).map(|a| a.to_string())
+        let flat = route.flat().filter(|_| !self.is_session())?;
+        route.share(&self.id).times(flat)?.to_atoms(self.decimals).map(|a| a.to_string())
     }
 
     fn price_words(&self, route: &Route) -> String {
@@ -45,7 +46,7 @@ impl Offered {
             _ if self.is_session() => {
                 "by usage: what the backend counts x the model's price per token in /v1/models".to_owned()
             }
-            Some(Charge::Flat { usd, .. }) => format!("${usd} per request"),
+            Some(Charge::Flat { usd, .. }) => format!("${usd} per {}", route.surface.unit()),
             Some(Charge::Ceiling) => "prompt plus the most output asked for, by model".to_owned(),
             Some(Charge::Estimate { overhead, .. }) => format!("prompt x input price x {overhead}, by model"),
             None => "by usage".to_owned(),
@@ -246,7 +247,7 @@ fn sold(at: &Route) -> Sold {
         path: at.path.to_string(),
         request: match at.access {
             Access::Free => Some("0".to_owned()),
-            Access::Paid => at.tier.flat().map(|usd| usd.to_string()),
+            Access::Paid => at.flat().map(|usd| usd.to_string()),
         },
         image: limits.image_url.map(|usd| usd.to_string()),
         max_output: limits.max_output_tokens,

@@ -109,8 +109,8 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
     let server = toll.server(visit.request);
     let when = rail.when(quoted.allowed.stream);
     if let When::After { most: Some(_), exposure } = when {
-        let output = quoted.output_covered(terms.decimals, terms.amount);
-        if !quoted.is_covered(terms.decimals, terms.amount) {
+        let output = quoted.output_covered(rail.id(), terms.decimals, terms.amount);
+        if !quoted.is_covered(rail.id(), terms.decimals, terms.amount) {
             // Made under rules that are gone, and dearer ones are in force.
             return Err(Refusal::InvalidChallenge { why: "its offer covers no answer any more" }.into());
         }
@@ -119,7 +119,8 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
         return Ok(Paid { quoted, money, output, room: None });
     }
     let room = room(toll, &quoted, Cap::Kept).await?;
-    let budget = terms.price.plus(room.as_ref().map_or(Usd::ZERO, Room::amount)).unwrap_or(terms.price);
+    let worth = quoted.worth(rail.id(), terms.price);
+    let budget = worth.plus(room.as_ref().map_or(Usd::ZERO, Room::amount)).unwrap_or(worth);
     let output = quoted.output_bought(budget);
     if quoted.is_nothing(output) {
         return Err(Refusal::CapReached { retry_after_seconds: 600 }.into());
@@ -362,9 +363,11 @@ async fn resume(
         Err(stop) => return Err(Stop { moved: hold.give_back().await, claimed: true, ..stop }),
     };
     let Terms { price, decimals, amount, .. } = *hold.terms();
-    let budget = price.plus(room.as_ref().map_or(Usd::ZERO, Room::amount)).unwrap_or(price);
+    let worth = quoted.worth(&rail, price);
+    let budget = worth.plus(room.as_ref().map_or(Usd::ZERO, Room::amount)).unwrap_or(worth);
     let by_usage = toll.rail(&rail).is_some_and(|rail| is_by_usage(rail.as_ref(), quoted));
-    let output = if by_usage { quoted.output_covered(decimals, amount) } else { quoted.output_bought(budget) }.max(1);
+    let output =
+        if by_usage { quoted.output_covered(&rail, decimals, amount) } else { quoted.output_bought(budget) }.max(1);
     Ok(Paid { quoted: Arc::clone(quoted), money: Money::Hold(hold), output, room })
 }
 

@@ -6,9 +6,9 @@ use super::bound::{Size, TEMPLATE_TOKENS};
 use super::policy::Allowed;
 use crate::claim::Terms;
 use crate::ids::{Generation, RailId};
-use crate::money::{Atoms, PerToken, Usd};
+use crate::money::{Atoms, Factor, PerToken, Usd};
 use crate::refusal::Refusal;
-use crate::rules::plan::{Access, Charge, Dearest, Shortfall};
+use crate::rules::plan::{Access, Charge, Dearest, Prices, Shortfall};
 use crate::surface::Surface;
 use crate::tokens::{self, Vocabulary};
 use crate::usage::{ServiceTier, Usage};
@@ -183,14 +183,15 @@ fn price(allowed: &Allowed, charge: Charge, prompt: Counted) -> Option<Parts> {
 impl Quoted {
     /// The terms of an offer on one rail. Rounds up, once. `None` when the amount does not fit.
     pub fn terms(&self, rail: &RailId, decimals: u8) -> Option<Terms> {
+        let price = self.share(rail).times(self.parts.price_usd)?;
         Some(Terms {
             rail: rail.clone(),
             route: self.allowed.route.path.clone(),
             model: self.allowed.model.name.clone(),
             tier: self.allowed.route.tier.name.clone(),
             generation: self.generation.clone(),
-            amount: self.parts.price_usd.to_atoms(decimals)?,
-            price: self.parts.price_usd,
+            amount: price.to_atoms(decimals)?,
+            price,
             decimals,
         })
     }
@@ -198,17 +199,17 @@ impl Quoted {
     /// The terms where what was used is taken afterwards: the most it can cost, or `most` if that is less. `None` when not even the
     /// prompt is covered by it.
     pub fn terms_by_usage(&self, rail: &RailId, decimals: u8, most: Usd) -> Option<Terms> {
-        let cover = self.cover(decimals)?;
+        let cover = self.cover(rail, decimals)?;
         let amount = cover.of(cover.most)?.min(most.to_atoms(decimals)?);
         let terms = Terms { amount, price: amount.to_usd(decimals)?, ..self.terms(rail, decimals)? };
-        self.is_covered(decimals, amount).then_some(terms)
+        self.is_covered(rail, decimals, amount).then_some(terms)
     }
 
     /// Whether `amount` covers an answer: the prompt and, where an answer has output at all, some of that.
-    pub fn is_covered(&self, decimals: u8, amount: Atoms) -> bool {
+    pub fn is_covered(&self, rail: &RailId, decimals: u8, amount: Atoms) -> bool {
         match self.parts.max_output_tokens {
-            0 => self.cover(decimals).and_then(|cover| cover.of(0)).is_some_and(|least| least <= amount),
-            _ => self.output_covered(decimals, amount) > 0,
+            0 => self.cover(rail, decimals).and_then(|cover| cover.of(0)).is_some_and(|least| least <= amount),
+            _ => self.output_covered(rail, decimals, amount) > 0,
         }
     }
 
@@ -217,10 +218,20 @@ impl Quoted {
         output == 0 && self.parts.max_output_tokens > 0
     }
 
-    /// Output tokens per choice that `amount` covers beside the prompt, at most what was asked.
-    pub fn output_covered(&self, decimals: u8, amount: Atoms) -> u64 {
-        let tokens = self.cover(decimals).map_or(0, |cover| cover.tokens(amount).min(cover.most));
+    /// Output tokens per choice that `amount` on a rail covers beside the prompt, at most what was asked.
+    pub fn output_covered(&self, rail: &RailId, decimals: u8, amount: Atoms) -> u64 {
+        let tokens = self.cover(rail, decimals).map_or(0, |cover| cover.tokens(amount).min(cover.most));
         tokens / self.parts.n.max(1)
+    }
+
+    /// What a rail asks, as a share of the price: less than all of it where the operator gives a discount.
+    fn share(&self, rail: &RailId) -> Factor {
+        self.allowed.route.share(rail)
+    }
+
+    /// What a payment on a rail is worth at the prices of the list: more than itself where there is a discount.
+    pub fn worth(&self, rail: &RailId, paid: Usd) -> Usd {
+        self.share(rail).undo(paid)
     }
 
     /// Output tokens per choice that a budget of `usd` pays for after the prompt and images, at most what was asked. Under
@@ -254,8 +265,8 @@ impl Quoted {
         dearest(&self.allowed, self.parts.prompt_tokens)
     }
 
-    /// How an amount of an asset with `decimals` covers this request.
-    pub fn cover(&self, decimals: u8) -> Option<Cover> {
+    /// How an amount of a rail's asset with `decimals` covers this request.
+    pub fn cover(&self, rail: &RailId, decimals: u8) -> Option<Cover> {
         let Self { allowed, parts, .. } = self;
         let dearest = self.dearest();
         let template = TEMPLATE_TOKENS.saturating_mul(allowed.ask.messages.saturating_add(1));
@@ -267,13 +278,21 @@ impl Quoted {
             said,
             said_output: allowed.model.price.at(parts.prompt_tokens.unwrap_or(0)).standard.output,
             most: parts.max_output_tokens.checked_mul(parts.n)?,
+            share: self.share(rail),
             decimals,
         })
     }
 
-    /// What reported usage costs at this model's prices, at the speed that served it. `None` past the largest amount.
-    pub fn cost(&self, usage: &Usage, served: ServiceTier) -> Option<Usd> {
-        self.allowed.model.price.cost(usage, served)?.plus(self.parts.images_usd)
+    /// What an answer costs on a rail: by its reported usage at the speed that served it, or, where the model is billed so, what the
+    /// backend says that it cost. A figure of zero is none: it says who paid, not what it is worth. `None` past the largest amount.
+    pub fn bill(&self, rail: &RailId, usage: &Usage, served: ServiceTier, stated: Option<Usd>) -> Option<Usd> {
+        let model = &self.allowed.model;
+        let stated = stated.filter(|usd| *usd != Usd::ZERO);
+        let cost = match (model.stated, stated) {
+            (Some(markup), Some(stated)) => markup.times(stated)?,
+            _ => cost(&model.price, usage, served, self.parts.images_usd)?,
+        };
+        self.share(rail).times(cost)
     }
 }
 
@@ -287,6 +306,11 @@ impl Parts {
 /// The most that a token of this request can cost. A prompt that was not counted may be of any length.
 fn dearest(allowed: &Allowed, prompt: Option<u64>) -> Dearest {
     allowed.model.price.dearest(Size::of(&allowed.ask).reach(prompt.unwrap_or(u64::MAX)))
+}
+
+/// What usage costs at a model's prices, at the speed that served it, with the flat price of images. `None` past the largest amount.
+pub fn cost(prices: &Prices, usage: &Usage, served: ServiceTier, images: Usd) -> Option<Usd> {
+    prices.cost(usage, served)?.plus(images)
 }
 
 /// How much of one request an amount covers, where it is paid for as it is used.
@@ -304,28 +328,34 @@ pub struct Cover {
     said_output: PerToken,
     /// Most output tokens over all choices.
     pub most: u64,
+    /// What the rail asks of all that.
+    share: Factor,
     decimals: u8,
 }
 
 impl Cover {
     /// What `tokens` of output need beside the prompt, rounded up once. `None` past the largest amount.
     pub fn of(&self, tokens: u64) -> Option<Atoms> {
-        self.base.plus(self.margin)?.plus(self.output.of(tokens)?)?.to_atoms(self.decimals)
+        self.atoms(self.base.plus(self.margin)?.plus(self.output.of(tokens)?)?)
     }
 
     /// What is used when `tokens` have left and the backend has said nothing.
     pub fn used(&self, tokens: u64) -> Option<Atoms> {
-        self.said.plus(self.said_output.of(tokens)?)?.to_atoms(self.decimals)
+        self.atoms(self.said.plus(self.said_output.of(tokens)?)?)
+    }
+
+    fn atoms(&self, list: Usd) -> Option<Atoms> {
+        self.share.times(list)?.to_atoms(self.decimals)
     }
 
     /// What `tokens` more of output need, rounded up.
     pub fn window(&self, tokens: u64) -> Atoms {
-        self.output.of(tokens).and_then(|usd| usd.to_atoms(self.decimals)).unwrap_or(Atoms(u128::MAX))
+        self.output.of(tokens).and_then(|usd| self.atoms(usd)).unwrap_or(Atoms(u128::MAX))
     }
 
     /// The most output tokens that `cap` covers beside the prompt.
     pub fn tokens(&self, cap: Atoms) -> u64 {
-        let usd = cap.to_usd(self.decimals).unwrap_or(Usd(u128::MAX));
+        let usd = cap.to_usd(self.decimals).map_or(Usd(u128::MAX), |usd| self.share.undo(usd));
         self.output.affordable(usd.less(self.base).less(self.margin)).unwrap_or(u64::MAX)
     }
 

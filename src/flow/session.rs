@@ -12,6 +12,7 @@ use super::{Stop, Till, Toll, transact};
 use crate::channel::{Channel, ChannelId, Effect, Lease as Held, Op, Phase, Purchase, Voucher};
 use crate::clock::UnixSeconds;
 use crate::ids;
+use crate::ids::RailId;
 use crate::money::Atoms;
 use crate::rail::session::{Action, Outcome, PayersTx, Presented, SessionAsk, Snapshot};
 use crate::rail::{Offer, Shown};
@@ -39,9 +40,9 @@ pub fn present(toll: &Toll, shown: &Shown, now: UnixSeconds) -> Result<Option<(A
 
 /// What a request needs of a channel before anything is done for it: the prompt and a first window when its output can be counted as
 /// it comes, else all it can cost.
-pub fn start(quoted: &Quoted, decimals: u8, counts_itself: bool) -> Result<(Cover, Atoms), Refusal> {
+pub fn start(quoted: &Quoted, rail: &RailId, decimals: u8, counts_itself: bool) -> Result<(Cover, Atoms), Refusal> {
     let out_of_range = || Refusal::Internal { place: "session: amount out of range" };
-    let cover = quoted.cover(decimals).ok_or_else(out_of_range)?;
+    let cover = quoted.cover(rail, decimals).ok_or_else(out_of_range)?;
     let whole = !quoted.allowed.stream || (quoted.allowed.model.hidden_output && !counts_itself);
     Ok((cover, cover.start(whole).ok_or_else(out_of_range)?))
 }
@@ -72,7 +73,7 @@ pub async fn buy(
     if !toll.pools.load().available(&quoted.allowed.model.pool) {
         return Err(Refusal::UpstreamUnavailable { retry_after_seconds: 5 }.into());
     }
-    let (cover, need) = start(quoted, till.rail.decimals(), counts_itself(toll, quoted))?;
+    let (cover, need) = start(quoted, till.rail.id(), till.rail.decimals(), counts_itself(toll, quoted))?;
     let live = toll.channels.live(&presented.channel);
     let voucher = match &presented.action {
         Action::Voucher(voucher) => {
@@ -319,7 +320,7 @@ pub fn offer(
     description: &str,
     now: UnixSeconds,
 ) -> Result<Offer, Refusal> {
-    let (_, amount) = start(quoted, till.rail.decimals(), counts_itself(toll, quoted))?;
+    let (_, amount) = start(quoted, till.rail.id(), till.rail.decimals(), counts_itself(toll, quoted))?;
     let deposit = till.atoms(till.terms.deposit).max(Atoms(amount.0.saturating_mul(ADVISED)));
     let snapshot = known.filter(|channel| channel.rail == *till.rail.id()).map(|channel| Snapshot {
         channel,

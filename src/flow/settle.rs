@@ -21,19 +21,21 @@ use crate::openai::reply;
 use crate::openai::request::Rewrite;
 use crate::openai::usage::{Bounds, Verdict};
 use crate::refusal::Refusal;
-use crate::rules::plan::MissingUsage;
+use crate::rules::plan::{Balance, MissingUsage};
 use crate::store::Write;
-use crate::surface::Surface;
+use crate::surface::{Surface, Whole};
 use crate::tokens::Vocabulary;
-use crate::upstream::{Affinity, Pool};
-use crate::usage::{ServiceTier, Shape, Usage, UsageSource};
+use crate::upstream::{Affinity, Pool, Who};
+use crate::usage::{Shape, Usage, UsageSource};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Most of a stream that waits for its first word. More is let go, whatever it says.
-const SILENT_BYTES: usize = 64 * 1024;
+/// Most of a stream that waits for its first word. More is let go, whatever it says. Responses begin by repeating what was asked.
+fn most_silent(surface: Surface) -> usize {
+    if surface == Surface::Responses { 8 << 20 } else { 64 * 1024 }
+}
 
 /// Names the receipt of a reply whose price is not known when its head leaves: `GET /receipts/{id}`.
 pub const RECEIPT_ID: HeaderName = HeaderName::from_static("pontage-receipt-id");
@@ -76,6 +78,8 @@ pub struct Delivery {
     /// Frames that came before the first word: comments, the chunk that only names a role.
     silent: Vec<Bytes>,
     sent_at: Instant,
+    /// Who answers.
+    who: Option<Who>,
     delivered: bool,
     /// When the client leaves, the backend is still listened to.
     drains: bool,
@@ -143,6 +147,7 @@ impl Delivery {
             meter,
             silent: Vec::new(),
             sent_at: Instant::now(),
+            who: None,
             delivered: false,
             drains: false,
             drained: false,
@@ -162,9 +167,19 @@ impl Delivery {
         self.quoted.allowed.stream
     }
 
+    /// How many choices are asked for.
+    pub fn choices(&self) -> u64 {
+        self.bounds.choices
+    }
+
     /// Which requests this one is kept together with, where the pool does that.
-    pub fn affinity(&self, _pool: &Pool) -> Affinity {
-        Affinity::NONE
+    pub fn affinity(&self, pool: &Pool) -> Affinity {
+        let ask = &self.quoted.allowed.ask;
+        match pool.balance() {
+            Balance::LeastOutstanding | Balance::RoundRobin => Affinity::NONE,
+            Balance::Consistent => Affinity::of(ask.same_key().unwrap_or_else(|| ask.head())),
+            Balance::Prefix => Affinity::of(ask.head()),
+        }
     }
 
     /// The body for a server of `pool`: our own serialisation, with that pool's name of the model, its spelling, and the output that
@@ -192,13 +207,21 @@ impl Delivery {
     }
 
     /// A server was tried, and it did or did not answer.
-    pub fn tried(&mut self, pool: &Pool, outcome: &str) {
+    pub fn tried(&mut self, pool: &Pool, who: Option<&Who>, outcome: &str) {
         self.toll.metrics.upstream_attempts.with_label_values(&[pool.name().as_str(), outcome]).inc();
         self.receipt.attempts = self.receipt.attempts.saturating_add(1);
-        if outcome != "answered" {
+        if outcome == "answered" {
+            self.receipt.server = who.map(Who::name);
+            self.who = who.cloned();
+        } else {
             // The next one is not to be blamed for the time that this one took.
             self.sent_at = Instant::now();
         }
+    }
+
+    /// The `Content-Type` of a body that [`Delivery::body`] gave.
+    pub fn content_type(&self, body: &[u8]) -> std::borrow::Cow<'static, str> {
+        self.quoted.allowed.ask.content_type(body)
     }
 
     /// Nobody else will be asked.
@@ -241,7 +264,9 @@ impl Delivery {
         self.receipt.complete = true;
         self.take_promise().await?;
         self.write_down().await?;
-        let named = self.quoted.allowed.route.receipt.body.as_deref().filter(|_| self.is_paid());
+        // A block goes into JSON and into nothing that only looks like it.
+        let json = self.surface().whole() == Whole::Json;
+        let named = self.quoted.allowed.route.receipt.body.as_deref().filter(|_| json && self.is_paid());
         let with_block = named.and_then(|name| add_block(&body, name, &self.block()));
         Ok(with_block.unwrap_or(body))
     }
@@ -267,7 +292,7 @@ impl Delivery {
         };
         let fed = self.meter.feed_covered(chunk, covered, &mut self.silent);
         let waiting: usize = self.silent.iter().map(Bytes::len).sum();
-        if self.delivered || waiting > SILENT_BYTES || says_something(&self.meter.verdict()) {
+        if self.delivered || waiting > most_silent(self.surface()) || says_something(&self.meter.verdict()) {
             out.append(&mut self.silent);
         }
         fed.map_err(|_| Refusal::UpstreamFailed { why: "an event is too large" })?;
@@ -349,6 +374,8 @@ impl Delivery {
         }
         if self.is_paid() && written.is_ok() {
             let form = &self.quoted.allowed.route.receipt;
+            // Whoever wants a block gets the comment where no block would be read over.
+            let mut commented = form.header;
             if let Some(name) = &form.body {
                 let of = reply::Receipt {
                     id: &self.receipt.id,
@@ -358,9 +385,11 @@ impl Delivery {
                     block: &self.block(),
                     wants_usage: self.quoted.allowed.ask.wants_usage,
                 };
-                out.extend(reply::receipt_event(self.surface(), &of));
+                let block = reply::receipt_event(self.surface(), &of);
+                commented |= block.is_none();
+                out.extend(block);
             }
-            if form.header {
+            if commented {
                 out.push(receipt_comment(&self.signet.seal(&self.receipt)));
             }
         }
@@ -426,7 +455,8 @@ impl Delivery {
         verdict.failed && !says_something(&verdict)
     }
 
-    fn surface(&self) -> Surface {
+    /// What is spoken.
+    pub fn surface(&self) -> Surface {
         self.quoted.allowed.route.surface
     }
 
@@ -438,9 +468,15 @@ impl Delivery {
         !matches!(self.money, Money::None)
     }
 
+    fn bill(&self, verdict: &Verdict, usage: &Usage) -> Option<Usd> {
+        // What the backend says of the whole answer is not said of a part of it.
+        let stated = verdict.stated.filter(|_| verdict.usage == Some(*usage));
+        self.quoted.bill(&self.receipt.rail, usage, verdict.tier, stated)
+    }
+
     /// What the reported usage costs in atoms of the rail.
     fn charge(&self, verdict: &Verdict) -> Option<Atoms> {
-        self.quoted.cost(&verdict.usage?, ServiceTier::Standard)?.to_atoms(self.receipt.decimals)
+        self.bill(verdict, &verdict.usage?)?.to_atoms(self.receipt.decimals)
     }
 
     /// What was used when the answer ended early and the backend did not say: the prompt, and what left.
@@ -450,7 +486,8 @@ impl Delivery {
             Money::Lease(_) | Money::Promise(_) => self.meter.counted(),
             Money::Hold(_) | Money::None => verdict.delivered_chunks,
         };
-        Usage { prompt, completion, ..Usage::default() }
+        // Messages say what the prompt was when they begin.
+        Usage { completion, ..verdict.begun.unwrap_or(Usage { prompt, ..Usage::default() }) }
     }
 
     /// Usage → what it would have cost; counters and alarms. Pure apart from them.
@@ -487,10 +524,18 @@ impl Delivery {
             let model = self.receipt.model.as_str();
             let tokens = |kind: &str, n: u64| self.toll.metrics.tokens.with_label_values(&[model, kind]).inc_by(n);
             tokens("prompt", usage.prompt);
-            tokens("cached", usage.cached);
             tokens("completion", usage.completion);
-            tokens("reasoning", usage.reasoning);
-            self.receipt.actual_usd = self.quoted.cost(&usage, ServiceTier::Standard);
+            let parts = [
+                ("cached", usage.cached),
+                ("cache_write", usage.cache_write),
+                ("reasoning", usage.reasoning),
+                ("audio_input", usage.audio_input),
+                ("audio_output", usage.audio_output),
+                ("image_input", usage.image_input),
+            ];
+            // Most models never have most of them.
+            parts.into_iter().filter(|(_, n)| *n > 0).for_each(|(kind, n)| tokens(kind, n));
+            self.receipt.actual_usd = self.bill(verdict, &usage);
         }
         self.receipt.usage = usage;
         self.receipt.usage_source = Some(source);

@@ -4,13 +4,16 @@
 //! everything else is.
 
 use crate::catalogue::Catalogue;
-use crate::ids::{PoolName, PublicModel, TierName};
+use crate::ids::{PoolName, PublicModel, RailId, TierName};
 use crate::limits::{Limits, OverLimit, UnknownFields};
+use crate::money::Factor;
 use crate::rules::entry::{self, ChargeEntry, Entries, ModelEntry, PoolEntry, RouteEntry, TierEntry};
 use crate::rules::file::Files;
 use crate::rules::plan::{
-    Charge, HealthRules, MissingUsage, Model, Plan, PoolRules, Prices, Reach, Route, Shortfall, Surface, Tier,
+    Access, Charge, HealthRules, MissingUsage, Model, Plan, PoolRules, Prices, Reach, Route, Shortfall, Surface, Tier,
 };
+use crate::rules::registry::Registry;
+use crate::rules::tariff::{Given, Tariff};
 use crate::written::{Mistake, Said};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -20,8 +23,9 @@ const BYTES: &str = "bytes";
 
 /// The plan, or every mistake of every file at once, in order of file and line.
 pub fn check(files: &Files, catalogue: &Catalogue) -> Result<Plan, Vec<Mistake>> {
-    let (entries, mistakes) = entry::read(files);
-    let mut desk = Desk { entries: &entries, catalogue, mistakes };
+    let (entries, mut mistakes) = entry::read(files);
+    let registry = registry(files, &entries, &mut mistakes);
+    let mut desk = Desk { entries: &entries, registry, catalogue, mistakes };
     let pools = entries.pools.iter().flatten().filter_map(|e| desk.pool(e)).map(|p| (p.name.clone(), p)).collect();
     let names = desk.names();
     let models: BTreeMap<_, _> =
@@ -34,6 +38,7 @@ pub fn check(files: &Files, catalogue: &Catalogue) -> Result<Plan, Vec<Mistake>>
         .map(|t| (t.name.clone(), t))
         .collect();
     desk.unique_paths();
+    desk.known_rails();
     let routes =
         entries.routes.iter().flatten().filter_map(|e| desk.route(e, &tiers)).map(|r| (r.path.clone(), r)).collect();
     let mut mistakes = desk.mistakes;
@@ -47,6 +52,7 @@ pub fn check(files: &Files, catalogue: &Catalogue) -> Result<Plan, Vec<Mistake>>
 /// Where the files lie side by side.
 struct Desk<'a> {
     entries: &'a Entries,
+    registry: Option<Registry<'a>>,
     catalogue: &'a Catalogue,
     mistakes: Vec<Mistake>,
 }
@@ -151,15 +157,83 @@ impl Desk<'_> {
             let known = listed(&self.catalogue.vocabularies);
             self.wrong(v, format!("{:?} is not a vocabulary of this build: {known}", v.value));
         }
+        let tariff = self.tariff(e)?;
         Some(Arc::new(Model {
             name: e.name.value.clone(),
             upstream: e.upstream.clone()?,
             elsewhere: e.elsewhere.iter().map(|(pool, name)| (pool.value.clone(), name.clone())).collect(),
             pool: pool?.value.clone(),
-            price: e.price.clone()?,
+            price: tariff.prices,
+            stated: e.stated.then(|| self.entries.prices.markup.as_ref().map_or(Factor::ONE, |said| said.value)),
+            sources: tariff.sources,
+            max_input: tariff.max_input,
+            max_output: tariff.max_output,
             vocabulary: e.vocabulary.as_ref().map(|v| v.value.clone()).filter(|v| v != BYTES),
             hidden_output: e.hidden_output,
         }))
+    }
+
+    /// What a model costs, out of all that is said about it.
+    fn tariff(&mut self, e: &ModelEntry) -> Option<Tariff> {
+        let own = e.price.as_ref()?;
+        let prices = &self.entries.prices;
+        let list = prices.registry.as_ref().map_or("", |said| said.value.as_str());
+        let row = match (&own.price_as, &self.registry) {
+            // Its mistake is recorded.
+            (_, None) if !own.is_whole() && (prices.broken || prices.registry.is_some()) => return None,
+            (Some(key), None) if prices.registry.is_none() && !prices.broken => {
+                self.wrong(key, "there is no registry: write registry = \"model_prices.json\" into prices.toml");
+                return None;
+            }
+            (Some(key), Some(registry)) => {
+                let row = registry.named(&key.value);
+                if row.is_none() {
+                    self.wrong(key, format!("{:?} is not in {list}", key.value));
+                    return None;
+                }
+                row
+            }
+            (None, Some(registry)) if !own.is_whole() => {
+                let names = [Some(e.name.value.as_str()), e.upstream.as_ref().map(|name| name.as_str())];
+                let mut names: Vec<&str> = names.into_iter().flatten().collect();
+                names.dedup();
+                let row = registry.of(&names);
+                if row.is_none() {
+                    let names = names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(" and no ");
+                    let why = format!("{list} has no {names}: write price_as = \"<its key there>\", or price");
+                    self.mistakes.push(own.spot.mistake(why));
+                    return None;
+                }
+                row
+            }
+            _ => None,
+        };
+        if row.is_none() && !own.is_whole() {
+            let missing: &[&str] = match (own.given.input, own.given.output) {
+                (None, None) if own.given == Given::default() => &["price"],
+                (None, None) => &["input", "output"],
+                (None, _) => &["input"],
+                _ => &["output"],
+            };
+            self.mistakes.extend(missing.iter().map(|key| own.spot.mistake(format!("`{key}` is missing"))));
+            return None;
+        }
+        let markup = prices.markup.as_ref();
+        let row = row.as_ref().map(|row| {
+            let times = markup.map_or(String::new(), |said| {
+                let line = said.spot.line.map_or(String::new(), |line| format!(":{line}"));
+                format!(" x {} ({}{line})", said.value, said.spot.file)
+            });
+            (row, markup.map_or(Factor::ONE, |said| said.value), format!("{list} {:?}{times}", row.key))
+        });
+        let key = row.as_ref().map(|(row, ..)| row.key.clone());
+        let tariff = Tariff::of(own, row);
+        if let Err(why) = &tariff {
+            let whose = key.map_or(String::new(), |key| format!("{key:?} of {list} "));
+            let spot = own.price_as.as_ref().map_or(&own.spot, |said| &said.spot);
+            self.mistakes.push(spot.mistake(format!("{whose}{why}")));
+        }
+        tariff.ok()
     }
 
     fn tier(
@@ -274,6 +348,10 @@ impl Desk<'_> {
                 self.wrong(said, format!("{rail:?} is not a rail of pontage.toml: {known}"));
                 continue;
             };
+            if let (false, Some(surface)) = (ability.fixed_amount, e.surface.filter(|surface| surface.is_flat())) {
+                let why = format!("charges what was used, and {} have a flat price only", surface.word());
+                self.wrong(said, format!("{rail:?} {why}"));
+            }
             let unpriced = entry.is_some_and(|tier| matches!(tier.charge, ChargeEntry::Absent));
             if let (true, true, Some(tier)) = (ability.fixed_amount, unpriced, &e.tier) {
                 let tier = tier.value.as_str();
@@ -289,6 +367,7 @@ impl Desk<'_> {
                 self.wrong(said, format!("{rail:?} charges what was used, and tier.{tier} {why}"));
             }
         }
+        self.priced_without_output(e, entry);
         Some(Arc::new(Route {
             path: e.path.as_ref()?.value.clone(),
             surface: e.surface?,
@@ -299,6 +378,7 @@ impl Desk<'_> {
             stream: e.stream,
             access: e.access?,
             accept: e.accept.iter().map(|said| said.value.clone()).collect(),
+            shares: self.shares(e),
             by_usage: e
                 .accept
                 .iter()
@@ -309,6 +389,51 @@ impl Desk<'_> {
 }
 
 impl Desk<'_> {
+    /// What the rails of a route ask of a price, where that is not all of it.
+    fn shares(&self, e: &RouteEntry) -> BTreeMap<RailId, Factor> {
+        let taken = |rail: &RailId| e.accept.iter().any(|said| said.value == *rail);
+        let shares = self.entries.prices.shares.iter().filter(|(said, _)| taken(&said.value));
+        shares.map(|(said, share)| (said.value.clone(), *share)).collect()
+    }
+
+    /// Every rail that is given a discount exists.
+    fn known_rails(&mut self) {
+        for (said, _) in &self.entries.prices.shares {
+            if !self.catalogue.rails.contains_key(said.value.as_str()) {
+                let known = listed(self.catalogue.rails.keys());
+                self.wrong(said, format!("{:?} is not a rail of pontage.toml: {known}", said.value.as_str()));
+            }
+        }
+    }
+
+    /// Where a reply has no tokens of output, no price can be made from them.
+    fn priced_without_output(&mut self, e: &RouteEntry, tier: Option<&TierEntry>) {
+        let (Some(surface), Some(said), Some(tier)) = (e.surface, &e.tier, tier) else { return };
+        if surface == Surface::Models || surface.has_output() || e.access != Some(Access::Paid) {
+            return;
+        }
+        let charge = match &tier.charge {
+            ChargeEntry::Is(charge) => Some(charge.value),
+            ChargeEntry::Absent => None,
+            ChargeEntry::Wrong => return,
+        };
+        let (word, tier) = (surface.word(), said.value.as_str());
+        match charge {
+            Some(Charge::Flat { min_output_tokens: None, .. }) => {}
+            None | Some(Charge::Ceiling) if !surface.is_flat() => {}
+            _ if surface.is_flat() => {
+                let why = format!("{word} have a flat price: tier.{tier} must say charge = {{ flat = \"…\" }}");
+                self.wrong(said, why);
+            }
+            _ => {
+                let why = format!(
+                    "{word} have no output: tier.{tier} must say charge = {{ ceiling = true }} or {{ flat = \"…\" }}"
+                );
+                self.wrong(said, why);
+            }
+        }
+    }
+
     /// What a list without a tier shows: every model. Nothing is sold by it.
     fn everything(&self) -> Option<Arc<Tier>> {
         let models = self.entries.models.as_ref()?;
@@ -329,6 +454,13 @@ impl Desk<'_> {
             missing_usage: MissingUsage::default(),
         }))
     }
+}
+
+/// The price list that `prices.toml` names, when it can be read.
+fn registry<'t>(files: &'t Files, entries: &Entries, mistakes: &mut Vec<Mistake>) -> Option<Registry<'t>> {
+    let said = entries.prices.registry.as_ref()?;
+    let opened = files.registry()?.map_err(str::to_owned).and_then(Registry::open);
+    opened.map_err(|why| mistakes.push(said.spot.mistake(format!("{:?} {why}", said.value)))).ok()
 }
 
 /// The most one request of a tier can cost, or `None` past the largest amount: found out here, so that it is never found out

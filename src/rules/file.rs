@@ -1,15 +1,19 @@
-//! The four files of a rule set as bytes: read whole, identified by their hash.
+//! The files of a rule set as bytes: read whole, identified by their hash.
 
 use crate::ids::Generation;
-use crate::written::{Mistake, Spot};
+use crate::written::{Mistake, Page, Spot};
 use sha2::{Digest, Sha256};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The files of a rule set, in the order in which the generation hashes them. All are required.
 pub const NAMES: [&str; 4] = ["models.toml", "tiers.toml", "routes.toml", "pools.toml"];
+/// The one that may be absent. The price list it names belongs to the rule set, wherever it lies.
+pub const PRICES: &str = "prices.toml";
 
 /// Larger than any rule set written by hand or by a sensible program: a guard against a wrong file in the directory.
 const LARGEST_FILE: u64 = 4 * 1024 * 1024;
+/// The same for a price list; LiteLLM's has three million bytes.
+const LARGEST_REGISTRY: u64 = 32 * 1024 * 1024;
 /// How often the directory is read until two readings in a row agree.
 const READINGS: usize = 8;
 
@@ -17,8 +21,9 @@ const READINGS: usize = 8;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Files {
     texts: [Result<String, String>; 4],
-    /// Files that a later build will read. To ignore one would price calls by rules the operator did not mean.
-    strangers: Vec<&'static str>,
+    prices: Option<Result<String, String>>,
+    /// As `prices.toml` names it, and what is in it.
+    registry: Option<(String, Result<String, String>)>,
 }
 
 impl Files {
@@ -42,35 +47,47 @@ impl Files {
             let found = texts.clone().into_iter().find(|(file, _)| *file == name);
             found.map(|(_, text)| text.to_owned()).ok_or_else(|| "is missing".to_owned())
         };
-        Self { texts: NAMES.map(text), strangers: Vec::new() }
+        let prices = text(PRICES).ok().map(Ok);
+        let registry = registry_of(&prices).map(|name| (name.clone(), text(&name)));
+        Self { texts: NAMES.map(text), prices, registry }
     }
 
-    /// Each file by name: its text, or the mistake that there is none.
+    /// What is in the price list that `prices.toml` names, or why it cannot be read.
+    pub fn registry(&self) -> Option<Result<&str, &str>> {
+        let (_, text) = self.registry.as_ref()?;
+        Some(text.as_deref().map_err(String::as_str))
+    }
+
+    /// Where that price list lies, of a rule set in `dir`.
+    pub fn registry_path(&self, dir: &Path) -> Option<PathBuf> {
+        self.registry.as_ref().map(|(name, _)| dir.join(name))
+    }
+
+    /// Each file by name: its text, or the mistake that there is none. Not the price list, which is no TOML.
     pub fn texts(&self) -> impl Iterator<Item = (&'static str, Result<&str, Mistake>)> {
-        NAMES.iter().zip(&self.texts).map(|(name, text)| match text {
+        let all = NAMES.iter().zip(&self.texts).chain(self.prices.iter().map(|text| (&PRICES, text)));
+        all.map(|(name, text)| match text {
             Ok(text) => (*name, Ok(text.as_str())),
             Err(why) => (*name, Err(Spot::file(name).mistake(why))),
         })
-    }
-
-    /// A mistake for each file that this build does not read.
-    pub fn strangers(&self) -> impl Iterator<Item = Mistake> {
-        let sentence = "is not in this build: write the prices you charge into models.toml";
-        self.strangers.iter().map(move |name| Spot::file(name).mistake(sentence))
     }
 
     fn read_once(dir: &Path) -> Self {
         // Symlinks that are swapped to change all files at once are followed once for all files.
         let dir =
             &std::fs::canonicalize(dir.join("..data")).or_else(|_| std::fs::canonicalize(dir)).unwrap_or(dir.into());
-        let strangers = ["prices.toml"].into_iter().filter(|name| dir.join(name).exists()).collect();
-        Self { texts: NAMES.map(|name| read_text(&dir.join(name))), strangers }
+        let read = |name: &str, largest| read_text(&dir.join(name), largest);
+        let prices = dir.join(PRICES).exists().then(|| read(PRICES, LARGEST_FILE));
+        let registry = registry_of(&prices).map(|name| (name.clone(), read(&name, LARGEST_REGISTRY)));
+        Self { texts: NAMES.map(|name| read(name, LARGEST_FILE)), prices, registry }
     }
 
     /// Identity of this content: the first 16 hex digits of the SHA-256 over name, length and bytes of each file.
     pub fn generation(&self) -> Generation {
         let mut hash = Sha256::new();
-        for (name, text) in NAMES.iter().zip(&self.texts) {
+        let optional = self.prices.iter().map(|text| (PRICES, text));
+        let registry = self.registry.iter().map(|(name, text)| (name.as_str(), text));
+        for (name, text) in NAMES.into_iter().zip(&self.texts).chain(optional).chain(registry) {
             // An unreadable file gets a length that no text can have.
             let (length, bytes) = text.as_ref().map_or((u64::MAX, ""), |text| (text.len() as u64, text));
             hash.update((name.len() as u64).to_be_bytes());
@@ -78,19 +95,25 @@ impl Files {
             hash.update(length.to_be_bytes());
             hash.update(bytes);
         }
-        for name in &self.strangers {
-            hash.update(name);
-        }
         let mut digits = hex::encode(hash.finalize());
         digits.truncate(16);
         Generation::from(digits)
     }
 }
 
-fn read_text(path: &Path) -> Result<String, String> {
+/// The price list that a text of `prices.toml` names. Whether it is right is not asked here.
+fn registry_of(prices: &Option<Result<String, String>>) -> Option<String> {
+    let page = Page::open(PRICES, prices.as_ref()?.as_ref().ok()?);
+    let root = page.root();
+    let name = root.take("registry")?.text().map(str::to_owned);
+    root.pass_over();
+    name
+}
+
+fn read_text(path: &Path, largest: u64) -> Result<String, String> {
     let length = std::fs::metadata(path).map_err(|why| format!("cannot be read: {why}"))?.len();
-    if length > LARGEST_FILE {
-        return Err(format!("is larger than {LARGEST_FILE} bytes"));
+    if length > largest {
+        return Err(format!("is larger than {largest} bytes"));
     }
     let bytes = std::fs::read(path).map_err(|why| format!("cannot be read: {why}"))?;
     String::from_utf8(bytes).map_err(|_| "is not UTF-8 text".to_owned())

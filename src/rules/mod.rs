@@ -2,11 +2,13 @@
 //!
 //! | file | story |
 //! |---|---|
-//! | [`file`](mod@file) | the four files as bytes, and their generation |
+//! | [`file`](mod@file) | the files as bytes, and their generation |
 //! | [`entry`] | what each file may say on its own |
 //! | [`check`](mod@check) | what they must say together → a [`Plan`], or every mistake |
 //! | [`plan`] | the result: immutable, every name in it resolves |
 //! | [`price`] | what a model's tokens cost, resolved |
+//! | [`registry`] | LiteLLM's cost file as it is |
+//! | [`tariff`] | what was written over what the registry says → [`price`], and where each number came from |
 //! | [`watch`] | the live plan: reloaded on change, all or nothing |
 
 pub mod check;
@@ -14,6 +16,8 @@ pub mod entry;
 pub mod file;
 pub mod plan;
 pub mod price;
+pub mod registry;
+pub mod tariff;
 pub mod watch;
 
 pub use check::check;

@@ -1,6 +1,7 @@
 //! One immutable, validated set of rules. A request takes one and keeps it to its receipt.
 
 pub use super::price::{Dearest, Prices, Rates, Reach, Speeds, Step};
+pub use super::tariff::Source;
 use crate::ids::{Generation, PoolName, PublicModel, RailId, RoutePath, TierName, UpstreamModel};
 use crate::limits::{Limits, StreamRule};
 use crate::money::{Factor, Usd};
@@ -134,10 +135,25 @@ pub struct Route {
     pub access: Access,
     /// Rails in order of preference.
     pub accept: Vec<RailId>,
+    /// What is asked on a rail, as a share of the price; of a rail that is not in here: all of it.
+    pub shares: BTreeMap<RailId, Factor>,
     /// One of them takes what was used: every request is counted.
     pub by_usage: bool,
     /// Receipt.
     pub receipt: ReceiptForm,
+}
+
+impl Route {
+    /// What is asked on a rail, as a share of the price.
+    pub fn share(&self, rail: &RailId) -> Factor {
+        self.shares.get(rail).copied().unwrap_or(Factor::ONE)
+    }
+
+    /// The price of every request on fixed-amount rails, when they all have the same.
+    pub fn flat(&self) -> Option<Usd> {
+        let one = self.surface != Surface::Images || self.tier.limits.max_n == 1;
+        self.tier.flat().filter(|_| one)
+    }
 }
 
 /// Commercial terms.
@@ -230,6 +246,14 @@ pub struct Model {
     pub pool: PoolName,
     /// Prices.
     pub price: Prices,
+    /// Bill what the backend says that an answer cost, times this; `None`: by usage and prices.
+    pub stated: Option<Factor>,
+    /// Where they came from.
+    pub sources: Vec<Source>,
+    /// Most prompt tokens that it takes, where that is known.
+    pub max_input: Option<u64>,
+    /// Most output tokens that it gives, likewise.
+    pub max_output: Option<u64>,
     /// How its prompts are counted: a vocabulary of the catalogue; `None` takes bytes as the bound.
     pub vocabulary: Option<String>,
     /// It can bill output that it does not stream (reasoning): without a running usage count its streams are covered to their
@@ -318,6 +342,8 @@ impl Default for Queue {
 /// One server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerRules {
+    /// What receipts call it, when the operator shows who served.
+    pub name: Option<String>,
     /// `https`.
     pub tls: bool,
     /// Host name or address, as it goes into `Host` and SNI.

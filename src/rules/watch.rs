@@ -91,7 +91,8 @@ impl Rules {
             told,
         });
         let (notes, inbox) = channel();
-        let reader = Reader { desk: desk.clone(), notes: notes.clone(), seen: files.generation(), pace };
+        let (seen, registry) = (files.generation(), files.registry_path(dir));
+        let reader = Reader { desk: desk.clone(), notes: notes.clone(), seen, registry, pace };
         std::thread::Builder::new()
             .name("rules".to_owned())
             .spawn(move || reader.run(&inbox))
@@ -232,6 +233,8 @@ struct Reader {
     notes: Sender<Note>,
     /// The content read last, loaded or refused: it is not tried twice unless somebody asks.
     seen: Generation,
+    /// The price list that was named last; it may lie in a directory of its own.
+    registry: Option<PathBuf>,
     pace: Pace,
 }
 
@@ -291,6 +294,7 @@ impl Reader {
         let changed = generation != self.seen;
         if changed {
             self.seen = generation;
+            self.registry = files.registry_path(&self.desk.dir);
             self.desk.reload(&files, false);
         }
         changed
@@ -299,6 +303,7 @@ impl Reader {
     fn reload_anyway(&mut self) {
         let files = Files::read(&self.desk.dir);
         self.seen = files.generation();
+        self.registry = files.registry_path(&self.desk.dir);
         self.desk.reload(&files, true);
     }
 
@@ -333,6 +338,10 @@ impl Reader {
         {
             let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
             watcher.watch(parent, RecursiveMode::NonRecursive).inspect_err(unwatched).ok()?;
+        }
+        // A list that somebody else's job replaces. One that cannot be watched is still looked at.
+        if let Some(place) = self.registry.as_deref().and_then(Path::parent).filter(|place| *place != self.desk.dir) {
+            let _ = watcher.watch(place, RecursiveMode::NonRecursive).inspect_err(unwatched);
         }
         Some(watcher)
     }

@@ -15,6 +15,10 @@ fn model(input: u128, cached_input: u128, output: u128) -> Model {
         pool: "p".into(),
         price,
         vocabulary: None,
+        stated: None,
+        sources: Vec::new(),
+        max_input: None,
+        max_output: None,
         hidden_output: false,
     }
 }

@@ -10,6 +10,7 @@ mod images;
 mod messages;
 mod responses;
 mod speech;
+pub(super) mod transcriptions;
 
 use super::prompt::{Found, Reader, bad};
 use super::request::{Ask, Rewrite};
@@ -286,3 +287,5 @@ pub(super) fn count_of(reader: &mut Reader<'_, '_>, param: &str) -> Result<u64, 
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod typed_tests;

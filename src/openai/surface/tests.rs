@@ -1,19 +1,18 @@
-//! What requests of Responses and Messages may say, and that backends read the forwarded body as it was priced.
+//! What requests of the surfaces beside chat may say, what they come to, and what the backend hears of them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use crate::ids::UpstreamModel;
 use crate::limits::{Limits, OverLimit, Spelling, UnknownFields};
-use crate::money::Usd;
 use crate::openai::request::{Ask, Rewrite};
 use crate::refusal::Refusal;
 use crate::surface::Surface;
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::json;
 
 fn limits() -> Limits {
     Limits {
         max_body_bytes: 1 << 20,
-        max_output_tokens: 2000,
+        max_output_tokens: 100,
         max_input_tokens: None,
         max_n: 4,
         over_limit: OverLimit::Clamp,
@@ -22,388 +21,255 @@ fn limits() -> Limits {
     }
 }
 
-fn with_pictures() -> Limits {
-    Limits { image_url: Some(Usd(1)), ..limits() }
+fn read_under(surface: Surface, body: impl AsRef<[u8]>, limits: &Limits) -> Result<Ask, Refusal> {
+    Ask::read(surface, Bytes::copy_from_slice(body.as_ref()), limits)
 }
 
-fn read(surface: Surface, body: &Value, limits: &Limits) -> Result<Ask, Refusal> {
-    Ask::read(surface, body.to_string().into(), limits)
+fn read(surface: Surface, body: impl AsRef<[u8]>) -> Result<Ask, Refusal> {
+    read_under(surface, body, &limits())
 }
 
-fn sent_for(ask: &Ask, max_output: u64, stream: bool) -> Value {
-    let model = UpstreamModel::from("up/stream\"1");
-    let out = ask.rewrite(&Rewrite {
-        model: &model,
-        max_output,
-        spelling: Spelling::MaxCompletionTokens,
-        stream,
-        continuous_usage: true,
-        withheld: &[],
-    });
-    serde_json::from_slice(&out).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&out)))
+fn sent(ask: &Ask, stream: bool) -> Bytes {
+    let model = UpstreamModel::from("up");
+    let spelling = Spelling::MaxCompletionTokens;
+    ask.rewrite(&Rewrite { model: &model, max_output: 50, spelling, stream, continuous_usage: false, withheld: &[] })
 }
 
-fn sent(ask: &Ask, stream: bool) -> Value {
-    sent_for(ask, u64::MAX, stream)
-}
-
-/// The field that a refusal names, and whether it is one without a price.
-fn named(refused: Result<Ask, Refusal>, why: &str) -> (String, bool) {
-    match refused.map(drop) {
-        Err(Refusal::NotPriced { param }) => (param, true),
-        Err(Refusal::BadField { param, .. } | Refusal::UnknownField { param }) => (param, false),
-        other => panic!("{why}: {other:?}"),
-    }
-}
-
-fn texts(ask: &Ask) -> String {
-    ask.prompt().texts().collect::<Vec<_>>().join("|")
-}
-
-// --- Responses ------------------------------------------------------------------------------------------------------------
-
-fn response(more: Value) -> Value {
-    let mut body = json!({"model":"m","input":"hi"});
-    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    body
+fn code(got: Result<Ask, Refusal>) -> &'static str {
+    got.map_or_else(|refusal| refusal.code(), |_| "ok")
 }
 
 #[test]
-fn a_response_that_would_cost_more_than_its_price_or_be_kept_is_refused() {
-    let item = |item: Value| json!({ "input": [item] });
-    let part = |part: Value| json!({"input":[{"role":"user","content":[part]}]});
-    for (more, param, unpriced) in [
-        (json!({"store":true}), "store", false),
-        (json!({"previous_response_id":"resp_1"}), "previous_response_id", false),
-        (json!({"conversation":"conv_1"}), "conversation", false),
-        (json!({"conversation":{"id":"conv_1"}}), "conversation", false),
-        (json!({"background":true}), "background", false),
-        (json!({"prompt":{"id":"pmpt_1"}}), "prompt", false),
-        (json!({"context_management":[{"type":"compaction"}]}), "context_management", true),
-        (json!({"include":["web_search_call.action.sources"]}), "include", true),
-        (json!({"service_tier":"priority"}), "service_tier", true),
-        (json!({"service_tier":"flex"}), "service_tier", true),
-        (json!({"prompt_cache_retention":"24h"}), "prompt_cache_retention", true),
-        (json!({"tools":[{"type":"web_search"}]}), "tools[0].type", true),
-        (json!({"tools":[{"type":"function","name":"f"},{"type":"mcp"}]}), "tools[1].type", true),
-        (json!({"tools":[{"type":"code_interpreter","container":{"type":"auto"}}]}), "tools[0].container", false),
-        (json!({"tools":[{"name":"f"}]}), "tools[0].type", false),
-        (item(json!({"type":"item_reference","id":"msg_1"})), "input[0].type", false),
-        (item(json!({"id":"msg_1"})), "input[0].role", false),
-        (item(json!({"type":"file_search_call","id":"x"})), "input[0].type", true),
-        (item(json!({"type":"message","role":"tool","content":"x"})), "input[0].role", false),
-        (part(json!({"type":"input_file","file_id":"file_1"})), "input[0].content[0].file_id", true),
-        (part(json!({"type":"input_image","file_id":"file_1"})), "input[0].content[0].file_id", true),
-        (part(json!({"type":"input_audio"})), "input[0].content[0].type", true),
-        (part(json!({"type":"input_image","image_url":"https://a/b.png"})), "input[0].content[0].image_url", true),
-        (part(json!({"text":"x"})), "input[0].content[0].type", false),
-        (json!({"max_output_tokens":0}), "max_output_tokens", false),
-        (json!({"max_output_tokens":1.0}), "max_output_tokens", false),
-        (json!({"Max_output_tokens":9}), "max_output_tokens", false),
-        (json!({"max_tokens":9}), "max_tokens", false),
-        (json!({"n":2}), "n", false),
-        (json!({"stream_options":{"include_usage":true}}), "stream_options.include_usage", false),
-        (json!({"instructions":["x"]}), "instructions", false),
-        (json!({"input":7}), "input", false),
+fn a_prompt_is_one_text_or_several_or_the_numbers_of_their_tokens() {
+    for (prompt, texts, given, prompts, why) in [
+        (r#""hi there""#, vec!["hi there"], 0, 1, "a text"),
+        (r#"["a","b\n"]"#, vec!["a", "b\n"], 0, 2, "texts"),
+        ("[1, 0, 50256]", vec![], 3, 1, "one text in numbers"),
+        ("[[1,2],[3]]", vec![], 3, 2, "texts in numbers"),
+        (r#""""#, vec![], 0, 1, "an empty text is asked about all the same"),
+        ("[]", vec![], 0, 0, "none"),
     ] {
-        let why = more.to_string();
-        assert_eq!(
-            named(read(Surface::Responses, &response(more), &limits()), &why),
-            (param.to_owned(), unpriced),
-            "{why}"
-        );
+        for (surface, field) in [(Surface::Completions, "prompt"), (Surface::Embeddings, "input")] {
+            let ask = read(surface, format!(r#"{{"model":"m","{field}":{prompt}}}"#)).unwrap();
+            let prompt = ask.prompt();
+            assert_eq!(prompt.texts().collect::<Vec<_>>(), texts, "{why}");
+            assert_eq!((prompt.given, ask.messages, ask.nothing_asked), (given, prompts, prompts == 0), "{why}");
+            assert!(prompt.is_plain, "no template stands around it");
+        }
     }
-}
-
-#[test]
-fn a_response_is_always_sent_stateless_and_within_its_limit() {
-    let limit = "max_output_tokens";
-    for (more, stream, want, why) in [
-        (json!({}), false, json!({limit:2000,"store":false,"stream":false}), "nothing said"),
-        (json!({"store":false,"max_output_tokens":9}), true, json!({limit:9,"store":false,"stream":true}), "said"),
-        (json!({"max_output_tokens":9000}), false, json!({limit:2000,"store":false,"stream":false}), "clamped"),
-        (
-            json!({"stream_options":{"include_obfuscation":false}}),
-            true,
-            json!({limit:2000,"store":false,"stream":true,"stream_options":{"include_obfuscation":false}}),
-            "an option of streams",
-        ),
-        (
-            json!({"stream_options":{"include_obfuscation":true}}),
-            false,
-            json!({limit:2000,"store":false,"stream":false}),
-            "which others do not get",
-        ),
-        (
-            json!({"previous_response_id":null,"conversation":null,"background":null,"store":null,"prompt":null}),
-            false,
-            json!({limit:2000,"store":false,"stream":false}),
-            "null is nothing",
-        ),
-        (
-            json!({"background":false}),
-            false,
-            json!({limit:2000,"store":false,"stream":false,"background":false}),
-            "not in the background",
-        ),
-        (
-            json!({"include":["reasoning.encrypted_content"],"reasoning":{"effort":"low","summary":"auto"},"truncation":"auto",
-                "parallel_tool_calls":false,"service_tier":"auto","temperature":0.5,"metadata":{"store":"true"}}),
-            false,
-            json!({limit:2000,"store":false,"stream":false,"include":["reasoning.encrypted_content"],
-                "reasoning":{"effort":"low","summary":"auto"},"truncation":"auto","parallel_tool_calls":false,
-                "service_tier":"auto","temperature":0.5,"metadata":{"store":"true"}}),
-            "what costs nothing passes",
-        ),
+    for (prompt, why) in [
+        (r#"["a",1]"#, "mixed"),
+        (r#"[1,"a"]"#, "mixed"),
+        (r#"[[1],["a"]]"#, "texts among numbers"),
+        ("[[[1]]]", "too deep"),
+        ("[-1]", "negative"),
+        ("[1.5]", "a fraction"),
+        ("[1e3]", "an exponent"),
+        ("7", "a bare number"),
+        ("{}", "an object"),
+        ("[null]", "nothing in a list"),
+        ("[true]", "a truth"),
     ] {
-        let ask = read(Surface::Responses, &response(more), &limits()).unwrap_or_else(|e| panic!("{why}: {e:?}"));
-        let mut want = want;
-        want.as_object_mut()
-            .unwrap()
-            .extend([("model".to_owned(), json!("up/stream\"1")), ("input".to_owned(), json!("hi"))]);
-        assert_eq!(sent(&ask, stream), want, "{why}");
-        assert_eq!((ask.n, ask.max_output), (1, want[limit].as_u64().unwrap()), "{why}");
-    }
-}
-
-#[test]
-fn everything_a_response_reads_is_counted_and_passed() {
-    let body = response(json!({
-        "instructions": "be brief",
-        "text": {"format":{"type":"json_schema","name":"s","schema":{"type":"object"}}},
-        "tools": [{"type":"function","name":"f","description":"does","parameters":{"type":"object"},"strict":true}],
-        "input": [
-            {"role":"user","content":"one"},
-            {"type":"message","role":"assistant","id":"msg_1","status":"completed",
-                "content":[{"type":"output_text","text":"two","annotations":[],"logprobs":[]}]},
-            {"type":"reasoning","id":"rs_1","summary":[{"type":"summary_text","text":"three"}],"encrypted_content":"four"},
-            {"type":"function_call","call_id":"c","name":"f","arguments":"{\"five\":5}","id":"fc_1","status":"completed"},
-            {"type":"function_call_output","call_id":"c","output":"six"},
-            {"role":"user","content":[{"type":"input_text","text":"seven"},
-                {"type":"input_image","image_url":"data:image/png;base64,AA==","detail":"low"}]},
-        ],
-    }));
-    let ask = read(Surface::Responses, &body, &with_pictures()).unwrap();
-    let said = texts(&ask);
-    for text in ["be brief", "json_schema", "does", "one", "two", "three", "four", "{\"five\":5}", "six", "seven"] {
-        assert!(said.contains(text), "{text} in {said}");
-    }
-    assert!(!said.contains("base64") && !said.contains("msg_1"), "{said}");
-    assert_eq!((ask.messages, ask.images, ask.nothing_asked), (6, 1, false));
-    let back = sent(&ask, false);
-    for name in ["input", "instructions", "text", "tools"] {
-        assert_eq!(back[name], body[name], "{name}");
-    }
-}
-
-#[test]
-fn a_response_without_input_is_quoted_and_not_served() {
-    for body in [json!({}), json!({"input":""}), json!({"input":[]}), json!({"model":"m","input":null})] {
-        assert!(read(Surface::Responses, &body, &limits()).unwrap().nothing_asked, "{body}");
-    }
-    let ask = Ask::read(Surface::Responses, Bytes::new(), &limits()).unwrap();
-    assert!(ask.nothing_asked);
-}
-
-#[test]
-fn unknown_members_of_items_leave_no_trace_where_they_are_stripped() {
-    let strip = Limits { unknown_fields: UnknownFields::Strip, ..limits() };
-    let body =
-        json!({"input":[{"zz":1,"role":"user","content":[{"type":"input_text","odd":{"a":[]},"text":"x"}]}],"yy":2});
-    let ask = read(Surface::Responses, &body, &strip).unwrap();
-    assert_eq!(sent(&ask, false)["input"], json!([{"role":"user","content":[{"type":"input_text","text":"x"}]}]));
-    assert_eq!(sent(&ask, false).get("yy"), None);
-}
-
-// --- Messages -------------------------------------------------------------------------------------------------------------
-
-fn message(more: Value) -> Value {
-    let mut body = json!({"model":"m","max_tokens":1500,"messages":[{"role":"user","content":"hi"}]});
-    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    body
-}
-
-fn says(block: Value) -> Value {
-    json!({"messages":[{"role":"user","content":[block]}]})
-}
-
-#[test]
-fn a_message_that_would_cost_more_than_its_price_is_refused() {
-    let at = "messages[0].content[0]";
-    for (more, param, unpriced) in [
-        (json!({"container":"c"}), "container", true),
-        (json!({"mcp_servers":[{"type":"url"}]}), "mcp_servers", true),
-        (json!({"context_management":{}}), "context_management", true),
-        (json!({"inference_geo":"us"}), "inference_geo", true),
-        (json!({"speed":"fast"}), "speed", true),
-        (json!({"service_tier":"priority"}), "service_tier", true),
-        (json!({"cache_control":{"type":"ephemeral","ttl":"24h"}}), "cache_control.ttl", true),
-        (json!({"tools":[{"type":"web_search_20250305","name":"web_search"}]}), "tools[0].type", true),
-        (json!({"tools":[{"type":"bash_20250124","name":"bash"}]}), "tools[0].type", true),
-        (json!({"system":[{"type":"image"}]}), "system[0]", false),
-        (json!({"messages":[{"role":"system","content":"x"}]}), "messages[0].role", false),
-        (json!({"messages":[{"content":"x"}]}), "messages[0].role", false),
-        (json!({"messages":[{"role":"user","content":7}]}), "messages[0].content", false),
-        (says(json!({"type":"document","title":"x"})), "messages[0].content[0].title", false),
-        (says(json!({"type":"document"})), "messages[0].content[0].type", true),
-        (says(json!({"type":"search_result"})), "messages[0].content[0].type", true),
-        (says(json!({"type":"server_tool_use","id":"x","name":"y","input":{}})), "messages[0].content[0].type", true),
-        (says(json!({"text":"x"})), "messages[0].content[0].type", false),
-        (
-            says(json!({"type":"image","source":{"type":"base64","media_type":"image/png","data":"AA=="}})),
-            "messages[0].content[0].source",
-            true,
-        ),
-        (
-            says(json!({"type":"tool_result","tool_use_id":"t","content":[{"type":"tool_result","content":"x"}]})),
-            "messages[0].content[0].content[0].content",
-            false,
-        ),
-        (json!({"max_tokens":0}), "max_tokens", false),
-        (json!({"max_tokens":1e1}), "max_tokens", false),
-        (json!({"Max_Tokens":5}), "max_tokens", false),
-        (json!({"max_completion_tokens":5}), "max_completion_tokens", false),
-        (json!({"n":2}), "n", false),
-        (json!({"stream_options":{}}), "stream_options", false),
-        (json!({"betas":["x"]}), "betas", false),
-        (json!({"thinking":{"type":"enabled"}}), "thinking.budget_tokens", false),
-        (json!({"thinking":{"type":"maybe"}}), "thinking.type", false),
-        (json!({"thinking":{"type":"disabled","budget_tokens":9}}), "thinking.budget_tokens", false),
-        (json!({"thinking":{"type":"enabled","budget_tokens":1500}}), "thinking.budget_tokens", false),
-    ] {
-        let why = more.to_string();
-        assert_eq!(
-            named(read(Surface::Messages, &message(more), &limits()), &why),
-            (param.to_owned(), unpriced),
-            "{why}"
-        );
-    }
-    for source in [
-        json!({"type":"url","url":"http://a/b.png"}),
-        json!({"type":"url","url":"https://a/b.png","data":"AA=="}),
-        json!({"type":"base64","media_type":"image/svg+xml","data":"AA=="}),
-        json!({"type":"file","file_id":"file_1"}),
-        json!({"type":"base64"}),
-    ] {
-        let body = message(says(json!({"type":"image","source":source})));
-        let (param, _) = named(read(Surface::Messages, &body, &with_pictures()), &source.to_string());
-        assert!(param.starts_with(at) && param.contains("source"), "{param}: {source}");
-    }
-}
-
-#[test]
-fn a_message_is_sent_with_a_limit_of_ours_and_room_for_its_thinking() {
-    let thinks = |budget: u64| json!({"thinking":{"type":"enabled","budget_tokens":budget}});
-    for (more, bought, want, why) in [
-        (json!({"max_tokens":null}), u64::MAX, json!({"max_tokens":2000}), "nothing said"),
-        (json!({"max_tokens":9}), u64::MAX, json!({"max_tokens":9}), "said"),
-        (json!({"max_tokens":9000}), u64::MAX, json!({"max_tokens":2000}), "clamped"),
-        (json!({}), 700, json!({"max_tokens":700}), "held to what was bought"),
-        (
-            thinks(1200),
-            u64::MAX,
-            json!({"max_tokens":1500,"thinking":{"type":"enabled","budget_tokens":1200}}),
-            "thinking",
-        ),
-        (
-            thinks(1200),
-            1100,
-            json!({"max_tokens":1100,"thinking":{"type":"enabled","budget_tokens":1099}}),
-            "less was bought",
-        ),
-        (thinks(1200), 700, json!({"max_tokens":700,"thinking":{"type":"disabled"}}), "too little to think"),
-        (
-            json!({"thinking":{"type":"adaptive","display":"omitted"}}),
-            u64::MAX,
-            json!({"max_tokens":1500,"thinking":{"type":"adaptive","display":"omitted"}}),
-            "as the model sees fit",
-        ),
-        (
-            json!({"thinking":{"type":"disabled"}}),
-            u64::MAX,
-            json!({"max_tokens":1500,"thinking":{"type":"disabled"}}),
-            "none",
-        ),
-        (
-            json!({"top_k":5,"stop_sequences":["x"],"metadata":{"user_id":"u"},"service_tier":"standard_only",
-                "tool_choice":{"type":"auto"},"temperature":1.0,"cache_control":{"type":"ephemeral"}}),
-            u64::MAX,
-            json!({"max_tokens":1500,"top_k":5,"stop_sequences":["x"],"metadata":{"user_id":"u"},"service_tier":"standard_only",
-                "tool_choice":{"type":"auto"},"temperature":1.0,"cache_control":{"type":"ephemeral"}}),
-            "what has a price passes",
-        ),
-    ] {
-        for stream in [false, true] {
-            let ask =
-                read(Surface::Messages, &message(more.clone()), &limits()).unwrap_or_else(|e| panic!("{why}: {e:?}"));
-            let mut want = want.clone();
-            want.as_object_mut().unwrap().extend([
-                ("model".to_owned(), json!("up/stream\"1")),
-                ("stream".to_owned(), json!(stream)),
-                ("messages".to_owned(), json!([{"role":"user","content":"hi"}])),
-            ]);
-            assert_eq!(sent_for(&ask, bought, stream), want, "{why}");
+        for (surface, field) in [(Surface::Completions, "prompt"), (Surface::Embeddings, "input")] {
+            assert_eq!(code(read(surface, format!(r#"{{"{field}":{prompt}}}"#))), "invalid_value", "{why}");
         }
     }
 }
 
 #[test]
-fn thinking_beyond_the_tiers_limit_is_refused_with_the_limit() {
-    let body = message(json!({"max_tokens":9000,"thinking":{"type":"enabled","budget_tokens":4000}}));
-    match read(Surface::Messages, &body, &limits()) {
-        Err(Refusal::BadField { param, why }) => {
-            assert_eq!(param, "thinking.budget_tokens");
-            assert!(why.contains("2000"), "{why}");
-        }
-        other => panic!("{other:?}"),
-    }
-}
-
-#[test]
-fn everything_a_message_reads_is_counted_and_passed() {
-    let body = message(json!({
-        "system": [{"type":"text","text":"be brief","cache_control":{"type":"ephemeral","ttl":"1h"}}],
-        "tools": [{"name":"f","description":"does","input_schema":{"type":"object"},"type":"custom","cache_control":null}],
-        "output_config": {"effort":"low"},
-        "messages": [
-            {"role":"user","content":[{"type":"text","text":"one","citations":null},
-                {"type":"image","source":{"type":"base64","media_type":"image/png","data":"AAAABBBB"}},
-                {"type":"image","source":{"type":"url","url":"https://a/b.png"}}]},
-            {"role":"assistant","content":[{"type":"thinking","thinking":"two","signature":"sig"},
-                {"type":"redacted_thinking","data":"three"},{"type":"tool_use","id":"t","name":"f","input":{"four":[4]}}]},
-            {"role":"user","content":[{"type":"tool_result","tool_use_id":"t","is_error":false,
-                "content":[{"type":"text","text":"five"}]},{"type":"tool_result","tool_use_id":"t","content":"six"}]},
-        ],
-    }));
-    let ask = read(Surface::Messages, &body, &with_pictures()).unwrap();
-    let said = texts(&ask);
-    for text in ["be brief", "does", "one", "two", "three", "four", "five", "six", "effort"] {
-        assert!(said.contains(text), "{text} in {said}");
-    }
-    assert!(!said.contains("AAAABBBB"), "{said}");
-    assert_eq!((ask.messages, ask.images, ask.nothing_asked), (3, 2, false));
-    let back = sent(&ask, false);
-    for name in ["system", "tools", "output_config", "messages"] {
-        assert_eq!(back[name], body[name], "{name}");
-    }
-}
-
-#[test]
-fn a_message_without_messages_is_quoted_and_not_served() {
-    for body in [json!({}), json!({"messages":[]}), json!({"max_tokens":5})] {
-        assert!(read(Surface::Messages, &body, &limits()).unwrap().nothing_asked, "{body}");
-    }
-}
-
-#[test]
-fn what_leaves_of_either_is_read_again_as_it_was() {
-    for (surface, body) in [
-        (Surface::Responses, response(json!({"max_output_tokens":7,"instructions":"x"}))),
-        (Surface::Messages, message(json!({"thinking":{"type":"enabled","budget_tokens":1100}}))),
+fn all_choices_of_all_prompts_are_billed_and_the_tier_says_how_many_there_may_be() {
+    for (said, want, whole_only, why) in [
+        (r#""prompt":"a""#, Ok(1), None, "one"),
+        (r#""prompt":"a","n":4"#, Ok(4), None, "as many as are shown"),
+        (r#""prompt":"a","n":1,"best_of":3"#, Ok(3), Some("best_of"), "as many as are made"),
+        (r#""prompt":"a","best_of":1"#, Ok(1), None, "one of one streams"),
+        (r#""prompt":["a","b"],"n":2"#, Ok(4), None, "of every prompt"),
+        (r#""prompt":[[1],[2]]"#, Ok(2), None, "of every prompt in numbers"),
+        (r#""prompt":[1,2,3,4,5,6]"#, Ok(1), None, "many numbers are one prompt"),
+        (r#""prompt":"a","echo":true"#, Ok(1), Some("echo"), "an echo"),
+        (r#""prompt":"a","echo":false"#, Ok(1), None, "none"),
+        (r#""prompt":"a","n":5"#, Err("over_limit"), None, "too many"),
+        (r#""prompt":"a","best_of":5"#, Err("over_limit"), None, "too many made"),
+        (r#""prompt":["a","b"],"n":3"#, Err("over_limit"), None, "too many in all"),
+        (r#""prompt":["a","b","c","d","e"]"#, Err("over_limit"), None, "too many prompts"),
+        (r#""prompt":"a","n":3,"best_of":2"#, Err("invalid_value"), None, "more shown than made"),
+        (r#""prompt":"a","n":18446744073709551615"#, Err("over_limit"), None, "the largest number there is"),
+        (r#""prompt":["a","b"],"best_of":18446744073709551615"#, Err("over_limit"), None, "twice that"),
     ] {
-        let ask = read(surface, &body, &limits()).unwrap();
-        let again = read(surface, &sent(&ask, true), &limits()).unwrap();
-        assert_eq!((again.max_output, again.stream, texts(&again)), (ask.max_output, true, texts(&ask)), "{surface:?}");
-        assert_eq!(sent(&again, false), sent(&ask, false), "{surface:?}");
+        let got = read(Surface::Completions, format!("{{{said}}}"));
+        assert_eq!(got.as_ref().map(|ask| ask.n).map_err(|r| r.code()), want, "{why}");
+        assert_eq!(got.ok().and_then(|ask| ask.whole_only), whole_only, "{why}");
     }
+}
+
+#[test]
+fn what_a_surface_does_not_know_or_price_is_refused_before_anything_is_offered() {
+    for (surface, body, want, why) in [
+        (
+            Surface::Completions,
+            r#"{"prompt":"a","n_predict":9000}"#,
+            "unknown_parameter",
+            "llama.cpp takes it over max_tokens",
+        ),
+        (
+            Surface::Completions,
+            r#"{"prompt":"a","use_beam_search":true}"#,
+            "unknown_parameter",
+            "as many answers as beams",
+        ),
+        (Surface::Completions, r#"{"prompt":"a","messages":[]}"#, "unknown_parameter", "chat's"),
+        (
+            Surface::Completions,
+            r#"{"prompt":"a","Max_Tokens":9000}"#,
+            "invalid_value",
+            "for a reader that ignores case",
+        ),
+        (Surface::Completions, r#"{"prompt":"a","prompt":"b"}"#, "invalid_json", "twice"),
+        (Surface::Completions, r#"{"prompt":"a","max_tokens":0}"#, "invalid_value", "no output"),
+        (Surface::Completions, r#"{"prompt":"a","echo":1}"#, "invalid_value", "no truth"),
+        (Surface::Completions, r#"{"prompt":"a","suffix":["b"]}"#, "invalid_value", "no text"),
+        (Surface::Completions, r#"{"prompt":"a","logprobs":5,"stop":["x"],"logit_bias":{"1":-100}}"#, "ok", "free"),
+        (Surface::Embeddings, r#"{"input":"a","stream":true}"#, "unknown_parameter", "there is nothing to stream"),
+        (Surface::Embeddings, r#"{"input":"a","max_tokens":5}"#, "unknown_parameter", "there is no output"),
+        (Surface::Embeddings, r#"{"input":"a","encoding_format":"int8"}"#, "invalid_value", "another format"),
+        (Surface::Embeddings, r#"{"input":"a","encoding_format":"base64","dimensions":256}"#, "ok", "free"),
+        (Surface::Images, r#"{"prompt":"a","partial_images":2}"#, "not_priced", "each is billed"),
+        (Surface::Images, r#"{"prompt":["a"]}"#, "invalid_value", "one text"),
+        (Surface::Images, r#"{"prompt":"a","n":5}"#, "over_limit", "too many"),
+        (Surface::Images, r#"{"prompt":"a","image":"data:"}"#, "unknown_parameter", "an edit"),
+        (Surface::Images, r#"{"prompt":"a","n":2,"size":"1024x1024","quality":"high"}"#, "ok", "free"),
+        (Surface::Speech, r#"{"input":"a","voice":"alloy","stream_format":"sse"}"#, "invalid_value", "events"),
+        (Surface::Speech, r#"{"input":"a","voice":"alloy","response_format":"exe"}"#, "invalid_value", "no sound"),
+        (Surface::Speech, r#"{"input":"a","voice":"alloy","n":2}"#, "unknown_parameter", "one"),
+        (Surface::Speech, r#"{"input":"a","voice":"alloy","speed":1.25,"instructions":"slowly"}"#, "ok", "free"),
+    ] {
+        assert_eq!(code(read(surface, body)), want, "{} {why}", surface.word());
+    }
+    let stripping = Limits { unknown_fields: UnknownFields::Strip, ..limits() };
+    let ask = read_under(Surface::Completions, r#"{"prompt":"a","n_predict":9000}"#, &stripping).unwrap();
+    assert_eq!(sent(&ask, false), r#"{"model":"up","prompt":"a","max_tokens":50,"stream":false}"#);
+}
+
+#[test]
+fn texts_to_be_embedded_are_at_most_as_many_as_openai_takes() {
+    let body = |n: usize| json!({"model": "m", "input": vec!["a"; n]}).to_string();
+    assert_eq!(read(Surface::Embeddings, body(2048)).unwrap().messages, 2048);
+    let refused = read(Surface::Embeddings, body(2049)).unwrap_err();
+    assert_eq!(refused, Refusal::OverLimit { param: "input", asked: 2049, max: 2048 });
+}
+
+#[test]
+fn the_backend_hears_what_was_priced_and_nothing_else() {
+    for (surface, body, stream, want) in [
+        (
+            Surface::Completions,
+            r#" {"stop" : ["x"], "max_tokens":900, "n":2, "prompt":["a","b"], "model":"m", "user":null} "#,
+            false,
+            r#"{"model":"up","stop":["x"],"prompt":["a","b"],"max_tokens":50,"n":2,"stream":false}"#,
+        ),
+        (
+            Surface::Completions,
+            r#"{"prompt":[1, 2],"suffix":"s","best_of":1,"stream":true,"max_tokens":7}"#,
+            true,
+            r#"{"model":"up","prompt":[1, 2],"suffix":"s","max_tokens":7,"best_of":1,"stream":true,"stream_options":{"include_usage":true}}"#,
+        ),
+        (
+            Surface::Completions,
+            r#"{"prompt":"a","echo":true,"best_of":2}"#,
+            false,
+            r#"{"model":"up","prompt":"a","max_tokens":50,"best_of":2,"echo":true,"stream":false}"#,
+        ),
+        (
+            Surface::Embeddings,
+            r#"{"input":["a"],"model":"m","dimensions":8,"encoding_format":"base64"}"#,
+            false,
+            r#"{"model":"up","input":["a"],"dimensions":8,"encoding_format":"base64"}"#,
+        ),
+        (
+            Surface::Images,
+            r#"{"prompt":"a cat","size":"256x256"}"#,
+            false,
+            r#"{"model":"up","prompt":"a cat","size":"256x256","n":1}"#,
+        ),
+        (
+            Surface::Speech,
+            r#"{"voice":"alloy","input":"hi","response_format":"wav"}"#,
+            false,
+            r#"{"model":"up","voice":"alloy","input":"hi","response_format":"wav"}"#,
+        ),
+    ] {
+        let ask = read(surface, body).unwrap();
+        let out = sent(&ask, stream);
+        assert_eq!(out, want, "{}", surface.word());
+        assert_eq!(ask.content_type(&out), "application/json");
+    }
+}
+
+#[test]
+fn output_is_limited_where_there_is_any() {
+    for surface in [Surface::Embeddings, Surface::Images, Surface::Speech, Surface::Transcriptions] {
+        let ask = read(surface, "").unwrap();
+        assert_eq!((ask.max_output, ask.asked_output, ask.n, ask.nothing_asked), (0, Some(0), 1, true));
+    }
+    let ask = read(Surface::Completions, r#"{"prompt":"a","max_tokens":900}"#).unwrap();
+    assert_eq!((ask.max_output, ask.asked_output), (100, Some(900)));
+    let strict = Limits { over_limit: OverLimit::Refuse, ..limits() };
+    assert_eq!(code(read_under(Surface::Completions, r#"{"prompt":"a","max_tokens":900}"#, &strict)), "over_limit");
+}
+
+/// A form as browsers write it.
+fn form(parts: &[(&str, &str)]) -> String {
+    let mut body = String::new();
+    for (name, content) in parts {
+        let (file, kind) = match *name {
+            "file" => ("; filename=\"a.wav\"", "\r\nContent-Type: audio/wav"),
+            _ => ("", ""),
+        };
+        body.push_str(&format!(
+            "--b\r\nContent-Disposition: form-data; name=\"{name}\"{file}{kind}\r\n\r\n{content}\r\n"
+        ));
+    }
+    body + "--b--\r\n"
+}
+
+#[test]
+fn a_form_says_each_thing_once_and_nothing_that_is_not_known() {
+    const FILE: (&str, &str) = ("file", "RIFF");
+    for (parts, want, why) in [
+        (&[FILE, ("model", "m")][..], "ok", "plain"),
+        (&[FILE, ("model", "m"), ("stream", "false"), ("language", "en")], "ok", "said and free"),
+        (&[FILE, ("timestamp_granularities[]", "word"), ("timestamp_granularities[]", "segment")], "ok", "a list"),
+        (&[FILE, ("model", "m"), ("model", "dearer")], "invalid_value", "two models"),
+        (&[FILE, FILE], "invalid_value", "two files"),
+        (&[FILE, ("response_format", "json"), ("response_format", "text")], "invalid_value", "two formats"),
+        (&[FILE, ("Model", "dearer")], "invalid_value", "for a reader that ignores case"),
+        (&[FILE, ("beam_size", "500")], "unknown_parameter", "unknown"),
+        (&[FILE, ("stream", "yes")], "invalid_value", "no truth"),
+    ] {
+        assert_eq!(code(read(Surface::Transcriptions, form(parts))), want, "{why}");
+    }
+    let ask = read(Surface::Transcriptions, form(&[("model", "m")])).unwrap();
+    assert!(ask.nothing_asked, "without a file nothing is asked");
+    assert_eq!(code(read(Surface::Transcriptions, r#"{"model":"m"}"#)), "invalid_form");
+}
+
+#[test]
+fn the_backend_gets_the_file_as_it_came_under_its_own_name_for_the_model() {
+    let sound = "RIFF\r\n--x\u{0}\u{1}--b-\r\n";
+    let body = form(&[("model", "m"), ("file", sound), ("stream", "false"), ("language", "en")]);
+    let ask = read(Surface::Transcriptions, &body).unwrap();
+    assert_eq!(ask.model.as_deref(), Some("m"));
+    let out = sent(&ask, false);
+    let kind = ask.content_type(&out).into_owned();
+    let boundary = kind.strip_prefix("multipart/form-data; boundary=").unwrap();
+    assert!(boundary.len() > 20 && !body.contains(boundary), "nobody could foretell it");
+    let want = format!(
+        "--{boundary}\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nup\r\n\
+         --{boundary}\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.wav\"\r\nContent-Type: audio/wav\r\n\r\n{sound}\r\n\
+         --{boundary}\r\nContent-Disposition: form-data; name=\"language\"\r\n\r\nen\r\n--{boundary}--\r\n"
+    );
+    assert_eq!(std::str::from_utf8(&out).unwrap(), want);
+    let stripping = Limits { unknown_fields: UnknownFields::Strip, ..limits() };
+    let ask = read_under(Surface::Transcriptions, form(&[("file", "x"), ("beam_size", "500")]), &stripping).unwrap();
+    assert!(!sent(&ask, false).windows(9).any(|w| w == b"beam_size"));
 }

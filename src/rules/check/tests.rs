@@ -107,6 +107,7 @@ fn a_good_rule_set_becomes_a_plan_in_which_every_name_resolves() {
         prefix: String::new(),
         weight: 1,
         group: 0,
+        name: None,
         max_concurrent: None,
     };
     assert_eq!((&pool.servers[..], &pool.health, pool.timeouts), (&[server][..], &None, Timeouts::default()));
@@ -118,12 +119,11 @@ fn every_single_mistake_is_named_with_its_file_line_and_key() {
     #[rustfmt::skip]
     let rows: &[(&str, &str, &str, &str)] = &[
         // file, from, to, the one mistake
-        ("models.toml", "aliases", "alias", "3: model.\"openai/gpt-oss-120b\".alias: unknown key; known here: aliases, hidden_output, pool, price, upstream, vocabulary"),
+        ("models.toml", "aliases", "alias", "3: model.\"openai/gpt-oss-120b\".alias: unknown key; known here: aliases, bill, free, hidden_output, pool, price, price_as, service_tiers, upstream, upstream_in, vocabulary"),
         ("models.toml", "\"0.15\"", "0.15", "6: model.\"openai/gpt-oss-120b\".price.input: amounts are text, so that they stay exact: write \"0.15\""),
         ("models.toml", "\"0.15\"", "\"-1\"", "6: model.\"openai/gpt-oss-120b\".price.input: \"-1\" is not a plain decimal number such as \"0.02\""),
         ("models.toml", "\"0.15\"", "\"0.0000000000001\"", "6: model.\"openai/gpt-oss-120b\".price.input: \"0.0000000000001\" has more decimal places than can be kept exactly"),
         ("models.toml", ", output = \"0.60\"", "", "6: model.\"openai/gpt-oss-120b\".price: `output` is missing"),
-        ("models.toml", "vocabulary = \"o200k\"", "price_as = \"gpt\"", "7: model.\"openai/gpt-oss-120b\".price_as: is not in this build: write price = { input = \"…\", output = \"…\" }"),
         ("models.toml", "\"o200k\"", "\"o300k\"", "7: model.\"openai/gpt-oss-120b\".vocabulary: \"o300k\" is not a vocabulary of this build: o200k, bytes"),
         ("models.toml", "vocabulary = \"o200k\"", "hidden_output = \"yes\"", "7: model.\"openai/gpt-oss-120b\".hidden_output: must be true or false, not text"),
         ("models.toml", "pool = \"gpt-oss\"", "pool = \"gpt\"", "5: model.\"openai/gpt-oss-120b\".pool: \"gpt\" is not in pools.toml"),
@@ -143,7 +143,6 @@ fn every_single_mistake_is_named_with_its_file_line_and_key() {
         ("tiers.toml", "2048", "0", "4: tier.standard.max_output_tokens: 0 is not between 1 and 10000000"),
         ("tiers.toml", "charge = { flat = \"0.02\" }", "over_limit = \"no\"\ncharge = { flat = \"0.02\" }", "5: tier.standard.over_limit: \"no\" is not \"clamp\" or \"refuse\""),
         ("tiers.toml", "charge = { flat = \"0.02\" }", "unknown_fields = \"keep\"\ncharge = { flat = \"0.02\" }", "5: tier.standard.unknown_fields: \"keep\" is not \"refuse\" or \"strip\""),
-        ("tiers.toml", "charge = { flat = \"0.02\" }", "markup = \"1.2\"\ncharge = { flat = \"0.02\" }", "5: tier.standard.markup: is not in this build: write the price you charge into models.toml"),
         ("tiers.toml", "flat = \"0.02\"", "", "5: tier.standard.charge: says exactly one of flat, ceiling or estimate"),
         ("tiers.toml", "flat = \"0.02\"", "flat = \"0.02\", ceiling = true", "5: tier.standard.charge: says exactly one of flat, ceiling or estimate"),
         ("tiers.toml", "flat = \"0.02\"", "ceiling = false", "5: tier.standard.charge.ceiling: is either true or not written"),
@@ -281,7 +280,7 @@ fn all_mistakes_of_all_files_come_at_once_and_none_accuses_another_file_falsely(
         "models.toml:2: model.a.upstream: must be text in quotes, not a whole number".to_owned(),
         "models.toml:4: model.a.price.input: amounts are text, so that they stay exact: write \"1\"".to_owned(),
         "models.toml:4: model.a.price.output: \"x\" is not a plain decimal number such as \"0.02\"".to_owned(),
-        "models.toml:5: model.a.colour: unknown key; known here: aliases, hidden_output, pool, price, upstream, vocabulary".to_owned(),
+        "models.toml:5: model.a.colour: unknown key; known here: aliases, bill, free, hidden_output, pool, price, price_as, service_tiers, upstream, upstream_in, vocabulary".to_owned(),
         "routes.toml:2: route[0].path: \"/x/\" ends in /".to_owned(),
         "routes.toml:6: route[1]: `surface` is missing".to_owned(),
         format!("routes.toml:6: route[1]: {paid}"),
@@ -420,18 +419,33 @@ fn the_generation_is_the_content() {
 }
 
 #[test]
-fn prices_from_a_registry_are_refused_and_not_ignored() {
-    let dir = tempfile::tempdir().unwrap();
-    let texts = [("models.toml", MODELS), ("tiers.toml", TIERS), ("routes.toml", ROUTES), ("pools.toml", POOLS)];
+fn the_price_list_is_read_beside_the_rules_or_wherever_it_lies() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let models = MODELS.replace("price = { input = \"0.15\", output = \"0.60\" }", "price_as = \"k\"");
+    let texts =
+        [("models.toml", models.as_str()), ("tiers.toml", TIERS), ("routes.toml", ROUTES), ("pools.toml", POOLS)];
     for (name, text) in texts {
         std::fs::write(dir.path().join(name), text).unwrap();
     }
-    assert!(crate::rules::load(dir.path(), &catalogue()).is_ok());
-    std::fs::write(dir.path().join("prices.toml"), "markup = \"2\"").unwrap();
-    let got = crate::rules::load(dir.path(), &catalogue()).unwrap_err();
-    assert_eq!(got.len(), 1);
-    assert!(got[0].to_string().starts_with("prices.toml: is not in this build"), "{}", got[0]);
+    let list = r#"{"k": {"input_cost_per_token": 1e-06, "output_cost_per_token": 2e-06}}"#;
+    let apart = other.path().join("list.json");
+    for (path, named) in
+        [(dir.path().join("list.json"), "list.json".to_owned()), (apart.clone(), apart.display().to_string())]
+    {
+        std::fs::write(dir.path().join("prices.toml"), format!("registry = {named:?}")).unwrap();
+        let missing = crate::rules::load(dir.path(), &catalogue()).unwrap_err();
+        assert!(missing.len() == 1 && missing[0].to_string().contains("cannot be read"), "{missing:?}");
+        std::fs::write(&path, list).unwrap();
+        let plan = crate::rules::load(dir.path(), &catalogue()).unwrap();
+        let model = plan.resolve("gpt-oss-120b").unwrap();
+        assert_eq!(model.price.standard().input, PerToken::per_million("1").unwrap());
+        std::fs::write(&path, list.replace("1e-06", "3e-06")).unwrap();
+        let next = crate::rules::load(dir.path(), &catalogue()).unwrap();
+        assert_ne!(next.generation, plan.generation, "the list is a part of the rules");
+    }
 }
+
+mod prices;
 
 #[test]
 fn a_pool_says_where_its_servers_are_and_who_takes_what() {

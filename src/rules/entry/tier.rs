@@ -44,7 +44,6 @@ pub(super) fn read<'p>(name: &'p str, at: &Value<'p>, s: Section<'p>) -> TierEnt
         }
         Some(texts)
     });
-    s.later("markup", "write the price you charge into models.toml");
     let limits = limits(&s);
     TierEntry {
         name: at.said(TierName::from(name)),
