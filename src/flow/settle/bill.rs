@@ -29,7 +29,8 @@ impl Delivery {
             Money::Lease(_) | Money::Promise(_) => self.meter.counted(),
             Money::Hold(_) | Money::None => verdict.delivered_chunks,
         };
-        Usage { prompt, completion, ..Usage::default() }
+        // Messages say what the prompt was when they begin.
+        Usage { completion, ..verdict.begun.unwrap_or(Usage { prompt, ..Usage::default() }) }
     }
 
     /// Usage → what it would have cost; counters and alarms. Pure apart from them.

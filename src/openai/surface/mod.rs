@@ -287,3 +287,5 @@ pub(super) fn count_of(reader: &mut Reader<'_, '_>, param: &str) -> Result<u64, 
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod typed_tests;
