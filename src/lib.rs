@@ -36,6 +36,7 @@ pub mod money;
 pub mod network;
 pub mod openai;
 pub mod origin;
+pub mod picture;
 pub mod rail;
 pub mod refusal;
 pub mod rules;

@@ -23,6 +23,7 @@ const FLOORS: [&[&str]; 8] = [
         "refusal",
         "metrics",
         "clock",
+        "picture",
         "secret",
         "catalogue",
         "surface",

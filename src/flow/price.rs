@@ -105,12 +105,14 @@ async fn count(allowed: Allowed) -> Result<(Allowed, Counted), Refusal> {
     let max = allowed.route.tier.limits.max_input_tokens;
     let run = move || {
         let prompt = allowed.ask.prompt();
-        let most = max.unwrap_or(u64::MAX);
+        // What pictures are by their size is a part of the prompt.
+        let (pictures, _) = allowed.ask.pictures(allowed.model.images);
+        let Some(most) = max.unwrap_or(u64::MAX).checked_sub(pictures) else { return (allowed, None) };
         let tokens = match prompt.is_plain {
             true => tokens::count_plain(vocabulary, prompt.texts(), prompt.given, most),
             false => tokens::count_within(vocabulary, prompt.texts(), prompt.messages, prompt.names, most),
         };
-        (allowed, tokens)
+        (allowed, tokens.map(|tokens| tokens.saturating_add(pictures)))
     };
     let (allowed, tokens) = if long {
         tokio::task::spawn_blocking(run).await.map_err(|_| Refusal::Internal { place: "price: counting" })?
@@ -135,7 +137,8 @@ fn price(allowed: &Allowed, charge: Charge, prompt: Counted) -> Option<Parts> {
     let n = allowed.ask.n;
     let max_output_tokens = allowed.ask.max_output;
     let image = tier.limits.image_url.unwrap_or(Usd::ZERO);
-    let images_usd = Usd(image.0.checked_mul(u128::from(allowed.ask.images))?);
+    let (_, of_no_size) = allowed.ask.pictures(allowed.model.images);
+    let images_usd = Usd(image.0.checked_mul(u128::from(of_no_size))?);
     let (prompt_usd, prompt_most_usd) = match prompt {
         Some((tokens, _)) => (Some(prices.at(tokens).standard.input.of(tokens)?), Some(dearest.input.of(tokens)?)),
         None => (None, None),

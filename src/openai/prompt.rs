@@ -5,6 +5,7 @@
 
 use super::strict::{Key, Kind, Mistake, Scanner, Text};
 use crate::limits::{Limits, UnknownFields};
+use crate::picture;
 use crate::refusal::Refusal;
 use std::borrow::Cow;
 use std::ops::Range;
@@ -51,6 +52,8 @@ pub(super) struct Found {
     pub messages: u64,
     pub names: u64,
     pub images: u64,
+    /// Sizes of those among them that say how large they are.
+    pub pictures: Vec<picture::Size>,
     /// Tokens given by their numbers.
     pub given: u64,
     /// From the first message to the end of the user's first.
@@ -388,6 +391,7 @@ impl<'a> Reader<'a, '_> {
                 if !said.starts_with("https://") && !said.starts_with("data:image/") {
                     return Err(bad(place(".url"), "must be an https: or data:image/ URL"));
                 }
+                this.found.pictures.extend(picture::of_data_url(&said));
             }
             Ok(())
         })?;
@@ -407,6 +411,7 @@ impl<'a> Reader<'a, '_> {
         if !said.starts_with("https://") && !said.starts_with("data:image/") {
             return Err(bad(param, "must be an https: or data:image/ URL"));
         }
+        self.found.pictures.extend(picture::of_data_url(&said));
         self.found.images += 1;
         Ok(())
     }

@@ -11,6 +11,7 @@ use super::strict::Scanner;
 use super::surface::{Said, Told, Weight, form, transcriptions};
 use crate::ids::UpstreamModel;
 use crate::limits::{Limits, Spelling, room_for_body};
+use crate::picture;
 use crate::refusal::Refusal;
 use crate::surface::Surface;
 use bytes::Bytes;
@@ -37,6 +38,7 @@ pub struct Ask {
     pub asked_output: Option<u64>,
     /// Image parts.
     pub images: u64,
+    pictures: Vec<picture::Size>,
     /// Messages, or prompts where a surface has several.
     pub messages: u64,
     /// Empty body, or one that asks for nothing: it can be quoted, not served.
@@ -112,6 +114,7 @@ impl Ask {
             max_output,
             asked_output,
             images: found.images,
+            pictures: found.pictures,
             messages: found.messages,
             nothing_asked,
             whole_only,
@@ -129,7 +132,15 @@ impl Ask {
     /// The same without the text: good for everything but [`Ask::prompt`] and [`Ask::rewrite`].
     pub fn without_body(&self) -> Self {
         let (pieces, copied, cuts) = (Vec::new(), Vec::new(), Vec::new());
-        Self { model: self.model.clone(), body: Bytes::new(), pieces, copied, cuts, head: None, ..*self }
+        let pictures = self.pictures.clone();
+        Self { model: self.model.clone(), body: Bytes::new(), pictures, pieces, copied, cuts, head: None, ..*self }
+    }
+
+    /// Tokens of the pictures that a model of this family counts by their size, and how many there are beside them.
+    pub fn pictures(&self, family: Option<picture::Family>) -> (u64, u64) {
+        let Some(family) = family else { return (0, self.images) };
+        let tokens = self.pictures.iter().fold(0u64, |sum, size| sum.saturating_add(family.tokens(*size)));
+        (tokens, self.images.saturating_sub(self.pictures.len() as u64))
     }
 
     /// What the token count of the prompt is made from.

@@ -404,3 +404,17 @@ fn the_head_of_a_conversation_is_the_same_from_turn_to_turn_and_differs_between_
     assert_eq!(keyed(r#""user":"u","#).as_deref(), Some("\"u\""));
     assert_eq!(keyed(""), None);
 }
+
+#[test]
+fn a_picture_that_says_its_size_is_counted_by_it_and_others_cost_the_flat_price() {
+    use crate::picture::Family;
+    let png = r"data:image\/png;base64,iVBORw0KGgoAAAANSUhEUgAABAAAAAQACAY=";
+    let part = |url: &str| format!(r#"{{"type":"image_url","image_url":{{"url":"{url}"}}}}"#);
+    let content =
+        [part(png), part("https://example.org/a.png"), part("data:image/png;base64,AAAA"), part(png)].join(",");
+    let priced = Limits { image_url: Some(Usd::ONE), ..limits() };
+    let ask = read(&says(&format!("[{content}]")), &priced).unwrap();
+    assert_eq!(ask.pictures(None), (0, 4), "a model that counts none: each at the flat price");
+    assert_eq!(ask.pictures(Some(Family::Tiles)), (2 * 765, 2), "two of 1,024 by 1,024, and two of no known size");
+    assert_eq!(ask.without_body().pictures(Some(Family::Tiles)), (2 * 765, 2), "also when the text is gone");
+}

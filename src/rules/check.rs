@@ -171,6 +171,7 @@ impl Desk<'_> {
             max_output: tariff.max_output,
             vocabulary: e.vocabulary.as_ref().map(|v| v.value.clone()).filter(|v| v != BYTES),
             hidden_output: e.hidden_output,
+            images: e.images,
         }))
     }
 

@@ -270,6 +270,8 @@ pub struct Model {
     /// It can bill output that it does not stream (reasoning): without a running usage count its streams are covered to their
     /// ceiling from the start.
     pub hidden_output: bool,
+    /// How it counts pictures; `None`: each costs the tier's flat price instead.
+    pub images: Option<crate::picture::Family>,
 }
 
 impl Model {

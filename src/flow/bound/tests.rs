@@ -20,6 +20,7 @@ fn model(input: u128, cached_input: u128, output: u128) -> Model {
         max_input: None,
         max_output: None,
         hidden_output: false,
+        images: None,
     }
 }
 

@@ -44,6 +44,49 @@ async fn more_choices_than_a_vendor_makes_are_refused_before_a_price_is_named() 
 }
 
 #[tokio::test]
+async fn a_picture_of_known_size_is_a_part_of_the_prompt_and_another_costs_the_flat_price() {
+    let png = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAABAAAAAQACAY=";
+    let tier = |more: &str| {
+        ("tiers.toml".to_owned(), "max_n = 4".to_owned(), format!("max_n = 4\nimage_url = {{ flat = \"0.5\" }}{more}"))
+    };
+    let family = (
+        "models.toml".to_owned(),
+        "pool = \"p\"\nprice = { input = \"1\"".to_owned(),
+        "pool = \"p\"\nimages = \"tiles\"\nprice = { input = \"1\"".to_owned(),
+    );
+    let quote = async |edits: &[(String, String, String)], url: Option<&str>| {
+        let edits: Vec<_> = edits.iter().map(|(file, from, to)| (file.as_str(), from.as_str(), to.as_str())).collect();
+        let bed = Bed::with(&edits);
+        let picture =
+            url.map_or(String::new(), |url| format!(r#",{{"type":"image_url","image_url":{{"url":"{url}"}}}}"#));
+        let body = format!(
+            r#"{{"model":"m","messages":[{{"role":"user","content":[{{"type":"text","text":"hi"}}{picture}]}}]}}"#
+        );
+        choose::quote_idle(&bed.toll.rules.plan(), PATH, body.into()).await
+    };
+    let with = [tier(""), family.clone()];
+    let plain = quote(&with, None).await.unwrap().parts;
+    for (edits, url, tokens, flat, why) in [
+        (&with[..], png, 765, Usd::ZERO, "counted by its size"),
+        (&with[..], "https://example.org/a.png", 0, Usd::parse("0.5").unwrap(), "its size is not known here"),
+        (&with[..1], png, 0, Usd::parse("0.5").unwrap(), "a model that counts no pictures"),
+    ] {
+        let parts = quote(edits, Some(url)).await.unwrap().parts;
+        assert_eq!(parts.prompt_tokens, plain.prompt_tokens.map(|n| n + tokens), "{why}");
+        assert_eq!(parts.images_usd, flat, "{why}");
+        let more = Usd(parts.price_usd.0 - plain.price_usd.0);
+        assert_eq!(
+            more,
+            flat.plus(Usd(u128::from(tokens) * 1_000_000_000_000)).unwrap(),
+            "{why}: what is asked covers it"
+        );
+    }
+    let short = [tier("\nmax_input_tokens = 700"), family];
+    let refused = quote(&short, Some(png)).await.err();
+    assert!(matches!(refused, Some(Refusal::PromptTooLong { max: 700, .. })), "{refused:?}");
+}
+
+#[tokio::test]
 async fn an_offer_is_honoured_at_its_price_after_the_rules_changed() {
     let dearer: &[_] = &[("models.toml", "output = \"10\"", "output = \"50\"")];
     let clamped: &[_] = &[("tiers.toml", "max_output_tokens = 100", "max_output_tokens = 5")];

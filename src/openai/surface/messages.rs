@@ -8,6 +8,7 @@ use crate::limits::Limits;
 use crate::openai::prompt::{Found, Reader, bad};
 use crate::openai::request::{Ask, Rewrite};
 use crate::openai::strict::Kind;
+use crate::picture;
 use crate::refusal::Refusal;
 
 /// The whole schema.
@@ -296,7 +297,8 @@ fn source(reader: &mut Reader<'_, '_>, at: &str) -> Result<(), Refusal> {
                 if this.scanner.peek()? != Kind::String {
                     return Err(bad(place(".data"), "must be a string"));
                 }
-                this.scanner.string()?;
+                let text = this.string_of(&place(".data"))?;
+                this.found.pictures.extend(picture::of_base64(&text));
             }
         }
         Ok(())

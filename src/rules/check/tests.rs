@@ -119,7 +119,7 @@ fn every_single_mistake_is_named_with_its_file_line_and_key() {
     #[rustfmt::skip]
     let rows: &[(&str, &str, &str, &str)] = &[
         // file, from, to, the one mistake
-        ("models.toml", "aliases", "alias", "3: model.\"openai/gpt-oss-120b\".alias: unknown key; known here: aliases, bill, free, hidden_output, pool, price, price_as, service_tiers, upstream, upstream_in, vocabulary"),
+        ("models.toml", "aliases", "alias", "3: model.\"openai/gpt-oss-120b\".alias: unknown key; known here: aliases, bill, free, hidden_output, images, pool, price, price_as, service_tiers, upstream, upstream_in, vocabulary"),
         ("models.toml", "\"0.15\"", "0.15", "6: model.\"openai/gpt-oss-120b\".price.input: amounts are text, so that they stay exact: write \"0.15\""),
         ("models.toml", "\"0.15\"", "\"-1\"", "6: model.\"openai/gpt-oss-120b\".price.input: \"-1\" is not a plain decimal number such as \"0.02\""),
         ("models.toml", "\"0.15\"", "\"0.0000000000001\"", "6: model.\"openai/gpt-oss-120b\".price.input: \"0.0000000000001\" has more decimal places than can be kept exactly"),
@@ -280,7 +280,7 @@ fn all_mistakes_of_all_files_come_at_once_and_none_accuses_another_file_falsely(
         "models.toml:2: model.a.upstream: must be text in quotes, not a whole number".to_owned(),
         "models.toml:4: model.a.price.input: amounts are text, so that they stay exact: write \"1\"".to_owned(),
         "models.toml:4: model.a.price.output: \"x\" is not a plain decimal number such as \"0.02\"".to_owned(),
-        "models.toml:5: model.a.colour: unknown key; known here: aliases, bill, free, hidden_output, pool, price, price_as, service_tiers, upstream, upstream_in, vocabulary".to_owned(),
+        "models.toml:5: model.a.colour: unknown key; known here: aliases, bill, free, hidden_output, images, pool, price, price_as, service_tiers, upstream, upstream_in, vocabulary".to_owned(),
         "routes.toml:2: route[0].path: \"/x/\" ends in /".to_owned(),
         "routes.toml:6: route[1]: `surface` is missing".to_owned(),
         format!("routes.toml:6: route[1]: {paid}"),

@@ -2,6 +2,7 @@
 
 use crate::ids::{PoolName, PublicModel, UpstreamModel};
 use crate::money::{PerToken, Usd};
+use crate::picture::Family;
 use crate::rules::tariff::Given;
 use crate::written::{Said, Section, Spot, Value};
 
@@ -24,6 +25,8 @@ pub struct ModelEntry {
     pub vocabulary: Option<Said<String>>,
     /// Bills output that it does not stream; absent: no.
     pub hidden_output: bool,
+    /// How it counts pictures; absent: they are not counted.
+    pub images: Option<Family>,
     /// What the backend says that an answer cost is billed, not usage and prices; absent: no.
     pub stated: bool,
 }
@@ -72,6 +75,7 @@ pub(super) fn read<'p>(name: &'p str, at: &Value<'p>, s: Section<'p>) -> ModelEn
         price: price(&s),
         vocabulary: s.take("vocabulary").and_then(|v| Some(v.said(v.text()?.to_owned()))),
         hidden_output: s.take("hidden_output").and_then(|v| v.flag()).unwrap_or(false),
+        images: s.take("images").and_then(|v| v.word(&Family::NAMES)),
         stated: s.take("bill").and_then(|v| v.word(&[("usage", false), ("stated", true)])).unwrap_or(false),
     }
 }
