@@ -15,7 +15,8 @@ pub struct Metrics {
     pub challenges: IntCounterVec,
     /// `pontage_payments_total{rail,outcome}`: `paid`, `failed`, `unknown`, `redeemed`, `replayed`, `refused`.
     pub payments: IntCounterVec,
-    /// `pontage_tokens_total{model,kind}`: reported tokens, `kind` = `prompt`, `cached`, `completion`, `reasoning`.
+    /// `pontage_tokens_total{model,kind}`: reported tokens, `kind` = `prompt`, `completion`, and of their parts those that
+    /// there are: `cached`, `cache_write`, `reasoning`, `audio_input`, `audio_output`, `image_input`.
     pub tokens: IntCounterVec,
     /// `pontage_charged_usd_total{rail}`: money taken, in dollars (a float here only; books are integers).
     pub charged_usd: CounterVec,

@@ -56,6 +56,13 @@ pub enum Refusal {
         /// What.
         why: String,
     },
+    /// The body is not a form that every reader reads alike.
+    BadForm {
+        /// Byte offset of the part with the mistake.
+        at: usize,
+        /// What.
+        why: String,
+    },
     /// A field has a value that cannot be served.
     BadField {
         /// Which, in dotted form.
@@ -308,6 +315,7 @@ impl Refusal {
             Self::TooBusy { address_at_fault: true, .. } => 429,
             Self::BadHead { .. }
             | Self::BadJson { .. }
+            | Self::BadForm { .. }
             | Self::BadField { .. }
             | Self::UnknownField { .. }
             | Self::NotPriced { .. }
@@ -412,6 +420,7 @@ impl Refusal {
             Self::UnsupportedMedia { .. } => "unsupported_media_type",
             Self::TooBusy { .. } => "rate_limit_exceeded",
             Self::BadJson { .. } => "invalid_json",
+            Self::BadForm { .. } => "invalid_form",
             Self::BadField { .. } => "invalid_value",
             Self::UnknownField { .. } => "unknown_parameter",
             Self::NotPriced { .. } => "not_priced",
@@ -482,6 +491,7 @@ impl Refusal {
             Self::UnsupportedMedia { why } => (*why).to_owned(),
             Self::TooBusy { limit, .. } => format!("over the limit {limit}; try again later"),
             Self::BadJson { at, why } => format!("the body is not acceptable JSON at byte {at}: {why}"),
+            Self::BadForm { at, why } => format!("the body is not an acceptable form at byte {at}: {why}"),
             Self::BadField { param, why } => format!("{param}: {why}"),
             Self::UnknownField { param } => format!("{param} is not accepted here"),
             Self::NotPriced { param } => format!("{param} has no price here and is not accepted"),

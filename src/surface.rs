@@ -128,6 +128,14 @@ impl Surface {
         matches!(self, Self::Transcriptions)
     }
 
+    /// What a flat price buys one of.
+    pub const fn unit(self) -> &'static str {
+        match self {
+            Self::Images => "picture",
+            _ => "request",
+        }
+    }
+
     /// How a reply comes that does not stream.
     pub const fn whole(self) -> Whole {
         match self {

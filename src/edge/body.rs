@@ -4,6 +4,7 @@
 //! that announces much and sends nothing takes nothing (security H6, H7).
 
 use crate::limits::room_for_body;
+use crate::openai::multipart;
 use crate::refusal::Refusal;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Version, header};
@@ -49,20 +50,33 @@ pub fn is_absent(session: &mut Session) -> bool {
 /// Reads the whole body of at most `limit` bytes within `deadline` from now; empty when there is none. It counts in `budget`
 /// until the last copy of it is dropped. A client that waits for `100 Continue` gets it, after everything that can be
 /// refused by the head was.
-pub async fn read(session: &mut Session, limit: usize, deadline: Duration, budget: &Budget) -> Result<Bytes, Unread> {
+pub async fn read(
+    session: &mut Session,
+    media: Media,
+    limit: usize,
+    deadline: Duration,
+    budget: &Budget,
+) -> Result<Bytes, Unread> {
     unambiguous(session)?;
     let mut permit = budget.permit();
     if is_absent(session) {
         return Ok(Bytes::new());
     }
     let head = session.req_header();
-    identity_json(&head.headers)?;
+    let boundary = identity(&head.headers, media)?;
     if declared_length(&head.headers).is_some_and(|length| length > limit) {
         return Err(Refusal::BodyTooLarge { limit }.into());
     }
     let seconds = deadline.as_secs();
     match tokio::time::timeout(deadline, gather(session, limit, &mut permit)).await {
-        Ok(Ok(bytes)) => Ok(Bytes::from_owner(Received { bytes, _permit: permit })),
+        Ok(Ok(bytes)) => match boundary {
+            // The gate goes by the body, other readers by the header.
+            Some(boundary) if !bytes.is_empty() && !multipart::begins_with(&bytes, &boundary) => {
+                let why = "it does not begin with the boundary that its header says".to_owned();
+                Err(Refusal::BadForm { at: 0, why }.into())
+            }
+            _ => Ok(Bytes::from_owner(Received { bytes, _permit: permit })),
+        },
         Ok(Err(unread)) => Err(unread),
         Err(_) => Err(Refusal::BodyTooSlow { seconds }.into()),
     }
@@ -125,14 +139,28 @@ pub fn unambiguous(session: &Session) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// A body is JSON in UTF-8, as it is: a missing content type is taken for JSON, a wrong one is not.
-fn identity_json(headers: &HeaderMap) -> Result<(), Refusal> {
+/// What a body must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Media {
+    /// JSON in UTF-8.
+    Json,
+    /// A form with files.
+    Form,
+}
+
+/// A body is what it should be, as it is: a missing content type is taken for JSON, a wrong one is not. The boundary of a form.
+fn identity(headers: &HeaderMap, media: Media) -> Result<Option<String>, Refusal> {
     if headers.get_all(header::CONTENT_ENCODING).iter().any(|v| !v.as_bytes().eq_ignore_ascii_case(b"identity")) {
         return Err(Refusal::UnsupportedMedia { why: "the body must not be compressed" });
     }
     let mut types = headers.get_all(header::CONTENT_TYPE).iter();
-    let Some(content_type) = types.next() else { return Ok(()) };
-    let text = content_type.to_str().unwrap_or_default();
+    let first = types.next().map(|content_type| content_type.to_str().unwrap_or_default());
+    if media == Media::Form {
+        let boundary = first.and_then(multipart::boundary_of).filter(|_| types.next().is_none());
+        let why = "the body must be multipart/form-data with a boundary";
+        return boundary.map(|b| Some(b.to_owned())).ok_or(Refusal::UnsupportedMedia { why });
+    }
+    let Some(text) = first else { return Ok(None) };
     let mut parts = text.split(';').map(str::trim);
     let is_json = parts.next().is_some_and(|essence| essence.eq_ignore_ascii_case("application/json"));
     let is_utf8 = parts.filter_map(|p| p.split_once('=')).filter(|(k, _)| k.eq_ignore_ascii_case("charset")).all(
@@ -142,7 +170,7 @@ fn identity_json(headers: &HeaderMap) -> Result<(), Refusal> {
         },
     );
     if is_json && is_utf8 && types.next().is_none() {
-        Ok(())
+        Ok(None)
     } else {
         Err(Refusal::UnsupportedMedia { why: "the body must be application/json in UTF-8" })
     }
@@ -312,7 +340,7 @@ mod tests {
                 assert!(want.is_err(), "{why}");
                 continue;
             }
-            let got = read(&mut session, 10, LONG, &Budget::new(1000)).await;
+            let got = read(&mut session, Media::Json, 10, LONG, &Budget::new(1000)).await;
             let got = got.map(|r| String::from_utf8_lossy(&r).into_owned());
             assert_eq!(got, want.map(str::to_owned).map_err(Unread::Refused), "{why}");
         }
@@ -335,7 +363,7 @@ mod tests {
     async fn a_client_that_waits_for_100_continue_gets_it_unless_its_head_is_refused_already() {
         let (mut session, mut peer) = client(&request("expect: 100-continue\r\ncontent-length: 2\r\n", "")).await;
         let budget = Budget::new(1000);
-        let (got, ()) = tokio::join!(read(&mut session, 10, LONG, &budget), async {
+        let (got, ()) = tokio::join!(read(&mut session, Media::Json, 10, LONG, &budget), async {
             let mut buf = [0; 25];
             peer.read_exact(&mut buf).await.unwrap();
             assert_eq!(&buf, b"HTTP/1.1 100 Continue\r\n\r\n");
@@ -344,7 +372,7 @@ mod tests {
         assert_eq!(got.unwrap(), "{}");
 
         let (mut session, mut peer) = client(&request("expect: 100-continue\r\ncontent-length: 11\r\n", "")).await;
-        assert!(read(&mut session, 10, LONG, &budget).await.is_err());
+        assert!(read(&mut session, Media::Json, 10, LONG, &budget).await.is_err());
         drop(session);
         let mut sent = Vec::new();
         peer.read_to_end(&mut sent).await.unwrap();
@@ -361,7 +389,7 @@ mod tests {
             }
         };
         let got = tokio::select! {
-            got = read(&mut session, 1000, Duration::from_secs(30), &budget) => got,
+            got = read(&mut session, Media::Json, 1000, Duration::from_secs(30), &budget) => got,
             () = drip => panic!("nobody hung up"),
         };
         assert_eq!(got.unwrap_err(), Unread::Refused(Refusal::BodyTooSlow { seconds: 30 }));
@@ -372,17 +400,20 @@ mod tests {
     async fn a_client_that_leaves_while_sending_is_gone_not_at_fault() {
         let (mut session, peer) = client(&request("content-length: 100\r\n", "{")).await;
         drop(peer);
-        assert_eq!(read(&mut session, 1000, LONG, &Budget::new(1000)).await.unwrap_err(), Unread::ClientGone);
+        assert_eq!(
+            read(&mut session, Media::Json, 1000, LONG, &Budget::new(1000)).await.unwrap_err(),
+            Unread::ClientGone
+        );
     }
 
     #[tokio::test]
     async fn the_budget_counts_what_arrived_and_gets_it_back() {
         let budget = Budget::new(6);
         let (mut session, _peer) = client(&request("content-length: 4\r\n", "{  }")).await;
-        let held = read(&mut session, 10, LONG, &budget).await.unwrap();
+        let held = read(&mut session, Media::Json, 10, LONG, &budget).await.unwrap();
         assert_eq!(budget.used(), 4);
         let (mut session, _peer) = client(&request("content-length: 4\r\n", "{  }")).await;
-        let refused = read(&mut session, 10, LONG, &budget).await.unwrap_err();
+        let refused = read(&mut session, Media::Json, 10, LONG, &budget).await.unwrap_err();
         assert!(matches!(refused, Unread::Refused(r) if r.status() == 503 && r.retry_after().is_some()));
         let copy = held.slice(1..2);
         drop(held);
@@ -390,6 +421,6 @@ mod tests {
         drop(copy);
         assert_eq!(budget.used(), 0);
         let (mut session, _peer) = client(&request("content-length: 4\r\n", "{  }")).await;
-        assert!(read(&mut session, 10, LONG, &budget).await.is_ok());
+        assert!(read(&mut session, Media::Json, 10, LONG, &budget).await.is_ok());
     }
 }

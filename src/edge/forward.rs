@@ -16,10 +16,10 @@ mod open;
 
 use crate::refusal::Refusal;
 use crate::rules::plan::Timeouts;
-use crate::upstream::{Affinity, Lane, Pool};
+use crate::upstream::{Affinity, Lane, Pool, Who};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Method, Version, header};
+use http::{HeaderMap, HeaderValue, Method, Version, header};
 pub use lines::Lines;
 use open::Opened;
 use pingora::http::ResponseHeader;
@@ -37,14 +37,21 @@ pub struct Outgoing {
     method: Method,
     path: String,
     headers: HeaderMap,
+    content_type: HeaderValue,
     body: Bytes,
 }
 
 impl Outgoing {
-    /// A JSON body for `path` (with query, without the server's prefix), with those of the client's headers that may pass
-    /// (`scrub.rs`); the pump adds host, length, key, user agent and encoding.
+    /// A body, JSON where nothing else is said ([`Outgoing::of_type`]), for `path` (with query, without the server's prefix), with
+    /// those of the client's headers that may pass (`scrub.rs`); the pump adds host, length, key, user agent and encoding.
     pub fn post(path: impl Into<String>, headers: &HeaderMap, body: Bytes) -> Self {
-        Self { method: Method::POST, path: path.into(), headers: headers.clone(), body }
+        let content_type = HeaderValue::from_static("application/json");
+        Self { method: Method::POST, path: path.into(), headers: headers.clone(), content_type, body }
+    }
+
+    /// What the body is.
+    pub fn of_type(self, content_type: HeaderValue) -> Self {
+        Self { content_type, ..self }
     }
 }
 
@@ -53,6 +60,8 @@ impl Outgoing {
 pub struct Attempt<'a> {
     /// Its pool.
     pub pool: &'a Pool,
+    /// Which one; `None` when none had a place in time.
+    pub who: Option<&'a Who>,
     /// What came of it: `answered` (with what goes to the filter), `connect` (it could not be connected to), `status` (429 or 5xx),
     /// `auth` (it refused our key), `lost` (the connection broke before it answered), `timeout`, `full`
     /// (none of the pool had a place in time).

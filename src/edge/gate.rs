@@ -1,6 +1,6 @@
 //! The phases of a request, each a few lines that call `flow/`.
 
-use super::body::{self, Budget};
+use super::body::{self, Budget, Media};
 use super::door::Guests;
 use super::flood::Flood;
 use super::pipe;
@@ -11,6 +11,7 @@ use crate::flow::price::Quoted;
 use crate::flow::receipt::{Signet, public};
 use crate::flow::{Stop, Toll, choose, control, directory, pay, session as by_token};
 use crate::ids;
+use crate::openai::multipart;
 use crate::rail::x402::wire::Resource;
 use crate::rail::{self, Found, Shown};
 use crate::refusal::{Moved, Refusal};
@@ -218,7 +219,8 @@ impl Gate {
             return Refusal::MethodNotAllowed { allow: route.surface.methods() }.into();
         }
         let limit = route.tier.limits.max_body_bytes;
-        let read = Box::pin(body::read(session, limit, self.body_wait, &self.budget)).await;
+        let media = if route.surface.takes_form() { Media::Form } else { Media::Json };
+        let read = Box::pin(body::read(session, media, limit, self.body_wait, &self.budget)).await;
         let body = match read {
             Ok(body) => body,
             Err(body::Unread::ClientGone) => return Outcome::Gone,
@@ -229,7 +231,10 @@ impl Gate {
         };
         // A reply to HEAD has no body: whatever is asked with it asks for nothing, so nothing is forwarded or spent.
         let body = if method == Method::HEAD { Bytes::new() } else { body };
-        let digest: [u8; 32] = Sha256::digest(&body).into();
+        let digest: [u8; 32] = match media {
+            Media::Json => Sha256::digest(&body).into(),
+            Media::Form => multipart::digest(&body),
+        };
         let plan = Arc::clone(&visit.plan);
         if method == Method::HEAD
             && let Found::One(shown) = found

@@ -11,6 +11,7 @@ use crate::flow::settle::{Delivery, End, Next};
 use crate::openai::error::read_upstream;
 use crate::refusal::Refusal;
 use crate::rules::plan::Model;
+use crate::surface::{Surface, Whole};
 use crate::upstream::{Affinity, Pool};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -59,7 +60,7 @@ pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Bo
     let path = paid.quoted.allowed.route.surface.upstream_path();
     let delivery = Delivery::begin(Arc::clone(&gate.toll), Arc::clone(&gate.signet), *paid, &visit.request);
     let mut delivery = Box::new(delivery);
-    let lane = gate.toll.pools.load().lane(&model.pool);
+    let lane = gate.toll.pools.load().lane(&model.pool).for_choices(delivery.choices());
     // Whatever the client called it, and also when it called none: who answers.
     let named = HeaderValue::from_str(model.name.as_str()).ok().map(|name| (MODEL, name));
     let extra: Vec<_> = gate.common_headers(session, visit).into_iter().chain(named.clone()).collect();
@@ -148,15 +149,57 @@ async fn whole(
         };
         return Err(refusal.into());
     }
+    let json = HeaderValue::from_static("application/json");
+    let kind = whole_type(delivery.surface(), headers).unwrap_or(json);
     let body = delivery.whole(body).await?;
     let mut answer_headers = vec![
-        (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
+        (header::CONTENT_TYPE, kind),
         // Paid content is nobody else's: no shared cache may keep it.
         (header::CACHE_CONTROL, HeaderValue::from_static("private, no-store")),
     ];
+    if delivery.surface().whole() != Whole::Json {
+        // Nobody is to find a page in it.
+        answer_headers.push((header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")));
+    }
     answer_headers.extend(passed(headers));
     answer_headers.extend(delivery.headers());
     Ok(Answer { status, headers: answer_headers, body, outcome: "served" })
+}
+
+/// The type of an answer that came whole, as the client is told it; `None` when the surface does not answer so.
+fn whole_type(surface: Surface, headers: &HeaderMap) -> Option<HeaderValue> {
+    const SOUND: [&str; 12] = [
+        "application/octet-stream",
+        "audio/aac",
+        "audio/flac",
+        "audio/l16",
+        "audio/mp3",
+        "audio/mpeg",
+        "audio/ogg",
+        "audio/opus",
+        "audio/pcm",
+        "audio/wav",
+        "audio/webm",
+        "audio/x-wav",
+    ];
+    const TEXT: [&str; 5] = ["application/json", "application/x-subrip", "text/plain", "text/srt", "text/vtt"];
+    let kind = essence(headers);
+    let known: &[&str] = match surface.whole() {
+        Whole::Json => &["application/json"],
+        Whole::Sound => &SOUND,
+        Whole::Text => &TEXT,
+    };
+    if kind == "application/json" && known.contains(&"application/json") {
+        return Some(HeaderValue::from_static("application/json"));
+    }
+    // With its parameters: raw sound is nothing without its rate.
+    known.contains(&kind.as_str()).then(|| headers.get(header::CONTENT_TYPE).cloned()).flatten()
+}
+
+/// The type of a reply, without what is said about it.
+fn essence(headers: &HeaderMap) -> String {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
+    kind.split(';').next().unwrap_or("").trim().to_ascii_lowercase()
 }
 
 /// Those of the backend's headers that clients may see, apart from the ones we write.
@@ -202,20 +245,34 @@ impl Filter for Pipe<'_> {
     }
 
     fn request(&mut self, pool: &Pool, last: bool) -> Outgoing {
-        Outgoing::post(self.path, self.client, self.delivery.body(pool, last))
+        let body = self.delivery.body(pool, last);
+        let kind = HeaderValue::from_str(&self.delivery.content_type(&body));
+        let out = Outgoing::post(self.path, self.client, body);
+        match kind {
+            Ok(kind) => out.of_type(kind),
+            // It is ASCII of our own.
+            Err(_) => out,
+        }
     }
 
     fn tried(&mut self, attempt: &Attempt<'_>) {
-        self.delivery.tried(attempt.pool, attempt.outcome);
+        self.delivery.tried(attempt.pool, attempt.who, attempt.outcome);
     }
 
     async fn head(&mut self, status: u16, headers: &HeaderMap) -> Verdict {
         self.status = status;
         self.delivery.let_text_go();
-        let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
-        let kind = kind.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
+        let kind = essence(headers);
         match StatusCode::from_u16(status) {
             Ok(s) if s.is_success() => match kind.as_str() {
+                _ if self.delivery.surface().whole() != Whole::Json => {
+                    match whole_type(self.delivery.surface(), headers) {
+                        Some(_) => Verdict::Buffer { limit: WHOLE_REPLY_BYTES },
+                        None => {
+                            Verdict::Fail(Refusal::UpstreamFailed { why: "its answer is not of a type that was asked" })
+                        }
+                    }
+                }
                 // What was asked for as JSON cannot be read from a stream, nor the other way about: it would be paid for nothing.
                 "text/event-stream" | "application/json"
                     if (kind == "text/event-stream") != self.delivery.streams() =>

@@ -38,7 +38,7 @@ impl Offered {
 
     /// The price of every request, in atoms, when they all have the same.
     fn amount(&self, route: &Route) -> Option<String> {
-        let flat = route.tier.flat().filter(|_| !self.is_session())?;
+        let flat = route.flat().filter(|_| !self.is_session())?;
         route.share(&self.id).times(flat)?.to_atoms(self.decimals).map(|a| a.to_string())
     }
 
@@ -50,7 +50,7 @@ impl Offered {
             }
             Some(Charge::Flat { usd, .. }) => {
                 let asked = route.share(&self.id).times(usd).unwrap_or(usd);
-                return format!("${asked} per request");
+                return format!("${asked} per {}", route.surface.unit());
             }
             Some(Charge::Ceiling) => "prompt plus the most output asked for, by model".to_owned(),
             Some(Charge::Estimate { overhead, .. }) => format!("prompt x input price x {overhead}, by model"),
@@ -268,7 +268,7 @@ fn sold(at: &Route) -> Sold {
         path: at.path.to_string(),
         request: match at.access {
             Access::Free => Some("0".to_owned()),
-            Access::Paid => at.tier.flat().map(|usd| usd.to_string()),
+            Access::Paid => at.flat().map(|usd| usd.to_string()),
         },
         image: limits.image_url.map(|usd| usd.to_string()),
         max_output: limits.max_output_tokens,

@@ -76,7 +76,7 @@ fn sold_at(plan: &Plan, model: &PublicModel, asked: Surface) -> Vec<Place> {
 pub(super) fn place(route: &Route, model: &Model) -> Place {
     let price = match route.tier.charge {
         _ if route.access == Access::Free => "nothing".to_owned(),
-        Some(Charge::Flat { usd, .. }) => format!("${usd} per request"),
+        Some(Charge::Flat { usd, .. }) => format!("${usd} per {}", route.surface.unit()),
         _ => {
             let rates = model.price.standard();
             let (input, output) = (rates.input.as_per_million(), rates.output.as_per_million());

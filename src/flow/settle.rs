@@ -21,11 +21,11 @@ use crate::openai::reply;
 use crate::openai::request::Rewrite;
 use crate::openai::usage::{Bounds, Verdict};
 use crate::refusal::Refusal;
-use crate::rules::plan::MissingUsage;
+use crate::rules::plan::{Balance, MissingUsage};
 use crate::store::Write;
-use crate::surface::Surface;
+use crate::surface::{Surface, Whole};
 use crate::tokens::Vocabulary;
-use crate::upstream::{Affinity, Pool};
+use crate::upstream::{Affinity, Pool, Who};
 use crate::usage::{Shape, Usage, UsageSource};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
@@ -76,6 +76,8 @@ pub struct Delivery {
     /// Frames that came before the first word: comments, the chunk that only names a role.
     silent: Vec<Bytes>,
     sent_at: Instant,
+    /// Who answers.
+    who: Option<Who>,
     delivered: bool,
     /// When the client leaves, the backend is still listened to.
     drains: bool,
@@ -143,6 +145,7 @@ impl Delivery {
             meter,
             silent: Vec::new(),
             sent_at: Instant::now(),
+            who: None,
             delivered: false,
             drains: false,
             drained: false,
@@ -162,9 +165,19 @@ impl Delivery {
         self.quoted.allowed.stream
     }
 
+    /// How many choices are asked for.
+    pub fn choices(&self) -> u64 {
+        self.bounds.choices
+    }
+
     /// Which requests this one is kept together with, where the pool does that.
-    pub fn affinity(&self, _pool: &Pool) -> Affinity {
-        Affinity::NONE
+    pub fn affinity(&self, pool: &Pool) -> Affinity {
+        let ask = &self.quoted.allowed.ask;
+        match pool.balance() {
+            Balance::LeastOutstanding | Balance::RoundRobin => Affinity::NONE,
+            Balance::Consistent => Affinity::of(ask.same_key().unwrap_or_else(|| ask.head())),
+            Balance::Prefix => Affinity::of(ask.head()),
+        }
     }
 
     /// The body for a server of `pool`: our own serialisation, with that pool's name of the model, its spelling, and the output that
@@ -192,13 +205,21 @@ impl Delivery {
     }
 
     /// A server was tried, and it did or did not answer.
-    pub fn tried(&mut self, pool: &Pool, outcome: &str) {
+    pub fn tried(&mut self, pool: &Pool, who: Option<&Who>, outcome: &str) {
         self.toll.metrics.upstream_attempts.with_label_values(&[pool.name().as_str(), outcome]).inc();
         self.receipt.attempts = self.receipt.attempts.saturating_add(1);
-        if outcome != "answered" {
+        if outcome == "answered" {
+            self.receipt.server = who.map(Who::name);
+            self.who = who.cloned();
+        } else {
             // The next one is not to be blamed for the time that this one took.
             self.sent_at = Instant::now();
         }
+    }
+
+    /// The `Content-Type` of a body that [`Delivery::body`] gave.
+    pub fn content_type(&self, body: &[u8]) -> std::borrow::Cow<'static, str> {
+        self.quoted.allowed.ask.content_type(body)
     }
 
     /// Nobody else will be asked.
@@ -241,7 +262,9 @@ impl Delivery {
         self.receipt.complete = true;
         self.take_promise().await?;
         self.write_down().await?;
-        let named = self.quoted.allowed.route.receipt.body.as_deref().filter(|_| self.is_paid());
+        // A block goes into JSON and into nothing that only looks like it.
+        let json = self.surface().whole() == Whole::Json;
+        let named = self.quoted.allowed.route.receipt.body.as_deref().filter(|_| json && self.is_paid());
         let with_block = named.and_then(|name| add_block(&body, name, &self.block()));
         Ok(with_block.unwrap_or(body))
     }
@@ -426,7 +449,8 @@ impl Delivery {
         verdict.failed && !says_something(&verdict)
     }
 
-    fn surface(&self) -> Surface {
+    /// What is spoken.
+    pub fn surface(&self) -> Surface {
         self.quoted.allowed.route.surface
     }
 
@@ -493,9 +517,17 @@ impl Delivery {
             let model = self.receipt.model.as_str();
             let tokens = |kind: &str, n: u64| self.toll.metrics.tokens.with_label_values(&[model, kind]).inc_by(n);
             tokens("prompt", usage.prompt);
-            tokens("cached", usage.cached);
             tokens("completion", usage.completion);
-            tokens("reasoning", usage.reasoning);
+            let parts = [
+                ("cached", usage.cached),
+                ("cache_write", usage.cache_write),
+                ("reasoning", usage.reasoning),
+                ("audio_input", usage.audio_input),
+                ("audio_output", usage.audio_output),
+                ("image_input", usage.image_input),
+            ];
+            // Most models never have most of them.
+            parts.into_iter().filter(|(_, n)| *n > 0).for_each(|(kind, n)| tokens(kind, n));
             self.receipt.actual_usd = self.bill(verdict, &usage);
         }
         self.receipt.usage = usage;

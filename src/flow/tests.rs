@@ -382,6 +382,11 @@ impl Bed {
         pay::pay(&self.toll, &visit, &quoted).await
     }
 
+    /// The pool that serves everything.
+    fn pool(&self) -> Arc<crate::upstream::Pool> {
+        Arc::clone(self.toll.pools.load().get(&"p".into()).unwrap())
+    }
+
     async fn claim(&self, proof: &str) -> Option<Claim> {
         self.store.inner.claim(&ClaimKey(proof.into())).await.unwrap()
     }

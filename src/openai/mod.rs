@@ -6,6 +6,7 @@
 //! | [`request`] | a request: read, limited, and written anew |
 //! | `surface` | what each surface lets it say, and what of it decides the bill |
 //! | [`prompt`] | its messages and tools: what is asked, what costs, what is counted |
+//! | [`multipart`] | forms with files, as every reader reads them |
 //! | [`sse`] | event streams cut into frames, byte for byte |
 //! | [`meter`] | a stream on its way through: counted, unchanged, the receipt's place kept |
 //! | `delta` | where its text stands, found without parsing |
@@ -22,6 +23,7 @@ mod delta;
 pub mod error;
 pub mod meter;
 pub mod models;
+pub mod multipart;
 pub mod prompt;
 pub mod receipt;
 pub mod reply;

@@ -13,6 +13,13 @@ use std::ops::Range;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Piece(Text);
 
+impl Piece {
+    /// Where it stands in the body.
+    pub fn span(&self) -> Range<usize> {
+        self.0.start..self.0.end
+    }
+}
+
 /// What a token count needs to know of a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Prompt<'a> {
@@ -46,6 +53,8 @@ pub(super) struct Found {
     pub images: u64,
     /// Tokens given by their numbers.
     pub given: u64,
+    /// From the first message to the end of the user's first.
+    pub head: Option<Range<usize>>,
     /// Places that do not leave the gate, in order.
     pub cuts: Vec<Range<usize>>,
 }
@@ -156,10 +165,14 @@ impl<'a> Reader<'a, '_> {
         if self.scanner.peek()? != Kind::Array {
             return Err(bad("messages", "must be an array"));
         }
+        let start = self.scanner.at();
         let mut array = self.scanner.array()?;
         while self.scanner.next_item(&mut array)? {
-            self.message()?;
+            let is_users = self.message()?;
             self.found.messages += 1;
+            if is_users && self.found.head.is_none() {
+                self.found.head = Some(start..self.scanner.at());
+            }
         }
         Ok(())
     }
@@ -273,10 +286,11 @@ impl<'a> Reader<'a, '_> {
         Ok(text.decode(self.scanner.source()))
     }
 
-    fn message(&mut self) -> Result<(), Refusal> {
+    /// Whether it is the user's.
+    fn message(&mut self) -> Result<bool, Refusal> {
         let index = self.found.messages;
         let place = |rest: &str| format!("messages[{index}]{rest}");
-        let mut role = false;
+        let mut user = None;
         self.members(MESSAGE, &place, |this, key| {
             let kind = this.scanner.peek()?;
             if kind == Kind::Null {
@@ -285,8 +299,8 @@ impl<'a> Reader<'a, '_> {
             }
             match (key, kind) {
                 ("role", _) => {
-                    role = true;
                     let said = this.string_of(&place(".role"))?;
+                    user = Some(said == "user");
                     if !ROLES.contains(&said.as_ref()) {
                         return Err(bad(
                             place(".role"),
@@ -307,7 +321,7 @@ impl<'a> Reader<'a, '_> {
             }
             Ok(())
         })?;
-        if role { Ok(()) } else { Err(bad(place(".role"), "is missing")) }
+        user.ok_or_else(|| bad(place(".role"), "is missing"))
     }
 
     fn parts(&mut self, message: u64) -> Result<(), Refusal> {

@@ -5,14 +5,16 @@
 //! one limit on output, whether to stream) is written by us. So whichever way a backend reads JSON, it reads what was priced.
 //! What may be said, and what is written, is the surface's form (`surface/`).
 
+use super::multipart;
 use super::prompt::{Found, Piece, Prompt, Reader};
 use super::strict::Scanner;
-use super::surface::{Said, Told, Weight, form};
+use super::surface::{Said, Told, Weight, form, transcriptions};
 use crate::ids::UpstreamModel;
 use crate::limits::{Limits, Spelling, room_for_body};
 use crate::refusal::Refusal;
 use crate::surface::Surface;
 use bytes::Bytes;
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// A request, read and held to its limits.
@@ -49,7 +51,11 @@ pub struct Ask {
     pieces: Vec<Piece>,
     copied: Vec<(&'static str, Range<usize>)>,
     cuts: Vec<Range<usize>>,
+    head: Option<Range<usize>>,
 }
+
+/// Most of a prompt that [`Ask::head`] is.
+const HEAD_BYTES: usize = 16 * 1024;
 
 /// What the backend is to hear.
 #[derive(Clone, Copy, Debug)]
@@ -74,15 +80,29 @@ impl Ask {
         if body.len() > limits.max_body_bytes {
             return Err(Refusal::BodyTooLarge { limit: limits.max_body_bytes });
         }
-        let form = form(surface).ok_or(Refusal::Internal { place: "request: a surface without a form" })?;
-        let (told, found) = if body.trim_ascii().is_empty() {
-            (Told::default(), Found::default())
-        } else {
-            let mut reader = Reader { scanner: Scanner::new(&body)?, limits, found: Found::default() };
-            let told = Told::read(form, &mut reader)?;
-            (told, reader.found)
+        let empty = body.trim_ascii().is_empty();
+        let (told, found, weight) = match form(surface) {
+            Some(form) if empty => {
+                let (told, found) = (Told::default(), Found::default());
+                let weight = (form.weigh)(&told, &found, limits)?;
+                (told, found, weight)
+            }
+            Some(form) => {
+                let mut reader = Reader { scanner: Scanner::new(&body)?, limits, found: Found::default() };
+                let told = Told::read(form, &mut reader)?;
+                let weight = (form.weigh)(&told, &reader.found, limits)?;
+                (told, reader.found, weight)
+            }
+            None if !surface.takes_form() => {
+                return Err(Refusal::Internal { place: "request: a surface without a form" });
+            }
+            None if empty => (Told::default(), Found::default(), transcriptions::nothing()),
+            None => {
+                let (told, weight) = transcriptions::read(&body, limits)?;
+                (told, Found::default(), weight)
+            }
         };
-        let Weight { n, max_output, asked_output, nothing_asked, whole_only } = (form.weigh)(&told, &found, limits)?;
+        let Weight { n, max_output, asked_output, nothing_asked, whole_only } = weight;
         Ok(Self {
             surface,
             model: told.model,
@@ -102,13 +122,14 @@ impl Ask {
             pieces: found.pieces,
             copied: told.copied,
             cuts: found.cuts,
+            head: found.head,
         })
     }
 
     /// The same without the text: good for everything but [`Ask::prompt`] and [`Ask::rewrite`].
     pub fn without_body(&self) -> Self {
         let (pieces, copied, cuts) = (Vec::new(), Vec::new(), Vec::new());
-        Self { model: self.model.clone(), body: Bytes::new(), pieces, copied, cuts, ..*self }
+        Self { model: self.model.clone(), body: Bytes::new(), pieces, copied, cuts, head: None, ..*self }
     }
 
     /// What the token count of the prompt is made from.
@@ -125,9 +146,27 @@ impl Ask {
         }
     }
 
+    /// What stays the same from turn to turn of a conversation, and says nothing of who pays: all up to the user's first message, else the
+    /// beginning of the prompt. At most 16 KB of it.
+    pub fn head(&self) -> &[u8] {
+        let first = || self.pieces.first().map(Piece::span);
+        let span = self.head.clone().or_else(first).unwrap_or(0..0);
+        let end = span.end.min(span.start.saturating_add(HEAD_BYTES));
+        self.body.get(span.start..end).unwrap_or_default()
+    }
+
+    /// What the client says belongs together.
+    pub fn same_key(&self) -> Option<&[u8]> {
+        let said = |wanted: &str| self.copied.iter().find(|(name, _)| *name == wanted);
+        let (_, span) = ["prompt_cache_key", "user", "safety_identifier"].into_iter().find_map(said)?;
+        self.body.get(span.clone())
+    }
+
     /// The body for the backend.
     pub fn rewrite(&self, to: &Rewrite<'_>) -> Bytes {
-        let Some(form) = form(self.surface) else { return Bytes::new() };
+        let Some(form) = form(self.surface) else {
+            return transcriptions::write(&self.body, to.model, to.withheld);
+        };
         let mut out = Vec::with_capacity(room_for_body(self.body.len() + 192));
         out.extend_from_slice(b"{\"model\":");
         out.extend_from_slice(serde_json::Value::from(to.model.as_str()).to_string().as_bytes());
@@ -140,6 +179,12 @@ impl Ask {
         (form.write)(self, to, &mut out);
         out.push(b'}');
         out.into()
+    }
+
+    /// The `Content-Type` of a body that [`Ask::rewrite`] wrote.
+    pub fn content_type(&self, written: &[u8]) -> Cow<'static, str> {
+        let form = self.surface.takes_form().then(|| multipart::content_type(written)).flatten();
+        form.map_or(Cow::Borrowed("application/json"), Cow::Owned)
     }
 
     /// Copies a checked value without what was cut from it.

@@ -378,3 +378,29 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_head_of_a_conversation_is_the_same_from_turn_to_turn_and_differs_between_conversations() {
+    let head = |messages: &str| {
+        let body = format!(r#"{{"user":"u1","messages":[{messages}],"model":"m"}}"#);
+        read(&body, &limits()).unwrap().head().to_vec()
+    };
+    let system = r#"{"role":"system","content":"be brief"}"#;
+    let (first, other) = (r#"{"role":"user","content":"why?"}"#, r#"{"role":"user","content":"how?"}"#);
+    let answer = r#"{"role":"assistant","content":"so"}"#;
+    for before in [String::new(), format!("{system},")] {
+        let begun = head(&format!("{before}{first}"));
+        assert_eq!(begun, head(&format!("{before}{first},{answer},{other}")), "the next turn");
+        assert_ne!(begun, head(&format!("{before}{other}")), "another conversation");
+        assert!(!String::from_utf8_lossy(&begun).contains("u1"), "whoever asks");
+    }
+    let long = format!(r#"{{"role":"user","content":"{}"}}"#, "x".repeat(60_000));
+    assert_eq!(head(&long).len(), 16 * 1024);
+    let keyed = |more: &str| {
+        let body = format!(r#"{{{more}"messages":[{first}],"model":"m"}}"#);
+        read(&body, &limits()).unwrap().same_key().map(|key| String::from_utf8_lossy(key).into_owned())
+    };
+    assert_eq!(keyed(r#""user":"u","prompt_cache_key":"k","#).as_deref(), Some("\"k\""));
+    assert_eq!(keyed(r#""user":"u","#).as_deref(), Some("\"u\""));
+    assert_eq!(keyed(""), None);
+}

@@ -10,7 +10,8 @@ use crate::money::Factor;
 use crate::rules::entry::{self, ChargeEntry, Entries, ModelEntry, PoolEntry, RouteEntry, TierEntry};
 use crate::rules::file::Files;
 use crate::rules::plan::{
-    Charge, Discount, HealthRules, MissingUsage, Model, Plan, PoolRules, Prices, Reach, Route, Shortfall, Surface, Tier,
+    Access, Charge, Discount, HealthRules, MissingUsage, Model, Plan, PoolRules, Prices, Reach, Route, Shortfall,
+    Surface, Tier,
 };
 use crate::rules::registry::Registry;
 use crate::rules::tariff::{Given, Tariff};
@@ -345,6 +346,10 @@ impl Desk<'_> {
                 self.wrong(said, format!("{rail:?} is not a rail of pontage.toml: {known}"));
                 continue;
             };
+            if let (false, Some(surface)) = (ability.fixed_amount, e.surface.filter(|surface| surface.is_flat())) {
+                let why = format!("charges what was used, and {} have a flat price only", surface.word());
+                self.wrong(said, format!("{rail:?} {why}"));
+            }
             let unpriced = entry.is_some_and(|tier| matches!(tier.charge, ChargeEntry::Absent));
             if let (true, true, Some(tier)) = (ability.fixed_amount, unpriced, &e.tier) {
                 let tier = tier.value.as_str();
@@ -360,6 +365,7 @@ impl Desk<'_> {
                 self.wrong(said, format!("{rail:?} charges what was used, and tier.{tier} {why}"));
             }
         }
+        self.priced_without_output(e, entry);
         Some(Arc::new(Route {
             path: e.path.as_ref()?.value.clone(),
             surface: e.surface?,
@@ -394,6 +400,34 @@ impl Desk<'_> {
             if !self.catalogue.rails.contains_key(said.value.as_str()) {
                 let known = listed(self.catalogue.rails.keys());
                 self.wrong(said, format!("{:?} is not a rail of pontage.toml: {known}", said.value.as_str()));
+            }
+        }
+    }
+
+    /// Where a reply has no tokens of output, no price can be made from them.
+    fn priced_without_output(&mut self, e: &RouteEntry, tier: Option<&TierEntry>) {
+        let (Some(surface), Some(said), Some(tier)) = (e.surface, &e.tier, tier) else { return };
+        if surface == Surface::Models || surface.has_output() || e.access != Some(Access::Paid) {
+            return;
+        }
+        let charge = match &tier.charge {
+            ChargeEntry::Is(charge) => Some(charge.value),
+            ChargeEntry::Absent => None,
+            ChargeEntry::Wrong => return,
+        };
+        let (word, tier) = (surface.word(), said.value.as_str());
+        match charge {
+            Some(Charge::Flat { min_output_tokens: None, .. }) => {}
+            None | Some(Charge::Ceiling) if !surface.is_flat() => {}
+            _ if surface.is_flat() => {
+                let why = format!("{word} have a flat price: tier.{tier} must say charge = {{ flat = \"…\" }}");
+                self.wrong(said, why);
+            }
+            _ => {
+                let why = format!(
+                    "{word} have no output: tier.{tier} must say charge = {{ ceiling = true }} or {{ flat = \"…\" }}"
+                );
+                self.wrong(said, why);
             }
         }
     }

@@ -159,6 +159,12 @@ impl Route {
     pub fn share(&self, rail: &RailId) -> Factor {
         self.discounts.get(rail).map_or(Factor::ONE, |given| given.share)
     }
+
+    /// The price of every request on fixed-amount rails, when they all have the same.
+    pub fn flat(&self) -> Option<Usd> {
+        let one = self.surface != Surface::Images || self.tier.limits.max_n == 1;
+        self.tier.flat().filter(|_| one)
+    }
 }
 
 /// Commercial terms.
@@ -347,6 +353,8 @@ impl Default for Queue {
 /// One server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerRules {
+    /// What receipts call it, when the operator shows who served.
+    pub name: Option<String>,
     /// `https`.
     pub tls: bool,
     /// Host name or address, as it goes into `Host` and SNI.

@@ -1,7 +1,8 @@
 //! Where requests are sent: pools of servers, who of them can take one, and how each kind of backend speaks.
 //!
 //! A pool ([`pool`]) knows its servers ([`server`]) from its rules or by a name that is looked up ([`discover`]), and how each of
-//! them stands ([`standing`]). One of them is chosen for a request ([`select`], [`ring`]) and told about ([`picked`]); when all are
+//! them stands ([`standing`]). One of them is chosen for a request ([`select`], [`ring`], by what
+//! it is to be kept together with: [`affinity`]) and told about ([`picked`]); when all are
 //! busy, requests wait in line ([`queue`]). Health checks run beside the traffic ([`health`]). Operators see it all ([`shown`]).
 
 mod discover;
@@ -18,7 +19,7 @@ pub mod shown;
 mod standing;
 
 pub use discover::{Resolve, System};
-pub use picked::Picked;
+pub use picked::{Picked, Who};
 pub use pool::{Pool, PoolStatus, Unplaced};
 pub use select::Affinity;
 pub use server::ServerStatus;
@@ -129,5 +130,36 @@ pub struct Lane {
     pub pools: Vec<Arc<Pool>>,
 }
 
+impl Lane {
+    /// Without those pools whose backends do not make as many choices of one request.
+    pub fn for_choices(mut self, n: u64) -> Self {
+        self.pools.retain(|pool| pool.profile().ability.most_choices.is_none_or(|most| n <= most));
+        self
+    }
+}
+
 /// How the gate names itself to backends.
 pub const USER_AGENT: &str = concat!("pontage/", env!("CARGO_PKG_VERSION"));
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+
+    #[test]
+    fn a_pool_that_makes_fewer_choices_is_no_fallback_for_more() {
+        let named = |name: &str, profile: &str, fallback: Option<&str>| PoolRules {
+            name: name.into(),
+            profile: profile.into(),
+            fallback: fallback.map(PoolName::from),
+            ..pool::tests::rules(&[(1, 1)])
+        };
+        let rules = [named("a", "vllm", Some("b")), named("b", "anthropic", Some("c")), named("c", "openai", None)];
+        let rules = rules.map(|rules| (rules.name.clone(), Arc::new(rules)));
+        let pools = Pools::build(&BTreeMap::from(rules), None).unwrap();
+        for (n, want) in [(1, &["a", "b", "c"][..]), (2, &["a", "c"])] {
+            let lane = pools.lane(&"a".into()).for_choices(n);
+            assert_eq!(lane.pools.iter().map(|pool| pool.name().as_str()).collect::<Vec<_>>(), want, "n = {n}");
+        }
+    }
+}

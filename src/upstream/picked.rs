@@ -90,18 +90,43 @@ impl Picked {
         }
     }
 
-    /// Its usage was such as cannot be: an alarm in status and metrics. It goes on serving.
-    pub fn absurd_usage(&self) {
-        if let Some(server) = self.server() {
-            server.standing.tally.usage_alarms.fetch_add(1, Ordering::Relaxed);
-            tracing::error!(pool = %self.pool.rules.name, server = %self.host(), "the backend reported usage that cannot be");
-        }
+    /// Who this is, for what is found out after the request has left it.
+    pub fn who(&self) -> Who {
+        Who { pool: Arc::clone(&self.pool), members: Arc::clone(&self.members), position: self.position }
     }
 
     fn rests(&self, why: &str, rest: Option<Duration>) {
         if let Some(rest) = rest {
             let seconds = rest.as_secs();
             tracing::warn!(pool = %self.pool.rules.name, server = %self.host(), why, seconds, "a server rests");
+        }
+    }
+
+    fn server(&self) -> Option<&Server> {
+        self.members.servers.get(self.position)
+    }
+}
+
+/// The server that a request was on.
+#[derive(Clone, Debug)]
+pub struct Who {
+    pool: Arc<Pool>,
+    members: Arc<Members>,
+    position: usize,
+}
+
+impl Who {
+    /// What receipts call it: its name in the rules, else its place in its pool. Never its address.
+    pub fn name(&self) -> String {
+        let named = self.server().and_then(|server| server.rules.name.clone());
+        named.unwrap_or_else(|| format!("{}-{}", self.pool.rules.name, self.position.saturating_add(1)))
+    }
+
+    /// Its usage was such as cannot be: an alarm in status and metrics. It goes on serving.
+    pub fn absurd_usage(&self) {
+        if let Some(server) = self.server() {
+            server.standing.tally.usage_alarms.fetch_add(1, Ordering::Relaxed);
+            tracing::error!(pool = %self.pool.rules.name, server = %server.host(), "the backend reported usage that cannot be");
         }
     }
 

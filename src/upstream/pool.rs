@@ -175,6 +175,11 @@ impl Pool {
         &self.rules.name
     }
 
+    /// Which of its servers takes the next request.
+    pub fn balance(&self) -> plan::Balance {
+        self.rules.balance
+    }
+
     /// How its servers speak.
     pub fn profile(&self) -> &'static Profile {
         self.profile

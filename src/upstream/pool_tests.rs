@@ -18,6 +18,7 @@ pub(crate) fn rules(servers: &[(u16, u32)]) -> PoolRules {
                 prefix: String::new(),
                 weight,
                 group: 0,
+                name: None,
                 max_concurrent: None,
             })
             .collect(),
@@ -105,7 +106,7 @@ fn a_reload_that_adds_removes_or_reweighs_servers_keeps_what_is_known_of_those_t
     let was = Arc::clone(first.get(&name).unwrap());
     let [on_one, on_two, on_three] = [[1, 2], [0, 2], [0, 1]].map(|others| was.pick(Affinity::NONE, &others).unwrap());
     on_two.connect_failed();
-    on_three.absurd_usage();
+    on_three.who().absurd_usage();
     on_one.answered(200, Duration::from_millis(700), None);
 
     let mut next = rules(&[(4, 1), (3, 9), (2, 5)]);

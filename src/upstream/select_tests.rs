@@ -10,7 +10,8 @@ use std::time::Duration;
 fn members(servers: &[(u32, u32, Option<u32>)]) -> Members {
     let seat = |(id, &(weight, group, max_concurrent)): (usize, &(u32, u32, Option<u32>))| {
         let host = format!("{}.example", char::from(b'a' + u8::try_from(id).unwrap()));
-        let rules = ServerRules { tls: false, host, port: 1, prefix: String::new(), weight, group, max_concurrent };
+        let rules =
+            ServerRules { name: None, tls: false, host, port: 1, prefix: String::new(), weight, group, max_concurrent };
         Server::listed(id, &rules, &Members::default())
     };
     Members::of(servers.iter().enumerate().map(seat).collect())
@@ -176,8 +177,16 @@ fn no_balance_gives_a_server_twice_to_one_request_or_more_than_its_limit() {
 fn a_thousand_servers_are_all_used() {
     let seat = |id| {
         let host = format!("s{id}");
-        let rules =
-            ServerRules { tls: false, host, port: 1, prefix: String::new(), weight: 1, group: 0, max_concurrent: None };
+        let rules = ServerRules {
+            name: None,
+            tls: false,
+            host,
+            port: 1,
+            prefix: String::new(),
+            weight: 1,
+            group: 0,
+            max_concurrent: None,
+        };
         Server::listed(id, &rules, &Members::default())
     };
     let m = Members::of((0..MOST_SERVERS).map(seat).collect());

@@ -14,7 +14,7 @@
 use super::{Attempt, Clock, Cut, Filter, Lines, Outgoing, watched};
 use crate::edge::scrub;
 use crate::refusal::Refusal;
-use crate::upstream::{Lane, Picked, Pool, USER_AGENT, Unplaced};
+use crate::upstream::{Lane, Picked, Pool, USER_AGENT, Unplaced, Who};
 use http::{HeaderMap, HeaderValue, header};
 use pingora::http::RequestHeader;
 use pingora::protocols::http::client::HttpSession;
@@ -41,7 +41,7 @@ pub(super) struct Opened {
     peer: HttpPeer,
     reuse_for: Duration,
     /// Counts the request as running on its server.
-    _picked: Picked,
+    picked: Option<Picked>,
 }
 
 impl Opened {
@@ -67,7 +67,7 @@ pub(super) async fn open(
     let mut pools = lane.pools.iter().peekable();
     while let Some(pool) = pools.next() {
         clock.turn_to(*pool.timeouts());
-        let tell = |filter: &mut dyn Filter, outcome| filter.tried(&Attempt { pool, outcome });
+        let tell = |filter: &mut dyn Filter, who: Option<&Who>, outcome| filter.tried(&Attempt { pool, who, outcome });
         let (mut tried, mut asked) = (Vec::new(), 0);
         let mut request = None;
         let key = filter.affinity(pool);
@@ -76,14 +76,15 @@ pub(super) async fn open(
                 Ok(picked) => picked,
                 Err(Unplaced::Nobody) => break,
                 Err(Unplaced::Full { retry_after_seconds }) => {
-                    tell(filter, "full");
+                    tell(filter, None, "full");
                     refused.get_or_insert(Err(Refusal::UpstreamUnavailable { retry_after_seconds }));
                     break;
                 }
             };
             tried.push(picked.index());
+            let who = picked.who();
             let Some(line) = connect(client, lines, &picked, clock, 0).await? else {
-                tell(filter, "connect");
+                tell(filter, Some(&who), "connect");
                 continue;
             };
             let last = pools.peek().is_none();
@@ -92,33 +93,35 @@ pub(super) async fn open(
             let sent_at = Instant::now();
             let answer = match ask(client, lines, pool, &picked, line, out, clock).await {
                 Ok(answer) => answer,
-                Err(cut) => {
-                    tell(
-                        filter,
-                        if matches!(cut, Cut::Refused(Refusal::UpstreamTimeout { .. })) { "timeout" } else { "lost" },
-                    );
-                    return Err(cut);
+                Err(Cut::ClientGone) => return Err(Cut::ClientGone),
+                Err(Cut::Refused(refusal)) => {
+                    let late = matches!(refusal, Refusal::UpstreamTimeout { .. });
+                    picked.answered(if late { 504 } else { 502 }, sent_at.elapsed(), None);
+                    tell(filter, Some(&who), if late { "timeout" } else { "lost" });
+                    return Err(Cut::Refused(refusal));
                 }
             };
             let Some(line) = answer else {
-                tell(filter, "connect");
+                tell(filter, Some(&who), "connect");
                 continue;
             };
             match accept(line, picked, pool.reuse_for(), sent_at.elapsed()) {
-                Ok(opened) if is_refusal_to_serve(opened.status) => {
-                    tell(filter, "status");
+                Ok(mut opened) if is_refusal_to_serve(opened.status) => {
+                    tell(filter, Some(&who), "status");
+                    // It has said what it had to say. Two requests that each kept a place while waiting for the other's would wait long.
+                    opened.picked = None;
                     refused = Some(Ok(opened));
                 }
                 Ok(opened) => {
-                    tell(filter, "answered");
+                    tell(filter, Some(&who), "answered");
                     return Ok(opened);
                 }
                 Err(refusal) if refusal == failed(super::REFUSED_OUR_KEY) => {
-                    tell(filter, "auth");
+                    tell(filter, Some(&who), "auth");
                     refused = Some(Err(refusal));
                 }
                 Err(refusal) => {
-                    tell(filter, "lost");
+                    tell(filter, Some(&who), "lost");
                     return Err(Cut::Refused(refusal));
                 }
             }
@@ -285,7 +288,7 @@ fn accept(line: Line, picked: Picked, reuse_for: Duration, waited: Duration) -> 
         head.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.trim().parse().ok());
     let headers = scrub::to_client(&head.headers);
     let Line { session, peer, .. } = line;
-    Ok(Box::new(Opened { session, status, headers, declared_length, peer, reuse_for, _picked: picked }))
+    Ok(Box::new(Opened { session, status, headers, declared_length, peer, reuse_for, picked: Some(picked) }))
 }
 
 fn request_head(pool: &Pool, picked: &Picked, out: &Outgoing) -> Result<Box<RequestHeader>, Refusal> {
@@ -296,7 +299,7 @@ fn request_head(pool: &Pool, picked: &Picked, out: &Outgoing) -> Result<Box<Requ
             head.append_header(name.clone(), value.clone())?;
         }
         head.insert_header(header::HOST, picked.host())?;
-        head.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))?;
+        head.insert_header(header::CONTENT_TYPE, out.content_type.clone())?;
         head.insert_header(header::CONTENT_LENGTH, out.body.len())?;
         head.insert_header(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"))?;
         head.insert_header(header::USER_AGENT, HeaderValue::from_static(USER_AGENT))?;

@@ -4,7 +4,6 @@ use super::promise::{streamed, words};
 use super::sessions::{BY_TOKEN, ROUTE, audited, channel, delivery, opening};
 use super::*;
 use crate::flow::settle::End;
-use crate::upstream::profile;
 use crate::usage::UsageSource;
 
 fn usage(completion: u64) -> Bytes {
@@ -31,7 +30,7 @@ async fn a_vendor_that_bills_to_the_end_is_heard_to_the_end_as_far_as_it_is_cove
         let paid = bed.pay(BY_TOKEN, &streamed(1000), &opening("0xaa", 50_000, 50_000)).await.unwrap();
         let prompt = paid.quoted.parts.prompt_tokens.unwrap();
         let mut served = delivery(&bed, paid);
-        served.take_body(profile::lookup(profile).unwrap().ability);
+        served.body(&bed.pool(), true);
         let mut out = Vec::new();
         served.chunk(words(10), &mut out).await.unwrap();
         served.first_byte().await.unwrap();
@@ -61,6 +60,6 @@ async fn where_the_amount_is_fixed_nobody_is_listened_to() {
     let body = streamed(10);
     let credential = bed.credential(PATH, &body, "a").await;
     let mut served = delivery(&bed, bed.pay(PATH, &body, &credential).await.unwrap());
-    served.take_body(profile::lookup("openai").unwrap().ability);
+    served.body(&bed.pool(), true);
     assert!(!served.drains(), "tokens would be spent and nothing be charged for them");
 }

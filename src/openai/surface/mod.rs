@@ -8,6 +8,7 @@ mod completions;
 mod embeddings;
 mod images;
 mod speech;
+pub(super) mod transcriptions;
 
 use super::prompt::{Found, Reader, bad};
 use super::request::{Ask, Rewrite};
@@ -258,3 +259,6 @@ pub(super) fn count_of(reader: &mut Reader<'_, '_>, param: &str) -> Result<u64, 
     // More than 2^64 is above any limit all the same.
     Ok(text.parse().unwrap_or(u64::MAX))
 }
+
+#[cfg(test)]
+mod tests;

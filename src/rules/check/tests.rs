@@ -107,6 +107,7 @@ fn a_good_rule_set_becomes_a_plan_in_which_every_name_resolves() {
         prefix: String::new(),
         weight: 1,
         group: 0,
+        name: None,
         max_concurrent: None,
     };
     assert_eq!((&pool.servers[..], &pool.health, pool.timeouts), (&[server][..], &None, Timeouts::default()));

@@ -59,7 +59,7 @@ pub(super) fn read<'p>(name: &'p str, at: &Value<'p>, s: Section<'p>) -> PoolEnt
             if let Some(listed) = s.take("servers") {
                 listed.wrong("are found behind the name that `dns` says; write one of the two");
             }
-            (Discovery::Dns, address(&name).map(|origin| server_at(origin, 1, 0, None)).into_iter().collect())
+            (Discovery::Dns, address(&name).map(|origin| server_at(origin, 1, 0, None, None)).into_iter().collect())
         }
         None => (Discovery::Listed, s.need("servers").and_then(|v| servers(&v)).unwrap_or_default()),
     };
@@ -112,25 +112,32 @@ fn servers(value: &Value<'_>) -> Option<Vec<ServerRules>> {
     Some(servers)
 }
 
-/// `"http://host:8000"` or `{ url = "http://host:8000", weight = 2, group = 1, max_concurrent = 8 }`.
+/// `"http://host:8000"` or `{ url = "http://host:8000", weight = 2, group = 1, max_concurrent = 8, name = "worker-7" }`.
 fn server(item: &Value<'_>) -> Option<(Origin, ServerRules)> {
     if !item.is_table() {
         let origin = address(item)?;
-        return Some((origin.clone(), server_at(origin, 1, 0, None)));
+        return Some((origin.clone(), server_at(origin, 1, 0, None, None)));
     }
     let s = item.section()?;
     let weight = s.take("weight").map_or(Some(1), |v| v.count(1..=1000));
     let group = s.take("group").map_or(Some(0), |v| v.count(0..=99));
     let limit = s.take("max_concurrent").and_then(|v| limit(&v));
+    let name = s.take("name").and_then(|v| v.read(|text| plain_name(text).map(str::to_owned)));
     let origin = s.need("url").and_then(|v| address(&v));
     let (weight, group) = (u32::try_from(weight?).ok()?, u32::try_from(group?).ok()?);
     let origin = origin?;
-    Some((origin.clone(), server_at(origin, weight, group, limit)))
+    Some((origin.clone(), server_at(origin, weight, group, limit, name)))
 }
 
-fn server_at(origin: Origin, weight: u32, group: u32, max_concurrent: Option<u32>) -> ServerRules {
+fn server_at(
+    origin: Origin,
+    weight: u32,
+    group: u32,
+    max_concurrent: Option<u32>,
+    name: Option<String>,
+) -> ServerRules {
     let Origin { tls, host, port, prefix } = origin;
-    ServerRules { tls, host, port, prefix, weight, group, max_concurrent }
+    ServerRules { name, tls, host, port, prefix, weight, group, max_concurrent }
 }
 
 fn limit(value: &Value<'_>) -> Option<u32> {

@@ -11,12 +11,23 @@ use crate::written::{Said, Section, Spot, Value};
 const OWN_PATHS: [&str; 4] = ["/openapi.json", "/llms.txt", "/agents.md", "/receipts"];
 
 /// Surfaces whose form is written.
-const SOLD: [Surface; 4] = [Surface::Chat, Surface::Completions, Surface::Embeddings, Surface::Models];
+const SOLD: [Surface; 7] = [
+    Surface::Chat,
+    Surface::Completions,
+    Surface::Embeddings,
+    Surface::Images,
+    Surface::Speech,
+    Surface::Transcriptions,
+    Surface::Models,
+];
 
 /// Members of OpenAI replies that a receipt must not replace.
-const OPENAI_MEMBERS: [&str; 24] = [
+const OPENAI_MEMBERS: [&str; 32] = [
     "annotations",
+    "background",
     "choices",
+    "container",
+    "content",
     "created",
     "created_at",
     "data",
@@ -32,10 +43,15 @@ const OPENAI_MEMBERS: [&str; 24] = [
     "model",
     "object",
     "output",
+    "output_format",
     "prompt_filter_results",
     "prompt_logprobs",
+    "quality",
+    "role",
     "service_tier",
+    "size",
     "status",
+    "stop_reason",
     "system_fingerprint",
     "type",
     "usage",

@@ -123,7 +123,7 @@ async fn a_stream_that_is_listened_to_is_read_to_its_end_without_its_client_or_h
         let at = log.iter().position(|line| *line == "durable").unwrap();
         assert_eq!(&log[at + 1..log.len() - 1], heard_of_it, "{why}");
         assert!(log.last().unwrap().starts_with("finish"), "{why}: told once, when all is heard");
-        assert_eq!(bed.pool.status()[0].in_flight, 0, "{why}");
+        assert_eq!(bed.pool().status()[0].in_flight, 0, "{why}");
         if !log.contains(&"end") {
             closed(&mut backend).await;
         }
