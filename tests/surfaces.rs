@@ -193,7 +193,7 @@ async fn every_surface_names_its_price_is_paid_and_gives_the_backends_own_bytes(
         }
     }
     let seen = gate.metrics().await;
-    assert!(!seen.contains("kind=\"missing\"") && !seen.contains("kind=\"absurd\""), "{seen}");
+    assert!(!seen.contains("source=\"missing\"") && !seen.contains("source=\"absurd\""), "{seen}");
     gate.stop().await;
     let books = books(&gate);
     assert_eq!((books.charged, books.receipts, books.owed.len()), (due, calls.len() as u64, 0), "{books:?}");
@@ -283,7 +283,7 @@ async fn a_body_of_another_kind_or_for_another_surface_is_refused_before_any_off
     for line in [
         "- POST /v1/images/generations: images; pay by tempo/charge ($0.02 per picture)",
         "- POST /v1/audio/transcriptions: transcriptions; pay by tempo/charge ($0.02 per request)",
-        "- POST /v1/embeddings: embeddings; pay by tempo/charge (prompt plus the most output asked for, by model)",
+        "- POST /v1/embeddings: embeddings; pay by tempo/charge (prompt x input price, by model)",
     ] {
         assert!(said.contains(line), "{line}\n{said}");
     }

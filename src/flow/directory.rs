@@ -47,6 +47,7 @@ impl Offered {
                 "by usage: what the backend counts x the model's price per token in /v1/models".to_owned()
             }
             Some(Charge::Flat { usd, .. }) => format!("${usd} per {}", route.surface.unit()),
+            Some(Charge::Ceiling) if !route.surface.has_output() => "prompt x input price, by model".to_owned(),
             Some(Charge::Ceiling) => "prompt plus the most output asked for, by model".to_owned(),
             Some(Charge::Estimate { overhead, .. }) => format!("prompt x input price x {overhead}, by model"),
             None => "by usage".to_owned(),
