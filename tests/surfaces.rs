@@ -221,7 +221,7 @@ async fn what_is_no_answer_of_the_surface_costs_nothing_and_can_be_asked_for_aga
         backend.next(backend::Reply::status(200, kind, said));
         let refused = post(&gate, path, &headers, &call.body).await;
         assert_eq!(refused.status, 502, "{why}: {}", refused.text());
-        assert_eq!(refused.json()["payment"]["moved"], "redeemable", "{why}: {}", refused.text());
+        assert!(refused.json()["payment"]["redeemable_until"].is_string(), "{why}: {}", refused.text());
         backend.next(backend::Reply::status(200, call.said.0, &call.said.1));
         let redeemed = post(&gate, path, &headers, &call.body).await;
         assert_eq!((redeemed.status, &redeemed.body), (200, &call.said.1), "{why}: {}", redeemed.text());
@@ -329,7 +329,7 @@ async fn a_session_pays_what_the_backend_reports_of_completions_and_embeddings()
         if streamed {
             let text = reply.text();
             assert!(text.contains("\"text\":\" tok6\"") && text.contains("data: [DONE]\n\n"), "{text}");
-            assert!(!text.contains("\"usage\":{"), "the client asked for no usage: {text}");
+            assert!(!text.contains("\"choices\":[]"), "the client asked for no chunk of usage: {text}");
         }
     }
     bed.close(&[&channel]).await;

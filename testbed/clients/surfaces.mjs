@@ -1,7 +1,7 @@
 // One call of one surface by npm openai (default) or the AI SDK (`--sdk ai`), with mppx's paying fetch under it.
 //   --base URL/v1 --rpc URL --surface completions|embeddings|images|speech|transcriptions [--sdk ai] [--stream] [--key 0x…] [--model M]
 import { createOpenAICompatible } from '@ai-sdk/openai-compatible'
-import { embed, embedMany, experimental_generateImage, generateImage } from 'ai'
+import { embed, embedMany, generateImage } from 'ai'
 import OpenAI, { toFile } from 'openai'
 import { errorLine, once, options } from './lib.mjs'
 import { payer } from './pay.mjs'
@@ -44,13 +44,12 @@ const openai = {
 
 const ai = {
   async embeddings(provider, model) {
-    const of = provider.embeddingModel ?? provider.textEmbeddingModel
-    const one = await embed({ model: of.call(provider, model), value: 'one two three' })
-    const many = await embedMany({ model: of.call(provider, model), values: ['one two three', 'four'] })
+    const one = await embed({ model: provider.embeddingModel(model), value: 'one two three' })
+    const many = await embedMany({ model: provider.embeddingModel(model), values: ['one two three', 'four'] })
     return { vectors: [one.embedding, ...many.embeddings], usage: one.usage }
   },
   async images(provider, model) {
-    const made = await (generateImage ?? experimental_generateImage)({ model: provider.imageModel(model), prompt: 'a bridge', size: '256x256' })
+    const made = await generateImage({ model: provider.imageModel(model), prompt: 'a bridge', size: '256x256' })
     return { images: made.images.map((image) => image.base64) }
   },
 }
