@@ -32,8 +32,10 @@ use http::{HeaderName, HeaderValue};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Most of a stream that waits for its first word. More is let go, whatever it says.
-const SILENT_BYTES: usize = 64 * 1024;
+/// Most of a stream that waits for its first word. More is let go, whatever it says. Responses begin by repeating what was asked.
+fn most_silent(surface: Surface) -> usize {
+    if surface == Surface::Responses { 8 << 20 } else { 64 * 1024 }
+}
 
 /// Names the receipt of a reply whose price is not known when its head leaves: `GET /receipts/{id}`.
 pub const RECEIPT_ID: HeaderName = HeaderName::from_static("pontage-receipt-id");
@@ -290,7 +292,7 @@ impl Delivery {
         };
         let fed = self.meter.feed_covered(chunk, covered, &mut self.silent);
         let waiting: usize = self.silent.iter().map(Bytes::len).sum();
-        if self.delivered || waiting > SILENT_BYTES || says_something(&self.meter.verdict()) {
+        if self.delivered || waiting > most_silent(self.surface()) || says_something(&self.meter.verdict()) {
             out.append(&mut self.silent);
         }
         fed.map_err(|_| Refusal::UpstreamFailed { why: "an event is too large" })?;
@@ -372,6 +374,8 @@ impl Delivery {
         }
         if self.is_paid() && written.is_ok() {
             let form = &self.quoted.allowed.route.receipt;
+            // Whoever wants a block gets the comment where no block would be read over.
+            let mut commented = form.header;
             if let Some(name) = &form.body {
                 let of = reply::Receipt {
                     id: &self.receipt.id,
@@ -381,9 +385,11 @@ impl Delivery {
                     block: &self.block(),
                     wants_usage: self.quoted.allowed.ask.wants_usage,
                 };
-                out.extend(reply::receipt_event(self.surface(), &of));
+                let block = reply::receipt_event(self.surface(), &of);
+                commented |= block.is_none();
+                out.extend(block);
             }
-            if form.header {
+            if commented {
                 out.push(receipt_comment(&self.signet.seal(&self.receipt)));
             }
         }
@@ -480,7 +486,8 @@ impl Delivery {
             Money::Lease(_) | Money::Promise(_) => self.meter.counted(),
             Money::Hold(_) | Money::None => verdict.delivered_chunks,
         };
-        Usage { prompt, completion, ..Usage::default() }
+        // Messages say what the prompt was when they begin.
+        Usage { completion, ..verdict.begun.unwrap_or(Usage { prompt, ..Usage::default() }) }
     }
 
     /// Usage → what it would have cost; counters and alarms. Pure apart from them.

@@ -398,7 +398,21 @@ impl<'a> Reader<'a, '_> {
         Ok(())
     }
 
-    fn text_piece(&mut self) -> Result<(), Refusal> {
+    /// A picture by its URL alone; refused where pictures have no price.
+    pub fn image_url(&mut self, param: &str) -> Result<(), Refusal> {
+        if self.limits.image_url.is_none() {
+            return Err(Refusal::NotPriced { param: param.to_owned() });
+        }
+        let said = self.string_of(param)?;
+        if !said.starts_with("https://") && !said.starts_with("data:image/") {
+            return Err(bad(param, "must be an https: or data:image/ URL"));
+        }
+        self.found.images += 1;
+        Ok(())
+    }
+
+    /// A string of the prompt.
+    pub fn text_piece(&mut self) -> Result<(), Refusal> {
         let text = self.scanner.string()?;
         if text.end > text.start {
             self.found.pieces.push(Piece(text));
@@ -406,7 +420,8 @@ impl<'a> Reader<'a, '_> {
         Ok(())
     }
 
-    fn scalar_pieces(&mut self) -> Result<(), Refusal> {
+    /// A value of any kind, each string and number of it a part of the prompt.
+    pub fn scalar_pieces(&mut self) -> Result<(), Refusal> {
         let pieces = &mut self.found.pieces;
         self.scanner.scalars(&mut |text| pieces.push(Piece(text)))?;
         Ok(())

@@ -21,10 +21,9 @@ pub(super) fn text_in_stream(surface: Surface) -> Holder {
 
 /// Reads a reply that came whole. One that is not what the surface answers has failed.
 pub fn whole(surface: Surface, body: &[u8], bounds: Bounds) -> Verdict {
-    if let Some(dialect) = Dialect::of(surface) {
-        return typed::read_json(dialect, body, bounds);
-    }
     match surface {
+        Surface::Responses => typed::read_json(Dialect::Responses, body, bounds),
+        Surface::Messages => typed::read_json(Dialect::Messages, body, bounds),
         Surface::Completions => {
             let text = text_of(body, Holder::Text, |_| {});
             Verdict { delivered_chunks: text.texts, delivered_bytes: text.bytes, ..read_json(body, bounds) }
@@ -39,7 +38,7 @@ pub fn whole(surface: Surface, body: &[u8], bounds: Bounds) -> Verdict {
         Surface::Speech | Surface::Transcriptions => {
             Verdict { finished: !body.is_empty(), failed: says_error(body), ..Verdict::default() }
         }
-        Surface::Chat | Surface::Responses | Surface::Messages | Surface::Models => read_json(body, bounds),
+        Surface::Chat | Surface::Models => read_json(body, bounds),
     }
 }
 

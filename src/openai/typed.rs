@@ -170,6 +170,7 @@ impl Tally {
             usage,
             reported: usage.is_some(),
             absurd,
+            tier: self.tier,
             delivered_chunks: text.texts,
             delivered_bytes: text.bytes,
             ..Verdict::default()

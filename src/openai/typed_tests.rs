@@ -6,11 +6,11 @@ use super::meter::Meter;
 use super::typed::{Dialect, cut_short, read_json};
 use super::usage::{Bounds, Verdict};
 use crate::surface::Surface;
-use crate::usage::Usage;
+use crate::usage::{Shape, Usage};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-const BOUNDS: Bounds = Bounds { choices: 1, completion: Some(1000), shape: crate::usage::Shape::PLAIN };
+const BOUNDS: Bounds = Bounds { choices: 1, completion: Some(1000), shape: Shape::PLAIN };
 use Dialect::{Messages, Responses};
 
 /// What left at once, what waited for the receipt, and the verdict.
@@ -323,7 +323,7 @@ fn cases() -> Vec<Case> {
             said("{\"type\":\"message_stop\"} \"stop_reason\": \"end_turn\" \"usage\": {}"),
             stop(),
             None,
-            (1, 64),
+            (1, 61),
             (false, false, false),
         ),
     ]

@@ -7,6 +7,8 @@ mod chat;
 mod completions;
 mod embeddings;
 mod images;
+mod messages;
+mod responses;
 mod speech;
 pub(super) mod transcriptions;
 
@@ -73,7 +75,9 @@ pub(super) fn form(surface: Surface) -> Option<&'static Form> {
         Surface::Embeddings => Some(&embeddings::FORM),
         Surface::Images => Some(&images::FORM),
         Surface::Speech => Some(&speech::FORM),
-        Surface::Responses | Surface::Messages | Surface::Transcriptions | Surface::Models => None,
+        Surface::Responses => Some(&responses::FORM),
+        Surface::Messages => Some(&messages::FORM),
+        Surface::Transcriptions | Surface::Models => None,
     }
 }
 
@@ -103,6 +107,27 @@ pub(super) struct Said {
     pub echo: bool,
     /// `stream_options.include_obfuscation`.
     pub obfuscation: Option<bool>,
+    /// `thinking`.
+    pub thinking: Option<Thinking>,
+}
+
+/// Whether a model thinks before it answers, as Anthropic asks for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Thinking {
+    /// With a budget, a part of the output.
+    Enabled {
+        /// In tokens.
+        budget: u64,
+        /// `display`: summarized or omitted.
+        summarized: Option<bool>,
+    },
+    /// As the model sees fit.
+    Adaptive {
+        /// `display`.
+        summarized: Option<bool>,
+    },
+    /// Not at all.
+    Disabled,
 }
 
 /// What the top level says.
@@ -262,3 +287,5 @@ pub(super) fn count_of(reader: &mut Reader<'_, '_>, param: &str) -> Result<u64, 
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod typed_tests;

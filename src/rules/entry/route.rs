@@ -10,19 +10,8 @@ use crate::written::{Said, Section, Spot, Value};
 /// Paths the gate answers itself on the public listener.
 const OWN_PATHS: [&str; 4] = ["/openapi.json", "/llms.txt", "/agents.md", "/receipts"];
 
-/// Surfaces whose form is written.
-const SOLD: [Surface; 7] = [
-    Surface::Chat,
-    Surface::Completions,
-    Surface::Embeddings,
-    Surface::Images,
-    Surface::Speech,
-    Surface::Transcriptions,
-    Surface::Models,
-];
-
-/// Members of OpenAI replies that a receipt must not replace.
-const OPENAI_MEMBERS: [&str; 32] = [
+/// Members of the surfaces' replies that a receipt must not replace.
+const OPENAI_MEMBERS: [&str; 47] = [
     "annotations",
     "background",
     "choices",
@@ -36,25 +25,40 @@ const OPENAI_MEMBERS: [&str; 32] = [
     "first_id",
     "has_more",
     "id",
+    "incomplete_details",
     "input",
+    "instructions",
     "last_id",
+    "max_output_tokens",
     "message",
     "metadata",
     "model",
     "object",
     "output",
     "output_format",
+    "parallel_tool_calls",
+    "previous_response_id",
     "prompt_filter_results",
     "prompt_logprobs",
     "quality",
+    "reasoning",
     "role",
     "service_tier",
     "size",
     "status",
     "stop_reason",
+    "stop_sequence",
+    "store",
     "system_fingerprint",
+    "temperature",
+    "text",
+    "tool_choice",
+    "tools",
+    "top_p",
+    "truncation",
     "type",
     "usage",
+    "user",
 ];
 
 /// `[[route]]`.
@@ -138,12 +142,7 @@ fn read(s: &Section<'_>) -> RouteEntry {
 }
 
 fn surface(value: &Value<'_>) -> Option<Surface> {
-    let surface = value.word(&Surface::ALL.map(|surface| (surface.word(), surface)))?;
-    if !SOLD.contains(&surface) {
-        value.wrong(format!("{:?} is not in this build", surface.word()));
-        return None;
-    }
-    Some(surface)
+    value.word(&Surface::ALL.map(|surface| (surface.word(), surface)))
 }
 
 fn access(s: &Section<'_>) -> Option<Access> {

@@ -1,0 +1,358 @@
+//! Anthropic's messages: `system` beside them, blocks inside them, `max_tokens` always.
+//!
+//! Blocks may ask for the prompt to be cached: what is written into a cache can cost more than input, so bounds take the dearest
+//! rate of a prompt. Documents, search results and containers are read, and billed, by rules of their own.
+
+use super::{A, Fields, Form, N, O, Rule, Thinking, Told, Weight, bool_of, count_of, names, write_count};
+use crate::limits::Limits;
+use crate::openai::prompt::{Found, Reader, bad};
+use crate::openai::request::{Ask, Rewrite};
+use crate::openai::strict::Kind;
+use crate::refusal::Refusal;
+
+/// The whole schema.
+const FIELDS: Fields = &[
+    ("cache_control", Rule::Checked),
+    ("container", Rule::Unpriced),
+    ("context_management", Rule::Unpriced),
+    ("inference_geo", Rule::Unpriced),
+    ("max_tokens", Rule::Ours),
+    ("mcp_servers", Rule::Unpriced),
+    ("messages", Rule::Checked),
+    ("metadata", Rule::Copied(&[O])),
+    ("model", Rule::Ours),
+    ("output_config", Rule::Checked),
+    ("output_format", Rule::Checked),
+    ("service_tier", Rule::Checked),
+    ("speed", Rule::Unpriced),
+    ("stop_sequences", Rule::Copied(&[A])),
+    ("stream", Rule::Ours),
+    ("system", Rule::Checked),
+    ("temperature", Rule::Copied(&[N])),
+    ("thinking", Rule::Ours),
+    ("tool_choice", Rule::Copied(&[O])),
+    ("tools", Rule::Checked),
+    ("top_k", Rule::Copied(&[N])),
+    ("top_p", Rule::Copied(&[N])),
+];
+
+pub(super) static FORM: Form =
+    Form { fields: FIELDS, names: &names::<{ FIELDS.len() }>(FIELDS), check, take, weigh, write };
+
+/// Anthropic's smallest `thinking.budget_tokens`.
+const LEAST_THINKING: u64 = 1024;
+
+fn check(name: &'static str, reader: &mut Reader<'_, '_>) -> Result<(), Refusal> {
+    match name {
+        "messages" => messages(reader),
+        "system" => content(reader, "system", Where::System),
+        "tools" => tools(reader),
+        // The schema of the answer is rendered into the prompt.
+        "output_config" | "output_format" => reader.raw_piece().map(drop),
+        "cache_control" => cache_control(reader, name),
+        // `service_tier`
+        _ => match reader.string_of(name)?.as_ref() {
+            "auto" | "standard_only" => Ok(()),
+            _ => Err(Refusal::NotPriced { param: name.to_owned() }),
+        },
+    }
+}
+
+fn take(name: &'static str, told: &mut Told, reader: &mut Reader<'_, '_>) -> Result<(), Refusal> {
+    if name != "thinking" {
+        return told.take(name, reader);
+    }
+    let place = |rest: &str| format!("thinking{rest}");
+    let (mut kind, mut budget, mut summarized) = (None, None, None);
+    reader.members(&["type", "budget_tokens", "display"], &place, |this, key| {
+        match key {
+            "type" => kind = Some(this.string_of(&place(".type"))?),
+            "budget_tokens" => budget = Some(count_of(this, &place(".budget_tokens"))?),
+            _ if this.scanner.peek()? == Kind::Null => {
+                this.scanner.value()?;
+            }
+            _ => {
+                summarized = Some(match this.string_of(&place(".display"))?.as_ref() {
+                    "summarized" => true,
+                    "omitted" => false,
+                    _ => return Err(bad(place(".display"), "must be summarized or omitted")),
+                });
+            }
+        }
+        Ok(())
+    })?;
+    told.said.thinking = Some(match (kind.as_deref(), budget) {
+        (Some("enabled"), Some(budget)) => Thinking::Enabled { budget, summarized },
+        (Some("enabled"), None) => return Err(bad(place(".budget_tokens"), "is missing")),
+        (Some("adaptive"), None) => Thinking::Adaptive { summarized },
+        (Some("disabled"), None) => Thinking::Disabled,
+        (Some("adaptive" | "disabled"), Some(_)) => {
+            return Err(bad(place(".budget_tokens"), "goes with thinking that is enabled only"));
+        }
+        _ => return Err(bad(place(".type"), "must be enabled, adaptive or disabled")),
+    });
+    Ok(())
+}
+
+fn weigh(told: &Told, found: &Found, limits: &Limits) -> Result<Weight, Refusal> {
+    let max_output = told.limited_output(limits)?;
+    if let Some(Thinking::Enabled { budget, .. }) = told.said.thinking
+        && budget >= max_output
+    {
+        let why = match told.asked_output() {
+            Some(asked) if asked > max_output => {
+                format!("must be below the {max_output} output tokens that are the most sold here")
+            }
+            _ => format!("must be below max_tokens, {max_output}"),
+        };
+        return Err(bad("thinking.budget_tokens", &why));
+    }
+    Ok(Weight {
+        n: 1,
+        max_output,
+        asked_output: told.asked_output(),
+        nothing_asked: found.messages == 0,
+        whole_only: None,
+    })
+}
+
+fn write(ask: &Ask, to: &Rewrite<'_>, out: &mut Vec<u8>) {
+    let most = ask.max_output.min(to.max_output);
+    write_count("max_tokens", most, out);
+    match ask.said.thinking {
+        // Less output was paid for than was asked: thinking takes no more than its part, or it would be refused.
+        Some(Thinking::Enabled { budget, summarized }) if most > LEAST_THINKING => {
+            out.extend_from_slice(b",\"thinking\":{\"type\":\"enabled\"");
+            write_count("budget_tokens", budget.min(most - 1), out);
+            write_display(summarized, out);
+        }
+        Some(Thinking::Adaptive { summarized }) => {
+            out.extend_from_slice(b",\"thinking\":{\"type\":\"adaptive\"");
+            write_display(summarized, out);
+        }
+        Some(Thinking::Enabled { .. } | Thinking::Disabled) => {
+            out.extend_from_slice(b",\"thinking\":{\"type\":\"disabled\"}");
+        }
+        None => {}
+    }
+    out.extend_from_slice(if to.stream { b",\"stream\":true" } else { b",\"stream\":false" });
+}
+
+fn write_display(summarized: Option<bool>, out: &mut Vec<u8>) {
+    out.extend_from_slice(match summarized {
+        Some(true) => b",\"display\":\"summarized\"}",
+        Some(false) => b",\"display\":\"omitted\"}",
+        None => b"}",
+    });
+}
+
+/// Where a list of blocks stands: what may be in it differs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Where {
+    System,
+    Message,
+    Result,
+}
+
+const MESSAGE: &[&str] = &["role", "content"];
+const BLOCK: &[&str] = &[
+    "type",
+    "text",
+    "source",
+    "id",
+    "name",
+    "input",
+    "tool_use_id",
+    "content",
+    "is_error",
+    "thinking",
+    "signature",
+    "data",
+    "cache_control",
+    "citations",
+];
+const SOURCE: &[&str] = &["type", "media_type", "data", "url", "file_id"];
+const TOOL: &[&str] = &[
+    "type",
+    "name",
+    "description",
+    "input_schema",
+    "strict",
+    "cache_control",
+    "eager_input_streaming",
+    "input_examples",
+];
+
+fn messages(reader: &mut Reader<'_, '_>) -> Result<(), Refusal> {
+    if reader.scanner.peek()? != Kind::Array {
+        return Err(bad("messages", "must be an array"));
+    }
+    let mut array = reader.scanner.array()?;
+    while reader.scanner.next_item(&mut array)? {
+        let index = reader.found.messages;
+        let place = |rest: &str| format!("messages[{index}]{rest}");
+        let mut role = false;
+        reader.members(MESSAGE, &place, |this, key| {
+            if key == "content" {
+                return content(this, &place(".content"), Where::Message);
+            }
+            role = true;
+            match this.string_of(&place(".role"))?.as_ref() {
+                "user" | "assistant" => Ok(()),
+                _ => Err(bad(place(".role"), "must be user or assistant; what the system says stands beside messages")),
+            }
+        })?;
+        if !role {
+            return Err(bad(place(".role"), "is missing"));
+        }
+        reader.found.messages += 1;
+    }
+    Ok(())
+}
+
+/// A text, or a list of blocks.
+fn content(reader: &mut Reader<'_, '_>, at: &str, place: Where) -> Result<(), Refusal> {
+    match reader.scanner.peek()? {
+        Kind::String => reader.text_piece(),
+        Kind::Array => {
+            let mut array = reader.scanner.array()?;
+            let mut index = 0usize;
+            while reader.scanner.next_item(&mut array)? {
+                block(reader, &format!("{at}[{index}]"), place)?;
+                index += 1;
+            }
+            Ok(())
+        }
+        _ => Err(bad(at, "must be a string or an array of blocks")),
+    }
+}
+
+fn block(reader: &mut Reader<'_, '_>, at: &str, inside: Where) -> Result<(), Refusal> {
+    let place = |rest: &str| format!("{at}{rest}");
+    let (mut kind, mut picture) = (None, false);
+    reader.members(BLOCK, &place, |this, key| {
+        let value = this.scanner.peek()?;
+        match (key, value) {
+            (_, Kind::Null) => {
+                this.scanner.value()?;
+            }
+            ("type", _) => kind = Some(this.string_of(&place(".type"))?),
+            ("source", _) => {
+                picture = true;
+                source(this, &place(".source"))?;
+            }
+            ("cache_control", _) => cache_control(this, &place(".cache_control"))?,
+            ("content", _) if inside == Where::Message => content(this, &place(".content"), Where::Result)?,
+            ("content", _) => return Err(bad(place(".content"), "does not belong here")),
+            ("input" | "citations", _) => this.scalar_pieces()?,
+            ("is_error", Kind::Bool) => {
+                this.scanner.value()?;
+            }
+            (_, Kind::String) => this.text_piece()?,
+            _ => return Err(bad(place(&format!(".{key}")), "is not of a type this field takes")),
+        }
+        Ok(())
+    })?;
+    let kind = kind.ok_or_else(|| bad(place(".type"), "is missing"))?;
+    match (kind.as_ref(), inside) {
+        ("image", Where::Message | Where::Result) if picture => Ok(()),
+        ("text", _) | ("tool_use" | "tool_result" | "thinking" | "redacted_thinking", Where::Message) if !picture => {
+            Ok(())
+        }
+        ("image" | "text" | "tool_use" | "tool_result" | "thinking" | "redacted_thinking", _) => {
+            Err(bad(place(""), "must hold what its type says, and stand where such a block may"))
+        }
+        // Documents, search results, containers, whatever tools of the backend's own did.
+        _ => Err(Refusal::NotPriced { param: place(".type") }),
+    }
+}
+
+/// A picture: inline, or by its URL.
+fn source(reader: &mut Reader<'_, '_>, at: &str) -> Result<(), Refusal> {
+    if reader.limits.image_url.is_none() {
+        return Err(Refusal::NotPriced { param: at.to_owned() });
+    }
+    let place = |rest: &str| format!("{at}{rest}");
+    let (mut kind, mut data, mut url) = (None, false, false);
+    reader.members(SOURCE, &place, |this, key| {
+        match key {
+            "type" => kind = Some(this.string_of(&place(".type"))?),
+            "url" => {
+                url = true;
+                if !this.string_of(&place(".url"))?.starts_with("https://") {
+                    return Err(bad(place(".url"), "must be an https: URL"));
+                }
+            }
+            "file_id" => return Err(Refusal::NotPriced { param: place(".file_id") }),
+            "media_type" => {
+                let said = this.string_of(&place(".media_type"))?;
+                if !matches!(said.as_ref(), "image/jpeg" | "image/png" | "image/gif" | "image/webp") {
+                    return Err(bad(place(".media_type"), "must be image/jpeg, image/png, image/gif or image/webp"));
+                }
+            }
+            // `data`
+            _ => {
+                data = true;
+                if this.scanner.peek()? != Kind::String {
+                    return Err(bad(place(".data"), "must be a string"));
+                }
+                this.scanner.string()?;
+            }
+        }
+        Ok(())
+    })?;
+    match (kind.as_deref(), data, url) {
+        (Some("base64"), true, false) | (Some("url"), false, true) => {
+            reader.found.images += 1;
+            Ok(())
+        }
+        (Some("base64" | "url"), ..) => Err(bad(place(""), "must hold what its type says, and nothing else")),
+        (Some(_), ..) => Err(Refusal::NotPriced { param: place(".type") }),
+        (None, ..) => Err(bad(place(".type"), "is missing")),
+    }
+}
+
+/// `{"type":"ephemeral","ttl":"5m"|"1h"}`: what is written into a cache has a price, how long it stays as well.
+fn cache_control(reader: &mut Reader<'_, '_>, at: &str) -> Result<(), Refusal> {
+    let place = |rest: &str| format!("{at}{rest}");
+    reader.members(&["type", "ttl"], &place, |this, key| {
+        let said = this.string_of(&place(&format!(".{key}")))?;
+        match (key, said.as_ref()) {
+            ("type", "ephemeral") | ("ttl", "5m" | "1h") => Ok(()),
+            _ => Err(Refusal::NotPriced { param: place(&format!(".{key}")) }),
+        }
+    })
+}
+
+/// Tools that run at the client and are described in full: those with a version in their type are the backend's own.
+fn tools(reader: &mut Reader<'_, '_>) -> Result<(), Refusal> {
+    if reader.scanner.peek()? != Kind::Array {
+        return Err(bad("tools", "must be an array"));
+    }
+    let mut array = reader.scanner.array()?;
+    let mut index = 0usize;
+    while reader.scanner.next_item(&mut array)? {
+        let place = |rest: &str| format!("tools[{index}]{rest}");
+        reader.members(TOOL, &place, |this, key| {
+            match (key, this.scanner.peek()?) {
+                (_, Kind::Null) => {
+                    this.scanner.value()?;
+                }
+                ("type", _) if this.string_of(&place(".type"))? != "custom" => {
+                    return Err(Refusal::NotPriced { param: place(".type") });
+                }
+                ("type", _) => {}
+                ("cache_control", _) => cache_control(this, &place(".cache_control"))?,
+                ("strict" | "eager_input_streaming", _) => {
+                    bool_of(this, &place(&format!(".{key}")))?;
+                }
+                _ => {
+                    this.raw_piece()?;
+                }
+            }
+            Ok(())
+        })?;
+        index += 1;
+    }
+    Ok(())
+}
