@@ -441,8 +441,13 @@ async fn unmodified_clients_call_every_surface() {
     for (surface, replies, want, price) in [
         ("embeddings", vec![one, two], json!({"vectors": [[0.25, -0.5], [0.25, -0.5], [1.0, 2.0]]}), 3_000 + 4_000),
         ("images", vec![json!({"created": 1, "data": [{"b64_json": "AAAA"}]})], json!({"images": ["AAAA"]}), FLAT),
+        ("transcriptions", vec![json!({"text": "hello"})], json!({"text": "hello"}), FLAT),
+        ("speech", vec![], json!({"sound": "5249464600ff"}), FLAT),
     ] {
         replies.iter().for_each(|reply| backend.next(backend::Reply::json(200, reply)));
+        if surface == "speech" {
+            backend.next(backend::Reply::status(200, "audio/wav", b"RIFF\0\xFF"));
+        }
         let got =
             node("surfaces.mjs", &[("base", base.as_str()), ("rpc", &rpc), ("surface", surface), ("sdk", "ai")]).await;
         assert_eq!(got["ok"], true, "{surface}: {got:#}");
