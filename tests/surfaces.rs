@@ -437,9 +437,9 @@ async fn unmodified_clients_call_every_surface() {
     let one = json!({"object": "list", "model": "up", "usage": {"prompt_tokens": 3, "total_tokens": 3}, "data": [
         {"object": "embedding", "index": 0, "embedding": [0.25, -0.5]}]});
     let two = json!({"object": "list", "model": "up", "usage": {"prompt_tokens": 4, "total_tokens": 4}, "data": [
-        {"object": "embedding", "index": 0, "embedding": [0.25, -0.5]}, {"object": "embedding", "index": 1, "embedding": [1.0, 2.0]}]});
+        {"object": "embedding", "index": 0, "embedding": [0.25, -0.5]}, {"object": "embedding", "index": 1, "embedding": [1.5, 2.5]}]});
     for (surface, replies, want, price) in [
-        ("embeddings", vec![one, two], json!({"vectors": [[0.25, -0.5], [0.25, -0.5], [1.0, 2.0]]}), 3_000 + 4_000),
+        ("embeddings", vec![one, two], json!({"vectors": [[0.25, -0.5], [0.25, -0.5], [1.5, 2.5]]}), 3_000 + 4_000),
         ("images", vec![json!({"created": 1, "data": [{"b64_json": "AAAA"}]})], json!({"images": ["AAAA"]}), FLAT),
         ("transcriptions", vec![json!({"text": "hello"})], json!({"text": "hello"}), FLAT),
         ("speech", vec![], json!({"sound": "5249464600ff"}), FLAT),
