@@ -49,6 +49,11 @@ impl Spot {
         Self { file: name.into(), line: None, key: String::new() }
     }
 
+    /// The file and the line: `models.toml:6`.
+    pub fn place(&self) -> String {
+        self.line.map_or_else(|| self.file.to_string(), |line| format!("{}:{line}", self.file))
+    }
+
     /// A mistake at this place.
     pub fn mistake(&self, message: impl Into<String>) -> Mistake {
         Mistake { spot: self.clone(), message: message.into() }

@@ -15,9 +15,11 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::json;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -155,10 +157,10 @@ async fn files_that_do_not_fit_stop_the_start_with_a_sentence() {
     }
 }
 
-/// Takes TLS off what comes in and hands it to `backend`. Returns its URL.
+/// Takes TLS off what comes in, at every address of loopback, and hands it to `backend`. Returns its URL.
 async fn in_tls(backend: &Backend, identity: &Identity) -> String {
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(identity.server()));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
     let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
     let behind = backend.url().trim_start_matches("http://").to_owned();
     tokio::spawn(async move {
@@ -175,6 +177,65 @@ async fn in_tls(backend: &Backend, identity: &Identity) -> String {
         }
     });
     url
+}
+
+/// A backend that speaks nothing but HTTP/2 over TLS. Returns its URL, the connections it took, and what each request said of
+/// the version and of whom it was meant for.
+async fn in_http_2(identity: &Identity) -> (String, Arc<AtomicUsize>, Arc<Mutex<Vec<(Version, String)>>>) {
+    let mut config = identity.server();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
+    let (connections, heard) = (Arc::new(AtomicUsize::new(0)), Arc::<Mutex<Vec<_>>>::default());
+    let shared = (Arc::clone(&connections), Arc::clone(&heard));
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let (acceptor, (connections, heard)) = (acceptor.clone(), shared.clone());
+            tokio::spawn(async move {
+                let Ok(tls) = acceptor.accept(tcp).await else { return };
+                let Ok(mut connection) = h2::server::handshake(tls).await else { return };
+                connections.fetch_add(1, Ordering::SeqCst);
+                while let Some(Ok((mut request, mut respond))) = connection.accept().await {
+                    let meant_for = request.uri().authority().map(ToString::to_string).unwrap_or_default();
+                    heard.lock().unwrap().push((request.version(), meant_for));
+                    tokio::spawn(async move {
+                        while let Some(Ok(piece)) = request.body_mut().data().await {
+                            let _ = request.body_mut().flow_control().release_capacity(piece.len());
+                        }
+                        let reply = json!({"id": "x", "object": "chat.completion", "created": 1, "model": "m",
+                            "choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}],
+                            "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}});
+                        let head =
+                            http::Response::builder().header("content-type", "application/json").body(()).unwrap();
+                        let mut body = respond.send_response(head, false).unwrap();
+                        body.send_data(reply.to_string().into(), true).unwrap();
+                    });
+                }
+            });
+        }
+    });
+    (url, connections, heard)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_speaks_http_2_over_tls_is_spoken_to_in_it_on_one_connection() {
+    let identity = Identity::new();
+    let chain = Chain::start().await;
+    let (url, connections, heard) = in_http_2(&identity).await;
+    let trusted = identity.path("cert.pem").display().to_string();
+    let options = limits(free_route(GateOptions::new(&chain.url(), &url)), ROOMY);
+    // Its health path would be asked on connections of their own.
+    let options = options.rule_edit("pools.toml", "health = { path = \"/health\", every_seconds = 1 }\n", "");
+    let gate = Gate::start(options.env("SSL_CERT_FILE", &trusted)).await;
+    for n in 0..5 {
+        let request = raw::post(FREE, &[], ask(&format!("number {n}")).to_string().as_bytes());
+        let served = raw::exchange(gate.listen, &request).await;
+        assert_eq!((served.status, served.json()["choices"][0]["message"]["content"].as_str()), (200, Some("hi")));
+    }
+    let name = url.trim_start_matches("https://").to_owned();
+    assert_eq!(*heard.lock().unwrap(), vec![(Version::HTTP_2, name); 5]);
+    assert_eq!(connections.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -200,4 +261,15 @@ async fn a_backend_over_tls_is_used_only_when_its_certificate_is_trusted() {
     let refused = client.reply(PATIENCE).await;
     assert_eq!(refused.status, 503, "{}", refused.text());
     assert_eq!(backend.all_requests().len(), heard, "not a byte of the prompt or the key left");
+    drop(gate);
+
+    // Trusted, but for another name: the one of the rules is what counts, not the address behind it.
+    let elsewhere = url.replace("localhost", "127.0.0.2");
+    let options = limits(free_route(GateOptions::new(&chain.url(), &elsewhere)), ROOMY).wait(Wait::Alive);
+    let gate = Gate::start(options.env("SSL_CERT_FILE", &trusted)).await;
+    let mut client = Raw::connect(gate.listen).await;
+    client.send(&raw::post(FREE, &[], body.as_bytes())).await;
+    let refused = client.reply(PATIENCE).await;
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    assert_eq!(backend.all_requests().len(), heard, "nor to one that proves another name");
 }

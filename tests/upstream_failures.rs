@@ -101,6 +101,14 @@ async fn a_backend_that_answers_nonsense_is_502_and_nothing_of_it_passes() {
 async fn a_backends_own_refusal_keeps_status_type_code_and_param_and_loses_what_it_should_not_say() {
     let bridge = Bridge::start().await;
     for status in [400, 404, 409, 413, 422, 429] {
+        bridge.backend.next(Reply::Echo { status });
+        let leaky = bridge.free(&ask("my secret prompt")).await;
+        assert_eq!(leaky.status, status);
+        bridge.gate.assert_no_secrets("the answer", &leaky.text());
+        for word in ["secret prompt", "Bearer", "gpt-oss-120b", "127.0.0.1"] {
+            assert!(!leaky.text().contains(word), "{word}: {}", leaky.text());
+        }
+        // Last, because a 429 that says how long is heeded: the server is left alone.
         let error = json!({"error": {"message": "temperature must be at most 2", "type": "invalid_request_error", "param": "temperature", "code": "bad_value"}});
         bridge.backend.next(Reply::with_headers(
             status,
@@ -110,13 +118,6 @@ async fn a_backends_own_refusal_keeps_status_type_code_and_param_and_loses_what_
         let got = bridge.free(&ask("too hot")).await;
         assert_eq!((got.status, got.json()["error"].clone()), (status, error["error"].clone()));
         assert_eq!(got.header("retry-after"), Some("7"));
-        bridge.backend.next(Reply::Echo { status });
-        let leaky = bridge.free(&ask("my secret prompt")).await;
-        assert_eq!(leaky.status, status);
-        bridge.gate.assert_no_secrets("the answer", &leaky.text());
-        for word in ["secret prompt", "Bearer", "gpt-oss-120b", "127.0.0.1"] {
-            assert!(!leaky.text().contains(word), "{word}: {}", leaky.text());
-        }
     }
 }
 

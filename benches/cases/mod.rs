@@ -9,7 +9,7 @@ use pontage::clock::UnixSeconds;
 use pontage::edge::reply::Answer;
 use pontage::flow::Stop;
 use pontage::flow::pay::quote_under;
-use pontage::ids::UpstreamModel;
+use pontage::ids::{PoolName, UpstreamModel};
 use pontage::limits::Spelling;
 use pontage::money::Usd;
 use pontage::network::{Family, Network};
@@ -24,11 +24,14 @@ use pontage::rail::x402::facilitator::{Call, Facilitator, Settlement, Support, V
 use pontage::rail::x402::wire::Scheme;
 use pontage::rail::{Ask as PaymentAsk, Rail};
 use pontage::refusal::{Moved, Refusal};
+use pontage::rules::plan::{Balance, Discovery, PoolRules, Queue, ServerRules, Timeouts};
 use pontage::rules::{self, Plan};
 use pontage::secret::Secret;
 use pontage::tokens::Vocabulary;
+use pontage::upstream::{Affinity, Picked, Pool, Pools};
 use pontage::usage::Shape;
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::path::Path;
 use std::sync::Arc;
@@ -243,5 +246,49 @@ impl Metering {
         }
         meter.finish();
         meter.verdict().delivered_chunks
+    }
+}
+
+/// A request finds its server among many that all have some work.
+pub struct Selection {
+    pool: Arc<Pool>,
+    n: u64,
+    _held: Vec<Picked>,
+}
+
+impl Selection {
+    pub fn prepare(servers: u16, balance: Balance) -> Self {
+        let server = |port| ServerRules {
+            tls: false,
+            host: "127.0.0.1".into(),
+            port,
+            prefix: String::new(),
+            weight: 1 + u32::from(port % 3),
+            group: 0,
+            name: None,
+            max_concurrent: Some(64),
+        };
+        let name = PoolName::from("p");
+        let rules = PoolRules {
+            name: name.clone(),
+            profile: "vllm".into(),
+            servers: (1..=servers).map(server).collect(),
+            discovery: Discovery::Listed,
+            balance,
+            queue: Queue::default(),
+            fallback: None,
+            api_key: None,
+            health: None,
+            timeouts: Timeouts::default(),
+        };
+        let pools = Pools::build(&BTreeMap::from([(name.clone(), Arc::new(rules))]), None).unwrap();
+        let pool = Arc::clone(pools.get(&name).unwrap());
+        let held = (0..u64::from(servers) * 3).filter_map(|n| pool.pick(Affinity(Some(n)), &[])).collect();
+        Self { pool, n: 0, _held: held }
+    }
+
+    pub fn run(&mut self) {
+        self.n = self.n.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        drop(black_box(self.pool.pick(Affinity(Some(self.n)), &[])));
     }
 }

@@ -52,6 +52,9 @@ enum Verb {
         /// Path the request would be sent to.
         #[arg(long)]
         path: String,
+        /// A table for people; otherwise JSON.
+        #[arg(long)]
+        table: bool,
         /// The request body, a file (`-`: standard input).
         request: PathBuf,
     },
@@ -109,7 +112,7 @@ pub fn main() -> ExitCode {
     match Arguments::parse().verb {
         Verb::Serve { places, accept_payee_change } => serve::run(&places, accept_payee_change),
         Verb::Check { places } => check::run(&places.conf, &places.rules),
-        Verb::Quote { places, path, request } => quote::run(&places, &path, &request),
+        Verb::Quote { places, path, table, request } => quote::run(&places, &path, &request, table),
         Verb::Audit { store } => audit::run(&store),
         Verb::Channels { verb: ChannelsVerb::List, conf } => channels::list(&conf),
         Verb::Channels { verb: ChannelsVerb::Settle { id }, conf } => channels::act(&conf, &id, "settle"),

@@ -9,12 +9,13 @@ use crate::flow::session;
 use crate::ids::RailId;
 use crate::refusal::Refusal;
 use crate::rules;
+use crate::rules::plan::{Model, Rates, Speeds, Step};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::ExitCode;
 
 /// Prices the request file under the rules, without a chain, a store or a backend.
-pub fn run(places: &Places, path: &str, request: &Path) -> ExitCode {
+pub fn run(places: &Places, path: &str, request: &Path, as_table: bool) -> ExitCode {
     let conf = match Conf::load(&places.conf) {
         Ok(conf) => conf,
         Err(mistakes) => return complain(&mistakes),
@@ -57,11 +58,16 @@ pub fn run(places: &Places, path: &str, request: &Path) -> ExitCode {
         "upstream": quoted.allowed.model.upstream,
         "tier": quoted.allowed.route.tier.name,
         "generation": quoted.generation,
+        "prices": prices(&quoted.allowed.model),
         "parts": quoted.parts,
         "output_tokens_bought": quoted.output_bought(quoted.parts.price_usd),
         "rails": rails,
     });
-    println!("{shown:#}");
+    if as_table {
+        println!("{}", table(&shown));
+    } else {
+        println!("{shown:#}");
+    }
     ExitCode::SUCCESS
 }
 
@@ -71,16 +77,102 @@ fn rail(id: &RailId, ability: RailAbility, quoted: &Quoted, counts_itself: bool)
     let decimals = ability.decimals;
     if ability.fixed_amount {
         let amount = quoted.terms(id, decimals).map(|terms| terms.amount);
-        return Ok(json!({ "rail": id, "amount": amount, "decimals": decimals }));
+        return Ok(less(quoted, id, json!({ "rail": id, "amount": amount, "decimals": decimals })));
     }
     let (cover, start) = session::start(quoted, id, decimals, counts_itself)?;
     let ceiling = cover.start(true);
-    Ok(json!({
+    let priced = json!({
         "rail": id,
         "start": start,
         "start_usd": start.to_usd(decimals),
         "ceiling": ceiling,
         "ceiling_usd": ceiling.and_then(|atoms| atoms.to_usd(decimals)),
         "decimals": decimals,
-    }))
+    });
+    Ok(less(quoted, id, priced))
+}
+
+/// What is taken off on this rail, and who says so.
+fn less(quoted: &Quoted, id: &RailId, mut priced: Value) -> Value {
+    if let (Some(given), Some(map)) = (quoted.allowed.route.discounts.get(id), priced.as_object_mut()) {
+        map.insert("discount".to_owned(), json!({ "off": given.off.to_string(), "from": given.from }));
+    }
+    priced
+}
+
+/// Where the prices of a model come from: USD per million tokens, for short prompts at the standard speed first.
+fn prices(model: &Model) -> Value {
+    let rates = |rates: &Rates| {
+        json!({
+            "input": rates.input.as_per_million(),
+            "cached_input": rates.cached_input.as_per_million(),
+            "output": rates.output.as_per_million(),
+        })
+    };
+    let speeds = |speeds: &Speeds| {
+        let mut named = serde_json::Map::new();
+        for (name, at) in [("standard", &speeds.standard), ("flex", &speeds.flex), ("priority", &speeds.priority)] {
+            if name == "standard" || *at != speeds.standard {
+                named.insert(name.to_owned(), rates(at));
+            }
+        }
+        Value::Object(named)
+    };
+    let above = |step: &Step| json!({ "prompt_tokens_above": step.above, "speeds": speeds(&step.speeds) });
+    json!({
+        "sources": model.sources,
+        "speeds": speeds(&model.price.base),
+        "steps": model.price.steps.iter().map(above).collect::<Vec<_>>(),
+        "billed_by": if model.stated.is_some() { "the backend's own figure, else usage" } else { "usage" },
+    })
+}
+
+/// The same for people: one line a number, with whoever says it.
+fn table(shown: &Value) -> String {
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let mut rows: Vec<[String; 3]> = Vec::new();
+    let mut row = |what: &str, number: String, from: String| rows.push([what.to_owned(), number, from]);
+    for key in ["path", "model", "upstream", "tier", "generation"] {
+        row(key, text(&shown[key]), String::new());
+    }
+    for source in shown["prices"]["sources"].as_array().into_iter().flatten() {
+        let unit = if source["kind"] == "request" { "USD" } else { "USD per 1M" };
+        row(&text(&source["kind"]), format!("{} {unit}", text(&source["usd"])), text(&source["from"]));
+    }
+    for step in shown["prices"]["steps"].as_array().into_iter().flatten() {
+        let (above, at) = (text(&step["prompt_tokens_above"]), &step["speeds"]["standard"]);
+        let number = format!("{} and {} USD per 1M", text(&at["input"]), text(&at["output"]));
+        row("input and output", number, format!("prompts above {above} tokens"));
+    }
+    let parts = &shown["parts"];
+    row("rule", text(&parts["rule"]), format!("tiers.toml: tier.{}", text(&shown["tier"])));
+    if !parts["prompt_tokens"].is_null() {
+        row(
+            "prompt",
+            format!("{} tokens", text(&parts["prompt_tokens"])),
+            format!("counted by {}", text(&parts["counted_by"])),
+        );
+    }
+    row("output", format!("{} tokens bought", text(&shown["output_tokens_bought"])), String::new());
+    row("price", format!("{} USD", text(&parts["price_usd"])), String::new());
+    for rail in shown["rails"].as_array().into_iter().flatten() {
+        let less = match &rail["discount"] {
+            Value::Null => String::new(),
+            given => format!("less {} ({})", text(&given["off"]), text(&given["from"])),
+        };
+        let decimals = text(&rail["decimals"]);
+        match &rail["amount"] {
+            Value::Null => {
+                let number =
+                    format!("{} to start, at most {} USD", text(&rail["start_usd"]), text(&rail["ceiling_usd"]));
+                row(&text(&rail["rail"]), number, less);
+            }
+            amount => row(&text(&rail["rail"]), format!("{} atoms of {decimals} decimals", text(amount)), less),
+        }
+    }
+    let width = |at: usize| rows.iter().map(|row| row[at].len()).max().unwrap_or(0);
+    let (first, second) = (width(0), width(1));
+    let line =
+        |[what, number, from]: &[String; 3]| format!("{what:first$}  {number:second$}  {from}").trim_end().to_owned();
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }

@@ -4,10 +4,11 @@
 use super::Toll;
 use crate::ids::{PublicModel, RailId};
 use crate::limits::StreamRule;
+use crate::money::{PerToken, Usd};
 use crate::openai::models::{self, Listed, Sold};
 use crate::rail::Way;
 use crate::rules::Plan;
-use crate::rules::plan::{Access, Charge, Route, Surface};
+use crate::rules::plan::{Access, Charge, Rates, Route, Surface};
 use serde_json::{Value, json};
 
 /// A way to pay, as a document names it.
@@ -42,15 +43,20 @@ impl Offered {
     }
 
     fn price_words(&self, route: &Route) -> String {
-        match route.tier.charge {
+        let discount = route.discounts.get(&self.id);
+        let words = match route.tier.charge {
             _ if self.is_session() => {
                 "by usage: what the backend counts x the model's price per token in /v1/models".to_owned()
             }
-            Some(Charge::Flat { usd, .. }) => format!("${usd} per {}", route.surface.unit()),
+            Some(Charge::Flat { usd, .. }) => {
+                let asked = route.share(&self.id).times(usd).unwrap_or(usd);
+                return format!("${asked} per {}", route.surface.unit());
+            }
             Some(Charge::Ceiling) => "prompt plus the most output asked for, by model".to_owned(),
             Some(Charge::Estimate { overhead, .. }) => format!("prompt x input price x {overhead}, by model"),
             None => "by usage".to_owned(),
-        }
+        };
+        discount.map_or(words.clone(), |given| format!("{words}, x {}", given.share))
     }
 }
 
@@ -232,12 +238,27 @@ fn listed(plan: &Plan, list: &Route, name: &PublicModel, created: u64) -> Option
         name: model.name.to_string(),
         aliases: plan.aliases(&model.name),
         created,
-        prompt: model.price.standard().input.as_per_token(),
-        cached_prompt: model.price.standard().cached_input.as_per_token(),
-        completion: model.price.standard().output.as_per_token(),
+        rates: rates(model.price.standard()),
+        above: model.price.steps.iter().map(|step| (step.above, rates(&step.speeds.standard))).collect(),
+        fee: (model.price.per_request != Usd::ZERO).then(|| model.price.per_request.to_string()),
+        max_input: model.max_input,
+        max_output: model.max_output,
         here: sold(here),
         sold: sellers.iter().map(|at| sold(at)).collect(),
     })
+}
+
+/// The words of the standard prices; what costs like its neighbour is not said twice.
+fn rates(price: &Rates) -> models::Rates {
+    let apart = |rate: PerToken, like: PerToken| (rate != like).then(|| rate.as_per_token());
+    models::Rates {
+        prompt: price.input.as_per_token(),
+        completion: price.output.as_per_token(),
+        input_cache_read: price.cached_input.as_per_token(),
+        input_cache_write: apart(price.cache_write, price.input),
+        input_cache_write_1h: apart(price.cache_write_hour, price.cache_write),
+        internal_reasoning: apart(price.reasoning, price.output),
+    }
 }
 
 fn sold(at: &Route) -> Sold {
@@ -253,6 +274,7 @@ fn sold(at: &Route) -> Sold {
         max_output: limits.max_output_tokens,
         max_input: limits.max_input_tokens,
         max_n: limits.max_n,
+        discounts: at.discounts.iter().map(|(rail, given)| (rail.to_string(), given.off.to_string())).collect(),
     }
 }
 

@@ -10,7 +10,8 @@ use crate::money::Factor;
 use crate::rules::entry::{self, ChargeEntry, Entries, ModelEntry, PoolEntry, RouteEntry, TierEntry};
 use crate::rules::file::Files;
 use crate::rules::plan::{
-    Access, Charge, HealthRules, MissingUsage, Model, Plan, PoolRules, Prices, Reach, Route, Shortfall, Surface, Tier,
+    Access, Charge, Discount, HealthRules, MissingUsage, Model, Plan, PoolRules, Prices, Reach, Route, Shortfall,
+    Surface, Tier,
 };
 use crate::rules::registry::Registry;
 use crate::rules::tariff::{Given, Tariff};
@@ -220,10 +221,7 @@ impl Desk<'_> {
         }
         let markup = prices.markup.as_ref();
         let row = row.as_ref().map(|row| {
-            let times = markup.map_or(String::new(), |said| {
-                let line = said.spot.line.map_or(String::new(), |line| format!(":{line}"));
-                format!(" x {} ({}{line})", said.value, said.spot.file)
-            });
+            let times = markup.map_or(String::new(), |said| format!(" x {} ({})", said.value, said.spot.place()));
             (row, markup.map_or(Factor::ONE, |said| said.value), format!("{list} {:?}{times}", row.key))
         });
         let key = row.as_ref().map(|(row, ..)| row.key.clone());
@@ -378,7 +376,7 @@ impl Desk<'_> {
             stream: e.stream,
             access: e.access?,
             accept: e.accept.iter().map(|said| said.value.clone()).collect(),
-            shares: self.shares(e),
+            discounts: self.discounts(e),
             by_usage: e
                 .accept
                 .iter()
@@ -389,16 +387,16 @@ impl Desk<'_> {
 }
 
 impl Desk<'_> {
-    /// What the rails of a route ask of a price, where that is not all of it.
-    fn shares(&self, e: &RouteEntry) -> BTreeMap<RailId, Factor> {
+    /// What is taken off on the rails of a route.
+    fn discounts(&self, e: &RouteEntry) -> BTreeMap<RailId, Discount> {
         let taken = |rail: &RailId| e.accept.iter().any(|said| said.value == *rail);
-        let shares = self.entries.prices.shares.iter().filter(|(said, _)| taken(&said.value));
-        shares.map(|(said, share)| (said.value.clone(), *share)).collect()
+        let given = self.entries.prices.discounts.iter().filter(|(said, _)| taken(&said.value));
+        given.map(|(said, discount)| (said.value.clone(), discount.clone())).collect()
     }
 
     /// Every rail that is given a discount exists.
     fn known_rails(&mut self) {
-        for (said, _) in &self.entries.prices.shares {
+        for (said, _) in &self.entries.prices.discounts {
             if !self.catalogue.rails.contains_key(said.value.as_str()) {
                 let known = listed(self.catalogue.rails.keys());
                 self.wrong(said, format!("{:?} is not a rail of pontage.toml: {known}", said.value.as_str()));

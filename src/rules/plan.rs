@@ -135,18 +135,29 @@ pub struct Route {
     pub access: Access,
     /// Rails in order of preference.
     pub accept: Vec<RailId>,
-    /// What is asked on a rail, as a share of the price; of a rail that is not in here: all of it.
-    pub shares: BTreeMap<RailId, Factor>,
+    /// What is taken off the price on a rail; on one that is not in here: nothing.
+    pub discounts: BTreeMap<RailId, Discount>,
     /// One of them takes what was used: every request is counted.
     pub by_usage: bool,
     /// Receipt.
     pub receipt: ReceiptForm,
 }
 
+/// Less is asked on one rail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Discount {
+    /// The share of the price that is taken off.
+    pub off: Factor,
+    /// The share that is asked: the rest of one, never nothing.
+    pub share: Factor,
+    /// The line that says so.
+    pub from: String,
+}
+
 impl Route {
     /// What is asked on a rail, as a share of the price.
     pub fn share(&self, rail: &RailId) -> Factor {
-        self.shares.get(rail).copied().unwrap_or(Factor::ONE)
+        self.discounts.get(rail).map_or(Factor::ONE, |given| given.share)
     }
 
     /// The price of every request on fixed-amount rails, when they all have the same.

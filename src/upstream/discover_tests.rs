@@ -1,10 +1,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-use super::super::pool::tests::{rules, running};
-use super::super::standing::Moment;
-use super::super::{Affinity, Pool, Pools};
 use super::*;
 use crate::ids::PoolName;
 use crate::rules::plan::{self, PoolRules};
+use crate::upstream::pool::tests::{rules, running};
+use crate::upstream::standing::Moment;
+use crate::upstream::{Affinity, Pool, Pools};
 use std::collections::BTreeMap;
 
 /// Answers what the test says.

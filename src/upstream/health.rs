@@ -88,9 +88,9 @@ impl Pool {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-    use super::super::pool::tests::{pool, rules};
     use super::*;
     use crate::rules::plan::HealthRules;
+    use crate::upstream::pool::tests::{pool, rules};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 

@@ -1,8 +1,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-use super::super::Pools;
 use super::*;
 use crate::rules::plan::{Balance, Discovery, Queue, ServerRules};
 use crate::secret::SecretRef;
+use crate::upstream::Pools;
 use std::collections::BTreeMap;
 
 pub(crate) fn rules(servers: &[(u16, u32)]) -> PoolRules {

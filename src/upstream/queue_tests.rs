@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-use super::super::pool::tests::{pool, rules, running};
-use super::super::{Affinity, Picked, Pool, Unplaced};
 use crate::rules::plan::{self, PoolRules};
+use crate::upstream::pool::tests::{pool, rules, running};
+use crate::upstream::{Affinity, Picked, Pool, Unplaced};
 use futures::FutureExt;
 use std::future::Future;
 use std::pin::Pin;
@@ -123,8 +123,8 @@ async fn nobody_waits_for_servers_that_are_out_or_tried() {
 
 #[tokio::test]
 async fn a_reload_keeps_the_line_and_its_order() {
-    use super::super::Pools;
     use crate::ids::PoolName;
+    use crate::upstream::Pools;
     use std::collections::BTreeMap;
     let build = |rules: PoolRules, previous: Option<&Pools>| {
         Pools::build(&BTreeMap::from([(PoolName::from("p"), Arc::new(rules))]), previous).unwrap()

@@ -26,9 +26,9 @@ impl Affinity {
     /// Any server will do.
     pub const NONE: Self = Self(None);
 
-    /// Of a text that is the same for all requests that belong together. The same in every gate.
+    /// Of a text that is the same for all requests that belong together. The same in every gate. No text keeps nothing together.
     pub fn of(text: &[u8]) -> Self {
-        Self(Some(super::ring::hash(text)))
+        Self((!text.is_empty()).then(|| super::ring::hash(text)))
     }
 }
 

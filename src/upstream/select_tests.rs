@@ -1,8 +1,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-use super::super::server::{Members, Server};
-use super::super::standing::Moment;
 use super::*;
 use crate::rules::plan::ServerRules;
+use crate::upstream::server::{Members, Server};
+use crate::upstream::standing::Moment;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -142,6 +142,7 @@ fn a_prefix_stays_on_its_server_until_that_has_a_quarter_more_than_the_mean() {
 fn without_a_key_the_ring_is_not_asked() {
     for how in [Balance::Consistent, Balance::Prefix] {
         assert_eq!(spread(&equals(2), how, Affinity::NONE, 10), [5, 5]);
+        assert_eq!(spread(&equals(2), how, Affinity::of(b""), 10), [5, 5]);
     }
 }
 

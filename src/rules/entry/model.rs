@@ -48,8 +48,7 @@ pub struct PriceEntry {
 impl PriceEntry {
     /// The line that says it: `models.toml:6`.
     pub fn place(&self) -> String {
-        let line = self.spot.line.map_or(String::new(), |line| format!(":{line}"));
-        format!("{}{line}", self.spot.file)
+        self.spot.place()
     }
 
     /// Nothing else needs to be known.

@@ -2,6 +2,7 @@
 
 use crate::ids::RailId;
 use crate::money::Factor;
+use crate::rules::plan::Discount;
 use crate::written::{Said, Section};
 
 /// The file. Empty when there is none.
@@ -13,8 +14,8 @@ pub struct PricesEntry {
     pub registry: Option<Said<String>>,
     /// What the list's prices are multiplied by.
     pub markup: Option<Said<Factor>>,
-    /// What is asked on a rail, as a share of the price.
-    pub shares: Vec<(Said<RailId>, Factor)>,
+    /// What is taken off on a rail.
+    pub discounts: Vec<(Said<RailId>, Discount)>,
 }
 
 /// Reads the file.
@@ -40,7 +41,10 @@ pub(super) fn read(s: &Section<'_>) -> PricesEntry {
             let Some(off) = table.need("discount") else { continue };
             let Some(discount) = off.amount(Factor::parse) else { continue };
             match discount.rest() {
-                Some(share) => entry.shares.push((value.said(RailId::from(rail)), share)),
+                Some(share) => {
+                    let discount = Discount { off: discount, share, from: off.spot().place() };
+                    entry.discounts.push((value.said(RailId::from(rail)), discount));
+                }
                 None => off.wrong("is 1 or more: nothing would be left to pay"),
             }
         }
