@@ -1,5 +1,5 @@
-// One call of `/v1/responses` or `/v1/messages` by the SDK that speaks it, with mppx's paying fetch under it, or its session fetch.
-//   --base URL --sdk openai|anthropic|ai-openai|ai-anthropic [--mode json|stream|helper] [--rpc URL [--session]] [--key 0x…] [--prompt P] [--max_retries N]
+// Calls of `/v1/responses` or `/v1/messages` by the SDK that speaks it, one after the other, with mppx's paying fetch under it, or its session fetch.
+//   --base URL --sdk openai|anthropic|ai-openai|ai-anthropic [--how json,stream,helper] [--rpc URL [--session]] [--key 0x…] [--prompt P] [--max_retries N]
 // Without `--rpc` nothing pays: which error it makes of our 402.
 import Anthropic from '@anthropic-ai/sdk'
 import { createAnthropic } from '@ai-sdk/anthropic'
@@ -16,14 +16,14 @@ const sdks = {
   async openai(o, fetch) {
     const client = new OpenAI({ baseURL: `${o.base}/v1`, apiKey: 'client-key', fetch, ...retries(o) })
     const body = { model: o.model, input: o.prompt, max_output_tokens: 50 }
-    if (o.mode === 'helper') {
+    if (o.how === 'helper') {
       const stream = client.responses.stream(body)
       const kinds = []
       stream.on('event', (event) => { kinds.push(event.type) })
       const final = await stream.finalResponse()
       return { text: final.output_text, usage: final.usage, kinds }
     }
-    if (o.mode === 'stream') {
+    if (o.how === 'stream') {
       const { data, response } = await client.responses.create({ ...body, stream: true }).withResponse()
       const out = { headers: interesting(response.headers), text: '', usage: null, kinds: [] }
       for await (const event of data) {
@@ -39,14 +39,14 @@ const sdks = {
   async anthropic(o, fetch) {
     const client = new Anthropic({ baseURL: o.base, apiKey: 'client-key', fetch, ...retries(o) })
     const body = { model: o.model, messages: [{ role: 'user', content: o.prompt }], max_tokens: 50 }
-    if (o.mode === 'helper') {
+    if (o.how === 'helper') {
       const stream = client.messages.stream(body)
       const kinds = []
       stream.on('streamEvent', (event) => { kinds.push(event.type) })
       const final = await stream.finalMessage()
       return { text: await stream.finalText(), usage: final.usage, kinds }
     }
-    if (o.mode === 'stream') {
+    if (o.how === 'stream') {
       const { data, response } = await client.messages.create({ ...body, stream: true }).withResponse()
       const out = { headers: interesting(response.headers), text: '', usage: null, kinds: [] }
       for await (const event of data) {
@@ -66,7 +66,7 @@ const sdks = {
 
 async function ai(o, model) {
   const ask = { model, prompt: o.prompt, maxOutputTokens: 50, ...retries(o) }
-  if (o.mode === 'json') {
+  if (o.how === 'json') {
     const reply = await generateText(ask)
     return { text: reply.text, usage: reply.usage, headers: interesting(Object.entries(reply.response.headers ?? {})) }
   }
@@ -81,16 +81,20 @@ async function ai(o, model) {
 }
 
 once(async () => {
-  const o = options({ model: 'openai/gpt-oss-120b', mode: 'json', prompt: 'one two three' })
+  const o = options({ model: 'openai/gpt-oss-120b', how: 'json', prompt: 'one two three' })
   const wallet = o.session ? sessionFetch(o) : o.rpc ? payer(o) : { fetch, payments: [] }
   let calls = 0
   const counting = async (input, init) => { calls++; return wallet.fetch(input, init) }
-  const result = { client: o.sdk, mode: o.mode, payments: wallet.payments ?? [] }
-  try {
-    Object.assign(result, await sdks[o.sdk](o, counting), { ok: true })
-  } catch (error) {
-    Object.assign(result, { ok: false, error: errorLine(error) })
+  const answers = []
+  for (const how of o.how.split(',')) {
+    const [before, answer] = [calls, { how }]
+    try {
+      Object.assign(answer, await sdks[o.sdk]({ ...o, how }, counting), { ok: true })
+    } catch (error) {
+      Object.assign(answer, { ok: false, error: errorLine(error) })
+    }
+    answers.push({ ...answer, calls: calls - before })
   }
   if (wallet.record) await wallet.record.done()
-  return { ...result, calls }
+  return { client: o.sdk, payments: wallet.payments ?? [], answers }
 })

@@ -1,6 +1,6 @@
-"""One call of `/v1/responses` by PyPI openai, or of `/v1/messages` by PyPI anthropic, with pympp's paying transport under it.
+"""Calls of `/v1/responses` by PyPI openai, or of `/v1/messages` by PyPI anthropic, one after the other, with pympp's paying transport under it.
 
-    --base URL --sdk openai|anthropic [--mode json|stream|helper] [--rpc URL] [--key 0x…] [--prompt P]
+    --base URL --sdk openai|anthropic [--how json,stream,helper] [--rpc URL] [--key 0x…] [--prompt P]
 
 Without `--rpc` nothing pays: which error it makes of our 402.
 """
@@ -8,6 +8,7 @@ Without `--rpc` nothing pays: which error it makes of our 402.
 import asyncio
 
 import httpx
+import httpx2
 import mpp.methods.tempo.client as tempo
 from anthropic import AsyncAnthropic
 from mpp.client import Mpp
@@ -26,12 +27,12 @@ PAYER_KEY = "0x7c852118294e51e653712a81e05800f419141751be58f605c371e15141b007a6"
 async def openai(o, http):
     client = AsyncOpenAI(base_url=f"{o['base']}/v1", api_key="client-key", http_client=http)
     body = {"model": o["model"], "input": o["prompt"], "max_output_tokens": 50}
-    if o["mode"] == "helper":
+    if o["how"] == "helper":
         async with client.responses.stream(**body) as stream:
             kinds = [event.type async for event in stream]
             final = await stream.get_final_response()
         return {"text": final.output_text, "usage": final.usage.model_dump(), "kinds": kinds}
-    if o["mode"] == "stream":
+    if o["how"] == "stream":
         out = {"text": "", "usage": None, "kinds": []}
         async for event in await client.responses.create(**body, stream=True):
             out["kinds"].append(event.type)
@@ -45,15 +46,42 @@ async def openai(o, http):
     return {"headers": interesting(raw.headers), "text": reply.output_text, "usage": reply.usage.model_dump()}
 
 
+class Passed(httpx2.AsyncByteStream):
+    """A body of httpx as one of httpx2."""
+
+    def __init__(self, reply):
+        self.reply = reply
+
+    async def __aiter__(self):
+        async for part in self.reply.aiter_raw():
+            yield part
+
+    async def aclose(self):
+        await self.reply.aclose()
+
+
+class Bridge(httpx2.AsyncBaseTransport):
+    """The SDK speaks through httpx2, pympp pays in httpx: what one asks, the other sends."""
+
+    def __init__(self, http):
+        self.http = http
+
+    async def handle_async_request(self, request):
+        asked = self.http.build_request(request.method, str(request.url), headers=request.headers.raw, content=await request.aread())
+        reply = await self.http.send(asked, stream=True)
+        return httpx2.Response(reply.status_code, headers=reply.headers.raw, stream=Passed(reply))
+
+
 async def anthropic(o, http):
+    http = httpx2.AsyncClient(transport=Bridge(http), timeout=60)
     client = AsyncAnthropic(base_url=o["base"], api_key="client-key", http_client=http)
     body = {"model": o["model"], "messages": [{"role": "user", "content": o["prompt"]}], "max_tokens": 50}
-    if o["mode"] == "helper":
+    if o["how"] == "helper":
         async with client.messages.stream(**body) as stream:
             kinds = [event.type async for event in stream]
             final = await stream.get_final_message()
         return {"text": final.content[0].text, "usage": final.usage.model_dump(), "kinds": kinds}
-    if o["mode"] == "stream":
+    if o["how"] == "stream":
         out = {"text": "", "usage": {}, "kinds": []}
         async for event in await client.messages.create(**body, stream=True):
             out["kinds"].append(event.type)
@@ -74,18 +102,21 @@ SDKS = {"openai": openai, "anthropic": anthropic}
 
 
 async def run(o):
-    o = {"model": "openai/gpt-oss-120b", "mode": "json", "prompt": "one two three", **o}
-    result = {"client": o["sdk"], "mode": o["mode"], "payments": [], "calls": 0}
+    o = {"model": "openai/gpt-oss-120b", "how": "json", "prompt": "one two three", **o}
+    result = {"client": o["sdk"], "payments": [], "answers": []}
+    calls = []
 
     async def counted(request):
-        result["calls"] += 1
+        calls.append(request.url.path)
 
     async def call(http):
-        try:
-            result.update(await SDKS[o["sdk"]](o, http))
-            result["ok"] = True
-        except Exception as error:  # noqa: BLE001
-            result.update(ok=False, error=error_line(error))
+        for how in o["how"].split(","):
+            answer, before = {"how": how}, len(calls)
+            try:
+                answer.update(await SDKS[o["sdk"]]({**o, "how": how}, http), ok=True)
+            except Exception as error:  # noqa: BLE001
+                answer.update(ok=False, error=error_line(error))
+            result["answers"].append({**answer, "calls": len(calls) - before})
 
     hooks = {"request": [counted]}
     if "rpc" not in o:
