@@ -271,9 +271,13 @@ async fn an_answer_that_breaks_off_ends_in_an_error_of_its_own_kind() {
 }
 
 async fn by_the_token() -> SessionBed {
+    with_rules(|options| options).await
+}
+
+async fn with_rules(change: impl FnOnce(GateOptions) -> GateOptions) -> SessionBed {
     SessionBed::with(|options| {
         let more = format!("{}[[route]]\npath = \"/v1/models\"", routes("standard", "tempo/session"));
-        options.rule_edit("routes.toml", "[[route]]\npath = \"/v1/models\"", &more)
+        change(options).rule_edit("routes.toml", "[[route]]\npath = \"/v1/models\"", &more)
     })
     .await
 }
@@ -303,6 +307,21 @@ async fn a_session_pays_what_the_backend_reports_of_both() {
         }
     }
     bed.close(&[&channel]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_hides_output_is_covered_whole_where_no_event_says_how_much_it_was() {
+    let bed = with_rules(|o| o.rule_edit("models.toml", "upstream =", "hidden_output = true\nupstream =")).await;
+    for path in BOTH {
+        let (_, whole) = bed.offer(path, &ask(path, false)).await;
+        let (_, stream) = bed.offer(path, &ask(path, true)).await;
+        assert_eq!(stream, whole, "{path}");
+    }
+    // This backend counts in every chunk of a chat.
+    let (_, whole) = bed.offer(common::channels::CHAT, &json!({"messages": [{"role": "user", "content": "hi"}]})).await;
+    let chat = json!({"messages": [{"role": "user", "content": "hi"}], "stream": true});
+    let (_, stream) = bed.offer(common::channels::CHAT, &chat).await;
+    assert!(stream < whole, "{stream} of {whole}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -439,6 +458,9 @@ async fn an_sdk_that_cannot_pay_shows_the_402_with_its_headers_and_asks_once() {
             assert_eq!((&got["ok"], &error["status"], &got["calls"]), (&json!(false), &json!(402), &json!(1)), "{why}");
             let offers = &error["headers"]["www-authenticate"];
             assert!(offers.as_str().is_some_and(|h| h.starts_with("Payment ")), "{why}");
+            if sdk == "anthropic" {
+                assert_eq!(error["type"], "payment_required", "{why}");
+            }
             // Every SDK's own words for it hold what a person must know.
             assert!(error["message"].as_str().is_some_and(|m| m.contains("ayment")), "{why}");
         }

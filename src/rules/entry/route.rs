@@ -92,7 +92,7 @@ pub(super) fn read_all(root: &Section<'_>) -> Vec<RouteEntry> {
 }
 
 fn read(s: &Section<'_>) -> RouteEntry {
-    let surface = s.need("surface").and_then(|v| v.word(&Surface::ALL.map(|surface| (surface.word(), surface))));
+    let surface = s.need("surface").and_then(|v| surface(&v));
     let access = access(s);
     let accept = s.take("accept");
     let stream = s.take("stream");
@@ -139,6 +139,10 @@ fn read(s: &Section<'_>) -> RouteEntry {
             None => ReceiptForm { header: access == Some(Access::Paid), ..ReceiptForm::default() },
         },
     }
+}
+
+fn surface(value: &Value<'_>) -> Option<Surface> {
+    value.word(&Surface::ALL.map(|surface| (surface.word(), surface)))
 }
 
 fn access(s: &Section<'_>) -> Option<Access> {
