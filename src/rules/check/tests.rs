@@ -161,7 +161,7 @@ fn every_single_mistake_is_named_with_its_file_line_and_key() {
         ("routes.toml", "/v1/chat/completions", "/v1/ch%61t", "3: route[0].path: \"/v1/ch%61t\" has characters outside A-Z a-z 0-9 and -_.~!$&'()*+,=:@ (no %, ;, ?, #)"),
         ("routes.toml", "/v1/chat/completions", "/receipts/x", "3: route[0].path: \"/receipts/x\" is answered by the gate itself"),
         ("routes.toml", "/v1/models", "/v1/chat/completions", "10: route[1].path: \"/v1/chat/completions\" is a route already (line 3)"),
-        ("routes.toml", "\"chat\"", "\"video\"", "4: route[0].surface: \"video\" is not \"chat\" or \"completions\" or \"responses\" or \"embeddings\" or \"messages\" or \"images\" or \"speech\" or \"transcriptions\" or \"models\""),
+        ("routes.toml", "\"chat\"", "\"realtime\"", "4: route[0].surface: \"realtime\" is not \"chat\" or \"completions\" or \"responses\" or \"embeddings\" or \"messages\" or \"images\" or \"speech\" or \"transcriptions\" or \"models\""),
         ("routes.toml", "tier = \"standard\"", "tier = \"gold\"", "5: route[0].tier: \"gold\" is not in tiers.toml"),
         ("routes.toml", "accept = [\"tempo/charge\"]", "accept = [\"base/exact\"]", "6: route[0].accept[0]: \"base/exact\" is not a rail of pontage.toml: tempo/charge, tempo/session"),
         ("routes.toml", "[\"tempo/charge\"]", "[\"tempo/charge\", \"tempo/charge\"]", "6: route[0].accept[1]: \"tempo/charge\" is in this list twice"),
