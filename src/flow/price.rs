@@ -365,3 +365,6 @@ impl Cover {
         self.of(tokens).map(|atoms| atoms.max(Atoms(1)))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -152,6 +152,9 @@ pub async fn buy(
 
 /// Whether every pool that a request may come to says on every chunk what it has used.
 fn counts_itself(toll: &Toll, quoted: &Quoted) -> bool {
+    if !quoted.allowed.route.surface.can_count_itself() {
+        return false;
+    }
     let lane = toll.pools.load().lane(&quoted.allowed.model.pool);
     !lane.pools.is_empty() && lane.pools.iter().all(|pool| pool.profile().ability.continuous_usage)
 }

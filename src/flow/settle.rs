@@ -2,8 +2,10 @@
 //!
 //! One [`Delivery`] per forwarded request. It sees every byte of the reply, but no socket.
 
+mod bill;
+
 use super::lease::Wait;
-use super::loss::{Losses, Room};
+use super::loss::Room;
 use super::means::Means;
 use super::pay::{Money, Paid};
 use super::price::Quoted;
@@ -13,7 +15,7 @@ use crate::catalogue::OnLeave;
 use crate::clock::UnixSeconds;
 use crate::ids;
 use crate::journal::{Entry, Receipt, Settlement};
-use crate::money::{Atoms, Usd};
+use crate::money::Usd;
 use crate::openai::cover::Cover as CoverCount;
 use crate::openai::meter::Meter;
 use crate::openai::receipt::{add_block, receipt_comment};
@@ -21,12 +23,12 @@ use crate::openai::reply;
 use crate::openai::request::Rewrite;
 use crate::openai::usage::{Bounds, Verdict};
 use crate::refusal::Refusal;
-use crate::rules::plan::{Balance, MissingUsage};
+use crate::rules::plan::Balance;
 use crate::store::Write;
 use crate::surface::{Surface, Whole};
 use crate::tokens::Vocabulary;
 use crate::upstream::{Affinity, Pool, Who};
-use crate::usage::{Shape, Usage, UsageSource};
+use crate::usage::Shape;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use std::sync::Arc;
@@ -468,116 +470,6 @@ impl Delivery {
         !matches!(self.money, Money::None)
     }
 
-    fn bill(&self, verdict: &Verdict, usage: &Usage) -> Option<Usd> {
-        // What the backend says of the whole answer is not said of a part of it.
-        let stated = verdict.stated.filter(|_| verdict.usage == Some(*usage));
-        self.quoted.bill(&self.receipt.rail, usage, verdict.tier, stated)
-    }
-
-    /// What the reported usage costs in atoms of the rail.
-    fn charge(&self, verdict: &Verdict) -> Option<Atoms> {
-        self.bill(verdict, &verdict.usage?)?.to_atoms(self.receipt.decimals)
-    }
-
-    /// What was used when the answer ended early and the backend did not say: the prompt, and what left.
-    fn counted(&self, verdict: &Verdict) -> Usage {
-        let prompt = self.quoted.parts.prompt_tokens.unwrap_or(0);
-        let completion = match self.money {
-            Money::Lease(_) | Money::Promise(_) => self.meter.counted(),
-            Money::Hold(_) | Money::None => verdict.delivered_chunks,
-        };
-        // Messages say what the prompt was when they begin.
-        Usage { completion, ..verdict.begun.unwrap_or(Usage { prompt, ..Usage::default() }) }
-    }
-
-    /// Usage → what it would have cost; counters and alarms. Pure apart from them.
-    fn settle(&mut self, verdict: &Verdict, end: End) {
-        let pool = self.receipt.pool.clone();
-        let (usage, source, label) = match (verdict.usage, end) {
-            // A running count may be ahead of what was let out.
-            (Some(usage), End::ClientGone | End::Unpaid)
-                if self.ending.is_none() && !self.drained && is_by_token(&self.money) =>
-            {
-                let counted = usage.completion.min(self.meter.counted());
-                let completion = self.meter.delivered().map_or(counted, |out| out.completion.min(usage.completion));
-                (Some(Usage { completion, ..usage }), UsageSource::Reported, "reported")
-            }
-            (Some(usage), _) => (Some(usage), UsageSource::Reported, "reported"),
-            (None, End::ClientGone | End::Unpaid) if verdict.delivered_chunks > 0 => {
-                (Some(self.counted(verdict)), UsageSource::Counted, "counted")
-            }
-            (None, _) if self.surface().is_flat() => (None, UsageSource::Missing, "flat"),
-            (None, _) => (None, UsageSource::Missing, if verdict.absurd { "absurd" } else { "missing" }),
-        };
-        self.toll.metrics.usage.with_label_values(&[pool.as_str(), label]).inc();
-        if verdict.absurd && label != "absurd" {
-            self.toll.metrics.usage.with_label_values(&[pool.as_str(), "absurd"]).inc();
-        }
-        if let (Some(usage), UsageSource::Reported, End::Whole) = (usage, source, end) {
-            self.compare(&usage);
-        }
-        if label == "missing" || verdict.absurd {
-            let label = if verdict.absurd { "absurd" } else { label };
-            tracing::warn!(pool = %pool, kind = label, request = %self.receipt.request, "the backend reported no usable usage");
-        }
-        if let Some(usage) = usage {
-            let model = self.receipt.model.as_str();
-            let tokens = |kind: &str, n: u64| self.toll.metrics.tokens.with_label_values(&[model, kind]).inc_by(n);
-            tokens("prompt", usage.prompt);
-            tokens("completion", usage.completion);
-            let parts = [
-                ("cached", usage.cached),
-                ("cache_write", usage.cache_write),
-                ("reasoning", usage.reasoning),
-                ("audio_input", usage.audio_input),
-                ("audio_output", usage.audio_output),
-                ("image_input", usage.image_input),
-            ];
-            // Most models never have most of them.
-            parts.into_iter().filter(|(_, n)| *n > 0).for_each(|(kind, n)| tokens(kind, n));
-            self.receipt.actual_usd = self.bill(verdict, &usage);
-        }
-        self.receipt.usage = usage;
-        self.receipt.usage_source = Some(source);
-        self.charge_lease(end);
-        self.charge_promise(end);
-        self.count_exchange();
-    }
-
-    /// What the backend reports against what was counted here: if they part, one of the two counts wrong, or counts something else.
-    fn compare(&self, usage: &Usage) {
-        let parts = &self.quoted.parts;
-        let prompt = parts.prompt_tokens.filter(|_| parts.counted_by != Some(Vocabulary::Bytes.name()));
-        for (kind, reported, counted) in
-            [("prompt", usage.prompt, prompt), ("completion", usage.completion, self.meter.by_vocabulary())]
-        {
-            if let Some(ratio) = counted.and_then(|counted| crate::metrics::ratio(reported, counted)) {
-                let model = self.receipt.model.as_str();
-                self.toll.metrics.usage_drift.with_label_values(&[model, kind]).observe(ratio);
-            }
-        }
-    }
-
-    /// What is to be taken of what was promised: what was used, never more. The rest is the operator's loss.
-    fn charge_promise(&mut self, end: End) {
-        let Money::Promise(promise) = &self.money else { return };
-        let decimals = self.receipt.decimals;
-        let used = match self.receipt.actual_usd {
-            Some(usd) => Some(usd.to_atoms(decimals).unwrap_or(promise.terms().amount)),
-            None if end == End::Whole && self.quoted.allowed.route.tier.missing_usage == MissingUsage::Ceiling => {
-                Some(promise.terms().amount)
-            }
-            None => None,
-        };
-        let due = promise.due(used);
-        if promise.is_by_usage() && used.is_some_and(|used| used > due) {
-            tracing::warn!(receipt = %self.receipt.id, "what was used is above what the payer authorized");
-        }
-        self.receipt.charged = due;
-        self.receipt.charged_usd = due.to_usd(decimals).unwrap_or(Usd::ZERO);
-        self.receipt.settlement = Some(Settlement::Pending);
-    }
-
     /// A reply that came whole is paid before it leaves.
     async fn take_promise(&mut self) -> Result<(), Stop> {
         match std::mem::replace(&mut self.money, Money::None) {
@@ -592,43 +484,9 @@ impl Delivery {
         Ok(())
     }
 
-    /// What is taken out of the channel: what was used, never more than is leased. The rest is the operator's loss.
-    fn charge_lease(&mut self, end: End) {
-        let Money::Lease(lease) = &self.money else { return };
-        let (cap, decimals) = (lease.held().cap, self.receipt.decimals);
-        let cost = match self.receipt.actual_usd {
-            Some(usd) => usd.to_atoms(decimals).unwrap_or(cap),
-            None if end == End::Whole && self.quoted.allowed.route.tier.missing_usage == MissingUsage::Ceiling => cap,
-            None => Atoms(0),
-        };
-        self.receipt.charged = cost.min(cap);
-        self.receipt.charged_usd = self.receipt.charged.to_usd(decimals).unwrap_or(Usd::ZERO);
-        let rail = self.receipt.rail.as_str();
-        let lost = Atoms(cost.0.saturating_sub(cap.0)).to_usd(decimals).unwrap_or(Usd::ZERO);
-        self.toll
-            .metrics
-            .charged_usd
-            .with_label_values(&[rail])
-            .inc_by(crate::metrics::shown(self.receipt.charged_usd));
-        self.toll.metrics.session_loss_usd.with_label_values(&[rail]).inc_by(crate::metrics::shown(lost));
-    }
-
     fn count_exchange(&self) {
         let seconds = self.sent_at.elapsed().as_secs_f64();
         self.toll.metrics.upstream_seconds.with_label_values(&[self.receipt.pool.as_str()]).observe(seconds);
-    }
-
-    /// Loss that the operator carries, as a line for the store's running totals.
-    fn absorbed(&mut self) -> Vec<(String, u64, Usd)> {
-        let Some(room) = self.room.take() else { return Vec::new() };
-        let lost = self.receipt.actual_usd.unwrap_or(Usd::ZERO).less(self.receipt.charged_usd);
-        let (day, lost) = room.lose(lost);
-        if lost == Usd::ZERO {
-            return Vec::new();
-        }
-        let tier = &self.receipt.tier;
-        self.toll.metrics.absorbed_usd.with_label_values(&[tier.as_str()]).inc_by(crate::metrics::shown(lost));
-        vec![(Losses::tally_name(tier), day, lost)]
     }
 
     /// The final receipt into the books, once: with the delivery if that was not written yet, else alone.

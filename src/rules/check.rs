@@ -475,7 +475,8 @@ fn dearest(limits: &Limits, price: &Prices, charge: Option<Charge>) -> Option<()
         _ => prompt,
     };
     let flat = match charge {
-        Some(Charge::Flat { usd, .. }) => usd,
+        // For each picture, where pictures are sold.
+        Some(Charge::Flat { usd, .. }) => crate::money::Usd(usd.0.checked_mul(u128::from(limits.max_n))?),
         Some(Charge::Estimate { shortfall: Shortfall::Absorb { per_day, .. }, .. }) => per_day,
         _ => crate::money::Usd::ZERO,
     };

@@ -1,4 +1,4 @@
-//! What is charged when a client leaves a stream that is paid by usage, by what its backend is known to do then.
+//! What is charged for a stream that is paid by usage and does not end as it should: its client leaves, or its backend fails.
 
 use super::promise::{streamed, words};
 use super::sessions::{BY_TOKEN, ROUTE, audited, channel, delivery, opening};
@@ -62,4 +62,33 @@ async fn where_the_amount_is_fixed_nobody_is_listened_to() {
     let mut served = delivery(&bed, bed.pay(PATH, &body, &credential).await.unwrap());
     served.body(&bed.pool(), true);
     assert!(!served.drains(), "tokens would be spent and nothing be charged for them");
+}
+
+#[tokio::test]
+async fn a_figure_is_missing_only_where_the_answer_came_to_an_end_of_its_own() {
+    let frame = |data: &str| Bytes::from(format!("data: {data}\n\n"));
+    let error = frame(r#"{"error":{"message":"x"}}"#);
+    let done = frame("[DONE]");
+    for (said, charged, why) in [
+        (vec![done.clone()], true, "[DONE] and no figure"),
+        (vec![frame(r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#)], true, "a finish and no figure"),
+        (vec![error.clone()], false, "an error"),
+        (vec![error, done], false, "an error, then [DONE]"),
+        (vec![], false, "an end without a word: some backends fail so"),
+    ] {
+        let missing = ("tiers.toml", "max_n = 4", "max_n = 4\nmissing_usage = \"ceiling\"");
+        let bed = Bed::with(&[ROUTE, missing]);
+        let paid = bed.pay(BY_TOKEN, &streamed(100), &opening("0xaa", 50_000, 50_000)).await.unwrap();
+        let mut served = delivery(&bed, paid);
+        let mut out = Vec::new();
+        served.chunk(words(3), &mut out).await.unwrap();
+        served.first_byte().await.unwrap();
+        for chunk in said {
+            served.chunk(chunk, &mut out).await.unwrap();
+        }
+        served.end(End::Whole, &mut out).await;
+        assert_eq!(channel(&bed, "0xaa").await.spent() > Atoms(0), charged, "{why}");
+        drop(served);
+        audited(bed).await;
+    }
 }

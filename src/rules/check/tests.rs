@@ -518,3 +518,51 @@ mod any_text {
         }
     }
 }
+
+#[test]
+fn what_has_no_tokens_of_output_is_priced_by_nothing_that_needs_some() {
+    let flat = "{ flat = \"0.02\" }";
+    let least = "{ flat = \"0.02\", min_output_tokens = 1 }";
+    let estimate = "{ estimate = { shortfall = \"clamp\", min_output_tokens = 1 } }";
+    let ceiling = "{ ceiling = true }";
+    let no_output =
+        "5: route[0].tier: embeddings have no output: tier.t must say charge = { ceiling = true } or { flat = \"…\" }";
+    let is_flat = |surface: &str| {
+        format!("5: route[0].tier: {surface} have a flat price: tier.t must say charge = {{ flat = \"…\" }}")
+    };
+    let by_use = |surface: &str| {
+        format!("6: route[0].accept[0]: \"tempo/session\" charges what was used, and {surface} have a flat price only")
+    };
+    for (surface, charge, accept, more, want, why) in [
+        ("embeddings", ceiling, "tempo/charge", "", None, "by its prompt"),
+        ("embeddings", flat, "tempo/charge", "", None, "at one price"),
+        ("embeddings", ceiling, "tempo/session", "", None, "by use"),
+        ("embeddings", least, "tempo/charge", "", Some(no_output.to_owned()), "a least output of none"),
+        ("embeddings", estimate, "tempo/charge", "", Some(no_output.to_owned()), "an estimate of none"),
+        ("images", flat, "tempo/charge", "", None, "at one price a picture"),
+        ("images", ceiling, "tempo/charge", "", Some(is_flat("images")), "by tokens"),
+        ("speech", flat, "tempo/session", "", Some(by_use("speech")), "by use"),
+        ("transcriptions", least, "tempo/charge", "", Some(is_flat("transcriptions")), "a least output of none"),
+        (
+            "embeddings",
+            ceiling,
+            "tempo/charge",
+            "stream = \"force\"",
+            Some("7: route[0].stream: the embeddings surface does not stream".to_owned()),
+            "nothing to stream",
+        ),
+    ] {
+        let tiers = format!("[tier.t]\nmodels = [\"openai/tiny\"]\nmax_output_tokens = 9\ncharge = {charge}\n");
+        let routes = format!(
+            "\n[[route]]\npath = \"/x\"\nsurface = \"{surface}\"\ntier = \"t\"\naccept = [\"{accept}\"]\n{more}\n"
+        );
+        let texts = [("models.toml", MODELS), ("tiers.toml", &tiers), ("routes.toml", &routes), ("pools.toml", POOLS)];
+        let got = check(&Files::of(texts), &catalogue())
+            .map(|plan| plan.route("/x").unwrap().stream)
+            .map_err(|mistakes| mistakes.iter().map(Mistake::to_string).collect::<Vec<_>>());
+        match want {
+            None => assert_eq!(got, Ok(StreamRule::Refuse), "{surface}: {why}"),
+            Some(want) => assert_eq!(got, Err(vec![format!("routes.toml:{want}")]), "{surface}: {why}"),
+        }
+    }
+}
