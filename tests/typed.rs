@@ -334,6 +334,14 @@ async fn a_model_that_hides_output_is_covered_whole_where_no_event_says_how_much
         let (_, stream) = bed.offer(path, &ask(path, true)).await;
         assert_eq!(stream, whole, "{path}");
     }
+    // Thinking comes as a summary, or not at all, whatever the model is otherwise.
+    let open = by_the_token().await;
+    let mut thinking = ask(MESSAGES, true);
+    let (_, stream) = open.offer(MESSAGES, &thinking).await;
+    thinking["thinking"] = json!({"type": "adaptive", "display": "omitted"});
+    let (_, covered) = open.offer(MESSAGES, &thinking).await;
+    thinking["stream"] = json!(false);
+    assert!(stream < covered && covered == open.offer(MESSAGES, &thinking).await.1, "{stream}, {covered}");
     // This backend counts in every chunk of a chat.
     let (_, whole) = bed.offer(common::channels::CHAT, &json!({"messages": [{"role": "user", "content": "hi"}]})).await;
     let chat = json!({"messages": [{"role": "user", "content": "hi"}], "stream": true});
