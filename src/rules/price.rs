@@ -70,6 +70,8 @@ pub struct Reach {
     pub sound: bool,
     /// It carries pictures.
     pub pictures: bool,
+    /// It can ask that its prompt stays in a cache for an hour.
+    pub hour: bool,
 }
 
 impl Reach {
@@ -225,10 +227,11 @@ impl Rates {
     }
 
     fn dearest_input(&self, reach: Reach) -> PerToken {
-        let text = self.input.max(self.cached_input).max(self.cache_write).max(self.cache_write_hour);
+        let text = self.input.max(self.cached_input).max(self.cache_write);
+        let hour = self.cache_write_hour.0 * u128::from(reach.hour);
         let sound = self.audio_input.filter(|_| reach.sound).unwrap_or_default();
         let pictures = self.image_input.filter(|_| reach.pictures).unwrap_or_default();
-        text.max(sound).max(pictures)
+        text.max(PerToken(hour)).max(sound).max(pictures)
     }
 
     fn dearest_output(&self, reach: Reach) -> PerToken {

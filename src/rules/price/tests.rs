@@ -95,8 +95,9 @@ fn a_step_is_for_the_whole_request_and_begins_behind_its_line() {
 fn the_bound_counts_what_a_request_can_reach_and_nothing_else() {
     let p = prices();
     for (reach, input, output, why) in [
-        (Reach::text(1_000), 8_000, 36_000, "priority, a cache for an hour, reasoning"),
-        (Reach::text(1_001), 80_000, 360_000, "the step"),
+        (Reach::text(1_000), 5_000, 36_000, "priority, a cache that is written, reasoning"),
+        (Reach { hour: true, ..Reach::text(1_000) }, 8_000, 36_000, "to stay there for an hour"),
+        (Reach::text(1_001), 50_000, 360_000, "the step"),
         (Reach { pictures: true, ..Reach::text(1) }, 12_000, 36_000, "pictures"),
         (Reach { sound: true, ..Reach::text(1) }, 160_000, 320_000, "sound"),
     ] {
@@ -196,17 +197,18 @@ proptest! {
     fn no_usage_within_the_bounds_costs_more_than_the_bound(
         prices in any_prices(), usage in any_usage(), more_prompt in 0u64..100, more_output in 0u64..100,
         served in prop::sample::select(vec![ServiceTier::Standard, ServiceTier::Flex, ServiceTier::Priority, ServiceTier::Other]),
-        quiet in any::<bool>(), blind in any::<bool>(),
+        quiet in any::<bool>(), blind in any::<bool>(), hour in any::<bool>(),
     ) {
-        // Whoever sends no sound gets none, and whoever sends no picture has none counted.
+        // Whoever sends no sound gets none, whoever sends no picture has none counted, whoever asks for no hour is given none.
         let usage = Usage {
             audio_input: if quiet { 0 } else { usage.audio_input },
             audio_output: if quiet { 0 } else { usage.audio_output },
             image_input: if blind { 0 } else { usage.image_input },
+            cache_write_hour: if hour { usage.cache_write_hour } else { 0 },
             ..usage
         };
         let prompt = usage.prompt + more_prompt;
-        let each = prices.dearest(Reach { prompt, sound: !quiet, pictures: !blind });
+        let each = prices.dearest(Reach { prompt, sound: !quiet, pictures: !blind, hour });
         let bound = each.input.of(prompt).unwrap().plus(each.output.of(usage.completion + more_output).unwrap()).unwrap();
         let bound = bound.plus(prices.per_request).unwrap();
         let cost = prices.cost(&usage, served).unwrap();
