@@ -206,6 +206,23 @@ async fn both_name_their_price_are_paid_and_give_the_backends_own_bytes_with_the
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn anthropics_own_servers_get_the_pools_key_and_a_version_as_they_want_them() {
+    let (chain, backend) = (Chain::start().await, Backend::start(Script::default()).await);
+    let options = shop(GateOptions::new(&chain.url(), &backend.url()));
+    let gate = Gate::start(options.rule_edit("pools.toml", "profile = \"vllm\"", "profile = \"anthropic\"")).await;
+    let payer = Payer::fresh(&chain, 10_000_000).await;
+    let body = ask(MESSAGES, false);
+    let proof = payer.pay(&post(&gate, MESSAGES, &[], &body).await).await;
+    backend.next(said(MESSAGES, false, 0));
+    let headers = [("authorization", proof.as_str()), ("x-api-key", "client-key"), ("anthropic-version", "1999-01-01")];
+    let paid = post(&gate, MESSAGES, &headers, &body).await;
+    assert_eq!(paid.status, 200, "{}", paid.text());
+    let heard = backend.last();
+    assert_eq!(heard.header("x-api-key"), Some(common::UPSTREAM_KEY));
+    assert_eq!((heard.header("anthropic-version"), heard.header("authorization")), (Some("2023-06-01"), None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_fails_before_its_first_word_costs_nothing_and_can_be_asked_for_again() {
     let (chain, backend) = (Chain::start().await, Backend::start(Script::default()).await);
     let gate = Gate::start(shop(GateOptions::new(&chain.url(), &backend.url()))).await;
@@ -317,6 +334,14 @@ async fn a_model_that_hides_output_is_covered_whole_where_no_event_says_how_much
         let (_, stream) = bed.offer(path, &ask(path, true)).await;
         assert_eq!(stream, whole, "{path}");
     }
+    // Thinking comes as a summary, or not at all, whatever the model is otherwise.
+    let open = by_the_token().await;
+    let mut thinking = ask(MESSAGES, true);
+    let (_, stream) = open.offer(MESSAGES, &thinking).await;
+    thinking["thinking"] = json!({"type": "adaptive", "display": "omitted"});
+    let (_, covered) = open.offer(MESSAGES, &thinking).await;
+    thinking["stream"] = json!(false);
+    assert!(stream < covered && covered == open.offer(MESSAGES, &thinking).await.1, "{stream}, {covered}");
     // This backend counts in every chunk of a chat.
     let (_, whole) = bed.offer(common::channels::CHAT, &json!({"messages": [{"role": "user", "content": "hi"}]})).await;
     let chat = json!({"messages": [{"role": "user", "content": "hi"}], "stream": true});

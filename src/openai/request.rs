@@ -8,7 +8,7 @@
 use super::multipart;
 use super::prompt::{Found, Piece, Prompt, Reader};
 use super::strict::Scanner;
-use super::surface::{Said, Told, Weight, form, transcriptions};
+use super::surface::{Said, Thinking, Told, Weight, form, transcriptions};
 use crate::ids::UpstreamModel;
 use crate::limits::{Limits, Spelling, room_for_body};
 use crate::refusal::Refusal;
@@ -130,6 +130,11 @@ impl Ask {
     pub fn without_body(&self) -> Self {
         let (pieces, copied, cuts) = (Vec::new(), Vec::new(), Vec::new());
         Self { model: self.model.clone(), body: Bytes::new(), pieces, copied, cuts, head: None, ..*self }
+    }
+
+    /// It asks for output that is billed and not shown as it is made: thinking comes as a summary, or not at all.
+    pub fn hides_output(&self) -> bool {
+        matches!(self.said.thinking, Some(Thinking::Enabled { .. } | Thinking::Adaptive { .. }))
     }
 
     /// What the token count of the prompt is made from.
