@@ -65,8 +65,6 @@ fn every_kind_of_token_has_its_price_and_no_token_two() {
         Some(Usd(80)),
         "what has no price of its own costs like its neighbour"
     );
-    assert!(!plain.sells_sound() && !plain.sells_speech() && !plain.sells_pictures());
-    assert!(p.sells_sound() && p.sells_speech() && p.sells_pictures());
     assert_eq!(
         p.cost(&Usage { prompt: u64::MAX, ..none }, ServiceTier::Standard).map(|usd| usd.0),
         Some(u128::from(u64::MAX) * 1_000)
@@ -104,26 +102,6 @@ fn the_bound_counts_what_a_request_can_reach_and_nothing_else() {
         let want = Dearest { input: PerToken(input), output: PerToken(output) };
         assert_eq!(p.dearest(reach), want, "{why}");
     }
-}
-
-#[test]
-fn a_markup_is_on_every_price_and_rounds_up() {
-    let tenth = Factor::parse("1.1").unwrap();
-    let p = Prices::flat(Rates { image_input: Some(PerToken(11)), ..Rates::plain(PerToken(10), PerToken(1)) });
-    let marked = Prices { per_request: Usd(20), ..p }.times(tenth).unwrap();
-    let marked_rates = marked.standard();
-    assert_eq!(
-        (marked_rates.input, marked_rates.cached_input, marked_rates.output),
-        (PerToken(11), PerToken(11), PerToken(2))
-    );
-    assert_eq!(
-        (marked_rates.image_input, marked_rates.audio_input, marked.per_request),
-        (Some(PerToken(13)), None, Usd(22))
-    );
-    assert_eq!(marked.steps, []);
-    let two = prices().times(Factor::parse("2").unwrap()).unwrap();
-    assert_eq!(two.steps[0].speeds.priority, rates(80));
-    assert_eq!(Prices::flat(Rates::plain(PerToken(u128::MAX), PerToken(1))).times(tenth), None);
 }
 
 fn any_rates() -> impl Strategy<Value = Rates> {
