@@ -218,7 +218,7 @@ async fn anthropics_own_servers_get_the_pools_key_and_a_version_as_they_want_the
     let paid = post(&gate, MESSAGES, &headers, &body).await;
     assert_eq!(paid.status, 200, "{}", paid.text());
     let heard = backend.last();
-    assert_eq!(heard.header("x-api-key"), Some(common::UPSTREAM_KEY));
+    assert_eq!(heard.header("x-api-key"), Some(common::gate::UPSTREAM_KEY));
     assert_eq!((heard.header("anthropic-version"), heard.header("authorization")), (Some("2023-06-01"), None));
 }
 
