@@ -49,7 +49,7 @@ pub struct Metrics {
     /// `pontage_upstream_attempts_total{pool,outcome}`: servers tried, by what came of it: `answered`, `connect`, `status` (429 or
     /// 5xx), `auth`, `lost`, `timeout`, `full`.
     pub upstream_attempts: IntCounterVec,
-    /// `pontage_usage_total{pool,source}`: who counted: `reported`, `counted`, `missing`, `absurd`; `absurd` also beside `reported`, when
+    /// `pontage_usage_total{pool,source}`: who counted: `reported`, `counted`, `missing`, `absurd`, `flat`; `absurd` also beside `reported`, when
     /// one of several figures cannot be.
     pub usage: IntCounterVec,
     /// `pontage_usage_drift_ratio{model,kind}`: tokens reported ÷ tokens counted here by the model's vocabulary, `kind` = `prompt`,

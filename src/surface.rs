@@ -112,6 +112,11 @@ impl Surface {
         self.can_stream()
     }
 
+    /// Some backends say in every event of a stream what was used until then: only chat's and its elder's have a place for it.
+    pub const fn can_count_itself(self) -> bool {
+        matches!(self, Self::Chat | Self::Completions)
+    }
+
     /// Its backends put a chat template around what is asked.
     pub const fn has_template(self) -> bool {
         matches!(self, Self::Chat | Self::Responses | Self::Messages)

@@ -123,6 +123,7 @@ impl Bed {
                     route("/absorb", "absorb"),
                     route("/narrow", "narrow"),
                     route("/watched", "watched"),
+                    route("/heard", "standard").replace("\"chat\"", "\"transcriptions\""),
                     "[[route]]\npath = \"/free\"\nsurface = \"chat\"\ntier = \"standard\"\naccess = \"free\"\n"
                         .to_owned(),
                 ]

@@ -91,6 +91,7 @@ fn every_refusal() -> Vec<Refusal> {
         Refusal::TooBusy { address_at_fault: true, retry_after_seconds, limit: "" },
         Refusal::TooBusy { address_at_fault: false, retry_after_seconds, limit: "" },
         Refusal::BadJson { at: 0, why: why() },
+        Refusal::BadForm { at: 0, why: why() },
         Refusal::BadField { param: why(), why: why() },
         Refusal::UnknownField { param: why() },
         Refusal::NotPriced { param: why() },

@@ -17,8 +17,8 @@ use std::path::Path;
 use std::time::Duration;
 
 const STREAM: &str = "/v1/chat/completions/stream";
-/// In order of the file.
-const MODELS: [&str; 7] = [
+/// Models whose price is written, in order of the file; the others are priced from the list.
+const WRITTEN: [&str; 7] = [
     "openai/gpt-oss-120b",
     "openai/gpt-oss-20b",
     "openai/gpt-5-mini",
@@ -27,6 +27,13 @@ const MODELS: [&str; 7] = [
     "google/gemini-2.5-flash",
     "deepseek/deepseek-chat",
 ];
+
+/// Every model of the file, in its order: its name and its lines.
+fn catalogue() -> Vec<(String, String)> {
+    let text = shipped("lua-free-rules/worldrouter/models.toml");
+    let entries = text.split("\n[model.\"").skip(1);
+    entries.map(|entry| entry.split_once("\"]").unwrap()).map(|(name, lines)| (name.into(), lines.into())).collect()
+}
 
 fn shipped(file: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
@@ -57,7 +64,7 @@ fn worldrouter(mut options: GateOptions) -> GateOptions {
         ],
     );
     options.conf = Some(conf);
-    for file in ["models.toml", "tiers.toml", "routes.toml", "pools.toml"] {
+    for file in ["models.toml", "tiers.toml", "routes.toml", "pools.toml", "prices.toml", "model_prices.json"] {
         options = options.rule(file, &shipped(&format!("lua-free-rules/worldrouter/{file}")));
     }
     let pools = with(
@@ -124,14 +131,19 @@ async fn a_call_costs_one_and_a_half_times_its_prompt_and_says_what_was_used() {
     let bed = Bed::with(worldrouter).await;
     let payer = Payer::fresh(&bed.chain, 10_000_000).await;
     let prices = prices(&bed.gate).await;
-    assert_eq!(prices.iter().map(|(id, ..)| id.as_str()).collect::<Vec<_>>(), MODELS);
+    let listed: Vec<_> = prices.iter().map(|(id, ..)| id.clone()).collect();
+    assert_eq!(listed, catalogue().into_iter().map(|(name, _)| name).collect::<Vec<_>>());
+    assert!(listed.len() > 30 && listed.iter().zip(WRITTEN).all(|(id, written)| id == written), "{listed:?}");
     for (at, (model, input, output)) in prices.iter().enumerate() {
-        let prompt = "how much is this? ".repeat(10 + 200 * at);
+        let prompt = "how much is this? ".repeat(10 + 20 * at);
         let mut body = client::chat(model, &prompt);
         body["stream"] = json!(at % 2 == 1);
         let quote = quote(&bed.gate, CHAT, &body);
         let tokens = u128::from(quote["parts"]["prompt_tokens"].as_u64().unwrap());
         let known = model.starts_with("openai/");
+        let by_list = catalogue()[at].1.contains("price_as = ");
+        let from = quote["prices"]["sources"][0]["from"].as_str().unwrap();
+        assert_eq!(from.ends_with("x 1.2 (prices.toml:6)"), by_list, "{model}: {from}");
         assert_eq!(quote["parts"]["counted_by"], if known { "o200k" } else { "bytes" }, "{model}");
         assert!(tokens >= prompt.len() as u128 / if known { 4 } else { 1 }, "{model}: {tokens} tokens");
 
@@ -299,7 +311,7 @@ async fn a_stream_costs_what_the_backend_reports_whatever_the_body_says_of_strea
     let wallet = Wallet::fresh(&street.chain, 50_000_000).await;
     let mut channel: Option<Channel> = None;
     let (mut spent, mut accepted, mut made) = (0, 0, 0);
-    for (at, model) in MODELS.iter().enumerate() {
+    for (at, model) in WRITTEN.iter().enumerate() {
         let mut body = client::chat(model, &"what is this? ".repeat(at + 1));
         body["max_tokens"] = json!(200);
         if at % 2 == 1 {
@@ -345,7 +357,7 @@ async fn a_stream_costs_what_the_backend_reports_whatever_the_body_says_of_strea
     assert!(street.backend.requests().iter().all(|r| r.json()["stream"] == json!(true)), "always streamed");
 
     let channel = channel.unwrap();
-    let offer = street.offer(Some(&channel), &client::chat(MODELS[0], "")).await;
+    let offer = street.offer(Some(&channel), &client::chat(WRITTEN[0], "")).await;
     let end = channel.close_credential(&offer, 5_000_000);
     let closed = street.exchange("HEAD", STREAM, &[("authorization", &end)], b"").await;
     assert_eq!(closed.status, 204, "{closed:?}");
@@ -382,7 +394,7 @@ async fn vouchers_by_head_keep_a_long_stream_going_and_pay_for_all_of_it() {
 async fn neither_path_takes_the_money_of_the_other() {
     let street = Street::open().await;
     let wallet = Wallet::fresh(&street.chain, 50_000_000).await;
-    let body = client::chat(MODELS[0], "one two three");
+    let body = client::chat(WRITTEN[0], "one two three");
     let session = street.offer(None, &body).await;
     let channel = wallet.open(&session, |_| ());
     let opening = channel.open_credential(&session, 1_000);
@@ -417,7 +429,7 @@ async fn the_session_client_of_mppx_streams_with_vouchers_by_head_and_gets_its_r
     assert_eq!(got["ok"], true, "{errors:?} {}", got["management"]);
     let management: Vec<&str> = got["management"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
     assert!(management.contains(&"HEAD voucher 204") && management.contains(&"HEAD close 204"), "{management:?}");
-    let (_, input, output) = prices(&street.gate).await.into_iter().find(|(id, ..)| id == MODELS[0]).unwrap();
+    let (_, input, output) = prices(&street.gate).await.into_iter().find(|(id, ..)| id == WRITTEN[0]).unwrap();
     let (prompt, _) = street.backend.usage_reported();
     let cost = 2 * (u128::from(prompt / 2) * input + 300 * output).div_ceil(1_000_000);
     assert_eq!(atoms(&got["steps"][1]["receipt"]["spent"]), cost);
@@ -476,7 +488,7 @@ async fn the_validator_of_mppx_finds_nothing_wrong_with_either_path() {
     let url = street.gate.url();
     for path in [CHAT, STREAM] {
         let endpoint = format!("POST:{path}");
-        let body = client::chat(MODELS[0], "one").to_string();
+        let body = client::chat(WRITTEN[0], "one").to_string();
         let args = ["validate", &url, "-j", "--endpoint", &endpoint, "--body", &body];
         let out = mppx_cli(&args, DEV[2].key, &street.reserve.url()).await;
         let said = String::from_utf8_lossy(&out.stdout).into_owned();

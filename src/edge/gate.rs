@@ -17,6 +17,7 @@ use crate::rail::{self, Found, Shown};
 use crate::refusal::{Moved, Refusal};
 use crate::rules::Plan;
 use crate::rules::plan::{Access, Route, Surface};
+use crate::surface::Whole;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue};
@@ -333,7 +334,11 @@ impl Gate {
         Outcome::Answer(match pay::offers(&self.toll, quoted, digest, headers, known.as_deref()).await {
             Ok(offers) => {
                 let (url, description) = (format!("{}{}", self.toll.public_url, route.path), pay::description(quoted));
-                let sold = Resource { url: &url, description: &description, mime_type: "application/json" };
+                let mime_type = match route.surface.whole() {
+                    Whole::Json | Whole::Text => "application/json",
+                    Whole::Sound => "audio/*",
+                };
+                let sold = Resource { url: &url, description: &description, mime_type };
                 let answer = Answer::challenge(&stop, offers, &sold).with(rail::failure(&found, &stop.refusal));
                 if is_browser(headers) { answer.as_page() } else { answer }
             }

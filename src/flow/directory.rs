@@ -52,6 +52,7 @@ impl Offered {
                 let asked = route.share(&self.id).times(usd).unwrap_or(usd);
                 return format!("${asked} per {}", route.surface.unit());
             }
+            Some(Charge::Ceiling) if !route.surface.has_output() => "prompt x input price, by model".to_owned(),
             Some(Charge::Ceiling) => "prompt plus the most output asked for, by model".to_owned(),
             Some(Charge::Estimate { overhead, .. }) => format!("prompt x input price x {overhead}, by model"),
             None => "by usage".to_owned(),

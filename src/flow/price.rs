@@ -368,3 +368,6 @@ impl Cover {
         self.of(tokens).map(|atoms| atoms.max(Atoms(1)))
     }
 }
+
+#[cfg(test)]
+mod tests;

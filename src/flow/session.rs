@@ -43,7 +43,8 @@ pub fn present(toll: &Toll, shown: &Shown, now: UnixSeconds) -> Result<Option<(A
 pub fn start(quoted: &Quoted, rail: &RailId, decimals: u8, counts_itself: bool) -> Result<(Cover, Atoms), Refusal> {
     let out_of_range = || Refusal::Internal { place: "session: amount out of range" };
     let cover = quoted.cover(rail, decimals).ok_or_else(out_of_range)?;
-    let whole = !quoted.allowed.stream || (quoted.allowed.model.hidden_output && !counts_itself);
+    let hides = quoted.allowed.model.hidden_output || quoted.allowed.ask.hides_output();
+    let whole = !quoted.allowed.stream || (hides && !counts_itself);
     Ok((cover, cover.start(whole).ok_or_else(out_of_range)?))
 }
 
@@ -152,6 +153,9 @@ pub async fn buy(
 
 /// Whether every pool that a request may come to says on every chunk what it has used.
 fn counts_itself(toll: &Toll, quoted: &Quoted) -> bool {
+    if !quoted.allowed.route.surface.can_count_itself() {
+        return false;
+    }
     let lane = toll.pools.load().lane(&quoted.allowed.model.pool);
     !lane.pools.is_empty() && lane.pools.iter().all(|pool| pool.profile().ability.continuous_usage)
 }

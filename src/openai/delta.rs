@@ -245,6 +245,30 @@ mod tests {
         }
     }
 
+    #[test]
+    fn of_a_completion_only_the_text_itself_is_text() {
+        for (data, want, why) in [
+            (r#"{"choices":[{"index":0,"text":"a\nb","finish_reason":null}]}"#, &["a\nb"][..], "one"),
+            (r#"{"choices":[{"text" : "a"},{"text":"b"}]}"#, &["a", "b"], "two choices"),
+            (r#"{"choices":[{"text":"","finish_reason":"stop"}]}"#, &[], "none"),
+            (r#"{"choices":[{"text":null}]}"#, &[], "nothing"),
+            (r#"{"choices":[{"text":"\"text\":\"x\""}]}"#, &["\"text\":\"x\""], "text that speaks of text"),
+            (
+                r#"{"choices":[{"text":"a","logprobs":{"tokens":["text"],"text_offset":[0],"top_logprobs":[{"text":-0.5}]}}]}"#,
+                &["a"],
+                "a token that is the word",
+            ),
+        ] {
+            let (mut found, mut scratch) = (Vec::new(), String::new());
+            let total = text_of(data.as_bytes(), Holder::Text, |said| {
+                found.push(said.text(&mut scratch).unwrap().to_owned());
+            });
+            assert_eq!(found, want, "{why}");
+            let bytes: usize = want.iter().map(|text| text.len()).sum();
+            assert_eq!((total.texts, total.bytes), (want.len() as u64, bytes as u64), "{why}");
+        }
+    }
+
     proptest! {
         #[test]
         fn any_text_is_found_as_it_was_written(text in any::<String>(), ascii in any::<bool>()) {

@@ -387,3 +387,31 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_legacy_completion_is_metered_by_its_own_text_and_passes_unchanged() {
+    let piece = |text: &str, rest: &str| {
+        data(&format!(
+            r#"{{"object":"text_completion","model":"served","choices":[{{"index":0,"text":"{text}","finish_reason":null}}]{rest}}}"#
+        ))
+    };
+    // Ollama says zeros on every chunk but the last.
+    let zeros = r#","usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}"#;
+    let shown = [piece("one", zeros), piece(" two", zeros), piece("", zeros)].concat();
+    let stream = [shown.as_str(), &last(3, 2), DONE].concat();
+    for (wants_usage, want) in [(true, shown.clone() + &last(3, 2)), (false, shown)] {
+        for size in [1, 7, stream.len()] {
+            let (mut meter, mut out) =
+                (Meter::new(wants_usage, BOUNDS).of(crate::surface::Surface::Completions), Vec::new());
+            for part in stream.as_bytes().chunks(size) {
+                meter.feed(Bytes::copy_from_slice(part), &mut out).unwrap();
+            }
+            meter.finish();
+            assert_eq!(String::from_utf8(out.concat()).unwrap(), want, "reads of {size}");
+            assert_eq!(meter.take_done().unwrap(), DONE);
+            let verdict = meter.verdict();
+            assert_eq!((verdict.usage, verdict.absurd, verdict.saw_done), (used(3, 2), false, true));
+            assert_eq!((verdict.delivered_chunks, verdict.delivered_bytes), (2, 7), "the empty one is no text");
+        }
+    }
+}

@@ -8,7 +8,7 @@
 use super::multipart;
 use super::prompt::{Found, Piece, Prompt, Reader};
 use super::strict::Scanner;
-use super::surface::{Said, Told, Weight, form, transcriptions};
+use super::surface::{Said, Thinking, Told, Weight, form, transcriptions};
 use crate::ids::UpstreamModel;
 use crate::limits::{Limits, Spelling, room_for_body};
 use crate::picture;
@@ -141,6 +141,11 @@ impl Ask {
         let Some(family) = family else { return (0, self.images) };
         let tokens = self.pictures.iter().fold(0u64, |sum, size| sum.saturating_add(family.tokens(*size)));
         (tokens, self.images.saturating_sub(self.pictures.len() as u64))
+    }
+
+    /// It asks for output that is billed and not shown as it is made: thinking comes as a summary, or not at all.
+    pub fn hides_output(&self) -> bool {
+        matches!(self.said.thinking, Some(Thinking::Enabled { .. } | Thinking::Adaptive { .. }))
     }
 
     /// What the token count of the prompt is made from.

@@ -61,6 +61,7 @@ impl Pool {
         let Some(server) = members.servers.get(position) else { return };
         let healthy = tokio::time::timeout(PATIENCE, self.answers(server, connector)).await == Ok(Some(200));
         if server.standing.checked(healthy) {
+            self.line.move_up();
             tracing::warn!(pool = %self.rules.name, server = %server.host(), healthy, "health of a server changed");
         }
     }

@@ -108,6 +108,22 @@ async fn one_who_tried_a_server_does_not_hold_up_those_who_may_have_it() {
 }
 
 #[tokio::test]
+async fn a_server_that_comes_back_goes_to_the_first_in_line_and_not_to_a_newcomer() {
+    let p = pool(one_each(2, 8));
+    let standing = Arc::clone(&p.members.load().servers[1].standing);
+    standing.checked(false);
+    standing.checked(false);
+    let _held = wait(&p, &[]).await.unwrap();
+    let mut first = wait(&p, &[]);
+    assert!(now(&mut first).is_none());
+    standing.checked(true);
+    let mut newcomer = wait(&p, &[]);
+    assert!(now(&mut newcomer).is_none(), "nobody was told that it is back, and still it is not passed");
+    assert_eq!(now(&mut first).unwrap().unwrap().index(), 1);
+    assert_eq!(now(&mut newcomer).unwrap().unwrap().index(), 1, "the first gave it back at once");
+}
+
+#[tokio::test]
 async fn nobody_waits_for_servers_that_are_out_or_tried() {
     let p = pool(one_each(2, 8));
     let held = [wait(&p, &[]).await.unwrap(), wait(&p, &[]).await.unwrap()];

@@ -24,6 +24,9 @@ const LONGEST_ASKED: Duration = Duration::from_secs(60);
 const KEY_REST: Duration = Duration::from_secs(30);
 /// Failed health checks in a row that take a server out: a busy backend may miss one.
 const FAILED_CHECKS: u32 = 2;
+/// How long the others wait for the verdict of a trial: an answer that is written whole before it is sent may take minutes. Then the
+/// next one tries as well.
+const TRIAL: Duration = Duration::from_secs(5);
 /// Answers in a row that say the server cannot.
 const FAILED_ANSWERS: u32 = 5;
 /// How long what we know of a server's pace counts. Whoever lost every tie by it gets another chance then.
@@ -90,7 +93,8 @@ struct Rest {
     why: Why,
     wait: Duration,
     until: Moment,
-    trial: bool,
+    /// A request tries it; nobody else does before this.
+    trial: Option<Moment>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,7 +143,7 @@ impl Standing {
             return None;
         }
         state.key_refused_until = Moment::PAST;
-        let trial = state.resting.as_mut().map(|rest| rest.trial = true).is_some();
+        let trial = state.resting.as_mut().map(|rest| rest.trial = Some(now.after(TRIAL))).is_some();
         self.publish(&state);
         Some(trial)
     }
@@ -156,7 +160,7 @@ impl Standing {
         if open_trial {
             let mut state = self.state();
             if let Some(rest) = state.resting.as_mut() {
-                rest.trial = false;
+                rest.trial = None;
             }
             self.publish(&state);
         }
@@ -200,7 +204,7 @@ impl Standing {
         };
         let asked = asked.min(LONGEST_ASKED);
         let (wait, so_far) = state.resting.map_or((FIRST_REST, Moment::PAST), |rest| (rest.wait, rest.until));
-        state.resting = Some(Rest { why: Why::Answers, wait, until: now.after(asked).max(so_far), trial: false });
+        state.resting = Some(Rest { why: Why::Answers, wait, until: now.after(asked).max(so_far), trial: None });
         self.publish(&state);
         if so_far > now {
             return None;
@@ -216,7 +220,7 @@ impl Standing {
             Some(rest) => rest.wait.saturating_mul(2).min(LONGEST_REST),
             None => FIRST_REST,
         };
-        state.resting = Some(Rest { why, wait, until: now.after(wait), trial: false });
+        state.resting = Some(Rest { why, wait, until: now.after(wait), trial: None });
         self.publish(state);
         self.tally.ejections.fetch_add(1, Ordering::Relaxed);
         Some(wait)
@@ -292,10 +296,10 @@ impl Standing {
 
 impl State {
     fn out_until(&self) -> Moment {
-        if self.failed_checks >= FAILED_CHECKS || self.resting.is_some_and(|rest| rest.trial) {
+        if self.failed_checks >= FAILED_CHECKS {
             return Moment::NEVER;
         }
-        self.resting.map_or(Moment::PAST, |rest| rest.until).max(self.key_refused_until)
+        self.resting.map_or(Moment::PAST, |rest| rest.trial.unwrap_or(rest.until)).max(self.key_refused_until)
     }
 }
 
@@ -340,6 +344,9 @@ mod tests {
         let now = start.after(SECOND);
         assert_eq!(s.enter(now, None), Some(true));
         assert_eq!(s.enter(now, None), None, "one trial at a time");
+        let later = now.after(TRIAL);
+        assert_eq!((s.enter(later, None), s.enter(later, None)), (Some(true), None), "unless it takes long");
+        s.leave(true);
         s.leave(true);
         assert_eq!(s.enter(now, None), Some(true), "a trial whose client left decides nothing");
         assert!(s.connected());

@@ -84,6 +84,7 @@ export function readSse(text) {
 }
 
 export function errorLine(error) {
+  const headers = error?.headers ?? error?.responseHeaders
   return {
     name: error?.constructor?.name ?? String(error),
     message: String(error?.message ?? error),
@@ -91,7 +92,7 @@ export function errorLine(error) {
     type: error?.type ?? null,
     code: error?.code ?? null,
     cause: error?.cause ? String(error.cause?.message ?? error.cause) : null,
-    headers: error?.headers ? interesting(error.headers.entries?.() ?? Object.entries(error.headers)) : null,
+    headers: headers ? interesting(headers.entries?.() ?? Object.entries(headers)) : null,
     body: error?.error ?? error?.responseBody ?? null,
   }
 }

@@ -1,7 +1,8 @@
 // One call of one surface by npm openai (default) or the AI SDK (`--sdk ai`), with mppx's paying fetch under it.
 //   --base URL/v1 --rpc URL --surface completions|embeddings|images|speech|transcriptions [--sdk ai] [--stream] [--key 0x…] [--model M]
+import { createOpenAI } from '@ai-sdk/openai'
 import { createOpenAICompatible } from '@ai-sdk/openai-compatible'
-import { embed, embedMany, experimental_generateImage, generateImage } from 'ai'
+import { embed, embedMany, generateImage, generateSpeech, transcribe } from 'ai'
 import OpenAI, { toFile } from 'openai'
 import { errorLine, once, options } from './lib.mjs'
 import { payer } from './pay.mjs'
@@ -44,14 +45,21 @@ const openai = {
 
 const ai = {
   async embeddings(provider, model) {
-    const of = provider.embeddingModel ?? provider.textEmbeddingModel
-    const one = await embed({ model: of.call(provider, model), value: 'one two three' })
-    const many = await embedMany({ model: of.call(provider, model), values: ['one two three', 'four'] })
+    const one = await embed({ model: provider.embeddingModel(model), value: 'one two three' })
+    const many = await embedMany({ model: provider.embeddingModel(model), values: ['one two three', 'four'] })
     return { vectors: [one.embedding, ...many.embeddings], usage: one.usage }
   },
   async images(provider, model) {
-    const made = await (generateImage ?? experimental_generateImage)({ model: provider.imageModel(model), prompt: 'a bridge', size: '256x256' })
+    const made = await generateImage({ model: provider.imageModel(model), prompt: 'a bridge', size: '256x256' })
     return { images: made.images.map((image) => image.base64) }
+  },
+  async speech(provider, model, o, openai) {
+    const made = await generateSpeech({ model: openai.speech(model), text: 'hello', voice: 'alloy', outputFormat: 'wav' })
+    return { sound: hex(made.audio.uint8Array) }
+  },
+  async transcriptions(provider, model, o, openai) {
+    const heard = await transcribe({ model: openai.transcription(model), audio: Buffer.from('RIFF\r\n\u0000\u0001sound') })
+    return { text: heard.text }
   },
 }
 
@@ -61,7 +69,9 @@ once(async () => {
   const result = { client: o.sdk === 'ai' ? 'ai' : 'openai', surface: o.surface, calls, payments }
   try {
     const got = o.sdk === 'ai'
-      ? await ai[o.surface](createOpenAICompatible({ name: 'pontage', baseURL: o.base, fetch }), o.model, o)
+      ? await ai[o.surface](
+        createOpenAICompatible({ name: 'pontage', baseURL: o.base, fetch }), o.model, o, createOpenAI({ baseURL: o.base, apiKey: 'unused', fetch }),
+      )
       : await openai[o.surface](new OpenAI({ baseURL: o.base, apiKey: 'unused', fetch }), o.model, o)
     Object.assign(result, got, { ok: true })
   } catch (error) {

@@ -70,6 +70,10 @@ pub async fn play(bed: &mut Bed, row: (&str, u16, &str), nth: usize) -> Ended {
         }
         ("unsupported_media_type", ..) => bed.ended(bed.post(CHAT, &[("content-type", "text/plain")], &bytes)).await,
         ("invalid_json", ..) => bed.ended(bed.post(CHAT, &[], b"{\"model\":\"a\",\"model\":\"b\"}")).await,
+        ("invalid_form", ..) => {
+            let form = [("content-type", "multipart/form-data; boundary=b")];
+            bed.ended(bed.post("/heard", &form, b"no form")).await
+        }
         ("invalid_value", ..) => bed.ended(bed.post(CHAT, &[], &with("max_tokens", json!(-1)))).await,
         ("unknown_parameter", ..) => bed.ended(bed.post(CHAT, &[], &with("frobnicate", json!(1)))).await,
         ("not_priced", ..) => {

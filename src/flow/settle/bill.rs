@@ -59,6 +59,9 @@ impl Delivery {
         if let (Some(usage), UsageSource::Reported, End::Whole) = (usage, source, end) {
             self.compare(&usage);
         }
+        if let (true, Some(who)) = (verdict.absurd, &self.who) {
+            who.absurd_usage();
+        }
         if label == "missing" || verdict.absurd {
             let label = if verdict.absurd { "absurd" } else { label };
             tracing::warn!(pool = %pool, kind = label, request = %self.receipt.request, "the backend reported no usable usage");

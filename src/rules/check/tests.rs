@@ -161,7 +161,13 @@ fn every_single_mistake_is_named_with_its_file_line_and_key() {
         ("routes.toml", "/v1/chat/completions", "/v1/ch%61t", "3: route[0].path: \"/v1/ch%61t\" has characters outside A-Z a-z 0-9 and -_.~!$&'()*+,=:@ (no %, ;, ?, #)"),
         ("routes.toml", "/v1/chat/completions", "/receipts/x", "3: route[0].path: \"/receipts/x\" is answered by the gate itself"),
         ("routes.toml", "/v1/models", "/v1/chat/completions", "10: route[1].path: \"/v1/chat/completions\" is a route already (line 3)"),
-        ("routes.toml", "\"chat\"", "\"embeddings\"", "4: route[0].surface: \"embeddings\" is not \"chat\" or \"models\""),
+        ("routes.toml", "\"chat\"", "\"realtime\"", "4: route[0].surface: \"realtime\" is not \"chat\" or \"completions\" or \"responses\" or \"embeddings\" or \"messages\" or \"images\" or \"speech\" or \"transcriptions\" or \"models\""),
+        ("routes.toml", "body = \"pontage\"", "body = \"usage\"", "7: route[0].receipt.body: \"usage\" is a member of the reply itself"),
+        ("routes.toml", "body = \"pontage\"", "show = { id = \"id\" }", "7: route[0].receipt.show: there is no block to show it in: write body = \"…\""),
+        ("routes.toml", "body = \"pontage\"", "body = \"p\", show = { a = \"address\" }", "7: route[0].receipt.show.a: \"address\" is not \"id\" or \"model\" or \"pool\" or \"server\" or \"tier\" or \"rail\" or \"charged_usd\" or \"credits\" or \"usage\""),
+        ("routes.toml", "body = \"pontage\"", "body = \"p\", show = { a = \"credits\" }", "7: route[0].receipt.show.a: credits are worth what credit_usd says: write credit_usd = \"0.01\""),
+        ("routes.toml", "body = \"pontage\"", "body = \"p\", credit_usd = \"0\"", "7: route[0].receipt.credit_usd: a credit is worth something"),
+        ("models.toml", "pool = \"gpt-oss\"", "pool = \"gpt-oss\"\nupstream_in = { away = \"x\" }", "6: model.\"openai/gpt-oss-120b\".upstream_in.away: \"away\" is not in pools.toml"),
         ("routes.toml", "tier = \"standard\"", "tier = \"gold\"", "5: route[0].tier: \"gold\" is not in tiers.toml"),
         ("routes.toml", "accept = [\"tempo/charge\"]", "accept = [\"base/exact\"]", "6: route[0].accept[0]: \"base/exact\" is not a rail of pontage.toml: tempo/charge, tempo/session"),
         ("routes.toml", "[\"tempo/charge\"]", "[\"tempo/charge\", \"tempo/charge\"]", "6: route[0].accept[1]: \"tempo/charge\" is in this list twice"),
@@ -515,6 +521,54 @@ mod any_text {
                 }
                 Err(mistakes) => prop_assert!(!mistakes.is_empty()),
             }
+        }
+    }
+}
+
+#[test]
+fn what_has_no_tokens_of_output_is_priced_by_nothing_that_needs_some() {
+    let flat = "{ flat = \"0.02\" }";
+    let least = "{ flat = \"0.02\", min_output_tokens = 1 }";
+    let estimate = "{ estimate = { shortfall = \"clamp\", min_output_tokens = 1 } }";
+    let ceiling = "{ ceiling = true }";
+    let no_output =
+        "5: route[0].tier: embeddings have no output: tier.t must say charge = { ceiling = true } or { flat = \"…\" }";
+    let is_flat = |surface: &str| {
+        format!("5: route[0].tier: {surface} have a flat price: tier.t must say charge = {{ flat = \"…\" }}")
+    };
+    let by_use = |surface: &str| {
+        format!("6: route[0].accept[0]: \"tempo/session\" charges what was used, and {surface} have a flat price only")
+    };
+    for (surface, charge, accept, more, want, why) in [
+        ("embeddings", ceiling, "tempo/charge", "", None, "by its prompt"),
+        ("embeddings", flat, "tempo/charge", "", None, "at one price"),
+        ("embeddings", ceiling, "tempo/session", "", None, "by use"),
+        ("embeddings", least, "tempo/charge", "", Some(no_output.to_owned()), "a least output of none"),
+        ("embeddings", estimate, "tempo/charge", "", Some(no_output.to_owned()), "an estimate of none"),
+        ("images", flat, "tempo/charge", "", None, "at one price a picture"),
+        ("images", ceiling, "tempo/charge", "", Some(is_flat("images")), "by tokens"),
+        ("speech", flat, "tempo/session", "", Some(by_use("speech")), "by use"),
+        ("transcriptions", least, "tempo/charge", "", Some(is_flat("transcriptions")), "a least output of none"),
+        (
+            "embeddings",
+            ceiling,
+            "tempo/charge",
+            "stream = \"force\"",
+            Some("7: route[0].stream: the embeddings surface does not stream".to_owned()),
+            "nothing to stream",
+        ),
+    ] {
+        let tiers = format!("[tier.t]\nmodels = [\"openai/tiny\"]\nmax_output_tokens = 9\ncharge = {charge}\n");
+        let routes = format!(
+            "\n[[route]]\npath = \"/x\"\nsurface = \"{surface}\"\ntier = \"t\"\naccept = [\"{accept}\"]\n{more}\n"
+        );
+        let texts = [("models.toml", MODELS), ("tiers.toml", &tiers), ("routes.toml", &routes), ("pools.toml", POOLS)];
+        let got = check(&Files::of(texts), &catalogue())
+            .map(|plan| plan.route("/x").unwrap().stream)
+            .map_err(|mistakes| mistakes.iter().map(Mistake::to_string).collect::<Vec<_>>());
+        match want {
+            None => assert_eq!(got, Ok(StreamRule::Refuse), "{surface}: {why}"),
+            Some(want) => assert_eq!(got, Err(vec![format!("routes.toml:{want}")]), "{surface}: {why}"),
         }
     }
 }

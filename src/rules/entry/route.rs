@@ -97,10 +97,8 @@ fn read(s: &Section<'_>) -> RouteEntry {
     let accept = s.take("accept");
     let stream = s.take("stream");
     let receipt = s.take("receipt");
-    if surface == Some(Surface::Models) {
-        if access == Some(Access::Paid) {
-            s.wrong("the models surface is free: write access = \"free\"");
-        }
+    if surface == Some(Surface::Models) && access == Some(Access::Paid) {
+        s.wrong("the models surface is free: write access = \"free\"");
     }
     if let (Some(stream), Some(surface)) = (&stream, surface.filter(|surface| !surface.can_stream())) {
         stream.wrong(format!("the {} surface does not stream", surface.word()));

@@ -101,7 +101,7 @@ fn every_mistake_about_prices_is_named_with_its_file_line_and_key() {
         ("x", "price_as = \"bare\"\nservice_tiers = [\"fast\"]", PRICES, "models.toml:17: model.x.service_tiers: \"fast\" is not \"standard\", \"flex\" or \"priority\"".into()),
         ("x", "free = true", "registry = 3", "prices.toml:1: registry: must be text in quotes, not a whole number".into()),
         ("x", "free = true", "registry = \"gone.json\"", "prices.toml:1: registry: \"gone.json\" is missing".into()),
-        ("x", "free = true", "registry = \"pools.toml\"", "prices.toml:1: registry: \"pools.toml\" is not a price list in JSON: expected value at line 2 column 2".into()),
+        ("x", "free = true", "registry = \"pools.toml\"", "prices.toml:1: registry: \"pools.toml\" is not a price list in JSON: invalid type: sequence, expected an object at line 2 column 0".into()),
         ("x", "free = true", "markup = \"1.2\"", "prices.toml:1: markup: is of a registry, and there is none: prices of models.toml are final".into()),
         ("x", "free = true", "registry = \"list.json\"\nmarkup = \"0.9\"", "prices.toml:2: markup: is below 1: less than the list is a discount, and that is of a rail".into()),
         ("x", "free = true", "registry = \"list.json\"\nmarkup = 1.2", "prices.toml:2: markup: amounts are text, so that they stay exact: write \"1.2\"".into()),

@@ -1,0 +1,161 @@
+//! A server that will not serve, from outside: another one does, under the same payment and at the same price, as long as nothing
+//! has left and nobody can have worked on the request.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use common::bridge::{Bridge, ROOMY, ask, limits, streamed};
+use common::{Backend, DEV, Payer, RawReply, Reply, Script, Step, ledger, payer};
+use serde_json::{Value, json};
+
+/// A gate whose pool has these servers and falls back to one that calls the model, and its limit, something else.
+async fn gate(servers: &[String], hosted: &Backend) -> Bridge {
+    let urls: Vec<_> = servers.iter().map(|url| format!("{url:?}")).collect();
+    let waits = "timeouts = { connect_seconds = 2, first_byte_seconds = 1, idle_seconds = 2, total_seconds = 30 }";
+    let pools = format!(
+        "[pool.gpt-oss]\nprofile = \"vllm\"\nservers = [{}]\nfallback = \"hosted\"\n{waits}\n\n\
+         [pool.hosted]\nprofile = \"openai\"\nservers = [{{ url = \"{}\", name = \"vendor\" }}]\napi_key = \"env:UPSTREAM_KEY\"\n{waits}\n",
+        urls.join(", "),
+        hosted.url(),
+    );
+    let elsewhere = "upstream = \"gpt-oss-120b\"\nupstream_in = { hosted = \"vendor/gpt-oss\" }";
+    Bridge::with(|options| {
+        let options = options.rule_edit("models.toml", "upstream = \"gpt-oss-120b\"", elsewhere);
+        limits(options.rule("pools.toml", &pools), ROOMY)
+    })
+    .await
+}
+
+async fn backends<const N: usize>() -> [Backend; N] {
+    let started = futures::future::join_all((0..N).map(|_| Backend::start(Script::default()))).await;
+    started.try_into().unwrap_or_else(|_| unreachable!())
+}
+
+fn receipt(reply: &RawReply) -> Value {
+    match reply.header("content-type") {
+        Some("application/json") => reply.json()["pontage"].clone(),
+        _ => ledger::events(&reply.text()).into_iter().find_map(|e| e.get("pontage").cloned()).expect("a block"),
+    }
+}
+
+fn busy(status: u16) -> Reply {
+    Reply::error(status, "server_error", "busy", "busy")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_will_not_serve_is_passed_over_under_one_payment_and_one_price() {
+    for status in [429, 500, 502, 503, 529, 401, 403] {
+        let [first, second, hosted] = backends().await;
+        let bridge = gate(&[first.url(), second.url()], &hosted).await;
+        for (backend, why) in [(&first, "one"), (&second, "both")] {
+            backend.always(busy(status));
+            for body in [ask(why), streamed(why)] {
+                let payer = Payer::fresh(&bridge.chain, 1_000_000).await;
+                let before = bridge.chain.payments_to(DEV[1].address).await.len();
+                let paying = bridge.paying(&payer, &body).await;
+                let reply = bridge.send(&paying).await;
+                assert_eq!(reply.status, 200, "{status} {why}: {}", reply.text());
+                let receipt = receipt(&reply);
+                assert_eq!(receipt["charged"]["usd"], "0.02", "{status} {why}: {receipt}");
+                assert_eq!(
+                    bridge.chain.payments_to(DEV[1].address).await.len(),
+                    before + 1,
+                    "{status} {why}: one payment"
+                );
+                assert_eq!(bridge.send(&paying).await.status, 403, "{status} {why}: and it is spent");
+                if why == "both" {
+                    assert_eq!(receipt["pool"], "hosted", "{status}: {receipt}");
+                    let heard = hosted.last().json();
+                    assert_eq!(heard["model"], "vendor/gpt-oss", "{status}: in its own words");
+                    assert!(heard["max_completion_tokens"].is_u64() && heard.get("max_tokens").is_none(), "{heard}");
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_cannot_be_reached_is_passed_over_and_the_receipt_counts_the_attempts() {
+    let [hosted] = backends().await;
+    let dead = |_| format!("http://127.0.0.1:{}", common::free_port());
+    let bridge = gate(&[dead(1), dead(2)], &hosted).await;
+    let payer = Payer::fresh(&bridge.chain, 1_000_000).await;
+    let reply = bridge.send(&bridge.paying(&payer, &ask("anybody?")).await).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let said = receipt(&reply);
+    assert_eq!((&said["attempts"], &said["pool"]), (&json!(3), &json!("hosted")), "{said}");
+    for (pool, outcome, count) in [("gpt-oss", "connect", 2.0), ("hosted", "answered", 1.0)] {
+        let labels = [("pool", pool), ("outcome", outcome)];
+        assert_eq!(bridge.gate.metric("pontage_upstream_attempts_total", &labels).await, count, "{pool} {outcome}");
+    }
+    // They rest: the next request does not even try them.
+    let reply = bridge.send(&bridge.paying(&payer, &ask("again")).await).await;
+    assert_eq!(receipt(&reply)["attempts"], 1, "{}", reply.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_to_be_left_alone_is_left_alone() {
+    let [first, hosted] = backends().await;
+    let bridge = gate(&[first.url()], &hosted).await;
+    let headers = [("content-type", "application/json"), ("retry-after", "30")];
+    first.next(Reply::with_headers(429, &headers, json!({"error": {"message": "slow down"}}).to_string()));
+    for i in 0..3 {
+        assert_eq!(bridge.free(&ask("go on")).await.status, 200, "{i}");
+    }
+    assert_eq!((first.requests().len(), hosted.requests().len()), (1, 3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_may_have_worked_is_not_doubled_and_the_payment_buys_the_reply_later() {
+    let token = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"half\"}}]}\n\n";
+    for (body, fault, status) in [
+        (ask("silent"), Reply::hang(), 504),
+        (ask("hung up"), Reply::reset(), 502),
+        (ask("half a head"), Reply::steps([Step::Bytes(b"HTTP/1.1 200 OK\r\ncont".to_vec()), Step::Reset]), 502),
+        (ask("nonsense"), Reply::html(200), 502),
+        (streamed("broken off"), Reply::broken_stream([token], Step::Reset), 200),
+    ] {
+        let [first, hosted] = backends().await;
+        let bridge = gate(&[first.url()], &hosted).await;
+        let payer = Payer::fresh(&bridge.chain, 1_000_000).await;
+        let paying = bridge.paying(&payer, &body).await;
+        first.next(fault);
+        let reply = bridge.send(&paying).await;
+        assert_eq!(reply.status, status, "{body}: {}", reply.text());
+        assert_eq!((first.requests().len(), hosted.requests().len()), (1, 0), "{body}: asked once");
+        if status == 200 {
+            let sealed =
+                reply.text().lines().find_map(|l| l.strip_prefix(": pontage-receipt ").map(str::to_owned)).unwrap();
+            assert_eq!(payer::unpack(&sealed)["complete"], false);
+        } else {
+            let bought = bridge.send(&paying).await;
+            assert_eq!(bought.status, 200, "{body}: {}", bought.text());
+        }
+        assert_eq!(bridge.chain.payments_to(DEV[1].address).await.len(), 1, "{body}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_everybody_refuses_the_last_word_is_passed_on_and_the_payment_stays_good() {
+    let [first, second, hosted] = backends().await;
+    let bridge = gate(&[first.url(), second.url()], &hosted).await;
+    let payer = Payer::fresh(&bridge.chain, 1_000_000).await;
+    let paying = bridge.paying(&payer, &ask("please")).await;
+    first.next(busy(500));
+    second.next(busy(500));
+    let headers = [("content-type", "application/json"), ("retry-after", "7")];
+    hosted.next(Reply::with_headers(
+        429,
+        &headers,
+        json!({"error": {"message": "slow down", "code": "rate_limited"}}).to_string(),
+    ));
+    let refused = bridge.send(&paying).await;
+    assert_eq!((refused.status, refused.header("retry-after")), (429, Some("7")), "{}", refused.text());
+    assert_eq!(refused.header("x-should-retry"), Some("false"), "a client that repeats by itself would pay again");
+    let told = &refused.json()["payment"];
+    assert_eq!((told["moved"].as_str(), told["redeemable_until"].is_string()), (Some("yes"), true), "{told}");
+    let bought = bridge.send(&paying).await;
+    assert_eq!(bought.status, 200, "{}", bought.text());
+    assert_eq!(bridge.chain.payments_to(DEV[1].address).await.len(), 1);
+}
