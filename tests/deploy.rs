@@ -26,6 +26,14 @@ fn series_in(text: &str) -> BTreeSet<&str> {
         .collect()
 }
 
+/// Where series are named.
+const SERIES: [&str; 2] = ["src/metrics.rs", "src/upstream/shown.rs"];
+
+/// Those files without their tests, as one text.
+fn series_of_ours() -> String {
+    SERIES.map(|file| text(file).split("#[cfg(test)]").next().unwrap().to_owned()).concat()
+}
+
 /// All product sources as one text.
 fn sources() -> String {
     fn walk(dir: &Path, into: &mut String) {
@@ -51,22 +59,21 @@ fn number(text: &str, name: &str) -> u64 {
 
 #[test]
 fn every_series_that_an_alarm_or_the_manual_names_is_served() {
-    let metrics = text("src/metrics.rs");
+    let metrics = series_of_ours();
     for file in ["deploy/alerts.yml", "docs/operating.md"] {
         let page = text(file);
         let named = series_in(&page);
         assert!(named.len() > 3, "{file} names the gate's series");
         for series in named {
-            assert!(metrics.contains(&format!("\"{series}\"")), "{file}: {series} is not in src/metrics.rs");
+            assert!(metrics.contains(&format!("\"{series}\"")), "{file}: {series} is not in {SERIES:?}");
         }
     }
 }
 
 #[test]
 fn every_series_that_is_served_is_explained() {
-    let (metrics, manual) = (text("src/metrics.rs"), text("docs/operating.md"));
+    let (product, manual) = (series_of_ours(), text("docs/operating.md"));
     let explained = series_in(&manual);
-    let product = metrics.split("#[cfg(test)]").next().unwrap();
     let served: Vec<_> = product.split('"').filter(|w| w.starts_with("pontage_") && !w.contains(' ')).collect();
     assert!(served.len() > 10);
     for series in served {

@@ -166,6 +166,11 @@ async fn every_surface_names_its_price_is_paid_and_gives_the_backends_own_bytes(
         let why = format!("{} {}", call.path, String::from_utf8_lossy(&call.body));
         let unpaid = post(&gate, call.path, &[("content-type", call.kind)], &call.body).await;
         assert_eq!((unpaid.status, amount(&unpaid)), (402, call.price), "{why}");
+        std::fs::write(gate.dir().join("request"), &call.body).unwrap();
+        let (ok, quoted, said) = gate.verb(&["quote", "--path", call.path, "request"]);
+        assert!(ok.success(), "{why}: {said}");
+        let quoted: Value = serde_json::from_str(&quoted).unwrap();
+        assert_eq!(quoted["rails"][0]["amount"], call.price.to_string(), "{why}: {quoted}");
         let served = backend.requests().len();
         let proof = payer.pay(&unpaid).await;
         let (kind, said) = &call.said;
@@ -204,7 +209,9 @@ async fn what_is_no_answer_of_the_surface_costs_nothing_and_can_be_asked_for_aga
     let (chain, backend) = (Chain::start().await, Backend::start(Script::default()).await);
     let gate = Gate::start(shop(GateOptions::new(&chain.url(), &backend.url()))).await;
     let payer = Payer::fresh(&chain, 10_000_000).await;
+    let endless = vec![0; (32 << 20) + 1];
     for (path, kind, said, why) in [
+        (SPEECH, "audio/mpeg", &endless[..], "more than is held"),
         (SPEECH, "application/json", &br#"{"error":{"message":"x"}}"#[..], "an error where sound was asked"),
         (SPEECH, "text/html", b"<html>", "a page"),
         (SPEECH, "audio/mpeg", b"", "no sound at all"),

@@ -10,6 +10,7 @@ use crate::money::Usd;
 use crate::openai::request::Ask;
 use crate::refusal::Gap;
 use crate::rules::plan::{Access, Charge, Model, Reach, Route};
+use crate::surface::Surface;
 
 /// Tokens that a chat template may add to each message beyond what is counted.
 pub const TEMPLATE_TOKENS: u64 = 8;
@@ -19,6 +20,7 @@ const SYSTEM_TOKENS: u64 = 64;
 /// What of a request decides whether a tier takes it, apart from its model.
 #[derive(Clone, Copy, Debug)]
 pub struct Size {
+    surface: Surface,
     bytes: usize,
     messages: u64,
     images: u64,
@@ -30,13 +32,18 @@ pub struct Size {
 impl Size {
     /// The size of a request.
     pub fn of(ask: &Ask) -> Self {
-        let Ask { messages, images, n, asked_output, stream, .. } = *ask;
-        Self { bytes: ask.body.len(), messages, images, n: n.max(1), asked_output, stream }
+        let Ask { surface, messages, images, n, asked_output, stream, .. } = *ask;
+        Self { surface, bytes: ask.body.len(), messages, images, n: n.max(1), asked_output, stream }
     }
 
     /// What of a price list can come to bear on a request of this size with a prompt of so many tokens.
     pub fn reach(&self, prompt: u64) -> Reach {
-        Reach { prompt: prompt.saturating_add(self.room()), sound: false, pictures: self.images > 0 }
+        Reach {
+            prompt: prompt.saturating_add(self.room()),
+            sound: false,
+            pictures: self.images > 0,
+            hour: self.surface == Surface::Messages,
+        }
     }
 
     fn room(&self) -> u64 {

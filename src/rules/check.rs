@@ -466,7 +466,7 @@ fn registry<'t>(files: &'t Files, entries: &Entries, mistakes: &mut Vec<Mistake>
 fn dearest(limits: &Limits, price: &Prices, charge: Option<Charge>) -> Option<()> {
     let bytes = u64::try_from(limits.max_body_bytes).ok()?;
     let most = limits.max_input_tokens.unwrap_or(bytes).max(bytes);
-    let each = price.dearest(Reach { prompt: u64::MAX, sound: true, pictures: true });
+    let each = price.dearest(Reach { prompt: u64::MAX, sound: true, pictures: true, hour: true });
     let prompt = each.input.of(most)?.plus(price.per_request)?;
     let output = each.output.of(limits.max_output_tokens.checked_mul(limits.max_n)?)?;
     let images = limits.image_url.unwrap_or_default().0.checked_mul(u128::from(bytes))?;

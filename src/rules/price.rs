@@ -1,10 +1,10 @@
 //! What the tokens of one model cost: resolved, so that nothing is looked up or guessed while somebody waits.
 //!
 //! A price that nobody wrote falls back where the rules are read (`notes/llm.md` §1): reading and writing a cache costs like input,
-//! reasoning like output, a speed of service that has no price of its own like the standard one. Only sound and pictures have no
-//! such neighbour; whether they are sold is asked of [`Prices::sells_sound`] and [`Prices::sells_pictures`].
+//! reasoning like output, a speed of service that has no price of its own like the standard one, sound and pictures like text: a surface that
+//! takes sound refuses it where `audio_input` or `audio_output` is `None`.
 
-use crate::money::{Factor, PerToken, Usd};
+use crate::money::{PerToken, Usd};
 use crate::usage::{ServiceTier, Usage};
 
 /// What one model charges.
@@ -53,9 +53,9 @@ pub struct Rates {
     pub output: PerToken,
     /// Output that was reasoning.
     pub reasoning: PerToken,
-    /// Prompt that was sound; `None`: not sold.
+    /// Prompt that was sound; `None`: not priced, like text where a backend reports it all the same.
     pub audio_input: Option<PerToken>,
-    /// Output that is sound; `None`: not sold.
+    /// Output that is sound; `None`: likewise.
     pub audio_output: Option<PerToken>,
     /// Prompt that was pictures; `None`: the backend counts them like text.
     pub image_input: Option<PerToken>,
@@ -70,6 +70,8 @@ pub struct Reach {
     pub sound: bool,
     /// It carries pictures.
     pub pictures: bool,
+    /// It can ask that its prompt stays in a cache for an hour.
+    pub hour: bool,
 }
 
 impl Reach {
@@ -128,35 +130,6 @@ impl Prices {
         };
         tokens?.plus(self.per_request)
     }
-
-    /// Whether sound in a prompt has a price. It is not guessed: one that has none is refused.
-    pub fn sells_sound(&self) -> bool {
-        self.all().all(|rates| rates.audio_input.is_some())
-    }
-
-    /// Whether spoken answers have a price.
-    pub fn sells_speech(&self) -> bool {
-        self.all().all(|rates| rates.audio_output.is_some())
-    }
-
-    /// Whether pictures have a price of their own.
-    pub fn sells_pictures(&self) -> bool {
-        self.all().all(|rates| rates.image_input.is_some())
-    }
-
-    /// Every price times `factor`, rounded up at 1e-18 USD. `None` past the largest amount.
-    pub fn times(&self, factor: Factor) -> Option<Self> {
-        let steps = self.steps.iter().map(|s| Some(Step { above: s.above, speeds: s.speeds.times(factor)? }));
-        Some(Self {
-            per_request: factor.times(self.per_request)?,
-            base: self.base.times(factor)?,
-            steps: steps.collect::<Option<_>>()?,
-        })
-    }
-
-    fn all(&self) -> impl Iterator<Item = &Rates> {
-        std::iter::once(&self.base).chain(self.steps.iter().map(|step| &step.speeds)).flat_map(Speeds::each)
-    }
 }
 
 impl Speeds {
@@ -167,14 +140,6 @@ impl Speeds {
 
     fn each(&self) -> [&Rates; 3] {
         [&self.standard, &self.flex, &self.priority]
-    }
-
-    fn times(&self, factor: Factor) -> Option<Self> {
-        Some(Self {
-            standard: self.standard.times(factor)?,
-            flex: self.flex.times(factor)?,
-            priority: self.priority.times(factor)?,
-        })
     }
 }
 
@@ -225,30 +190,15 @@ impl Rates {
     }
 
     fn dearest_input(&self, reach: Reach) -> PerToken {
-        let text = self.input.max(self.cached_input).max(self.cache_write).max(self.cache_write_hour);
+        let text = self.input.max(self.cached_input).max(self.cache_write);
+        let hour = self.cache_write_hour.0 * u128::from(reach.hour);
         let sound = self.audio_input.filter(|_| reach.sound).unwrap_or_default();
         let pictures = self.image_input.filter(|_| reach.pictures).unwrap_or_default();
-        text.max(sound).max(pictures)
+        text.max(PerToken(hour)).max(sound).max(pictures)
     }
 
     fn dearest_output(&self, reach: Reach) -> PerToken {
         self.output.max(self.reasoning).max(self.audio_output.filter(|_| reach.sound).unwrap_or_default())
-    }
-
-    fn times(&self, factor: Factor) -> Option<Self> {
-        let up = |rate: PerToken| factor.times(Usd(rate.0)).map(|usd| PerToken(usd.0));
-        let may = |rate: Option<PerToken>| rate.map_or(Some(None), |rate| up(rate).map(Some));
-        Some(Self {
-            input: up(self.input)?,
-            cached_input: up(self.cached_input)?,
-            cache_write: up(self.cache_write)?,
-            cache_write_hour: up(self.cache_write_hour)?,
-            output: up(self.output)?,
-            reasoning: up(self.reasoning)?,
-            audio_input: may(self.audio_input)?,
-            audio_output: may(self.audio_output)?,
-            image_input: may(self.image_input)?,
-        })
     }
 }
 

@@ -95,3 +95,59 @@ impl Collector for Shown {
         series.all().into_iter().flat_map(Collector::collect).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::ids::PoolName;
+    use crate::metrics::Metrics;
+    use crate::rules::plan::Discovery;
+    use crate::upstream::pool::tests::rules;
+    use crate::upstream::{Affinity, Resolve};
+    use async_trait::async_trait;
+    use std::io;
+    use std::net::SocketAddr;
+
+    struct Two;
+
+    #[async_trait]
+    impl Resolve for Two {
+        async fn resolve(&self, _: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+            Ok(["192.0.2.1", "192.0.2.2"].map(|ip| SocketAddr::new(ip.parse().unwrap(), port)).to_vec())
+        }
+    }
+
+    #[tokio::test]
+    async fn the_addresses_behind_a_name_are_one_series_under_it() {
+        let mut named = rules(&[(8000, 1)]);
+        named.discovery = Discovery::Dns;
+        named.servers[0].host = "gpu.example".into();
+        let mut listed = rules(&[(1, 1), (2, 1)]);
+        listed.name = PoolName::from("q");
+        let all = [named, listed].map(|r| (r.name.clone(), Arc::new(r))).into();
+        let pools = Pools::build_with(&all, None, &(Arc::new(Two) as Arc<dyn Resolve>)).unwrap();
+        pools.first_look().await;
+        let pool = |name| Arc::clone(pools.get(&PoolName::from(name)).unwrap());
+        let held = pool("p").pick(Affinity::NONE, &[]).unwrap();
+        pool("p").pick(Affinity::NONE, &[held.index()]).unwrap().connect_failed();
+        pool("q").pick(Affinity::NONE, &[1]).unwrap().eject_for_auth();
+        let metrics = Metrics::new();
+        metrics.show(Shown::of(Arc::new(ArcSwap::from_pointee(pools))).unwrap()).unwrap();
+        let text = metrics.text();
+        for line in [
+            "pontage_upstream_server_up{pool=\"p\",server=\"gpu.example:8000\"} 1",
+            "pontage_upstream_addresses{pool=\"p\",server=\"gpu.example:8000\"} 1",
+            "pontage_upstream_in_flight{pool=\"p\",server=\"gpu.example:8000\"} 1",
+            "pontage_upstream_ejections_total{pool=\"p\",server=\"gpu.example:8000\"} 1",
+            "pontage_upstream_server_up{pool=\"q\",server=\"127.0.0.1:1\"} 0",
+            "pontage_upstream_ejections_total{pool=\"q\",server=\"127.0.0.1:1\"} 1",
+            "pontage_upstream_server_up{pool=\"q\",server=\"127.0.0.1:2\"} 1",
+            "pontage_upstream_queue_length{pool=\"q\"} 0",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        }
+        assert!(!text.contains("192.0.2"), "addresses are no labels");
+        assert_eq!(metrics.text().lines().count(), text.lines().count(), "a second look shows the same");
+    }
+}

@@ -52,7 +52,7 @@ proptest! {
         prompt in 0u64..20_000, asked in prop::option::of(1u64..5_000), least in 1u64..2_000, max in 2_000u64..4_000,
     ) {
         let (model, limits, price) = (model(input, cached, output), limits(max, image), Usd(usd));
-        let size = Size { bytes: 1, messages, images, n, asked_output: asked, stream: false };
+        let size = Size { surface: Surface::Chat, bytes: 1, messages, images, n, asked_output: asked, stream: false };
         let within = |size: &Size, prompt| size.within(price, least, &model, &limits, (prompt, "bytes"));
         let bought = size.bought(price, &model, &limits, prompt);
         let most = asked.unwrap_or(max).min(max);
@@ -92,7 +92,8 @@ proptest! {
 
 #[test]
 fn an_amount_that_cannot_be_computed_pays_for_nothing() {
-    let size = Size { bytes: 1, messages: 1, images: 0, n: 1, asked_output: None, stream: false };
+    let size =
+        Size { surface: Surface::Chat, bytes: 1, messages: 1, images: 0, n: 1, asked_output: None, stream: false };
     for (model, prompt, why) in [
         (model(u128::MAX, 0, 1), 2, "the prompt"),
         (model(1, 0, 1), u64::MAX, "the count of the prompt"),

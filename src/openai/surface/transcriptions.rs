@@ -24,20 +24,15 @@ const FIELDS: &[(&str, Field)] = &[
     ("timestamp_granularities[]", Field::Often),
 ];
 
-const NAMES: &[&str] = &[
-    "chunking_strategy",
-    "file",
-    "include[]",
-    "known_speaker_names[]",
-    "known_speaker_references[]",
-    "language",
-    "model",
-    "prompt",
-    "response_format",
-    "stream",
-    "temperature",
-    "timestamp_granularities[]",
-];
+const NAMES: [&str; FIELDS.len()] = {
+    let mut names = [""; FIELDS.len()];
+    let mut i = 0;
+    while i < names.len() {
+        names[i] = FIELDS[i].0;
+        i += 1;
+    }
+    names
+};
 
 /// How a field is treated.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -101,7 +96,7 @@ pub(in crate::openai) fn write(body: &[u8], model: &UpstreamModel, withheld: &[&
 }
 
 fn unknown(name: &str, limits: &Limits) -> Result<(), Refusal> {
-    if let Some(known) = folds_to(name, NAMES) {
+    if let Some(known) = folds_to(name, &NAMES) {
         return Err(bad(known, "is spelled with other letters than its own; some readers would take it, some not"));
     }
     match limits.unknown_fields {

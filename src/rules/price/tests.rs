@@ -65,8 +65,6 @@ fn every_kind_of_token_has_its_price_and_no_token_two() {
         Some(Usd(80)),
         "what has no price of its own costs like its neighbour"
     );
-    assert!(!plain.sells_sound() && !plain.sells_speech() && !plain.sells_pictures());
-    assert!(p.sells_sound() && p.sells_speech() && p.sells_pictures());
     assert_eq!(
         p.cost(&Usage { prompt: u64::MAX, ..none }, ServiceTier::Standard).map(|usd| usd.0),
         Some(u128::from(u64::MAX) * 1_000)
@@ -95,34 +93,15 @@ fn a_step_is_for_the_whole_request_and_begins_behind_its_line() {
 fn the_bound_counts_what_a_request_can_reach_and_nothing_else() {
     let p = prices();
     for (reach, input, output, why) in [
-        (Reach::text(1_000), 8_000, 36_000, "priority, a cache for an hour, reasoning"),
-        (Reach::text(1_001), 80_000, 360_000, "the step"),
+        (Reach::text(1_000), 5_000, 36_000, "priority, a cache that is written, reasoning"),
+        (Reach { hour: true, ..Reach::text(1_000) }, 8_000, 36_000, "to stay there for an hour"),
+        (Reach::text(1_001), 50_000, 360_000, "the step"),
         (Reach { pictures: true, ..Reach::text(1) }, 12_000, 36_000, "pictures"),
         (Reach { sound: true, ..Reach::text(1) }, 160_000, 320_000, "sound"),
     ] {
         let want = Dearest { input: PerToken(input), output: PerToken(output) };
         assert_eq!(p.dearest(reach), want, "{why}");
     }
-}
-
-#[test]
-fn a_markup_is_on_every_price_and_rounds_up() {
-    let tenth = Factor::parse("1.1").unwrap();
-    let p = Prices::flat(Rates { image_input: Some(PerToken(11)), ..Rates::plain(PerToken(10), PerToken(1)) });
-    let marked = Prices { per_request: Usd(20), ..p }.times(tenth).unwrap();
-    let marked_rates = marked.standard();
-    assert_eq!(
-        (marked_rates.input, marked_rates.cached_input, marked_rates.output),
-        (PerToken(11), PerToken(11), PerToken(2))
-    );
-    assert_eq!(
-        (marked_rates.image_input, marked_rates.audio_input, marked.per_request),
-        (Some(PerToken(13)), None, Usd(22))
-    );
-    assert_eq!(marked.steps, []);
-    let two = prices().times(Factor::parse("2").unwrap()).unwrap();
-    assert_eq!(two.steps[0].speeds.priority, rates(80));
-    assert_eq!(Prices::flat(Rates::plain(PerToken(u128::MAX), PerToken(1))).times(tenth), None);
 }
 
 fn any_rates() -> impl Strategy<Value = Rates> {
@@ -196,17 +175,18 @@ proptest! {
     fn no_usage_within_the_bounds_costs_more_than_the_bound(
         prices in any_prices(), usage in any_usage(), more_prompt in 0u64..100, more_output in 0u64..100,
         served in prop::sample::select(vec![ServiceTier::Standard, ServiceTier::Flex, ServiceTier::Priority, ServiceTier::Other]),
-        quiet in any::<bool>(), blind in any::<bool>(),
+        quiet in any::<bool>(), blind in any::<bool>(), hour in any::<bool>(),
     ) {
-        // Whoever sends no sound gets none, and whoever sends no picture has none counted.
+        // Whoever sends no sound gets none, whoever sends no picture has none counted, whoever asks for no hour is given none.
         let usage = Usage {
             audio_input: if quiet { 0 } else { usage.audio_input },
             audio_output: if quiet { 0 } else { usage.audio_output },
             image_input: if blind { 0 } else { usage.image_input },
+            cache_write_hour: if hour { usage.cache_write_hour } else { 0 },
             ..usage
         };
         let prompt = usage.prompt + more_prompt;
-        let each = prices.dearest(Reach { prompt, sound: !quiet, pictures: !blind });
+        let each = prices.dearest(Reach { prompt, sound: !quiet, pictures: !blind, hour });
         let bound = each.input.of(prompt).unwrap().plus(each.output.of(usage.completion + more_output).unwrap()).unwrap();
         let bound = bound.plus(prices.per_request).unwrap();
         let cost = prices.cost(&usage, served).unwrap();
