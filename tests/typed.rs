@@ -8,6 +8,7 @@ mod common;
 use common::channels::{INPUT, OUTPUT, SessionBed};
 use common::client::{node, python};
 use common::ledger::{books, sealed};
+use common::typed::{BOTH, MESSAGES, RESPONSES, TEXT, USED, ask, event, streamed, streamed_of, whole};
 use common::x402::Stall;
 use common::{
     Aimock, Backend, Chain, EvmBed, Facilitator, Gate, GateOptions, Payer, RawReply, Script, backend, payer, raw,
@@ -15,104 +16,9 @@ use common::{
 use serde_json::{Value, json};
 use std::time::Duration;
 
-const MODEL: &str = "openai/gpt-oss-120b";
 const FLAT: u128 = 20_000;
-const RESPONSES: &str = "/v1/responses";
-const MESSAGES: &str = "/v1/messages";
-const BOTH: [&str; 2] = [RESPONSES, MESSAGES];
-/// What every reply here says.
-const TEXT: &str = "wördy answer";
-/// Input tokens, of which so many from a cache, and output tokens; all of it said by the backend alone.
-const USED: (u64, u64, u64) = (50, 20, 7);
 /// What that costs under the prices of [`SessionBed`]; what comes from a cache is half of the input's price.
 const DUE: u128 = 30 * INPUT + 20 * INPUT / 2 + 7 * OUTPUT;
-
-fn event(data: &Value) -> String {
-    format!("event: {}\ndata: {data}\n\n", data["type"].as_str().unwrap())
-}
-
-fn ask(path: &str, stream: bool) -> Value {
-    let mut body = if path == RESPONSES {
-        json!({"model": MODEL, "input": "one two three", "max_output_tokens": 50})
-    } else {
-        json!({"model": MODEL, "messages": [{"role": "user", "content": "one two three"}], "max_tokens": 50})
-    };
-    if stream {
-        body["stream"] = json!(true);
-    }
-    body
-}
-
-/// The reply of a backend that does not stream.
-fn whole(path: &str) -> Value {
-    let (input, cached, output) = USED;
-    if path == RESPONSES {
-        return json!({"id": "resp_1", "object": "response", "created_at": 1, "status": "completed", "model": "served", "error": null,
-            "incomplete_details": null, "instructions": null, "metadata": {}, "parallel_tool_calls": true, "temperature": 1.0,
-            "tool_choice": "auto", "tools": [], "top_p": 1.0,
-            "output": [{"type": "message", "id": "msg_1", "status": "completed", "role": "assistant",
-                "content": [{"type": "output_text", "text": TEXT, "annotations": []}]}],
-            "usage": {"input_tokens": input, "output_tokens": output, "total_tokens": input + output,
-                "input_tokens_details": {"cached_tokens": cached}, "output_tokens_details": {"reasoning_tokens": 0}}});
-    }
-    json!({"id": "msg_1", "type": "message", "role": "assistant", "model": "served", "content": [{"type": "text", "text": TEXT}],
-        "stop_reason": "end_turn", "stop_sequence": null,
-        "usage": {"input_tokens": input - cached, "cache_read_input_tokens": cached, "cache_creation_input_tokens": 0, "output_tokens": output}})
-}
-
-/// A stream: what leaves at once, and what must wait for the receipt.
-fn streamed(path: &str) -> (String, String) {
-    let (first, second) = TEXT.split_at(7);
-    let mut reply = whole(path);
-    if path == RESPONSES {
-        let end = event(&json!({"type": "response.completed", "sequence_number": 8, "response": reply}));
-        reply["status"] = json!("in_progress");
-        reply["usage"] = Value::Null;
-        let item = std::mem::replace(&mut reply["output"], json!([]))[0].clone();
-        let mut opened = item.clone();
-        opened["content"] = json!([]);
-        let part = item["content"][0].clone();
-        let at = |kind: &str, n: u64, more: Value| {
-            let mut data =
-                json!({"type": kind, "sequence_number": n, "item_id": "msg_1", "output_index": 0, "content_index": 0});
-            data.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-            event(&data)
-        };
-        let text = |n, text: &str| at("response.output_text.delta", n, json!({"delta": text, "logprobs": []}));
-        let leaves = event(&json!({"type": "response.created", "sequence_number": 0, "response": reply}))
-            + &at("response.output_item.added", 1, json!({"item": opened}))
-            + &at(
-                "response.content_part.added",
-                2,
-                json!({"part": {"type": "output_text", "text": "", "annotations": []}}),
-            )
-            + &text(3, first)
-            + &text(4, second)
-            + &at("response.output_text.done", 5, json!({"text": TEXT, "logprobs": []}))
-            + &at("response.content_part.done", 6, json!({"part": part}))
-            + &at("response.output_item.done", 7, json!({"item": item}));
-        return (leaves, end);
-    }
-    let mut usage = std::mem::take(&mut reply["usage"]);
-    let said = json!({"output_tokens": usage["output_tokens"]});
-    usage["output_tokens"] = json!(1);
-    reply["usage"] = usage;
-    reply["content"] = json!([]);
-    reply["stop_reason"] = Value::Null;
-    let delta = |text: &str| {
-        event(&json!({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}}))
-    };
-    let leaves = event(&json!({"type": "message_start", "message": reply}))
-        + &event(&json!({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}))
-        + &event(&json!({"type": "ping"}))
-        + &delta(first)
-        + &delta(second)
-        + &event(&json!({"type": "content_block_stop", "index": 0}));
-    let end = event(
-        &json!({"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": null}, "usage": said}),
-    ) + &event(&json!({"type": "message_stop"}));
-    (leaves, end)
-}
 
 fn said(path: &str, stream: bool, piece: usize) -> backend::Reply {
     if !stream {
@@ -509,6 +415,40 @@ async fn sdks_pay_by_the_token_without_knowing() {
     bed.gate.stop().await;
     let books = books(&bed.gate);
     assert_eq!((books.charged, books.receipts), (4 * DUE, 4), "{books:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_answer_stands_still_for_vouchers_and_comes_whole() {
+    const WORDS: u64 = 150;
+    let mut bed = by_the_token().await;
+    let (url, rpc) = (bed.gate.url(), bed.reserve.url());
+    let pieces: Vec<String> = (0..WORDS).map(|n| format!(" word{n}")).collect();
+    let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
+    // 400 tokens: more than the text that was shown, so that the end is waited for as well.
+    let (output, mut due) = (400, 0);
+    for (sdk, path, _) in SDKS.into_iter().take(2) {
+        let wallet = bed.wallet().await;
+        let key = wallet.secret();
+        let (leaves, end) = streamed_of(path, &pieces, output);
+        bed.backend.next(backend::Reply::stream_in_pieces_of(400, format!("{leaves}{end}").as_bytes()));
+        let flags = [
+            ("base", url.as_str()),
+            ("rpc", &rpc),
+            ("session", "true"),
+            ("how", "stream"),
+            ("key", &key),
+            ("limit", "500"),
+        ];
+        let got = node("typed.mjs", &[&flags[..], &[("sdk", sdk)]].concat()).await;
+        let answer = &got["answers"][0];
+        assert_eq!((&answer["ok"], &answer["text"]), (&json!(true), &json!(pieces.concat())), "{got:#}");
+        let vouchers =
+            got["management"].as_array().unwrap().iter().filter(|call| call.as_str().unwrap().contains("voucher 204"));
+        assert!(vouchers.count() > 1, "{got:#}");
+        due += 30 * INPUT + 20 * INPUT / 2 + u128::from(output) * OUTPUT;
+    }
+    bed.gate.stop().await;
+    assert_eq!(books(&bed.gate).charged, due);
 }
 
 #[tokio::test(flavor = "multi_thread")]

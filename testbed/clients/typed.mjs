@@ -1,5 +1,5 @@
 // Calls of `/v1/responses` or `/v1/messages` by the SDK that speaks it, one after the other, with mppx's paying fetch under it, or its session fetch.
-//   --base URL --sdk openai|anthropic|ai-openai|ai-anthropic [--how json,stream,helper] [--rpc URL [--session]] [--key 0x…] [--prompt P] [--max_retries N]
+//   --base URL --sdk openai|anthropic|ai-openai|ai-anthropic [--how json,stream,helper] [--rpc URL [--session]] [--key 0x…] [--prompt P] [--limit N] [--max_retries N]
 // Without `--rpc` nothing pays: which error it makes of our 402.
 import Anthropic from '@anthropic-ai/sdk'
 import { createAnthropic } from '@ai-sdk/anthropic'
@@ -15,7 +15,7 @@ const retries = (o) => (o.max_retries === undefined ? {} : { maxRetries: Number(
 const sdks = {
   async openai(o, fetch) {
     const client = new OpenAI({ baseURL: `${o.base}/v1`, apiKey: 'client-key', fetch, ...retries(o) })
-    const body = { model: o.model, input: o.prompt, max_output_tokens: 50 }
+    const body = { model: o.model, input: o.prompt, max_output_tokens: Number(o.limit) }
     if (o.how === 'helper') {
       const stream = client.responses.stream(body)
       const kinds = []
@@ -38,7 +38,7 @@ const sdks = {
   },
   async anthropic(o, fetch) {
     const client = new Anthropic({ baseURL: o.base, apiKey: 'client-key', fetch, ...retries(o) })
-    const body = { model: o.model, messages: [{ role: 'user', content: o.prompt }], max_tokens: 50 }
+    const body = { model: o.model, messages: [{ role: 'user', content: o.prompt }], max_tokens: Number(o.limit) }
     if (o.how === 'helper') {
       const stream = client.messages.stream(body)
       const kinds = []
@@ -65,7 +65,7 @@ const sdks = {
 }
 
 async function ai(o, model) {
-  const ask = { model, prompt: o.prompt, maxOutputTokens: 50, ...retries(o) }
+  const ask = { model, prompt: o.prompt, maxOutputTokens: Number(o.limit), ...retries(o) }
   if (o.how === 'json') {
     const reply = await generateText(ask)
     return { text: reply.text, usage: reply.usage, headers: interesting(Object.entries(reply.response.headers ?? {})) }
@@ -81,7 +81,7 @@ async function ai(o, model) {
 }
 
 once(async () => {
-  const o = options({ model: 'openai/gpt-oss-120b', how: 'json', prompt: 'one two three' })
+  const o = options({ model: 'openai/gpt-oss-120b', how: 'json', prompt: 'one two three', limit: 50 })
   const wallet = o.session ? sessionFetch(o) : o.rpc ? payer(o) : { fetch, payments: [] }
   let calls = 0
   const counting = async (input, init) => { calls++; return wallet.fetch(input, init) }
@@ -96,5 +96,6 @@ once(async () => {
     answers.push({ ...answer, calls: calls - before })
   }
   if (wallet.record) await wallet.record.done()
-  return { client: o.sdk, payments: wallet.payments ?? [], answers }
+  const asked = (wallet.record?.calls ?? []).filter((call) => call.action && !call.body)
+  return { client: o.sdk, payments: wallet.payments ?? [], answers, management: asked.map((call) => `${call.method} ${call.action} ${call.status}`) }
 })

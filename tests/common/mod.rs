@@ -40,6 +40,7 @@ pub mod raw;
 pub mod relay;
 pub mod reserve;
 pub mod session;
+pub mod typed;
 pub mod wallet;
 pub mod x402;
 
