@@ -1,11 +1,12 @@
 //! What sessions cost, whole processes in one run: the gate against the smallest proxy Pingora can be, both before the same backend.
 //! Prints ratios; nothing here passes or fails on a time.
 //!
-//!     cargo bench --bench session [-- calls|streams|paused|crowd]
+//!     cargo bench --bench session [-- calls|streams|paused|crowd|first]
 //!
 //! - `calls`: CPU of a JSON request that is paid with a new voucher of an open channel, durably, by 64 clients at once.
 //! - `streams`: instructions of a stream of 200 events, its channel vouchered ahead, counted by valgrind.
 //! - `paused`: memory of a stream that stands still for want of a voucher.
+//! - `first`: time to the first token of a stream, paid with a new voucher, beyond what its backend takes and one durable write.
 //! - `crowd`: 1,000 streams of 30 tokens a second at once, vouchered ahead: whether any stood still, and what they cost.
 //!
 //! Channels are in the books before the gate starts, and the chain says what they hold: opening one is not what is measured.
@@ -45,6 +46,9 @@ fn main() {
     }
     if wanted("crowd") {
         crowd();
+    }
+    if wanted("first") {
+        first();
     }
 }
 
@@ -354,4 +358,55 @@ fn crowd() {
     println!();
     running.stop("-TERM");
     books(&gate);
+}
+
+/// One stream after the other, each way in turn, so that a machine that slows down slows all.
+fn first() {
+    const ROUNDS: u64 = 400;
+    println!("time to the first token of a stream, one at a time, median of {ROUNDS}\n");
+    println!("{:<46} {:>10}", "", "µs");
+    for (place, scratch) in [("in memory", tempfile::tempdir_in("/dev/shm")), ("on disk", tempfile::tempdir())] {
+        let Ok(scratch) = scratch else { continue };
+        let (_backend, backend) = backend::start(Kind::Stream { events: 3, gap: Duration::ZERO, running: false });
+        let bare_address = free_address();
+        let _bare = Running::start(&mut bare(bare_address, &backend, &[]));
+        let gate = Gate::prepare(scratch.path(), &backend, "tempo/session");
+        let mut payers = plant(&gate, ROUNDS, MORE);
+        let running = gate.start();
+        let body = streamed(256);
+        let offer = ready(&gate, Some(bare_address), &body);
+        let ways = [
+            ("the backend itself", backend.parse().unwrap(), bed::PATH),
+            ("bare Pingora", bare_address, bed::PATH),
+            ("the gate, free", gate.listen, bed::FREE),
+            ("the gate, paid by session", gate.listen, bed::PATH),
+        ];
+        let mut wires = ways.map(|(_, address, _)| Wire::open(address).unwrap());
+        let mut times = ways.map(|_| Vec::new());
+        for payer in &mut payers {
+            let paid = format!("Authorization: {}\r\n", payer.credential(&offer, MORE));
+            for (way, wire) in wires.iter_mut().enumerate() {
+                let began = Instant::now();
+                wire.post(ways[way].2, if way == 3 { &paid } else { "" }, &body).unwrap();
+                let (status, head, length) = wire.head().unwrap();
+                assert!(status == 200 && length.is_none(), "{}: {head}", ways[way].0);
+                let mut seen = wire.chunk().unwrap();
+                times[way].push(began.elapsed().as_secs_f64() * 1e6);
+                while !seen.is_empty() {
+                    seen = wire.chunk().unwrap();
+                }
+            }
+        }
+        let [direct, bare, free, paid] = times.map(|times| median(&times));
+        for (way, micros) in ways.iter().zip([direct, bare, free, paid]) {
+            println!("{:<46} {micros:>10.0}", format!("{}, store {place}", way.0));
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let write = bed::write_of(&runtime, scratch.path());
+        println!("{:<46} {write:>10.0}", format!("one durable write, {place}"));
+        println!("{:<46} {:>10.0}   (aim: ≤ 200)", "paid − backend − one write", paid - direct - write);
+        println!("{:<46} {:>10.0}\n", "free − backend", free - direct);
+        running.stop("-TERM");
+        books(&gate);
+    }
 }

@@ -13,14 +13,8 @@ mod bed;
 
 use bed::backend::{self, Kind};
 use bed::payer::{Wire, words};
-use bed::{FREE, Gate, PATH, asked, facilitator, median, request_body, until};
-use pontage::clock::UnixSeconds;
-use pontage::journal::Entry;
-use pontage::money::Atoms;
-use pontage::store::embedded::Embedded;
-use pontage::store::{Store as _, Swap, Write};
+use bed::{FREE, Gate, PATH, asked, facilitator, median, request_body, timed, until, write_of};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Instant;
 
 const ROUNDS: u64 = 5;
@@ -95,34 +89,10 @@ fn compare(place: &str, scratch: tempfile::TempDir) {
     println!("{:<44} {free:>12.0} {free_cpu:>12.0}", format!("free, store {place}"));
     println!("{:<44} {paid:>12.0} {paid_cpu:>12.0}", format!("paid, store {place}"));
     println!("{:<44} {http:>12.0}", "one HTTP call to the facilitator, from here");
-    let write = write(&runtime, scratch.path());
+    let write = write_of(&runtime, scratch.path());
     println!("{:<44} {write:>12.0}", format!("one durable write, {place}"));
     let rest = paid - free - 2.0 * http - 3.0 * write;
     println!("{:<44} {rest:>12.0}   (aim: ≤ 200)\n", "paid − free − two HTTP calls − three writes");
-}
-
-/// Microseconds of a step in a task of its own, as a worker sees it.
-async fn timed(step: impl Future<Output = ()> + Send + 'static) -> f64 {
-    let work = async {
-        let began = Instant::now();
-        step.await;
-        began.elapsed().as_secs_f64() * 1e6
-    };
-    tokio::spawn(work).await.unwrap()
-}
-
-/// Microseconds of one line in a journal, durable.
-fn write(runtime: &tokio::runtime::Runtime, scratch: &Path) -> f64 {
-    let store = Arc::new(Embedded::open(&scratch.join("apart.redb")).unwrap());
-    let times = (0..CALLS).map(|n| {
-        let store = Arc::clone(&store);
-        let entry = Entry::Taking { key: n.to_string(), amount: Atoms(1), at: UnixSeconds::now() };
-        runtime.block_on(timed(async move {
-            let swap = store.commit(Write { journal: vec![entry], ..Write::default() }).await;
-            assert_eq!(swap, Ok(Swap::Done));
-        }))
-    });
-    median(&times.collect::<Vec<_>>())
 }
 
 /// About what the gate sends.

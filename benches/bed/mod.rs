@@ -10,11 +10,17 @@ pub mod payer;
 pub mod bare_pingora;
 
 use alloy::sol_types::SolCall as _;
+use pontage::clock::UnixSeconds;
+use pontage::journal::Entry;
+use pontage::money::Atoms;
+use pontage::store::embedded::Embedded;
+use pontage::store::{self, Store as _};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tempo_alloy::contracts::precompiles::ITIP20ChannelReserve as Abi;
 
@@ -322,4 +328,28 @@ fn channels(call: &Value) -> Value {
     };
     let states: Vec<Abi::ChannelState> = asked.channelIds.iter().map(full).collect();
     json!(alloy::hex::encode_prefixed(Abi::getChannelStatesBatchCall::abi_encode_returns(&states)))
+}
+
+/// Microseconds of a step in a task of its own, as a worker sees it.
+pub async fn timed(step: impl Future<Output = ()> + Send + 'static) -> f64 {
+    let work = async {
+        let began = Instant::now();
+        step.await;
+        began.elapsed().as_secs_f64() * 1e6
+    };
+    tokio::spawn(work).await.unwrap()
+}
+
+/// Microseconds of one line in a journal under `scratch`, durable.
+pub fn write_of(runtime: &tokio::runtime::Runtime, scratch: &Path) -> f64 {
+    let store = Arc::new(Embedded::open(&scratch.join("apart.redb")).unwrap());
+    let times = (0..200).map(|n: u64| {
+        let store = Arc::clone(&store);
+        let entry = Entry::Taking { key: n.to_string(), amount: Atoms(1), at: UnixSeconds::now() };
+        runtime.block_on(timed(async move {
+            let write = store::Write { journal: vec![entry], ..store::Write::default() };
+            assert_eq!(store.commit(write).await, Ok(store::Swap::Done));
+        }))
+    });
+    median(&times.collect::<Vec<_>>())
 }
