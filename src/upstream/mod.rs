@@ -1,8 +1,8 @@
 //! Where requests are sent: pools of servers, who of them can take one, and how each kind of backend speaks.
 //!
-//! A pool ([`pool`]) knows its servers ([`server`]) from its rules or by a name that is looked up ([`discover`]), and how each of
-//! them stands ([`standing`]). One of them is chosen for a request ([`select`], [`ring`]) and told about ([`picked`]); when all are
-//! busy, requests wait in line ([`queue`]). Health checks run beside the traffic ([`health`]). Operators see it all ([`shown`]).
+//! A pool ([`pool`]) knows its servers ([`server`]) from its rules or by a name that is looked up (`discover`), and how each of
+//! them stands (`standing`). One of them is chosen for a request (`select`, `ring`) and told about (`picked`); when all are
+//! busy, requests wait in line (`queue`). Health checks run beside the traffic ([`health`]). Operators see it all ([`shown`]).
 
 mod discover;
 pub mod health;

@@ -1,5 +1,5 @@
 //! The servers of a pool at one moment: their rules beside how they stand. Membership changes by swapping the whole; whoever
-//! stays keeps its [`Standing`], and with it requests in flight, health and rests.
+//! stays keeps its `Standing`, and with it requests in flight, health and rests.
 
 use super::resolve::{Addresses, bare};
 use super::ring::Ring;
