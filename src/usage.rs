@@ -30,9 +30,9 @@ pub struct Usage {
     pub image_input: u64,
 }
 
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
-fn is_zero(n: &u64) -> bool {
-    *n == 0
+/// Whether a count need not be written: readers take what is not there for zero.
+pub(crate) fn is_zero<N: Default + PartialEq>(n: &N) -> bool {
+    *n == N::default()
 }
 
 /// How the figures of one reply add up: backends differ (`notes/llm.md` §2).

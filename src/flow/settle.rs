@@ -226,9 +226,11 @@ impl Delivery {
         self.quoted.allowed.ask.content_type(body)
     }
 
-    /// Nobody else will be asked.
+    /// Nobody else will be asked. Where no other pool could have been, the text is gone already.
     pub fn let_text_go(&mut self) {
-        self.quoted = Arc::new(self.quoted.without_body());
+        if !self.quoted.allowed.ask.body.is_empty() {
+            self.quoted = Arc::new(self.quoted.without_body());
+        }
     }
 
     /// Whether the backend is to be heard to its end when the client leaves: it will bill its answer, and says how much it was only then.

@@ -55,15 +55,10 @@ pub struct Receipt {
     /// Who paid.
     pub payer: Option<String>,
     /// Servers that were tried until one answered; 0 in receipts of before this was counted.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "crate::usage::is_zero")]
     pub attempts: u32,
     /// The reply was delivered whole; `false` when client or backend went away in the middle.
     pub complete: bool,
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
-fn is_zero(n: &u32) -> bool {
-    *n == 0
 }
 
 /// How far a payment got that is taken after the reply began.

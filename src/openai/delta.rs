@@ -41,6 +41,13 @@ pub(super) struct Delivered {
     pub bytes: u64,
 }
 
+impl Delivered {
+    /// One text of so many bytes; of none, no text.
+    pub fn once(bytes: u64) -> Self {
+        Self { texts: u64::from(bytes > 0), bytes }
+    }
+}
+
 /// One generated text as it stands between its quotes.
 #[derive(Clone, Copy)]
 pub(super) struct Said<'a> {

@@ -153,7 +153,6 @@ const ONE_TYPE: &str = "must hold what its type says, and nothing else";
 const ROLES: &[&str] = &["developer", "system", "user", "assistant", "tool", "function"];
 const PART: &[&str] = &["type", "text", "refusal", "image_url"];
 const IMAGE: &[&str] = &["url", "detail"];
-const TOOL: &[&str] = &["type", "function", "custom"];
 
 /// Reads what a model reads, with the scanner of the whole body.
 pub(super) struct Reader<'a, 'l> {
@@ -165,32 +164,43 @@ pub(super) struct Reader<'a, 'l> {
 impl<'a> Reader<'a, '_> {
     /// `messages`: each one an object with a known role.
     pub fn messages(&mut self) -> Result<(), Refusal> {
-        if self.scanner.peek()? != Kind::Array {
-            return Err(bad("messages", "must be an array"));
-        }
+        self.scanner.peek()?;
         let start = self.scanner.at();
-        let mut array = self.scanner.array()?;
-        while self.scanner.next_item(&mut array)? {
-            let is_users = self.message()?;
-            self.found.messages += 1;
-            if is_users && self.found.head.is_none() {
-                self.found.head = Some(start..self.scanner.at());
+        self.items("messages", |this, _| {
+            let is_users = this.message()?;
+            this.found.messages += 1;
+            if is_users && this.found.head.is_none() {
+                this.found.head = Some(start..this.scanner.at());
             }
+            Ok(())
+        })
+    }
+
+    /// An array, item by item, each with its place in it.
+    pub fn items(
+        &mut self,
+        param: &str,
+        mut item: impl FnMut(&mut Self, usize) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        if self.scanner.peek()? != Kind::Array {
+            return Err(bad(param, "must be an array"));
+        }
+        let mut array = self.scanner.array()?;
+        let mut index = 0;
+        while self.scanner.next_item(&mut array)? {
+            item(self, index)?;
+            index += 1;
         }
         Ok(())
     }
 
-    /// `tools`: functions and custom tools run at the client; every other kind is run, and billed, by the backend.
-    pub fn tools(&mut self) -> Result<(), Refusal> {
-        if self.scanner.peek()? != Kind::Array {
-            return Err(bad("tools", "must be an array"));
-        }
-        let mut array = self.scanner.array()?;
-        let mut index = 0usize;
-        while self.scanner.next_item(&mut array)? {
+    /// `tools`, each with these `members`: functions and custom tools run at the client; every other kind is run, and billed, by the
+    /// backend.
+    pub fn tools(&mut self, members: &'static [&'static str]) -> Result<(), Refusal> {
+        self.items("tools", |this, index| {
             let mut kind = None;
             let place = |rest: &str| format!("tools[{index}]{rest}");
-            self.members(TOOL, &place, |this, key| {
+            this.members(members, &place, |this, key| {
                 if key == "type" {
                     kind = Some(this.string_of(&place(".type"))?);
                 } else {
@@ -199,13 +209,11 @@ impl<'a> Reader<'a, '_> {
                 Ok(())
             })?;
             match kind.as_deref() {
-                Some("function" | "custom") => {}
-                Some(_) => return Err(Refusal::NotPriced { param: place(".type") }),
-                None => return Err(bad(place(".type"), "is missing")),
+                Some("function" | "custom") => Ok(()),
+                Some(_) => Err(Refusal::NotPriced { param: place(".type") }),
+                None => Err(bad(place(".type"), "is missing")),
             }
-            index += 1;
-        }
-        Ok(())
+        })
     }
 
     /// One text, or several, each of them a string or the numbers of its tokens.

@@ -72,10 +72,15 @@ pub(super) struct Reply<'a> {
     service_tier: Option<&'a RawValue>,
 }
 
+/// Reads an object, and nothing else: an array would be read as the fields in order.
+pub(super) fn object<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Option<T> {
+    text.trim_ascii_start().starts_with(b"{").then(|| serde_json::from_slice(text).ok())?
+}
+
 impl<'a> Reply<'a> {
     /// `None`: not JSON, not an object, or a field of another type than OpenAI's.
     pub fn read(text: &'a [u8]) -> Option<Self> {
-        text.trim_ascii_start().starts_with(b"{").then(|| serde_json::from_slice(text).ok())?
+        object(text)
     }
 
     /// The speed at which it was served, when it says so.
@@ -306,11 +311,7 @@ struct Beside {
 
 /// Reads one usage object. `None`: it says nothing (no counts, or zeros as a placeholder).
 fn read_figures(text: &str, shape: Shape) -> Result<Option<(Usage, Beside)>, Absurd> {
-    // An array would be read as the fields in order.
-    if !text.starts_with('{') {
-        return Err(Absurd);
-    }
-    let figures: Figures<'_> = serde_json::from_str(text).map_err(|_| Absurd)?;
+    let figures: Figures<'_> = object(text.as_bytes()).ok_or(Absurd)?;
     let said = (count(figures.prompt_tokens)?, count(figures.completion_tokens)?);
     let (prompt, mut completion) = (said.0.unwrap_or(0), said.1.unwrap_or(0));
     if prompt == 0 && completion == 0 {

@@ -99,18 +99,17 @@ impl Pools {
 
     /// Whether a request for that pool would find a server now, there or where the pool falls back to: an offer is made only then.
     pub fn available(&self, name: &PoolName) -> bool {
-        self.lane(name).pools.iter().any(|pool| pool.available())
+        self.follow(name).any(|pool| pool.available())
     }
 
     /// Where a request for that pool may go.
     pub fn lane(&self, name: &PoolName) -> Lane {
-        let mut pools = Vec::new();
-        let mut next = self.get(name);
-        while let Some(pool) = next.filter(|_| pools.len() < LONGEST_LANE) {
-            pools.push(Arc::clone(pool));
-            next = pool.fallback().and_then(|name| self.get(name));
-        }
-        Lane { pools }
+        Lane { pools: self.follow(name).cloned().collect() }
+    }
+
+    /// That pool, and those that it falls back to.
+    fn follow(&self, name: &PoolName) -> impl Iterator<Item = &Arc<Pool>> {
+        std::iter::successors(self.get(name), |pool| self.get(pool.fallback()?)).take(LONGEST_LANE)
     }
 
     /// Every pool of the live plan, by name.

@@ -1,10 +1,12 @@
 //! Chat completions: messages in, one or more answers out.
 
-use super::{A, B, Fields, Form, N, O, Rule, S, Told, Weight, at_most, bool_of, names, write_count, write_stream};
+use super::{
+    A, B, Fields, Form, N, O, Rule, S, SHORT_CACHES, SPEEDS, Told, Weight, at_most, bool_of, names, one_of,
+    write_count, write_stream,
+};
 use crate::limits::{Limits, Spelling};
-use crate::openai::prompt::{Found, Reader, bad};
+use crate::openai::prompt::{Found, Reader};
 use crate::openai::request::{Ask, Rewrite};
-use crate::openai::strict::Kind;
 use crate::refusal::Refusal;
 
 /// The whole schema of OpenAI.
@@ -49,36 +51,20 @@ const FIELDS: Fields = &[
 pub(super) static FORM: Form =
     Form { fields: FIELDS, names: &names::<{ FIELDS.len() }>(FIELDS), check, take, weigh, write };
 
+const TOOL: &[&str] = &["type", "function", "custom"];
+
 /// Fields of which only some values are free of charge; passes the value.
 fn check(name: &'static str, reader: &mut Reader<'_, '_>) -> Result<(), Refusal> {
-    let not_priced = Err(Refusal::NotPriced { param: name.to_owned() });
     match name {
         "messages" => reader.messages(),
-        "tools" => reader.tools(),
+        "tools" => reader.tools(TOOL),
         // Schemas and legacy functions are rendered into the prompt.
         "response_format" | "functions" => reader.raw_piece().map(drop),
-        "modalities" => {
-            if reader.scanner.peek()? != Kind::Array {
-                return Err(bad(name, "must be an array"));
-            }
-            let mut array = reader.scanner.array()?;
-            while reader.scanner.next_item(&mut array)? {
-                if reader.string_of(name)? != "text" {
-                    return not_priced;
-                }
-            }
-            Ok(())
-        }
-        "service_tier" => match reader.string_of(name)?.as_ref() {
-            "default" | "auto" => Ok(()),
-            _ => not_priced,
-        },
-        "prompt_cache_retention" => match reader.string_of(name)?.as_ref() {
-            "in_memory" | "in-memory" => Ok(()),
-            _ => not_priced,
-        },
+        "modalities" => reader.items(name, |reader, _| one_of(&["text"], name, reader)),
+        "service_tier" => one_of(SPEEDS, name, reader),
+        "prompt_cache_retention" => one_of(SHORT_CACHES, name, reader),
         // `store`: a stored completion can be fetched past the gate.
-        _ if bool_of(reader, name)? => not_priced,
+        _ if bool_of(reader, name)? => Err(Refusal::NotPriced { param: name.to_owned() }),
         _ => Ok(()),
     }
 }
@@ -88,14 +74,8 @@ fn take(name: &'static str, told: &mut Told, reader: &mut Reader<'_, '_>) -> Res
 }
 
 fn weigh(told: &Told, found: &Found, limits: &Limits) -> Result<Weight, Refusal> {
-    let max_output = told.limited_output(limits)?;
-    Ok(Weight {
-        n: at_most("n", told.said.n.unwrap_or(1), limits.max_n)?,
-        max_output,
-        asked_output: told.asked_output(),
-        nothing_asked: found.messages == 0,
-        whole_only: None,
-    })
+    let one = Weight::of_one(told, found, told.limited_output(limits)?);
+    Ok(Weight { n: at_most("n", told.said.n.unwrap_or(1), limits.max_n)?, ..one })
 }
 
 fn write(ask: &Ask, to: &Rewrite<'_>, out: &mut Vec<u8>) {

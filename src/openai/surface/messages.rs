@@ -3,7 +3,9 @@
 //! Blocks may ask for the prompt to be cached: what is written into a cache can cost more than input, so bounds take the dearest
 //! rate of a prompt. Documents, search results and containers are read, and billed, by rules of their own.
 
-use super::{A, Fields, Form, N, O, Rule, Thinking, Told, Weight, bool_of, count_of, names, write_count};
+use super::{
+    A, Fields, Form, N, O, Rule, Thinking, Told, Weight, bool_of, count_of, names, one_of, write_count, write_flag,
+};
 use crate::limits::Limits;
 use crate::openai::prompt::{Found, Reader, bad};
 use crate::openai::request::{Ask, Rewrite};
@@ -52,10 +54,7 @@ fn check(name: &'static str, reader: &mut Reader<'_, '_>) -> Result<(), Refusal>
         "output_config" | "output_format" => reader.raw_piece().map(drop),
         "cache_control" => cache_control(reader, name),
         // `service_tier`
-        _ => match reader.string_of(name)?.as_ref() {
-            "auto" | "standard_only" => Ok(()),
-            _ => Err(Refusal::NotPriced { param: name.to_owned() }),
-        },
+        _ => one_of(&["auto", "standard_only"], name, reader),
     }
 }
 
@@ -108,13 +107,7 @@ fn weigh(told: &Told, found: &Found, limits: &Limits) -> Result<Weight, Refusal>
         };
         return Err(bad("thinking.budget_tokens", &why));
     }
-    Ok(Weight {
-        n: 1,
-        max_output,
-        asked_output: told.asked_output(),
-        nothing_asked: found.messages == 0,
-        whole_only: None,
-    })
+    Ok(Weight::of_one(told, found, max_output))
 }
 
 fn write(ask: &Ask, to: &Rewrite<'_>, out: &mut Vec<u8>) {
@@ -136,7 +129,7 @@ fn write(ask: &Ask, to: &Rewrite<'_>, out: &mut Vec<u8>) {
         }
         None => {}
     }
-    out.extend_from_slice(if to.stream { b",\"stream\":true" } else { b",\"stream\":false" });
+    write_flag("stream", to.stream, out);
 }
 
 fn write_display(summarized: Option<bool>, out: &mut Vec<u8>) {
@@ -185,12 +178,7 @@ const TOOL: &[&str] = &[
 ];
 
 fn messages(reader: &mut Reader<'_, '_>) -> Result<(), Refusal> {
-    if reader.scanner.peek()? != Kind::Array {
-        return Err(bad("messages", "must be an array"));
-    }
-    let mut array = reader.scanner.array()?;
-    while reader.scanner.next_item(&mut array)? {
-        let index = reader.found.messages;
+    reader.items("messages", |reader, index| {
         let place = |rest: &str| format!("messages[{index}]{rest}");
         let mut role = false;
         reader.members(MESSAGE, &place, |this, key| {
@@ -207,23 +195,15 @@ fn messages(reader: &mut Reader<'_, '_>) -> Result<(), Refusal> {
             return Err(bad(place(".role"), "is missing"));
         }
         reader.found.messages += 1;
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// A text, or a list of blocks.
 fn content(reader: &mut Reader<'_, '_>, at: &str, place: Where) -> Result<(), Refusal> {
     match reader.scanner.peek()? {
         Kind::String => reader.text_piece(),
-        Kind::Array => {
-            let mut array = reader.scanner.array()?;
-            let mut index = 0usize;
-            while reader.scanner.next_item(&mut array)? {
-                block(reader, &format!("{at}[{index}]"), place)?;
-                index += 1;
-            }
-            Ok(())
-        }
+        Kind::Array => reader.items(at, |reader, index| block(reader, &format!("{at}[{index}]"), place)),
         _ => Err(bad(at, "must be a string or an array of blocks")),
     }
 }
@@ -328,12 +308,7 @@ fn cache_control(reader: &mut Reader<'_, '_>, at: &str) -> Result<(), Refusal> {
 
 /// Tools that run at the client and are described in full: those with a version in their type are the backend's own.
 fn tools(reader: &mut Reader<'_, '_>) -> Result<(), Refusal> {
-    if reader.scanner.peek()? != Kind::Array {
-        return Err(bad("tools", "must be an array"));
-    }
-    let mut array = reader.scanner.array()?;
-    let mut index = 0usize;
-    while reader.scanner.next_item(&mut array)? {
+    reader.items("tools", |reader, index| {
         let place = |rest: &str| format!("tools[{index}]{rest}");
         reader.members(TOOL, &place, |this, key| {
             match (key, this.scanner.peek()?) {
@@ -353,8 +328,6 @@ fn tools(reader: &mut Reader<'_, '_>) -> Result<(), Refusal> {
                 }
             }
             Ok(())
-        })?;
-        index += 1;
-    }
-    Ok(())
+        })
+    })
 }

@@ -96,6 +96,14 @@ pub(super) struct Weight {
     pub whole_only: Option<&'static str>,
 }
 
+impl Weight {
+    /// One output of so many tokens at most.
+    pub fn of_one(told: &Told, found: &Found, max_output: u64) -> Self {
+        let (asked_output, nothing_asked) = (told.asked_output(), found.messages == 0);
+        Self { n: 1, max_output, asked_output, nothing_asked, whole_only: None }
+    }
+}
+
 /// Those of our fields that are written again when they were said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Said {
@@ -236,6 +244,25 @@ pub(super) fn at_most(param: &'static str, asked: u64, max: u64) -> Result<u64, 
     if asked > max { Err(Refusal::OverLimit { param, asked, max }) } else { Ok(asked) }
 }
 
+/// Values of OpenAI's `service_tier` and `prompt_cache_retention` that cost nothing extra.
+pub(super) const SPEEDS: &[&str] = &["default", "auto"];
+pub(super) const SHORT_CACHES: &[&str] = &["in_memory", "in-memory"];
+
+/// Passes a word if it is one of these; others cost extra.
+pub(super) fn one_of(words: &[&str], name: &str, reader: &mut Reader<'_, '_>) -> Result<(), Refusal> {
+    match words.contains(&reader.string_of(name)?.as_ref()) {
+        true => Ok(()),
+        false => Err(Refusal::NotPriced { param: name.to_owned() }),
+    }
+}
+
+/// `,"name":true`
+pub(super) fn write_flag(name: &str, yes: bool, out: &mut Vec<u8>) {
+    out.extend_from_slice(b",\"");
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(if yes { b"\":true" } else { b"\":false" });
+}
+
 /// `,"name":number`
 pub(super) fn write_count(name: &str, count: u64, out: &mut Vec<u8>) {
     out.extend_from_slice(b",\"");
@@ -246,18 +273,16 @@ pub(super) fn write_count(name: &str, count: u64, out: &mut Vec<u8>) {
 
 /// `stream`, with the options that make the backend say what it used.
 pub(super) fn write_stream(ask: &Ask, to: &Rewrite<'_>, out: &mut Vec<u8>) {
+    write_flag("stream", to.stream, out);
     if !to.stream {
-        out.extend_from_slice(b",\"stream\":false");
         return;
     }
-    out.extend_from_slice(b",\"stream\":true,\"stream_options\":{\"include_usage\":true");
-    match ask.said.obfuscation.filter(|_| !to.withheld.contains(&"include_obfuscation")) {
-        Some(true) => out.extend_from_slice(b",\"include_obfuscation\":true"),
-        Some(false) => out.extend_from_slice(b",\"include_obfuscation\":false"),
-        None => {}
+    out.extend_from_slice(b",\"stream_options\":{\"include_usage\":true");
+    if let Some(yes) = ask.said.obfuscation.filter(|_| !to.withheld.contains(&"include_obfuscation")) {
+        write_flag("include_obfuscation", yes, out);
     }
     if to.continuous_usage {
-        out.extend_from_slice(b",\"continuous_usage_stats\":true");
+        write_flag("continuous_usage_stats", true, out);
     }
     out.push(b'}');
 }

@@ -4,7 +4,10 @@
 //! false, and whatever refers to something kept is refused. Hosted tools and files are run and billed by the backend, by the
 //! call or by the page.
 
-use super::{B, Fields, Form, N, O, Rule, S, Said, Told, Weight, bool_of, names, write_count};
+use super::{
+    B, Fields, Form, N, O, Rule, S, SHORT_CACHES, SPEEDS, Said, Told, Weight, bool_of, names, one_of, write_count,
+    write_flag,
+};
 use crate::limits::Limits;
 use crate::openai::prompt::{Found, Reader, bad};
 use crate::openai::request::{Ask, Rewrite};
@@ -53,38 +56,15 @@ const INCLUDED: &[&str] = &["reasoning.encrypted_content", "message.output_text.
 const KEPT: &str = "nothing is kept here: send the whole conversation as input";
 
 fn check(name: &'static str, reader: &mut Reader<'_, '_>) -> Result<(), Refusal> {
-    let not_priced = Err(Refusal::NotPriced { param: name.to_owned() });
     match name {
         "input" => input(reader),
-        "instructions" => {
-            if reader.scanner.peek()? != Kind::String {
-                return Err(bad(name, "must be a string"));
-            }
-            reader.text_piece()
-        }
-        "tools" => tools(reader),
+        "instructions" => reader.text(name),
+        "tools" => reader.tools(TOOL),
         // The schema of the answer is rendered into the prompt.
         "text" => reader.raw_piece().map(drop),
-        "include" => {
-            if reader.scanner.peek()? != Kind::Array {
-                return Err(bad(name, "must be an array"));
-            }
-            let mut array = reader.scanner.array()?;
-            while reader.scanner.next_item(&mut array)? {
-                if !INCLUDED.contains(&reader.string_of(name)?.as_ref()) {
-                    return not_priced;
-                }
-            }
-            Ok(())
-        }
-        "service_tier" => match reader.string_of(name)?.as_ref() {
-            "default" | "auto" => Ok(()),
-            _ => not_priced,
-        },
-        "prompt_cache_retention" => match reader.string_of(name)?.as_ref() {
-            "in_memory" | "in-memory" => Ok(()),
-            _ => not_priced,
-        },
+        "include" => reader.items(name, |reader, _| one_of(INCLUDED, name, reader)),
+        "service_tier" => one_of(SPEEDS, name, reader),
+        "prompt_cache_retention" => one_of(SHORT_CACHES, name, reader),
         "background" if bool_of(reader, name)? => Err(bad(name, "an answer is given here or not at all")),
         "background" => Ok(()),
         "prompt" => Err(bad(name, "templates are kept by the backend: send what they say as instructions and input")),
@@ -109,19 +89,13 @@ fn take(name: &'static str, told: &mut Told, reader: &mut Reader<'_, '_>) -> Res
 }
 
 fn weigh(told: &Told, found: &Found, limits: &Limits) -> Result<Weight, Refusal> {
-    Ok(Weight {
-        n: 1,
-        max_output: told.limited_output(limits)?,
-        asked_output: told.asked_output(),
-        nothing_asked: found.messages == 0,
-        whole_only: None,
-    })
+    Ok(Weight::of_one(told, found, told.limited_output(limits)?))
 }
 
 fn write(ask: &Ask, to: &Rewrite<'_>, out: &mut Vec<u8>) {
     write_count("max_output_tokens", ask.max_output.min(to.max_output), out);
     out.extend_from_slice(b",\"store\":false");
-    out.extend_from_slice(if to.stream { b",\"stream\":true" } else { b",\"stream\":false" });
+    write_flag("stream", to.stream, out);
     if let (true, Said { obfuscation: Some(yes), .. }) = (to.stream, ask.said) {
         out.extend_from_slice(b",\"stream_options\":{\"include_obfuscation\":");
         out.extend_from_slice(if yes { b"true}" } else { b"false}" });
@@ -261,31 +235,3 @@ fn parts(reader: &mut Reader<'_, '_>, at: &str) -> Result<(), Refusal> {
 }
 
 const ONE_TYPE: &str = "must hold what its type says, and nothing else";
-
-/// Functions and custom tools run at the client; every other kind is run, and billed, by the backend.
-fn tools(reader: &mut Reader<'_, '_>) -> Result<(), Refusal> {
-    if reader.scanner.peek()? != Kind::Array {
-        return Err(bad("tools", "must be an array"));
-    }
-    let mut array = reader.scanner.array()?;
-    let mut index = 0usize;
-    while reader.scanner.next_item(&mut array)? {
-        let place = |rest: &str| format!("tools[{index}]{rest}");
-        let mut kind = None;
-        reader.members(TOOL, &place, |this, key| {
-            if key == "type" {
-                kind = Some(this.string_of(&place(".type"))?);
-            } else {
-                this.raw_piece()?;
-            }
-            Ok(())
-        })?;
-        match kind.as_deref() {
-            Some("function" | "custom") => {}
-            Some(_) => return Err(Refusal::NotPriced { param: place(".type") }),
-            None => return Err(bad(place(".type"), "is missing")),
-        }
-        index += 1;
-    }
-    Ok(())
-}

@@ -5,7 +5,7 @@
 
 use super::{Event, Reader, Tally};
 use crate::openai::delta::{Delivered, Said, is_null, past_colon, text_in};
-use crate::openai::usage::{Absurd, Bounds, Verdict, count};
+use crate::openai::usage::{Absurd, Bounds, Verdict, count, object};
 use crate::usage::{ServiceTier, Usage};
 use memchr::memmem::Finder;
 use serde::Deserialize;
@@ -115,8 +115,7 @@ fn texts(data: &[u8], mut said: &mut dyn FnMut(Said<'_>)) -> Delivered {
 
 /// Reads a buffered reply; `None` when it is not one.
 pub(super) fn whole(body: &[u8], bounds: Bounds) -> Option<Verdict> {
-    let message: Message<'_> =
-        body.trim_ascii_start().starts_with(b"{").then(|| serde_json::from_slice(body).ok())??;
+    let message: Message<'_> = object(body)?;
     let mut tally = Tally::new(bounds);
     if let Some(usage) = message.usage {
         tally.goes_on(usage.get());
@@ -141,7 +140,7 @@ fn in_blocks(content: &[u8]) -> Delivered {
     for block in serde_json::from_slice::<Vec<Block<'_>>>(content).unwrap_or_default() {
         bytes += block.input.map_or(0, |input| input.get().len() as u64);
     }
-    Delivered { texts: u64::from(bytes > 0), bytes }
+    Delivered::once(bytes)
 }
 
 #[derive(Deserialize)]
@@ -235,11 +234,7 @@ impl Tally {
 
     /// All that was said until now, and whether this object spoke of output.
     fn completed(&mut self, usage: &str) -> Result<(Option<Usage>, bool), Absurd> {
-        // An array would be read as the fields in order.
-        if !usage.starts_with('{') {
-            return Err(Absurd);
-        }
-        let figures: Figures<'_> = serde_json::from_str(usage).map_err(|_| Absurd)?;
+        let figures: Figures<'_> = object(usage.as_bytes()).ok_or(Absurd)?;
         if let Some(word) = &figures.service_tier {
             self.tier = ServiceTier::read(word);
         }

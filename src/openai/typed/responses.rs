@@ -2,7 +2,7 @@
 
 use super::{Event, Reader, Tally};
 use crate::openai::delta::{Delivered, Said, past_colon, string_at, text_in};
-use crate::openai::usage::{Absurd, Bounds, Verdict, count};
+use crate::openai::usage::{Absurd, Bounds, Verdict, count, object};
 use crate::usage::{ServiceTier, Usage};
 use memchr::memmem::Finder;
 use serde::Deserialize;
@@ -75,7 +75,7 @@ pub(super) fn event<'a>(reader: &mut Reader, data: &'a [u8], mut said: &mut dyn 
     if NEEDLES.item_done.find(data).is_some() && !std::mem::take(&mut reader.fresh_text) {
         // A backend that does not stream this kind of item says it whole.
         let bytes = text_in(data, 0, TEXTS, &mut said);
-        event.text = Delivered { texts: u64::from(bytes > 0), bytes };
+        event.text = Delivered::once(bytes);
     }
     let (whole, error) = (NEEDLES.response.find(data).is_some(), NEEDLES.error.find(data).is_some());
     if !whole && !error {
@@ -115,12 +115,11 @@ fn deltas(data: &[u8], mut said: &mut dyn FnMut(Said<'_>)) -> Delivered {
 
 /// Reads a buffered reply; `None` when it is not one.
 pub(super) fn whole(body: &[u8], bounds: Bounds) -> Option<Verdict> {
-    let response: Response<'_> =
-        body.trim_ascii_start().starts_with(b"{").then(|| serde_json::from_slice(body).ok())??;
+    let response: Response<'_> = object(body)?;
     let mut tally = Tally::new(bounds);
     response.count(&mut tally);
     let bytes = response.output.map_or(0, |output| text_in(output.get().as_bytes(), 0, TEXTS, &mut |_| {}));
-    let verdict = tally.verdict(Delivered { texts: u64::from(bytes > 0), bytes });
+    let verdict = tally.verdict(Delivered::once(bytes));
     Some(Verdict {
         failed: response.failed(),
         finished: response.finished(),
@@ -159,11 +158,7 @@ struct OutputDetails<'a> {
 
 /// Reads one usage object. `None`: no counts, or zeros as a placeholder.
 fn read_figures(text: &str) -> Result<Option<Usage>, Absurd> {
-    // An array would be read as the fields in order.
-    if !text.starts_with('{') {
-        return Err(Absurd);
-    }
-    let figures: Figures<'_> = serde_json::from_str(text).map_err(|_| Absurd)?;
+    let figures: Figures<'_> = object(text.as_bytes()).ok_or(Absurd)?;
     let prompt = count(figures.input_tokens)?.unwrap_or(0);
     let completion = count(figures.output_tokens)?.unwrap_or(0);
     if prompt == 0 && completion == 0 {
