@@ -18,6 +18,9 @@ const NOW: UnixSeconds = UnixSeconds(1_795_221_720);
 /// Channels in the books, which calls use in turn.
 const CHANNELS: usize = 128;
 
+/// Calls that come at once where a crowd does.
+pub const CROWD: u64 = 32;
+
 /// Open channels in a file of their own.
 pub struct Books {
     runtime: Runtime,
@@ -41,7 +44,21 @@ impl Books {
         Self { runtime, store, channels, next: 0, _scratch: scratch }
     }
 
+    /// One call, whose write has a transaction of its own.
     pub fn run(&mut self) {
+        let write = self.call();
+        assert_eq!(self.runtime.block_on(self.store.commit(write)), Ok(Swap::Done));
+    }
+
+    /// [`CROWD`] calls at once, which share one.
+    pub fn crowd(&mut self) {
+        let calls: Vec<_> = (0..CROWD).map(|_| self.call()).collect();
+        let writes = calls.into_iter().map(|write| self.store.commit(write));
+        let swaps = self.runtime.block_on(futures::future::join_all(writes));
+        assert!(swaps.iter().all(|swap| *swap == Ok(Swap::Done)));
+    }
+
+    fn call(&mut self) -> Write {
         let at = self.next % self.channels.len();
         self.next += 1;
         let channel = self.channels.get_mut(at).unwrap();
@@ -59,8 +76,7 @@ impl Books {
             Entry::Voucher { channel: record.id.clone(), amount, signature, at: NOW },
             Entry::Receipt(Box::new(receipt(record))),
         ];
-        let write = Write { channel: Some(Arc::clone(channel)), journal, ..Write::default() };
-        assert_eq!(self.runtime.block_on(self.store.commit(write)), Ok(Swap::Done));
+        Write { channel: Some(Arc::clone(channel)), journal, ..Write::default() }
     }
 }
 
