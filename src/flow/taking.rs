@@ -64,7 +64,7 @@ pub(super) async fn promise(toll: &Arc<Toll>, taking: Taking<'_>, by_usage: bool
     }
 }
 
-/// Claims a proof durably, then asks whether it would be paid. Nothing moves.
+/// Claims a proof, then asks whether it would be paid. Nothing moves.
 async fn vouched(toll: &Arc<Toll>, taking: Taking<'_>, by_usage: bool) -> Result<Promise, Stop> {
     let Taking { rail, proof, terms, request, revision, .. } = taking;
     let (toll, rail, request) = (Arc::clone(toll), Arc::clone(rail), request.to_owned());
@@ -105,7 +105,7 @@ async fn risk(toll: &Toll, rail: &dyn Rail, proof: &Proof, amount: Usd, most: Us
     })
 }
 
-/// Writes a new claim.
+/// Writes a new claim; a promise may be brief.
 async fn claim(
     toll: &Arc<Toll>,
     rail: &dyn Rail,
@@ -138,7 +138,11 @@ async fn claim(
         reference: claim.reference.clone(),
         at: now,
     };
-    let write = Write { claim: Some(claim.clone()), journal: vec![entry], ..Write::default() };
+    // What was only promised ends with its process: recovery lets go of it (`recover.rs`), and what was let go is as good as never
+    // shown. So a crash may as well forget it: nothing was taken, and whatever leaves before it is to be taken leaves unpaid
+    // either way.
+    let brief = matches!(claim.standing, Standing::Promised { .. });
+    let write = Write { claim: Some(claim.clone()), journal: vec![entry], brief, ..Write::default() };
     match toll.store.commit(write).await {
         Ok(Swap::Done) => return Ok(claim),
         Ok(Swap::Lost(_) | Swap::Overtaken(_)) => Err(running(toll, rail)),

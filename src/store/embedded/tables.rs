@@ -1,13 +1,14 @@
 //! What the file holds, and what one operation does to it inside a write transaction.
 
+use super::brief::Brief;
 use crate::channel::Channel;
-use crate::claim::Claim;
+use crate::claim::{self, Claim};
 use crate::clock::UnixSeconds;
 use crate::journal::Entry;
 use crate::journal::chain::Head;
 use crate::money::Usd;
 use crate::store::{StoreError, Swap, Write};
-use redb::{ReadableTable, Table, TableDefinition, TableError, WriteTransaction};
+use redb::{Key, ReadableTable, Table, TableDefinition, TableError, Value, WriteTransaction};
 use std::borrow::Cow;
 
 /// Layout of the file. A file with another number is refused at start.
@@ -63,6 +64,33 @@ struct Stamp<'r> {
     revision: u64,
     #[serde(borrow, default)]
     id: Cow<'r, str>,
+}
+
+/// What a claim's next write has to know of the one before.
+struct Was {
+    revision: u64,
+    keep_until: UnixSeconds,
+}
+
+#[derive(serde::Deserialize)]
+struct ClaimStamp<'r> {
+    schema: u16,
+    revision: u64,
+    #[serde(borrow)]
+    key: Cow<'r, str>,
+    collect_until: UnixSeconds,
+    paid_at: Option<UnixSeconds>,
+}
+
+/// The first words of the claim in `bytes`, as [`read_claim`] reads all of them.
+fn glance(key: &str, bytes: &[u8]) -> Result<Was, StoreError> {
+    match serde_json::from_slice::<ClaimStamp<'_>>(bytes) {
+        Ok(stamp) if stamp.schema == Claim::SCHEMA && stamp.key == key => {
+            Ok(Was { revision: stamp.revision, keep_until: claim::keep_until(stamp.collect_until, stamp.paid_at) })
+        }
+        // Whatever is wrong with it is said there.
+        _ => read_claim(key, bytes).map(|claim| Was { revision: claim.revision, keep_until: claim.keep_until() }),
+    }
 }
 
 /// The claim in `bytes`. The error blocks this key only: what a later version wrote, or what a bad disk left, is neither
@@ -123,8 +151,9 @@ pub(super) fn prepare(txn: &WriteTransaction) -> Result<(), Fault> {
         meta.insert("gate", crate::ids::fresh("gate").as_str())?;
     }
     drop(meta);
-    let book = Book::open(txn)?;
-    let last = book.journal.last()?.map(|(_, line)| line.value().to_owned());
+    let mut book = Book::open(txn)?;
+    book.make()?;
+    let last = book.journal.open()?.last()?.map(|(_, line)| line.value().to_owned());
     match last {
         None if book.head == Head::default() => Ok(()),
         Some(line) if book.head.ends_with(&line) => Ok(()),
@@ -156,20 +185,41 @@ pub(super) fn meta(txn: &redb::ReadTransaction) -> Result<redb::ReadOnlyTable<&'
     txn.open_table(META)
 }
 
+/// A table of a write transaction, opened when it is first used: most operations use half of them.
+struct Shelf<'t, K: Key + 'static, V: Value + 'static> {
+    txn: &'t WriteTransaction,
+    of: TableDefinition<'static, K, V>,
+    table: Option<Table<'t, K, V>>,
+}
+
+impl<'t, K: Key + 'static, V: Value + 'static> Shelf<'t, K, V> {
+    fn new(txn: &'t WriteTransaction, of: TableDefinition<'static, K, V>) -> Self {
+        Self { txn, of, table: None }
+    }
+
+    fn open(&mut self) -> Result<&mut Table<'t, K, V>, TableError> {
+        let table = match self.table.take() {
+            Some(table) => table,
+            None => self.txn.open_table(self.of)?,
+        };
+        Ok(self.table.insert(table))
+    }
+}
+
 /// Every table of one write transaction. Each operation checks everything before it writes anything, so that one that fails
 /// leaves nothing behind in the transaction it shares with others.
 pub(super) struct Book<'t> {
     meta: Table<'t, &'static str, &'static str>,
-    claims: Table<'t, &'static str, &'static [u8]>,
-    open: Table<'t, &'static str, ()>,
-    channels: Table<'t, &'static str, &'static [u8]>,
-    open_channels: Table<'t, &'static str, ()>,
-    payers: Table<'t, (&'static str, &'static str, &'static str), ()>,
-    due: Table<'t, (u64, &'static str), ()>,
-    receipts: Table<'t, &'static str, u64>,
-    journal: Table<'t, u64, &'static str>,
-    tallies: Table<'t, (&'static str, u64), u128>,
-    facts: Table<'t, &'static str, &'static str>,
+    claims: Shelf<'t, &'static str, &'static [u8]>,
+    open: Shelf<'t, &'static str, ()>,
+    channels: Shelf<'t, &'static str, &'static [u8]>,
+    open_channels: Shelf<'t, &'static str, ()>,
+    payers: Shelf<'t, (&'static str, &'static str, &'static str), ()>,
+    due: Shelf<'t, (u64, &'static str), ()>,
+    receipts: Shelf<'t, &'static str, u64>,
+    journal: Shelf<'t, u64, &'static str>,
+    tallies: Shelf<'t, (&'static str, u64), u128>,
+    facts: Shelf<'t, &'static str, &'static str>,
     head: Head,
     changed: bool,
 }
@@ -180,19 +230,34 @@ impl<'t> Book<'t> {
         let head = head(&meta)?;
         Ok(Self {
             meta,
-            claims: txn.open_table(CLAIMS)?,
-            open: txn.open_table(OPEN)?,
-            channels: txn.open_table(CHANNELS)?,
-            open_channels: txn.open_table(OPEN_CHANNELS)?,
-            payers: txn.open_table(PAYERS)?,
-            due: txn.open_table(DUE)?,
-            receipts: txn.open_table(RECEIPTS)?,
-            journal: txn.open_table(JOURNAL)?,
-            tallies: txn.open_table(TALLIES)?,
-            facts: txn.open_table(FACTS)?,
+            claims: Shelf::new(txn, CLAIMS),
+            open: Shelf::new(txn, OPEN),
+            channels: Shelf::new(txn, CHANNELS),
+            open_channels: Shelf::new(txn, OPEN_CHANNELS),
+            payers: Shelf::new(txn, PAYERS),
+            due: Shelf::new(txn, DUE),
+            receipts: Shelf::new(txn, RECEIPTS),
+            journal: Shelf::new(txn, JOURNAL),
+            tallies: Shelf::new(txn, TALLIES),
+            facts: Shelf::new(txn, FACTS),
             head,
             changed: false,
         })
+    }
+
+    /// Makes the tables that are not there yet: whoever only reads finds all of them.
+    fn make(&mut self) -> Result<(), Fault> {
+        self.claims.open()?;
+        self.open.open()?;
+        self.channels.open()?;
+        self.open_channels.open()?;
+        self.payers.open()?;
+        self.due.open()?;
+        self.receipts.open()?;
+        self.journal.open()?;
+        self.tallies.open()?;
+        self.facts.open()?;
+        Ok(())
     }
 
     pub(super) fn is_part_of_a_fleet(&mut self) -> Result<(), Fault> {
@@ -209,25 +274,34 @@ impl<'t> Book<'t> {
         Ok(self.changed)
     }
 
-    fn claim(&self, key: &str) -> Result<Option<Claim>, Fault> {
-        match self.claims.get(key)? {
-            Some(bytes) => read_claim(key, bytes.value()).map(Some).map_err(Fault::Here),
-            None => Ok(None),
-        }
+    fn was(&mut self, key: &str) -> Result<Option<Was>, Fault> {
+        self.claims.open()?.get(key)?.map(|bytes| glance(key, bytes.value()).map_err(Fault::Here)).transpose()
     }
 
-    /// One [`Write`]: the claim or channel by its revision, then the journal, then the tallies.
-    pub(super) fn write(&mut self, write: &Write) -> Result<Swap, Fault> {
-        let mut record = None;
+    fn claim(&mut self, key: &str) -> Result<Option<Claim>, Fault> {
+        read(self.claims.open()?, key)
+    }
+
+    /// One [`Write`]: the claim or channel by its revision, then the journal, then the tallies. `brief`: what is known of the claim
+    /// beside the file; where it is newer, it is the record before, and its lines come first.
+    pub(super) fn write(&mut self, write: &Write, brief: Option<&Brief>) -> Result<Swap, Fault> {
+        let (mut record, mut lines_before) = (None, &[][..]);
         if let Some(claim) = &write.claim {
-            let old = self.claim(&claim.key.0)?;
+            let stored = self.was(&claim.key.0)?;
             if claim.schema != Claim::SCHEMA {
                 return here(format!("claim {} has schema {}, not {}", claim.key.0, claim.schema, Claim::SCHEMA));
             }
-            if old.as_ref().map_or(0, |o| o.revision).checked_add(1) != Some(claim.revision) {
-                return Ok(Swap::Lost(Box::new(old)));
+            let revision = stored.as_ref().map_or(0, |was| was.revision);
+            let brief = brief.filter(|brief| brief.claim.revision > revision);
+            if brief.map_or(revision, |brief| brief.claim.revision).checked_add(1) != Some(claim.revision) {
+                let now = match brief {
+                    Some(brief) => Some(brief.claim.clone()),
+                    None => self.claim(&claim.key.0)?,
+                };
+                return Ok(Swap::Lost(Box::new(now)));
             }
-            record = Some((claim, old, json(claim)?));
+            lines_before = brief.map_or(lines_before, |brief| &brief.journal);
+            record = Some((claim, stored, json(claim)?));
         }
         let mut purse = None;
         if let Some(channel) = &write.channel {
@@ -243,39 +317,39 @@ impl<'t> Book<'t> {
             }
             purse = Some((channel, json(channel.as_ref())?));
         }
-        let (lines, head) = self.lines(&write.journal)?;
+        let (lines, head) = self.lines(lines_before.iter().chain(&write.journal))?;
         let totals = self.totals(&write.tally)?;
 
         self.changed = true;
-        if let Some((claim, old, json)) = record {
-            self.put(claim, old.as_ref(), &json)?;
+        if let Some((claim, stored, json)) = record {
+            self.put(claim, stored.as_ref(), &json)?;
         }
         if let Some((channel, json)) = purse {
             self.put_channel(channel, &json)?;
         }
         for (seq, line, receipt) in &lines {
-            self.journal.insert(seq, line.as_str())?;
+            self.journal.open()?.insert(seq, line.as_str())?;
             if let Some(id) = receipt {
-                self.receipts.insert(*id, seq)?;
+                self.receipts.open()?.insert(*id, seq)?;
             }
         }
         self.head = head;
         for (name, day, total) in totals {
-            self.tallies.insert((name, day), total.0)?;
+            self.tallies.open()?.insert((name, day), total.0)?;
         }
         Ok(Swap::Done)
     }
 
-    fn channel(&self, id: &str) -> Result<Option<Channel>, Fault> {
-        match self.channels.get(id)? {
+    fn channel(&mut self, id: &str) -> Result<Option<Channel>, Fault> {
+        match self.channels.open()?.get(id)? {
             Some(bytes) => read_channel(id, bytes.value()).map(Some).map_err(Fault::Here),
             None => Ok(None),
         }
     }
 
     /// Of the channel's record; 0 when there is none.
-    fn revision(&self, id: &str) -> Result<u64, Fault> {
-        let Some(bytes) = self.channels.get(id)? else { return Ok(0) };
+    fn revision(&mut self, id: &str) -> Result<u64, Fault> {
+        let Some(bytes) = self.channels.open()?.get(id)? else { return Ok(0) };
         match stamp(bytes.value(), Channel::SCHEMA) {
             Ok(stamp) if stamp.id == id => Ok(stamp.revision),
             Ok(stamp) => Err(Fault::Here(blocked(id, &format!("it says it is {}", stamp.id)))),
@@ -286,35 +360,43 @@ impl<'t> Book<'t> {
     fn put_channel(&mut self, channel: &Channel, json: &str) -> Result<(), Fault> {
         let id = channel.id.0.as_str();
         let payer = (channel.rail.as_str(), channel.descriptor.payer.as_str(), id);
-        self.channels.insert(id, json.as_bytes())?;
+        self.channels.open()?.insert(id, json.as_bytes())?;
         if channel.is_over() {
-            self.open_channels.remove(id)?;
-            self.payers.remove(payer)?;
+            self.open_channels.open()?.remove(id)?;
+            self.payers.open()?.remove(payer)?;
         } else if channel.revision == 1 {
-            self.open_channels.insert(id, ())?;
-            self.payers.insert(payer, ())?;
+            self.open_channels.open()?.insert(id, ())?;
+            self.payers.open()?.insert(payer, ())?;
         }
         Ok(())
     }
 
-    fn put(&mut self, claim: &Claim, old: Option<&Claim>, json: &str) -> Result<(), Fault> {
-        let key = claim.key.0.as_str();
-        self.claims.insert(key, json.as_bytes())?;
-        match claim.standing.is_end() {
-            true => drop(self.open.remove(key)?),
-            false => drop(self.open.insert(key, ())?),
+    /// What stays as it was is not written again: each table costs pages of its own.
+    fn put(&mut self, claim: &Claim, was: Option<&Was>, json: &str) -> Result<(), Fault> {
+        let (key, until) = (claim.key.0.as_str(), claim.keep_until());
+        self.claims.open()?.insert(key, json.as_bytes())?;
+        match (claim.standing.is_end(), was) {
+            (true, None) => {}
+            (true, Some(_)) => drop(self.open.open()?.remove(key)?),
+            (false, Some(_)) if self.open.open()?.get(key)?.is_some() => {}
+            (false, _) => drop(self.open.open()?.insert(key, ())?),
         }
-        if let Some(old) = old.filter(|o| o.keep_until() != claim.keep_until()) {
-            self.due.remove((old.keep_until().0, key))?;
+        match was {
+            Some(was) if was.keep_until == until => return Ok(()),
+            Some(was) => drop(self.due.open()?.remove((was.keep_until.0, key))?),
+            None => {}
         }
-        self.due.insert((claim.keep_until().0, key), ())?;
+        self.due.open()?.insert((until.0, key), ())?;
         Ok(())
     }
 
     #[allow(clippy::type_complexity)]
-    fn lines<'e>(&self, entries: &'e [Entry]) -> Result<(Vec<(u64, String, Option<&'e str>)>, Head), Fault> {
+    fn lines<'e>(
+        &self,
+        entries: impl Iterator<Item = &'e Entry>,
+    ) -> Result<(Vec<(u64, String, Option<&'e str>)>, Head), Fault> {
         let mut head = self.head;
-        let mut lines = Vec::with_capacity(entries.len());
+        let mut lines = Vec::new();
         for entry in entries {
             let (line, next) = head.append(entry).or_else(|e| here(format!("an entry cannot be written: {e}")))?;
             if line.len() > MOST_BYTES {
@@ -331,13 +413,13 @@ impl<'t> Book<'t> {
     }
 
     /// The totals after `adds`, each name and day once.
-    fn totals<'w>(&self, adds: &'w [(String, u64, Usd)]) -> Result<Vec<(&'w str, u64, Usd)>, Fault> {
+    fn totals<'w>(&mut self, adds: &'w [(String, u64, Usd)]) -> Result<Vec<(&'w str, u64, Usd)>, Fault> {
         let mut totals: Vec<(&str, u64, Usd)> = Vec::with_capacity(adds.len());
         for (name, day, amount) in adds {
             let known = totals.iter_mut().find(|(n, d, _)| n == name && d == day);
             let before = match &known {
                 Some((_, _, total)) => *total,
-                None => self.tallies.get((name.as_str(), *day))?.map_or(Usd::ZERO, |v| Usd(v.value())),
+                None => self.tallies.open()?.get((name.as_str(), *day))?.map_or(Usd::ZERO, |v| Usd(v.value())),
             };
             let Some(after) = before.plus(*amount) else {
                 return here(format!("the total {name} is larger than can be counted"));
@@ -353,9 +435,10 @@ impl<'t> Book<'t> {
     /// Drops at most `most` claims that are over and past `keep_until`; how many it dropped. What cannot be read stays.
     pub(super) fn forget(&mut self, now: UnixSeconds, most: usize) -> Result<usize, Fault> {
         let mut gone = Vec::new();
-        for entry in self.due.range(..(now.0, ""))? {
+        let claims = self.claims.open()?;
+        for entry in self.due.open()?.range(..(now.0, ""))? {
             let (until, key) = entry.map(|(k, _)| (k.value().0, k.value().1.to_owned()))?;
-            match self.claim(&key) {
+            match read(claims, &key) {
                 Ok(Some(claim)) if claim.is_over(now) => gone.push((until, key)),
                 Ok(_) | Err(Fault::Here(_)) => {}
                 Err(disk) => return Err(disk),
@@ -365,9 +448,9 @@ impl<'t> Book<'t> {
             }
         }
         for (until, key) in &gone {
-            self.claims.remove(key.as_str())?;
-            self.open.remove(key.as_str())?;
-            self.due.remove((*until, key.as_str()))?;
+            self.claims.open()?.remove(key.as_str())?;
+            self.open.open()?.remove(key.as_str())?;
+            self.due.open()?.remove((*until, key.as_str()))?;
             self.changed = true;
         }
         Ok(gone.len())
@@ -376,18 +459,22 @@ impl<'t> Book<'t> {
     /// See [`crate::store::Store::facts`].
     pub(super) fn facts(&mut self, facts: &[(String, String)], accept: bool) -> Result<Vec<String>, Fault> {
         let mut known = Vec::new();
-        for entry in self.facts.iter()? {
+        for entry in self.facts.open()?.iter()? {
             known.push(entry.map(|(k, v)| (k.value().to_owned(), v.value().to_owned()))?);
         }
         let changed = crate::store::changed_facts(&known, facts);
         if accept || changed.is_empty() {
             for (name, text) in facts {
-                let before = self.facts.insert(name.as_str(), text.as_str())?.map(|v| v.value().to_owned());
+                let before = self.facts.open()?.insert(name.as_str(), text.as_str())?.map(|v| v.value().to_owned());
                 self.changed |= before.as_ref() != Some(text);
             }
         }
         Ok(changed)
     }
+}
+
+fn read(claims: &Table<'_, &'static str, &'static [u8]>, key: &str) -> Result<Option<Claim>, Fault> {
+    claims.get(key)?.map(|bytes| read_claim(key, bytes.value()).map_err(Fault::Here)).transpose()
 }
 
 fn json(record: &impl serde::Serialize) -> Result<String, Fault> {
