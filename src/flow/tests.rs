@@ -345,6 +345,7 @@ impl Bed {
 
     /// A new process on the same store and rules; what the old one had in memory is gone.
     fn restart(&mut self) {
+        self.store.inner.crashes();
         (self.toll, self.store) =
             toll(&self.rules, Arc::clone(&self.store.inner), &self.rail, &self.spare, &self.purse);
     }

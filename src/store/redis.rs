@@ -21,7 +21,7 @@ use self::record::{Put, Streams};
 use super::embedded::Embedded;
 use super::{Store, StoreError, Swap, Write, changed_facts};
 use crate::channel::{Channel, ChannelId};
-use crate::claim::{Claim, ClaimKey};
+use crate::claim::{Claim, ClaimKey, Standing};
 use crate::clock::UnixSeconds;
 use crate::ids::RailId;
 use crate::journal::{Entry, Receipt};
@@ -139,7 +139,8 @@ impl Redis {
 
     async fn put_claim(&self, claim: &Claim) -> Result<Swap, StoreError> {
         let key = claim_key(&claim.key.0);
-        if claim.revision == 1 {
+        // One that has ended may begin again.
+        if claim.revision == 1 || matches!(claim.standing, Standing::Claimed { .. } | Standing::Promised { .. }) {
             self.streams.add(OPEN_CLAIMS, &claim.key.0).await?;
         }
         match self.streams.put(&key, claim.revision, &json(claim)?).await? {
