@@ -20,6 +20,7 @@ use ::mpp::{PaymentChallenge, PaymentCredential};
 use http::HeaderMap;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use tempo_alloy::primitives::transaction::Call;
 
 const CHAIN: u64 = 42431;
 const TOKEN: &str = "0x20c0000000000000000000000000000000000000";
@@ -78,6 +79,9 @@ impl Reserve for Asked {
         self.once()
     }
     async fn gas(&self, _: Address, _: &[u8]) -> Result<Option<u64>, Unreachable> {
+        self.once()
+    }
+    async fn in_turn(&self, _: Address, _: &[Call]) -> Result<Option<bool>, Unreachable> {
         self.once()
     }
 }
