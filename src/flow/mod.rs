@@ -29,6 +29,7 @@ pub mod settle;
 pub mod settler;
 mod taking;
 mod transact;
+mod unjudged;
 pub mod watcher;
 
 #[cfg(test)]

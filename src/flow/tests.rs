@@ -12,6 +12,7 @@ mod promise;
 mod promise_faults;
 mod promise_trust;
 mod sessions;
+mod strangers;
 mod whole;
 
 use self::sessions::Purse;
