@@ -431,6 +431,7 @@ fn toll(
         metrics: Arc::new(Metrics::new()),
         losses: Losses::default(),
         exposure: super::exposure::Exposure::default(),
+        running: super::running::Running::default(),
         public_url: "http://gate.test".into(),
         unknown_wait: Duration::from_secs(20),
     };
