@@ -453,12 +453,12 @@ impl Session for TempoSession {
             return Err(not_ours("it is not payable to us"));
         }
         let expires = UnixSeconds::parse_rfc3339(slots.expires).ok_or_else(|| not_ours("it has no expiry"))?;
-        let payload =
+        let mut payload =
             Payload::deserialize(&credential.payload).map_err(|_| invalid("the payload has no known form"))?;
-        let written = payload.descriptor.as_ref().ok_or_else(|| {
+        let written = payload.descriptor.take().ok_or_else(|| {
             invalid("the payload has no descriptor: sessionProtocol \"v2\" is needed, v1 is not served")
         })?;
-        let parties = Parties::read(written).ok_or_else(|| invalid("the descriptor cannot be read"))?;
+        let parties = Parties::read(&written).ok_or_else(|| invalid("the descriptor cannot be read"))?;
         if parties.payee != self.settings.recipient {
             return Err(invalid("the channel pays somebody else"));
         }
@@ -480,7 +480,7 @@ impl Session for TempoSession {
             expires,
             route: scope.route.into(),
             channel: id,
-            descriptor: parties.descriptor(),
+            descriptor: written.descriptor(),
             action,
         }))
     }
