@@ -9,6 +9,7 @@ mod clerk;
 pub(super) use self::clerk::orphan;
 use self::clerk::{Clerk, Job, Manner};
 use super::alone::Alone;
+use super::unjudged::Unjudged;
 use crate::channel::{Channel, ChannelId, Denied, Effect, Op};
 use crate::clock::UnixSeconds;
 use crate::ids;
@@ -214,12 +215,20 @@ pub struct Channels {
     /// When the chain was read for channels, used here or not.
     read: Mutex<HashMap<ChannelId, UnixSeconds>>,
     pub(super) alone: Arc<Alone>,
+    pub(super) unjudged: Unjudged,
 }
 
 impl Channels {
     /// Over one store. Where other gates share it, their changes are listened to from here on.
     pub fn new(store: Arc<dyn Store>) -> Self {
-        Self { held: Mutex::default(), store, desks: Arc::default(), read: Mutex::default(), alone: Arc::default() }
+        Self {
+            held: Mutex::default(),
+            store,
+            desks: Arc::default(),
+            read: Mutex::default(),
+            alone: Arc::default(),
+            unjudged: Unjudged::default(),
+        }
     }
 
     /// A request is about to take this lease.

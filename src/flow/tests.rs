@@ -12,6 +12,7 @@ mod promise;
 mod promise_faults;
 mod promise_trust;
 mod sessions;
+mod strangers;
 mod whole;
 
 use self::sessions::Purse;
@@ -431,6 +432,7 @@ fn toll(
         metrics: Arc::new(Metrics::new()),
         losses: Losses::default(),
         exposure: super::exposure::Exposure::default(),
+        running: super::running::Running::default(),
         public_url: "http://gate.test".into(),
         unknown_wait: Duration::from_secs(20),
     };
