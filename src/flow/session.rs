@@ -69,7 +69,7 @@ pub async fn buy(
         return Err(Refusal::OfferExpired.into());
     }
     if quoted.allowed.ask.nothing_asked {
-        return Err(Refusal::NothingAsked.into());
+        return Err(Refusal::NothingAsked { surface: quoted.allowed.ask.surface }.into());
     }
     if !toll.pools.load().available(&quoted.allowed.model.pool) {
         return Err(Refusal::UpstreamUnavailable { retry_after_seconds: 5 }.into());
