@@ -4,7 +4,7 @@ use super::tables::Fault;
 use crate::journal::chain::Head;
 use crate::journal::{Entry, chain};
 use crate::store::StoreError;
-use redb::ReadableTable;
+use redb::{ReadableTable, Table};
 use std::collections::HashMap;
 
 /// Where the journal's table keeps its [`Head`], as JSON: behind every line, so that a commit writes the end of that table and
@@ -74,6 +74,14 @@ impl Known {
 pub(super) fn head(journal: &impl ReadableTable<u64, &'static str>) -> Result<Head, Fault> {
     let text = journal.get(HEAD)?.map(|v| v.value().to_owned()).unwrap_or_default();
     serde_json::from_str(&text).map_err(|e| Fault::Here(StoreError(format!("the journal's head cannot be read: {e}"))))
+}
+
+/// Says so.
+pub(super) fn put_head(journal: &mut Table<'_, u64, &'static str>, head: &Head) -> Result<(), Fault> {
+    match serde_json::to_string(head) {
+        Ok(text) => Ok(drop(journal.insert(HEAD, text.as_str())?)),
+        Err(e) => Err(Fault::Here(StoreError(format!("the journal's head cannot be written: {e}")))),
+    }
 }
 
 /// The line up to which receipts are in their index.

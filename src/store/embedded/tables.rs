@@ -17,6 +17,8 @@ const SCHEMA: &str = "2";
 const BEFORE: &str = "1";
 /// Largest claim or journal line. Ours are a few kilobytes; a larger one is a defect and must not fill the disk.
 const MOST_BYTES: usize = 1 << 20;
+/// Bytes of a record that need no second allocation: most have fewer.
+const ROOM: usize = 4 << 10;
 
 /// `schema` → [`SCHEMA`], `gate` → who writes here, `records` → `shared` when they are elsewhere.
 const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
@@ -111,14 +113,14 @@ pub(super) fn prepare(txn: &WriteTransaction) -> Result<Known, Fault> {
         (txn.open_table(META)?, txn.open_table(JOURNAL)?, txn.open_table(RECEIPTS)?);
     if is_new {
         meta.insert("schema", SCHEMA)?;
-        journal.insert(HEAD, json(&Head::default())?.as_str())?;
+        known::put_head(&mut journal, &Head::default())?;
     }
     let schema = meta.get("schema")?.map(|v| v.value().to_owned());
     match schema.as_deref() {
         Some(SCHEMA) => {}
         Some(BEFORE) => {
             let head = head_before(&meta)?;
-            journal.insert(HEAD, json(&head)?.as_str())?;
+            known::put_head(&mut journal, &head)?;
             receipts.insert(INDEXED, head.lines)?;
             meta.remove("head")?;
             meta.insert("schema", SCHEMA)?;
@@ -260,7 +262,7 @@ impl<'t> Book<'t> {
     /// Ends the batch. `false`: nothing changed, so there is nothing to make durable.
     pub(super) fn close(mut self) -> Result<bool, Fault> {
         if self.known.head != self.began {
-            self.journal.table()?.insert(HEAD, json(&self.known.head)?.as_str())?;
+            known::put_head(self.journal.table()?, &self.known.head)?;
         }
         if self.changed && self.known.is_behind() {
             let receipts = self.receipts.table()?;
@@ -343,10 +345,10 @@ impl<'t> Book<'t> {
         }
     }
 
-    fn put_channel(&mut self, channel: &Channel, json: &str) -> Result<(), Fault> {
+    fn put_channel(&mut self, channel: &Channel, json: &[u8]) -> Result<(), Fault> {
         let id = channel.id.0.as_str();
         let payer = (channel.rail.as_str(), channel.descriptor.payer.as_str(), id);
-        self.channels.table()?.insert(id, json.as_bytes())?;
+        self.channels.table()?.insert(id, json)?;
         self.known.has_revision(id, channel.revision);
         if channel.is_over() {
             self.open_channels.table()?.remove(id)?;
@@ -358,9 +360,9 @@ impl<'t> Book<'t> {
         Ok(())
     }
 
-    fn put(&mut self, claim: &Claim, old: Option<&Claim>, json: &str) -> Result<(), Fault> {
+    fn put(&mut self, claim: &Claim, old: Option<&Claim>, json: &[u8]) -> Result<(), Fault> {
         let key = claim.key.0.as_str();
-        self.claims.table()?.insert(key, json.as_bytes())?;
+        self.claims.table()?.insert(key, json)?;
         match claim.standing.is_end() {
             true => drop(self.open.table()?.remove(key)?),
             false => drop(self.open.table()?.insert(key, ())?),
@@ -459,10 +461,11 @@ fn claim_in(claims: &impl ReadableTable<&'static str, &'static [u8]>, key: &str)
     }
 }
 
-fn json(record: &impl serde::Serialize) -> Result<String, Fault> {
-    match serde_json::to_string(record) {
-        Ok(text) if text.len() <= MOST_BYTES => Ok(text),
-        Ok(text) => here(format!("a record of {} bytes is too large to store", text.len())),
+fn json(record: &impl serde::Serialize) -> Result<Vec<u8>, Fault> {
+    let mut text = Vec::with_capacity(ROOM);
+    match serde_json::to_writer(&mut text, record) {
+        Ok(()) if text.len() <= MOST_BYTES => Ok(text),
+        Ok(()) => here(format!("a record of {} bytes is too large to store", text.len())),
         Err(e) => here(format!("a record cannot be written: {e}")),
     }
 }
