@@ -1,15 +1,12 @@
 //! What the writer knows without reading it back: nobody else changes the file, its lock sees to that.
 
+use super::lines::{self, HEAD};
 use super::tables::Fault;
 use crate::journal::chain::Head;
 use crate::journal::{Entry, chain};
-use crate::store::StoreError;
-use redb::{ReadableTable, Table};
+use redb::ReadableTable;
 use std::collections::HashMap;
 
-/// Where the journal's table keeps its [`Head`], as JSON: behind every line, so that a commit writes the end of that table and
-/// nothing beside it.
-pub(super) const HEAD: u64 = u64::MAX;
 /// Where the table of receipts says up to which line it is complete. No receipt has this id.
 pub(super) const INDEXED: &str = "";
 /// Lines that may be behind that: to find a receipt among them is reading them, and that many ids, which come in order of time,
@@ -37,13 +34,15 @@ impl Known {
         journal: &impl ReadableTable<u64, &'static str>,
         receipts: &impl ReadableTable<&'static str, u64>,
     ) -> Result<Self, Fault> {
-        let head = head(journal)?;
+        let head = lines::head(journal)?;
         let indexed = indexed(receipts)?;
         let mut unindexed = Vec::new();
         for row in journal.range(indexed.saturating_add(1)..HEAD)? {
-            let (seq, line) = row?;
-            if let Some(Entry::Receipt(receipt)) = chain::entry_of(line.value()) {
-                unindexed.push((receipt.id, seq.value()));
+            let (last, row) = row?;
+            for (seq, line) in lines::in_order(last.value(), row.value()) {
+                if let Some(Entry::Receipt(receipt)) = chain::entry_of(&line) {
+                    unindexed.push((receipt.id, seq));
+                }
             }
         }
         Ok(Self { head, indexed, unindexed, revisions: HashMap::new() })
@@ -67,20 +66,6 @@ impl Known {
             self.revisions.clear();
         }
         self.revisions.insert(channel.to_owned(), revision);
-    }
-}
-
-/// Where the journal ends, as this table says it.
-pub(super) fn head(journal: &impl ReadableTable<u64, &'static str>) -> Result<Head, Fault> {
-    let text = journal.get(HEAD)?.map(|v| v.value().to_owned()).unwrap_or_default();
-    serde_json::from_str(&text).map_err(|e| Fault::Here(StoreError(format!("the journal's head cannot be read: {e}"))))
-}
-
-/// Says so.
-pub(super) fn put_head(journal: &mut Table<'_, u64, &'static str>, head: &Head) -> Result<(), Fault> {
-    match serde_json::to_string(head) {
-        Ok(text) => Ok(drop(journal.insert(HEAD, text.as_str())?)),
-        Err(e) => Err(Fault::Here(StoreError(format!("the journal's head cannot be written: {e}")))),
     }
 }
 

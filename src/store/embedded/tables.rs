@@ -1,6 +1,7 @@
 //! What the file holds, and what one operation does to it inside a write transaction.
 
-use super::known::{self, HEAD, INDEXED, Known};
+use super::known::{INDEXED, Known};
+use super::lines::{self, Loose};
 use crate::channel::Channel;
 use crate::claim::Claim;
 use crate::clock::UnixSeconds;
@@ -36,7 +37,7 @@ pub(super) const PAYERS: TableDefinition<'_, (&str, &str, &str), ()> = TableDefi
 const DUE: TableDefinition<'_, (u64, &str), ()> = TableDefinition::new("due");
 /// Receipt id → `seq` of the newest line that holds it; [`INDEXED`] → the line up to which that is so.
 pub(super) const RECEIPTS: TableDefinition<'_, &str, u64> = TableDefinition::new("receipts");
-/// `seq` → line; [`HEAD`] → where they end.
+/// `seq` → the line, and those before it that share a row with it; [`HEAD`](lines::HEAD) → where they end.
 pub(super) const JOURNAL: TableDefinition<'_, u64, &str> = TableDefinition::new("journal");
 /// `(name, day)` → 1e-18 USD.
 pub(super) const TALLIES: TableDefinition<'_, (&str, u64), u128> = TableDefinition::new("tallies");
@@ -113,14 +114,14 @@ pub(super) fn prepare(txn: &WriteTransaction) -> Result<Known, Fault> {
         (txn.open_table(META)?, txn.open_table(JOURNAL)?, txn.open_table(RECEIPTS)?);
     if is_new {
         meta.insert("schema", SCHEMA)?;
-        known::put_head(&mut journal, &Head::default())?;
+        lines::put_head(&mut journal, &Head::default())?;
     }
     let schema = meta.get("schema")?.map(|v| v.value().to_owned());
     match schema.as_deref() {
         Some(SCHEMA) => {}
         Some(BEFORE) => {
             let head = head_before(&meta)?;
-            known::put_head(&mut journal, &head)?;
+            lines::put_head(&mut journal, &head)?;
             receipts.insert(INDEXED, head.lines)?;
             meta.remove("head")?;
             meta.insert("schema", SCHEMA)?;
@@ -137,7 +138,7 @@ pub(super) fn prepare(txn: &WriteTransaction) -> Result<Known, Fault> {
         meta.insert("gate", crate::ids::fresh("gate").as_str())?;
     }
     let known = Known::read(&journal, &receipts)?;
-    let last = journal.range(..HEAD)?.next_back().transpose()?.map(|(_, line)| line.value().to_owned());
+    let last = lines::last(&journal)?;
     drop((meta, journal, receipts));
     Book::open(txn, &mut Known::default()).every_table()?;
     match last {
@@ -152,7 +153,7 @@ pub(super) fn head(txn: &redb::ReadTransaction) -> Result<Head, Fault> {
     let meta = txn.open_table(META)?;
     match meta.get("schema")?.is_some_and(|v| v.value() == BEFORE) {
         true => head_before(&meta),
-        false => known::head(&txn.open_table(JOURNAL)?),
+        false => lines::head(&txn.open_table(JOURNAL)?),
     }
 }
 
@@ -217,6 +218,7 @@ pub(super) struct Book<'t> {
     facts: Shelf<'t, &'static str, &'static str>,
     known: &'t mut Known,
     began: Head,
+    loose: Loose,
     changed: bool,
 }
 
@@ -236,6 +238,7 @@ impl<'t> Book<'t> {
             facts: Shelf::new(txn, FACTS),
             began: known.head,
             known,
+            loose: Loose::default(),
             changed: false,
         }
     }
@@ -262,7 +265,9 @@ impl<'t> Book<'t> {
     /// Ends the batch. `false`: nothing changed, so there is nothing to make durable.
     pub(super) fn close(mut self) -> Result<bool, Fault> {
         if self.known.head != self.began {
-            known::put_head(self.journal.table()?, &self.known.head)?;
+            let journal = self.journal.table()?;
+            self.loose.put(journal)?;
+            lines::put_head(journal, &self.known.head)?;
         }
         if self.changed && self.known.is_behind() {
             let receipts = self.receipts.table()?;
@@ -313,7 +318,7 @@ impl<'t> Book<'t> {
             self.put_channel(channel, &json)?;
         }
         for (seq, line, receipt) in &lines {
-            self.journal.table()?.insert(seq, line.as_str())?;
+            self.loose.add(self.journal.table()?, *seq, line)?;
             if let Some(id) = receipt {
                 self.known.unindexed.push(((*id).to_owned(), *seq));
             }
