@@ -12,7 +12,7 @@ pub(super) const INDEXED: &str = "";
 /// Lines that may be behind that: to find a receipt among them is reading them, and that many ids, which come in order of time,
 /// share a page or two.
 pub(super) const INDEX_EVERY: u64 = 128;
-/// Channels whose revision is remembered; one that is not is read.
+/// Channels whose revision is remembered; that of another is read.
 const MOST_REVISIONS: usize = 1 << 14;
 
 /// As of the last operation. After a transaction that failed nothing of it counts any more, because nothing is written after it.
@@ -24,7 +24,7 @@ pub(super) struct Known {
     pub(super) indexed: u64,
     /// Receipts of the lines behind it, in order.
     pub(super) unindexed: Vec<(String, u64)>,
-    /// Of channels whose record was read, or written, since the start.
+    /// Of channels whose record was written since the start.
     revisions: HashMap<String, u64>,
 }
 
