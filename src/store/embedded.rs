@@ -4,6 +4,7 @@
 //! The journal is a table of the same file, so a claim and its lines are one transaction. After any failure of file or
 //! disk the store refuses everything until the process is restarted (R11).
 
+mod brief;
 mod known;
 mod lines;
 mod tables;
@@ -14,6 +15,7 @@ mod faults;
 #[cfg(test)]
 mod tests;
 
+use self::brief::Briefs;
 use self::known::{INDEXED, Known};
 use self::lines::HEAD;
 use self::tables::{CHANNELS, CLAIMS, Fault, JOURNAL, OPEN, OPEN_CHANNELS, PAYERS, RECEIPTS, TALLIES};
@@ -47,6 +49,7 @@ pub struct Embedded {
     writer: Writer,
     db: Arc<Database>,
     health: Arc<Health>,
+    briefs: Briefs,
     gate: String,
 }
 
@@ -75,7 +78,7 @@ impl Embedded {
         let db = Arc::new(db);
         let writer = Writer::start(db.clone(), health.clone(), known)
             .map_err(|e| StoreError(format!("its writer thread cannot start: {e}")))?;
-        Ok(Self { writer, db, health, gate })
+        Ok(Self { writer, db, health, briefs: Briefs::default(), gate })
     }
 
     /// Audits the file at `path`, which no gate may have open. Changes nothing, except that a file whose gate was killed is
@@ -111,6 +114,12 @@ impl Embedded {
         }
     }
 
+    /// What a crash does to what was written briefly, for tests that do not end the process.
+    #[cfg(test)]
+    pub(crate) fn crashes(&self) {
+        self.briefs.forget();
+    }
+
     /// The lines of its journal, for tests that count them.
     #[cfg(test)]
     pub(super) fn lines(&self) -> Vec<String> {
@@ -125,6 +134,14 @@ impl Embedded {
         self.read(all).unwrap_or_default()
     }
 
+    /// The claim as it is in the file.
+    fn stored(&self, key: &ClaimKey) -> Result<Option<Claim>, StoreError> {
+        self.read(|txn| match txn.open_table(CLAIMS)?.get(key.0.as_str())? {
+            Some(bytes) => read_claim(&key.0, bytes.value()).map(Some).map_err(Fault::Here),
+            None => Ok(None),
+        })
+    }
+
     /// Reads from the newest durable snapshot. Pages are cached or one `pread` away (microseconds), so this runs where it is
     /// called.
     fn read<T>(&self, work: impl FnOnce(&ReadTransaction) -> Result<T, Fault>) -> Result<T, StoreError> {
@@ -136,14 +153,32 @@ impl Embedded {
 #[async_trait]
 impl Store for Embedded {
     async fn claim(&self, key: &ClaimKey) -> Result<Option<Claim>, StoreError> {
-        self.read(|txn| match txn.open_table(CLAIMS)?.get(key.0.as_str())? {
-            Some(bytes) => read_claim(&key.0, bytes.value()).map(Some).map_err(Fault::Here),
-            None => Ok(None),
-        })
+        match self.briefs.claim(key) {
+            Some(claim) => self.health.check().map(|()| Some(claim)),
+            None => self.stored(key),
+        }
     }
 
-    async fn commit(&self, write: Write) -> Result<Swap, StoreError> {
-        self.writer.write(move |book| book.write(&write)).await
+    async fn commit(&self, mut write: Write) -> Result<Swap, StoreError> {
+        if write.brief {
+            self.health.check()?;
+            write = match self.briefs.keep(write, |key| self.stored(key)) {
+                Ok(kept) => return kept,
+                Err(write) => write,
+            };
+        }
+        let Some(claim) = &write.claim else {
+            return self.writer.write(move |book| book.write(&write, None)).await;
+        };
+        let mut way = self.briefs.way(&claim.key);
+        let written = self.writer.write(move |book| {
+            let swap = book.write(&write, way.before().as_deref())?;
+            if let (Swap::Done, Some(claim)) = (&swap, &write.claim) {
+                way.wrote(claim.revision);
+            }
+            Ok((swap, way))
+        });
+        written.await.map(|(swap, _)| swap)
     }
 
     async fn open_claims(&self, now: UnixSeconds) -> Result<Vec<Claim>, StoreError> {

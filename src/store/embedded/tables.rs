@@ -1,9 +1,10 @@
 //! What the file holds, and what one operation does to it inside a write transaction.
 
+use super::brief::Brief;
 use super::known::{INDEXED, Known};
 use super::lines::{self, Loose};
 use crate::channel::Channel;
-use crate::claim::Claim;
+use crate::claim::{self, Claim};
 use crate::clock::UnixSeconds;
 use crate::journal::Entry;
 use crate::journal::chain::Head;
@@ -69,6 +70,33 @@ struct Stamp<'r> {
     revision: u64,
     #[serde(borrow, default)]
     id: Cow<'r, str>,
+}
+
+/// What a claim's next write has to know of the one before.
+struct Was {
+    revision: u64,
+    keep_until: UnixSeconds,
+}
+
+#[derive(serde::Deserialize)]
+struct ClaimStamp<'r> {
+    schema: u16,
+    revision: u64,
+    #[serde(borrow)]
+    key: Cow<'r, str>,
+    collect_until: UnixSeconds,
+    paid_at: Option<UnixSeconds>,
+}
+
+/// The first words of the claim in `bytes`, as [`read_claim`] reads all of them.
+fn glance(key: &str, bytes: &[u8]) -> Result<Was, StoreError> {
+    match serde_json::from_slice::<ClaimStamp<'_>>(bytes) {
+        Ok(stamp) if stamp.schema == Claim::SCHEMA && stamp.key == key => {
+            Ok(Was { revision: stamp.revision, keep_until: claim::keep_until(stamp.collect_until, stamp.paid_at) })
+        }
+        // Whatever is wrong with it is said there.
+        _ => read_claim(key, bytes).map(|claim| Was { revision: claim.revision, keep_until: claim.keep_until() }),
+    }
 }
 
 /// The claim in `bytes`. The error blocks this key only: what a later version wrote, or what a bad disk left, is neither
@@ -280,18 +308,34 @@ impl<'t> Book<'t> {
         Ok(self.changed)
     }
 
-    /// One [`Write`]: the claim or channel by its revision, then the journal, then the tallies.
-    pub(super) fn write(&mut self, write: &Write) -> Result<Swap, Fault> {
-        let mut record = None;
+    fn was(&mut self, key: &str) -> Result<Option<Was>, Fault> {
+        self.claims.table()?.get(key)?.map(|bytes| glance(key, bytes.value()).map_err(Fault::Here)).transpose()
+    }
+
+    fn claim(&mut self, key: &str) -> Result<Option<Claim>, Fault> {
+        claim_in(self.claims.table()?, key)
+    }
+
+    /// One [`Write`]: the claim or channel by its revision, then the journal, then the tallies. `brief`: what is known of the claim
+    /// beside the file; where it is newer, it is the record before, and its lines come first.
+    pub(super) fn write(&mut self, write: &Write, brief: Option<&Brief>) -> Result<Swap, Fault> {
+        let (mut record, mut lines_before) = (None, &[][..]);
         if let Some(claim) = &write.claim {
-            let old = claim_in(self.claims.table()?, &claim.key.0)?;
+            let stored = self.was(&claim.key.0)?;
             if claim.schema != Claim::SCHEMA {
                 return here(format!("claim {} has schema {}, not {}", claim.key.0, claim.schema, Claim::SCHEMA));
             }
-            if old.as_ref().map_or(0, |o| o.revision).checked_add(1) != Some(claim.revision) {
-                return Ok(Swap::Lost(Box::new(old)));
+            let revision = stored.as_ref().map_or(0, |was| was.revision);
+            let brief = brief.filter(|brief| brief.claim.revision > revision);
+            if brief.map_or(revision, |brief| brief.claim.revision).checked_add(1) != Some(claim.revision) {
+                let now = match brief {
+                    Some(brief) => Some(brief.claim.clone()),
+                    None => self.claim(&claim.key.0)?,
+                };
+                return Ok(Swap::Lost(Box::new(now)));
             }
-            record = Some((claim, old, json(claim)?));
+            lines_before = brief.map_or(lines_before, |brief| &brief.journal);
+            record = Some((claim, stored, json(claim)?));
         }
         let mut purse = None;
         if let Some(channel) = &write.channel {
@@ -307,12 +351,12 @@ impl<'t> Book<'t> {
             }
             purse = Some((channel, json(channel.as_ref())?));
         }
-        let (lines, head) = self.lines(&write.journal)?;
+        let (lines, head) = self.lines(lines_before.iter().chain(&write.journal))?;
         let totals = self.totals(&write.tally)?;
 
         self.changed = true;
-        if let Some((claim, old, json)) = record {
-            self.put(claim, old.as_ref(), &json)?;
+        if let Some((claim, stored, json)) = record {
+            self.put(claim, stored.as_ref(), &json)?;
         }
         if let Some((channel, json)) = purse {
             self.put_channel(channel, &json)?;
@@ -365,24 +409,32 @@ impl<'t> Book<'t> {
         Ok(())
     }
 
-    fn put(&mut self, claim: &Claim, old: Option<&Claim>, json: &[u8]) -> Result<(), Fault> {
-        let key = claim.key.0.as_str();
+    /// What stays as it was is not written again: each table costs pages of its own.
+    fn put(&mut self, claim: &Claim, was: Option<&Was>, json: &[u8]) -> Result<(), Fault> {
+        let (key, until) = (claim.key.0.as_str(), claim.keep_until());
         self.claims.table()?.insert(key, json)?;
-        match claim.standing.is_end() {
-            true => drop(self.open.table()?.remove(key)?),
-            false => drop(self.open.table()?.insert(key, ())?),
+        match (claim.standing.is_end(), was) {
+            (true, None) => {}
+            (true, Some(_)) => drop(self.open.table()?.remove(key)?),
+            (false, Some(_)) if self.open.table()?.get(key)?.is_some() => {}
+            (false, _) => drop(self.open.table()?.insert(key, ())?),
         }
-        if let Some(old) = old.filter(|o| o.keep_until() != claim.keep_until()) {
-            self.due.table()?.remove((old.keep_until().0, key))?;
+        match was {
+            Some(was) if was.keep_until == until => return Ok(()),
+            Some(was) => drop(self.due.table()?.remove((was.keep_until.0, key))?),
+            None => {}
         }
-        self.due.table()?.insert((claim.keep_until().0, key), ())?;
+        self.due.table()?.insert((until.0, key), ())?;
         Ok(())
     }
 
     #[allow(clippy::type_complexity)]
-    fn lines<'e>(&self, entries: &'e [Entry]) -> Result<(Vec<(u64, String, Option<&'e str>)>, Head), Fault> {
+    fn lines<'e>(
+        &self,
+        entries: impl Iterator<Item = &'e Entry>,
+    ) -> Result<(Vec<(u64, String, Option<&'e str>)>, Head), Fault> {
         let mut head = self.known.head;
-        let mut lines = Vec::with_capacity(entries.len());
+        let mut lines = Vec::new();
         for entry in entries {
             let (line, next) = head.append(entry).or_else(|e| here(format!("an entry cannot be written: {e}")))?;
             if line.len() > MOST_BYTES {

@@ -4,7 +4,7 @@
 use super::known::INDEX_EVERY;
 use super::tables::{CLAIMS, JOURNAL, RECEIPTS};
 use super::*;
-use crate::claim::{Op, sample};
+use crate::claim::{Op, Standing, sample};
 use crate::journal::sample::receipt;
 use crate::money::Atoms;
 use crate::store::conformance::{self, Bench};
@@ -280,4 +280,48 @@ async fn a_file_of_the_version_before_is_audited_and_taken_as_it_is() {
     }
     drop(store);
     Embedded::open(&path).unwrap();
+}
+
+#[tokio::test]
+async fn what_was_written_briefly_is_forgotten_by_a_crash_and_its_lines_come_with_the_next_write() {
+    let dir = TempDir::fresh();
+    let by = || "r0".to_owned();
+    let promised = Claim { standing: Standing::Promised { by: by() }, ..sample::claim("k", 100) };
+    let claimed = Entry::Claimed {
+        key: "k".into(),
+        amount: Atoms(100),
+        reference: promised.reference.clone(),
+        at: UnixSeconds(1_000),
+    };
+    let briefly = Write { claim: Some(promised.clone()), journal: vec![claimed], brief: true, ..Write::default() };
+    let path = dir.path().join("pontage.redb");
+    let store = Embedded::open(&path).unwrap();
+    assert_eq!(store.commit(briefly.clone()).await, Ok(Swap::Done));
+    assert_eq!(store.open_claims(UnixSeconds(1_000)).await, Ok(vec![]), "nothing of it is in the file");
+    drop(store);
+
+    let store = Embedded::open(&path).unwrap();
+    assert_eq!(store.claim(&promised.key).await, Ok(None));
+    assert_eq!(store.lines().len(), 0);
+    assert_eq!(store.commit(briefly).await, Ok(Swap::Done), "the proof is as good as new");
+    let taking = promised.apply(Op::Take { by: by(), amount: Atoms(100), receipt: None }, UnixSeconds(1_001)).unwrap();
+    let line = Entry::Taking { key: "k".into(), amount: Atoms(100), at: UnixSeconds(1_001) };
+    let write = Write { claim: Some(taking.clone()), journal: vec![line], ..Write::default() };
+    assert_eq!(store.commit(write.clone()).await, Ok(Swap::Done));
+    let lines = store.lines();
+    assert!(lines.len() == 2 && lines[0].contains("claimed") && lines[1].contains("taking"), "{lines:?}");
+    assert_eq!(store.commit(write).await, Ok(Swap::Lost(Box::new(Some(taking)))), "and nothing of it is left behind");
+    assert_eq!(store.lines().len(), 2);
+    assert!(store.briefs.is_empty(), "in memory neither");
+}
+
+#[tokio::test]
+async fn a_brief_write_stands_in_line_behind_a_durable_one_of_its_key() {
+    let dir = TempDir::fresh();
+    let store = dir.open();
+    let mut durable = Box::pin(store.commit(claim_write("k")));
+    assert!(futures::poll!(&mut durable).is_pending(), "it is in the queue");
+    drop(durable);
+    let brief = Write { brief: true, ..claim_write("k") };
+    assert!(matches!(store.commit(brief).await, Ok(Swap::Lost(_))), "whoever was first has it");
 }
