@@ -13,6 +13,7 @@ mod promise_faults;
 mod promise_trust;
 mod sessions;
 mod whole;
+mod windows;
 
 use self::sessions::Purse;
 use super::channels::Channels;
