@@ -14,6 +14,7 @@ mod promise_trust;
 mod sessions;
 mod strangers;
 mod whole;
+mod windows;
 
 use self::sessions::Purse;
 use super::channels::Channels;
