@@ -21,7 +21,7 @@ use self::lines::HEAD;
 use self::tables::{CHANNELS, CLAIMS, Fault, JOURNAL, OPEN, OPEN_CHANNELS, PAYERS, RECEIPTS, TALLIES};
 pub(super) use self::tables::{read_channel, read_claim};
 use self::writer::{Health, Writer};
-use super::{Store, StoreError, Swap, Write};
+use super::{Store, StoreError, Swap, Whose, Write};
 use crate::channel::{Channel, ChannelId};
 use crate::claim::{Claim, ClaimKey};
 use crate::clock::UnixSeconds;
@@ -237,6 +237,15 @@ impl Store for Embedded {
     async fn alive(&self, gate: &str) -> Result<bool, StoreError> {
         // The file's lock forbids a second one.
         Ok(gate == self.gate)
+    }
+
+    async fn promise(&self, _: Whose<'_>, _: (&ClaimKey, u64), _: Usd) -> Result<Usd, StoreError> {
+        // The file's lock forbids a second gate.
+        Ok(Usd::ZERO)
+    }
+
+    async fn unpromise(&self, _: Whose<'_>, _: &ClaimKey) -> Result<(), StoreError> {
+        Ok(())
     }
 
     async fn forget(&self, now: UnixSeconds) -> Result<usize, StoreError> {
