@@ -315,6 +315,11 @@ fn every_profile_and_every_row_of_the_notes_has_a_case() {
     for profile in profile::ALL {
         let own = |json| cases.iter().any(|case| case.profile == profile.name && case.json == json);
         assert!(own(false), "{}: no stream", profile.name);
+        for surface in [Surface::Chat, Surface::Responses, Surface::Messages] {
+            let mut of = cases.iter().filter(|case| case.profile == profile.name && case.surface() == surface);
+            let has = profile.ability.surfaces.contains(&surface);
+            assert_eq!(of.any(|case| !case.json), has, "{}: {surface:?}", profile.name);
+        }
     }
     for row in 1..=20 {
         let row = format!("2.2 row {row}");
@@ -532,7 +537,7 @@ fn billed(case: &Case) -> String {
 
 fn profiles() -> String {
     let mut out = String::from(
-        "| profile | limit on output | most choices | running usage | figures | when the client leaves | not sent |\n|---|---|---|---|---|---|---|\n",
+        "| profile | surfaces | limit on output | most choices | running usage | figures | when the client leaves | not sent |\n|---|---|---|---|---|---|---|---|\n",
     );
     for profile in profile::ALL {
         let ability = profile.ability;
@@ -557,8 +562,11 @@ fn profiles() -> String {
         let withheld: Vec<String> = ability.withheld.iter().map(|name| format!("`{name}`")).collect();
         let withheld = if withheld.is_empty() { "–".to_owned() } else { withheld.join(", ") };
         let running = if ability.continuous_usage { "asked for" } else { "–" };
+        let surfaces: Vec<_> = ability.surfaces.iter().filter(|s| **s != Surface::Models).map(|s| s.word()).collect();
+        let surfaces = surfaces.join(", ");
         let name = profile.name;
-        writeln!(out, "| `{name}` | {limit} | {choices} | {running} | {figures} | {leave} | {withheld} |").unwrap();
+        writeln!(out, "| `{name}` | {surfaces} | {limit} | {choices} | {running} | {figures} | {leave} | {withheld} |")
+            .unwrap();
     }
     out
 }

@@ -85,6 +85,7 @@ impl Desk<'_> {
         Some(Arc::new(PoolRules {
             name: e.name.value.clone(),
             profile: profile.value.clone(),
+            surfaces: e.surfaces.clone(),
             servers: e.servers.clone(),
             discovery: e.discovery,
             balance: e.balance,
@@ -367,6 +368,7 @@ impl Desk<'_> {
             }
         }
         self.priced_without_output(e, entry);
+        self.spoken(e, tiers);
         Some(Arc::new(Route {
             path: e.path.as_ref()?.value.clone(),
             surface: e.surface?,
@@ -401,6 +403,34 @@ impl Desk<'_> {
             if !self.catalogue.rails.contains_key(said.value.as_str()) {
                 let known = listed(self.catalogue.rails.keys());
                 self.wrong(said, format!("{:?} is not a rail of pontage.toml: {known}", said.value.as_str()));
+            }
+        }
+    }
+
+    /// What a path sells, the servers of every model's pool have.
+    fn spoken(&mut self, e: &RouteEntry, tiers: &BTreeMap<TierName, Arc<Tier>>) {
+        let (Some(surface), Some(said)) = (e.surface.filter(|surface| *surface != Surface::Models), &e.tier) else {
+            return;
+        };
+        let entries = self.entries;
+        let models = entries.models.as_deref().unwrap_or_default();
+        let pools = entries.pools.as_deref().unwrap_or_default();
+        let mut told = BTreeSet::new();
+        for name in tiers.get(&said.value).iter().flat_map(|tier| &tier.models) {
+            let model = models.iter().find(|model| model.name.value == *name);
+            let pool = model.and_then(|model| model.pool.as_ref());
+            let pool = pool.and_then(|pool| pools.iter().find(|entry| entry.name.value == pool.value));
+            let Some((pool, profile)) = pool.and_then(|pool| Some((pool, pool.profile.as_ref()?))) else { continue };
+            let Some(ability) = self.catalogue.profiles.get(profile.value.as_str()) else { continue };
+            let has = ability.surfaces.contains(&surface) || pool.surfaces.contains(&surface);
+            if !has && told.insert(&pool.name.value) {
+                let (name, pool, word) = (name.as_str(), pool.name.value.as_str(), surface.word());
+                let why = format!(
+                    "{name:?} is in pool.{pool}, and profile {:?} has no {word}: name a tier without it, or write surfaces = [{word:?}] \
+                     into pool.{pool} if its servers have it all the same",
+                    profile.value
+                );
+                self.wrong(said, why);
             }
         }
     }
