@@ -174,7 +174,11 @@ impl Case {
     /// A request that such a reply answers.
     fn ask(&self, wants_usage: bool) -> Value {
         let (model, stream, most) = (&self.profile, !self.json, self.most);
-        let hi = json!([{"role": "user", "content": "hi"}]);
+        let mut hi = json!([{"role": "user", "content": "hi"}]);
+        if self.usage.is_some_and(|usage| usage.image_input > 0) {
+            let picture = json!({"type": "image_url", "image_url": {"url": "https://pictures.test/a.png"}});
+            hi[0]["content"] = json!([picture]);
+        }
         match self.surface() {
             Surface::Responses => json!({"model": model, "input": "hi", "stream": stream, "max_output_tokens": most}),
             Surface::Messages => json!({"model": model, "messages": hi, "stream": stream, "max_tokens": most}),
@@ -342,7 +346,9 @@ fn shop(options: GateOptions, paid: bool) -> GateOptions {
         let sold = |name: &str| cases.iter().any(|case| case.profile == name && case.surface() == surface);
         let names = profile::NAMES.into_iter().filter(|name| sold(name)).map(|name| format!("{name:?}"));
         let (names, word) = (names.collect::<Vec<_>>().join(", "), surface.word());
-        let charge = "max_output_tokens = 1000\nmax_n = 4\ncharge = { flat = \"0.02\" }";
+        // What a picture may cost is no part of what is charged: the backend counts it.
+        let charge =
+            "max_output_tokens = 1000\nmax_n = 4\nimage_url = { flat = \"0.01\" }\ncharge = { flat = \"0.02\" }";
         write!(tiers, "[tier.of-{word}]\nmodels = [{names}]\n{charge}\n\n").unwrap();
         let access = if paid { "accept = [\"tempo/session\"]" } else { "access = \"free\"" };
         let path = path(surface, paid);

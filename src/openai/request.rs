@@ -138,11 +138,14 @@ impl Ask {
         Self { model, body: Bytes::new(), pictures, pieces, copied, cuts, lead: None, head: None, ..*self }
     }
 
-    /// Tokens of the pictures that a model of this family counts by their size, and how many there are beside them.
-    pub fn pictures(&self, family: Option<picture::Family>) -> (u64, u64) {
-        let Some(family) = family else { return (0, self.images) };
-        let tokens = self.pictures.iter().fold(0u64, |sum, size| sum.saturating_add(family.tokens(*size)));
-        (tokens, self.images.saturating_sub(self.pictures.len() as u64))
+    /// How many pictures say how large they are.
+    pub fn sized_pictures(&self) -> u64 {
+        self.pictures.len() as u64
+    }
+
+    /// Tokens of the pictures that a model of this family counts by their size.
+    pub fn picture_tokens(&self, family: picture::Family) -> u64 {
+        self.pictures.iter().fold(0, |sum, size| sum.saturating_add(family.tokens(*size)))
     }
 
     /// It asks for output that is billed and not shown as it is made: thinking comes as a summary, or not at all.

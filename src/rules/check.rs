@@ -500,7 +500,7 @@ fn dearest(limits: &Limits, price: &Prices, charge: Option<Charge>) -> Option<()
     let each = price.dearest(Reach { prompt: u64::MAX, sound: true, pictures: true, hour: true });
     let prompt = each.input.of(most)?.plus(price.per_request)?;
     let output = each.output.of(limits.max_output_tokens.checked_mul(limits.max_n)?)?;
-    let images = limits.image_url.unwrap_or_default().0.checked_mul(u128::from(bytes))?;
+    let images = limits.image_url.unwrap_or_default().of(bytes, 0)?;
     let prompt = match charge {
         Some(Charge::Estimate { overhead, .. }) => overhead.times(prompt)?,
         _ => prompt,
@@ -511,7 +511,7 @@ fn dearest(limits: &Limits, price: &Prices, charge: Option<Charge>) -> Option<()
         Some(Charge::Estimate { shortfall: Shortfall::Absorb { per_day, .. }, .. }) => per_day,
         _ => crate::money::Usd::ZERO,
     };
-    prompt.plus(output)?.plus(crate::money::Usd(images))?.plus(flat).map(|_| ())
+    prompt.plus(output)?.plus(images)?.plus(flat).map(|_| ())
 }
 
 fn listed<T: ToString>(names: impl IntoIterator<Item = T>) -> String {

@@ -2,8 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use crate::ids::UpstreamModel;
-use crate::limits::{Limits, OverLimit, Spelling, UnknownFields};
-use crate::money::Usd;
+use crate::limits::{Limits, OverLimit, PicturePrice, Spelling, UnknownFields};
 use crate::openai::request::{Ask, Rewrite};
 use crate::refusal::Refusal;
 use crate::surface::Surface;
@@ -23,7 +22,7 @@ fn limits() -> Limits {
 }
 
 fn with_pictures() -> Limits {
-    Limits { image_url: Some(Usd(1)), ..limits() }
+    Limits { image_url: Some(PicturePrice::default()), ..limits() }
 }
 
 fn read(surface: Surface, body: &Value, limits: &Limits) -> Result<Ask, Refusal> {
