@@ -58,8 +58,8 @@ impl Vocabulary {
     pub fn counter(self) -> Option<fn(&str) -> u64> {
         let count: fn(&str) -> u64 = match self {
             Self::Bytes => return None,
-            Self::O200k => |text| Self::O200k.of(text, u64::MAX).unwrap_or(u64::MAX),
-            Self::Cl100k => |text| Self::Cl100k.of(text, u64::MAX).unwrap_or(u64::MAX),
+            Self::O200k => |text| known::short(Self::O200k, text),
+            Self::Cl100k => |text| known::short(Self::Cl100k, text),
         };
         Some(count)
     }

@@ -9,6 +9,7 @@ mod clerk;
 pub(super) use self::clerk::orphan;
 use self::clerk::{Clerk, Job, Manner};
 use super::alone::Alone;
+use super::unjudged::Unjudged;
 use crate::channel::{Channel, ChannelId, Denied, Effect, Op};
 use crate::clock::UnixSeconds;
 use crate::ids;
@@ -117,6 +118,15 @@ impl Live {
         self.seen.borrow().clone()
     }
 
+    /// The record as the store has it, for whoever comes before it was changed here.
+    fn was_found(&self, channel: &Arc<Channel>) {
+        self.seen.send_if_modified(|seen| {
+            let is_first = seen.is_none();
+            seen.get_or_insert_with(|| Arc::clone(channel));
+            is_first
+        });
+    }
+
     /// Whether the chain was read in the last `seconds`.
     pub fn is_fresh(&self, now: UnixSeconds, seconds: u64) -> bool {
         now.0 < self.read_at.load(Ordering::Relaxed).saturating_add(seconds)
@@ -205,12 +215,20 @@ pub struct Channels {
     /// When the chain was read for channels, used here or not.
     read: Mutex<HashMap<ChannelId, UnixSeconds>>,
     pub(super) alone: Arc<Alone>,
+    pub(super) unjudged: Unjudged,
 }
 
 impl Channels {
     /// Over one store. Where other gates share it, their changes are listened to from here on.
     pub fn new(store: Arc<dyn Store>) -> Self {
-        Self { held: Mutex::default(), store, desks: Arc::default(), read: Mutex::default(), alone: Arc::default() }
+        Self {
+            held: Mutex::default(),
+            store,
+            desks: Arc::default(),
+            read: Mutex::default(),
+            alone: Arc::default(),
+            unjudged: Unjudged::default(),
+        }
     }
 
     /// A request is about to take this lease.
@@ -300,10 +318,17 @@ impl Channels {
     pub async fn newest(&self, id: &ChannelId) -> Result<Option<Arc<Channel>>, StoreError> {
         let desks = || self.desks.lock().unwrap_or_else(PoisonError::into_inner);
         let alone = self.store.changes().is_none();
-        match alone.then(|| desks().get(id).and_then(|desk| desk.live.channel())).flatten() {
-            Some(channel) => self.store.standing().map(|()| Some(channel)),
-            None => self.read(id).await,
+        if !alone {
+            return self.read(id).await;
         }
+        if let Some(channel) = desks().get(id).and_then(|desk| desk.live.channel()) {
+            return self.store.standing().map(|()| Some(channel));
+        }
+        let found = self.read(id).await?;
+        if let (Some(channel), Some(desk)) = (&found, desks().get(id)) {
+            desk.live.was_found(channel);
+        }
+        Ok(found)
     }
 
     /// What is known here beside the record. While the answer is held, the channel stays known.

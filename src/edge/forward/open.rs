@@ -37,7 +37,7 @@ const MOST_ASKED: usize = 3;
 
 /// A reply whose head has come; boxed, because it is handed on several times and its waits may be long. Dropping it closes the connection (HTTP/2: resets the stream).
 pub(super) struct Opened {
-    pub session: HttpSession,
+    pub session: Box<HttpSession>,
     pub status: u16,
     /// Those headers that clients may see.
     pub headers: HeaderMap,
@@ -205,7 +205,7 @@ async fn ask(
 }
 
 struct Line {
-    session: HttpSession,
+    session: Box<HttpSession>,
     peer: HttpPeer,
     reused: bool,
 }
@@ -222,7 +222,11 @@ async fn connect(
     let connecting = async {
         let mut peer = picked.peer().await.map_err(|e| e.to_string())?;
         peer.group_key = key;
-        let (session, reused) = lines.get(&peer).await.map_err(|e| e.to_string())?;
+        let (session, reused) = match lines.waiting(&peer) {
+            Some(session) => (session, true),
+            // Boxed: a connection is made of many parts, and most requests make none.
+            None => Box::pin(lines.open(&peer)).await.map_err(|e| e.to_string())?,
+        };
         // Whatever it was made under, it is an ordinary connection from here on.
         peer.group_key = 0;
         Ok::<_, String>(Line { session, peer, reused })
