@@ -34,6 +34,15 @@ pub enum StreamRule {
     Refuse,
 }
 
+/// Which pictures a flat price is for: vendors charge by size and quality, and a price need not cover what is not sold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Drawn {
+    /// Values of `size`; the first is asked for when the client says none. Empty: any.
+    pub sizes: Vec<String>,
+    /// Values of `quality`, likewise.
+    pub qualities: Vec<String>,
+}
+
 /// What one picture in a prompt may cost.
 ///
 /// Backends count pictures among the tokens of the prompt that they report, so that this is a bound: it stands in every price for a picture
@@ -72,6 +81,8 @@ pub struct Limits {
     pub unknown_fields: UnknownFields,
     /// What a picture in the prompt may cost; `None`: pictures are refused.
     pub image_url: Option<PicturePrice>,
+    /// Which pictures may be asked for, where pictures are sold.
+    pub drawn: Drawn,
 }
 
 /// How a backend profile spells the limit on output tokens. Exactly one field is ever written.

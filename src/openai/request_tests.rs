@@ -3,7 +3,7 @@
 
 use super::request::{Ask, Rewrite};
 use crate::ids::UpstreamModel;
-use crate::limits::{Limits, OverLimit, PicturePrice, Spelling, UnknownFields};
+use crate::limits::{Drawn, Limits, OverLimit, PicturePrice, Spelling, UnknownFields};
 use crate::refusal::Refusal;
 use crate::surface::Surface;
 use bytes::Bytes;
@@ -19,6 +19,7 @@ fn limits() -> Limits {
         over_limit: OverLimit::Clamp,
         unknown_fields: UnknownFields::Refuse,
         image_url: None,
+        drawn: Drawn::default(),
     }
 }
 

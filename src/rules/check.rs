@@ -5,7 +5,7 @@
 
 use crate::catalogue::Catalogue;
 use crate::ids::{PoolName, PublicModel, RailId, TierName};
-use crate::limits::{Limits, OverLimit, UnknownFields};
+use crate::limits::{Drawn, Limits, OverLimit, UnknownFields};
 use crate::money::Factor;
 use crate::rules::entry::{self, ChargeEntry, Entries, ModelEntry, PoolEntry, RouteEntry, TierEntry};
 use crate::rules::file::Files;
@@ -478,6 +478,7 @@ impl Desk<'_> {
                 over_limit: OverLimit::Refuse,
                 unknown_fields: UnknownFields::Refuse,
                 image_url: None,
+                drawn: Drawn::default(),
             },
             charge: None,
             missing_usage: MissingUsage::default(),

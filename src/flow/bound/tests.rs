@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 use super::*;
-use crate::limits::{PicturePrice, UnknownFields};
+use crate::limits::{Drawn, PicturePrice, UnknownFields};
 use crate::money::PerToken;
 use crate::rules::plan::{Prices, Rates};
 use proptest::prelude::*;
@@ -33,6 +33,7 @@ fn limits(max_output_tokens: u64, image: u128) -> Limits {
         over_limit: OverLimit::Clamp,
         unknown_fields: UnknownFields::Refuse,
         image_url: Some(PicturePrice { flat: Usd(image), apart: false }),
+        drawn: Drawn::default(),
     }
 }
 

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use crate::ids::UpstreamModel;
-use crate::limits::{Limits, OverLimit, PicturePrice, Spelling, UnknownFields};
+use crate::limits::{Drawn, Limits, OverLimit, PicturePrice, Spelling, UnknownFields};
 use crate::openai::request::{Ask, Rewrite};
 use crate::refusal::Refusal;
 use crate::surface::Surface;
@@ -18,6 +18,7 @@ fn limits() -> Limits {
         over_limit: OverLimit::Clamp,
         unknown_fields: UnknownFields::Refuse,
         image_url: None,
+        drawn: Drawn::default(),
     }
 }
 

@@ -600,3 +600,23 @@ fn a_path_whose_surface_a_pool_does_not_have_is_refused_unless_the_pool_says_tha
     let wrong = with("pools.toml", "servers", "surfaces = [\"chats\"]\nservers").map(drop);
     assert!(wrong.is_err_and(|m| m[0].starts_with("pools.toml:4: pool.gpt-oss.surfaces[0]: \"chats\" is not")));
 }
+
+#[test]
+fn pictures_that_are_sold_and_what_one_may_cost_are_read_as_written_and_nothing_else() {
+    let with_more = |more: &str| with("tiers.toml", "max_output_tokens", &format!("{more}\nmax_output_tokens"));
+    let plan = with_more("sizes = [\"1024x1024\", \"auto\"]\nimage_url = { flat = \"0.002\", apart = true }").unwrap();
+    let limits = &plan.tiers.values().next().unwrap().limits;
+    assert_eq!(limits.drawn, Drawn { sizes: vec!["1024x1024".into(), "auto".into()], qualities: Vec::new() });
+    let image = limits.image_url.unwrap();
+    assert_eq!((image.flat, image.apart), (Usd::parse("0.002").unwrap(), true));
+    for (more, at) in [
+        ("sizes = []", "sizes"),
+        ("sizes = [\"a\\\"b\"]", "sizes"),
+        ("qualities = \"low\"", "qualities"),
+        ("image_url = { apart = true }", "image_url"),
+        ("image_url = { flat = \"0.002\", apart = \"yes\" }", "image_url.apart"),
+    ] {
+        let mistakes = with_more(more).unwrap_err();
+        assert!(mistakes[0].starts_with(&format!("tiers.toml:4: tier.standard.{at}: ")), "{more}: {mistakes:?}");
+    }
+}
