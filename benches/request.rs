@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use pontage::ids::UpstreamModel;
-use pontage::limits::{Limits, OverLimit, Spelling, UnknownFields};
+use pontage::limits::{Drawn, Limits, OverLimit, Spelling, UnknownFields};
 use pontage::openai::request::{Ask, Rewrite};
 use pontage::surface::Surface;
 use pontage::tokens::{Vocabulary, count};
@@ -24,6 +24,7 @@ fn limits() -> Limits {
         over_limit: OverLimit::Clamp,
         unknown_fields: UnknownFields::Refuse,
         image_url: None,
+        drawn: Drawn::default(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::ids::RailId;
 use crate::limits::Spelling;
+use crate::surface::Surface;
 use crate::usage::Shape;
 use std::collections::BTreeMap;
 
@@ -29,6 +30,8 @@ pub struct RailAbility {
 /// How a backend profile speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProfileAbility {
+    /// What can be asked of it, in its newest version: older ones may have less, and what a server has beside it its pool says.
+    pub surfaces: &'static [Surface],
     /// How the output limit is spelled.
     pub spelling: Spelling,
     /// The backend takes `stream_options.continuous_usage_stats`.
@@ -49,6 +52,7 @@ pub struct ProfileAbility {
 impl ProfileAbility {
     /// A backend that does what the words of OpenAI say, and nothing more.
     pub const PLAIN: Self = Self {
+        surfaces: &Surface::ALL,
         spelling: Spelling::MaxTokens,
         continuous_usage: false,
         health_path: None,

@@ -34,6 +34,36 @@ pub enum StreamRule {
     Refuse,
 }
 
+/// Which pictures a flat price is for: vendors charge by size and quality, and a price need not cover what is not sold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Drawn {
+    /// Values of `size`; the first is asked for when the client says none. Empty: any.
+    pub sizes: Vec<String>,
+    /// Values of `quality`, likewise.
+    pub qualities: Vec<String>,
+}
+
+/// What one picture in a prompt may cost.
+///
+/// Backends count pictures among the tokens of the prompt that they report, so that this is a bound: it stands in every price for a picture
+/// whose tokens nobody knows beforehand, and what is charged by usage is the backend's figure alone. Where a backend bills pictures
+/// beside its tokens, they are `apart`: each is charged, whatever is reported.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PicturePrice {
+    /// Of one picture.
+    pub flat: Usd,
+    /// It is charged on top of what the backend reports.
+    pub apart: bool,
+}
+
+impl PicturePrice {
+    /// What `all` pictures cost, of which so many are counted as tokens by their size. `None` past the largest amount.
+    pub fn of(&self, all: u64, sized: u64) -> Option<Usd> {
+        let priced = if self.apart { all } else { all.saturating_sub(sized) };
+        self.flat.0.checked_mul(u128::from(priced)).map(Usd)
+    }
+}
+
 /// The limits of one tier.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -49,8 +79,10 @@ pub struct Limits {
     pub over_limit: OverLimit,
     /// What happens to fields outside the surface's allow-list.
     pub unknown_fields: UnknownFields,
-    /// Flat price of one image URL in the prompt; `None`: images are refused.
-    pub image_url: Option<Usd>,
+    /// What a picture in the prompt may cost; `None`: pictures are refused.
+    pub image_url: Option<PicturePrice>,
+    /// Which pictures may be asked for, where pictures are sold.
+    pub drawn: Drawn,
 }
 
 /// How a backend profile spells the limit on output tokens. Exactly one field is ever written.

@@ -115,7 +115,12 @@ async fn both_name_their_price_are_paid_and_give_the_backends_own_bytes_with_the
 async fn anthropics_own_servers_get_the_pools_key_and_a_version_as_they_want_them() {
     let (chain, backend) = (Chain::start().await, Backend::start(Script::default()).await);
     let options = shop(GateOptions::new(&chain.url(), &backend.url()));
-    let gate = Gate::start(options.rule_edit("pools.toml", "profile = \"vllm\"", "profile = \"anthropic\"")).await;
+    let gate = Gate::start(options.rule_edit(
+        "pools.toml",
+        "profile = \"vllm\"",
+        "profile = \"anthropic\"\nsurfaces = [\"responses\"]",
+    ))
+    .await;
     let payer = Payer::fresh(&chain, 10_000_000).await;
     let body = ask(MESSAGES, false);
     let proof = payer.pay(&post(&gate, MESSAGES, &[], &body).await).await;

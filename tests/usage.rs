@@ -174,7 +174,11 @@ impl Case {
     /// A request that such a reply answers.
     fn ask(&self, wants_usage: bool) -> Value {
         let (model, stream, most) = (&self.profile, !self.json, self.most);
-        let hi = json!([{"role": "user", "content": "hi"}]);
+        let mut hi = json!([{"role": "user", "content": "hi"}]);
+        if self.usage.is_some_and(|usage| usage.image_input > 0) {
+            let picture = json!({"type": "image_url", "image_url": {"url": "https://pictures.test/a.png"}});
+            hi[0]["content"] = json!([picture]);
+        }
         match self.surface() {
             Surface::Responses => json!({"model": model, "input": "hi", "stream": stream, "max_output_tokens": most}),
             Surface::Messages => json!({"model": model, "messages": hi, "stream": stream, "max_tokens": most}),
@@ -315,6 +319,11 @@ fn every_profile_and_every_row_of_the_notes_has_a_case() {
     for profile in profile::ALL {
         let own = |json| cases.iter().any(|case| case.profile == profile.name && case.json == json);
         assert!(own(false), "{}: no stream", profile.name);
+        for surface in [Surface::Chat, Surface::Responses, Surface::Messages] {
+            let mut of = cases.iter().filter(|case| case.profile == profile.name && case.surface() == surface);
+            let has = profile.ability.surfaces.contains(&surface);
+            assert_eq!(of.any(|case| !case.json), has, "{}: {surface:?}", profile.name);
+        }
     }
     for row in 1..=20 {
         let row = format!("2.2 row {row}");
@@ -337,7 +346,9 @@ fn shop(options: GateOptions, paid: bool) -> GateOptions {
         let sold = |name: &str| cases.iter().any(|case| case.profile == name && case.surface() == surface);
         let names = profile::NAMES.into_iter().filter(|name| sold(name)).map(|name| format!("{name:?}"));
         let (names, word) = (names.collect::<Vec<_>>().join(", "), surface.word());
-        let charge = "max_output_tokens = 1000\nmax_n = 4\ncharge = { flat = \"0.02\" }";
+        // What a picture may cost is no part of what is charged: the backend counts it.
+        let charge =
+            "max_output_tokens = 1000\nmax_n = 4\nimage_url = { flat = \"0.01\" }\ncharge = { flat = \"0.02\" }";
         write!(tiers, "[tier.of-{word}]\nmodels = [{names}]\n{charge}\n\n").unwrap();
         let access = if paid { "accept = [\"tempo/session\"]" } else { "access = \"free\"" };
         let path = path(surface, paid);
@@ -532,7 +543,7 @@ fn billed(case: &Case) -> String {
 
 fn profiles() -> String {
     let mut out = String::from(
-        "| profile | limit on output | most choices | running usage | figures | when the client leaves | not sent |\n|---|---|---|---|---|---|---|\n",
+        "| profile | surfaces | limit on output | most choices | running usage | figures | when the client leaves | not sent |\n|---|---|---|---|---|---|---|---|\n",
     );
     for profile in profile::ALL {
         let ability = profile.ability;
@@ -557,8 +568,11 @@ fn profiles() -> String {
         let withheld: Vec<String> = ability.withheld.iter().map(|name| format!("`{name}`")).collect();
         let withheld = if withheld.is_empty() { "–".to_owned() } else { withheld.join(", ") };
         let running = if ability.continuous_usage { "asked for" } else { "–" };
+        let surfaces: Vec<_> = ability.surfaces.iter().filter(|s| **s != Surface::Models).map(|s| s.word()).collect();
+        let surfaces = surfaces.join(", ");
         let name = profile.name;
-        writeln!(out, "| `{name}` | {limit} | {choices} | {running} | {figures} | {leave} | {withheld} |").unwrap();
+        writeln!(out, "| `{name}` | {surfaces} | {limit} | {choices} | {running} | {figures} | {leave} | {withheld} |")
+            .unwrap();
     }
     out
 }

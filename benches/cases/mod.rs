@@ -274,6 +274,7 @@ impl Selection {
         let rules = PoolRules {
             name: name.clone(),
             profile: "vllm".into(),
+            surfaces: Vec::new(),
             servers: (1..=servers).map(server).collect(),
             discovery: Discovery::Listed,
             balance,

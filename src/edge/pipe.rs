@@ -57,17 +57,24 @@ impl Drop for Busy<'_> {
 /// Forwards what was paid. `Err`: nothing was sent to the client, and the money is where the stop says.
 pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Box<Paid>) -> Result<Sent, Stop> {
     let model = Arc::clone(&paid.quoted.allowed.model);
-    let path = paid.quoted.allowed.route.surface.upstream_path();
+    let surface = paid.quoted.allowed.route.surface;
     let delivery = Delivery::begin(Arc::clone(&gate.toll), Arc::clone(&gate.signet), *paid, &visit.request);
     let mut delivery = Box::new(delivery);
-    let lane = gate.toll.pools.load().lane(&model.pool).for_choices(delivery.choices());
+    let lane = gate.toll.pools.load().lane(&model.pool).for_request(surface, delivery.choices());
     // Whatever the client called it, and also when it called none: who answers.
     let named = HeaderValue::from_str(model.name.as_str()).ok().map(|name| (MODEL, name));
     let extra: Vec<_> = gate.common_headers(session, visit).into_iter().chain(named.clone()).collect();
     let client = scrub::to_backend(&session.req_header().headers);
     let (outcome, refused) = {
         let _busy = Busy::with(gate, if delivery.streams() { "streams" } else { "upstream" });
-        let mut pipe = Pipe { delivery: &mut delivery, client: &client, path, extra: &extra, status: 0, refused: None };
+        let mut pipe = Pipe {
+            delivery: &mut delivery,
+            client: &client,
+            path: surface.upstream_path(),
+            extra: &extra,
+            status: 0,
+            refused: None,
+        };
         let outcome = forward::forward(session, &gate.lines, &lane, &mut pipe).await;
         (outcome, pipe.refused)
     };

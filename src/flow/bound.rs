@@ -24,6 +24,7 @@ pub struct Size {
     bytes: usize,
     messages: u64,
     images: u64,
+    sized: u64,
     n: u64,
     asked_output: Option<u64>,
     stream: bool,
@@ -33,7 +34,8 @@ impl Size {
     /// The size of a request.
     pub fn of(ask: &Ask) -> Self {
         let Ask { surface, messages, images, n, asked_output, stream, .. } = *ask;
-        Self { surface, bytes: ask.body.len(), messages, images, n: n.max(1), asked_output, stream }
+        let (bytes, sized) = (ask.body.len(), ask.sized_pictures());
+        Self { surface, bytes, messages, images, sized, n: n.max(1), asked_output, stream }
     }
 
     /// What of a price list can come to bear on a request of this size with a prompt of so many tokens.
@@ -55,14 +57,16 @@ impl Size {
         self.asked_output.unwrap_or(limits.max_output_tokens).min(limits.max_output_tokens)
     }
 
-    fn images(&self, limits: &Limits) -> Option<Usd> {
-        limits.image_url.unwrap_or(Usd::ZERO).0.checked_mul(u128::from(self.images)).map(Usd)
+    /// What pictures cost beside the tokens that are counted by their size, where the model counts them so.
+    pub fn pictures(&self, model: &Model, limits: &Limits) -> Option<Usd> {
+        let sized = if model.images.is_some() { self.sized } else { 0 };
+        limits.image_url.unwrap_or_default().of(self.images, sized)
     }
 
     /// The dearest that a prompt of so many tokens can come to, with images and what a request costs as such.
     fn prompt(&self, model: &Model, limits: &Limits, tokens: u64) -> Option<Usd> {
         let each = model.price.dearest(self.reach(tokens)).input;
-        each.of(tokens.checked_add(self.room())?)?.plus(self.images(limits)?)?.plus(model.price.per_request)
+        each.of(tokens.checked_add(self.room())?)?.plus(self.pictures(model, limits)?)?.plus(model.price.per_request)
     }
 
     /// Output tokens of one choice that `usd` pays for after a prompt of so many tokens, at most those asked.
@@ -91,7 +95,8 @@ impl Size {
         // What may be left for the prompt's own tokens once images, template and output are paid for.
         let rest = || {
             let output = each.output.of(output.checked_mul(self.n)?)?;
-            let besides = each.input.of(self.room())?.plus(self.images(limits)?)?.plus(model.price.per_request)?;
+            let besides = each.input.of(self.room())?.plus(self.pictures(model, limits)?)?;
+            let besides = besides.plus(model.price.per_request)?;
             let besides = besides.plus(output)?;
             (besides <= usd).then(|| usd.less(besides))
         };

@@ -271,7 +271,8 @@ fn sold(at: &Route) -> Sold {
             Access::Free => Some("0".to_owned()),
             Access::Paid => at.flat().map(|usd| usd.to_string()),
         },
-        image: limits.image_url.map(|usd| usd.to_string()),
+        // What is charged by usage has pictures in it, unless they are apart.
+        image: limits.image_url.filter(|picture| picture.apart || !at.by_usage).map(|picture| picture.flat.to_string()),
         max_output: limits.max_output_tokens,
         max_input: limits.max_input_tokens,
         max_n: limits.max_n,

@@ -34,7 +34,7 @@ pub struct Parts {
     pub prompt_most_usd: Option<Usd>,
     /// Price of a request as such.
     pub request_usd: Usd,
-    /// Flat price of the images.
+    /// Flat price of the pictures: of those whose tokens are not known, or of all where they are priced apart.
     pub images_usd: Usd,
     /// Most output tokens of one choice.
     pub max_output_tokens: u64,
@@ -106,7 +106,7 @@ async fn count(allowed: Allowed) -> Result<(Allowed, Counted), Refusal> {
     let run = move || {
         let prompt = allowed.ask.prompt();
         // What pictures are by their size is a part of the prompt.
-        let (pictures, _) = allowed.ask.pictures(allowed.model.images);
+        let pictures = allowed.model.images.map_or(0, |family| allowed.ask.picture_tokens(family));
         let Some(most) = max.unwrap_or(u64::MAX).checked_sub(pictures) else { return (allowed, None) };
         let tokens = match prompt.is_plain {
             true => tokens::count_plain(vocabulary, prompt.texts(), prompt.given, most),
@@ -137,9 +137,7 @@ fn price(allowed: &Allowed, charge: Charge, prompt: Counted) -> Option<Parts> {
     let tier = &allowed.route.tier;
     let n = allowed.ask.n;
     let max_output_tokens = allowed.ask.max_output;
-    let image = tier.limits.image_url.unwrap_or(Usd::ZERO);
-    let (_, of_no_size) = allowed.ask.pictures(allowed.model.images);
-    let images_usd = Usd(image.0.checked_mul(u128::from(of_no_size))?);
+    let images_usd = Size::of(&allowed.ask).pictures(&allowed.model, &tier.limits)?;
     let (prompt_usd, prompt_most_usd) = match prompt {
         Some((tokens, _)) => (Some(prices.at(tokens).standard.input.of(tokens)?), Some(dearest.input.of(tokens)?)),
         None => (None, None),
@@ -287,14 +285,18 @@ impl Quoted {
         })
     }
 
-    /// What an answer costs on a rail: by its reported usage at the speed that served it, or, where the model is billed so, what the
+    /// What an answer costs on a rail: by its usage at the speed that served it, or, where the model is billed so, what the
     /// backend says that it cost. A figure of zero is none: it says who paid, not what it is worth. `None` past the largest amount.
-    pub fn bill(&self, rail: &RailId, usage: &Usage, served: ServiceTier, stated: Option<Usd>) -> Option<Usd> {
-        let model = &self.allowed.model;
+    ///
+    /// A prompt that was reported holds its pictures already; one that was `counted` here does not.
+    pub fn bill(&self, rail: &RailId, used: &Used, stated: Option<Usd>) -> Option<Usd> {
+        let Allowed { model, route, .. } = &self.allowed;
+        let apart = route.tier.limits.image_url.is_some_and(|picture| picture.apart);
+        let pictures = if apart || used.counted { self.parts.images_usd } else { Usd::ZERO };
         let stated = stated.filter(|usd| *usd != Usd::ZERO);
         let cost = match (model.stated, stated) {
             (Some(markup), Some(stated)) => markup.times(stated)?,
-            _ => cost(&model.price, usage, served, self.parts.images_usd)?,
+            _ => cost(&model.price, &used.usage, used.served, pictures)?,
         };
         self.share(rail).times(cost)
     }
@@ -307,14 +309,25 @@ impl Parts {
     }
 }
 
+/// What an answer is billed by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Tokens.
+    pub usage: Usage,
+    /// The speed that served it.
+    pub served: ServiceTier,
+    /// Its prompt was counted here, because the backend never said how long it was.
+    pub counted: bool,
+}
+
 /// The most that a token of this request can cost. A prompt that was not counted may be of any length.
 fn dearest(allowed: &Allowed, prompt: Option<u64>) -> Dearest {
     allowed.model.price.dearest(Size::of(&allowed.ask).reach(prompt.unwrap_or(u64::MAX)))
 }
 
-/// What usage costs at a model's prices, at the speed that served it, with the flat price of images. `None` past the largest amount.
-pub fn cost(prices: &Prices, usage: &Usage, served: ServiceTier, images: Usd) -> Option<Usd> {
-    prices.cost(usage, served)?.plus(images)
+/// What usage costs at a model's prices, at the speed that served it, with what pictures cost beside it. `None` past the largest amount.
+pub fn cost(prices: &Prices, usage: &Usage, served: ServiceTier, pictures: Usd) -> Option<Usd> {
+    prices.cost(usage, served)?.plus(pictures)
 }
 
 /// How much of one request an amount covers, where it is paid for as it is used.

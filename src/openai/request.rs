@@ -45,6 +45,8 @@ pub struct Ask {
     pub nothing_asked: bool,
     /// A field of it says what cannot be streamed.
     pub whole_only: Option<&'static str>,
+    /// Fields that the client left out and the tier fills in.
+    pub(super) filled_in: Vec<(&'static str, String)>,
     /// The body exactly as received.
     pub body: Bytes,
     pub(super) said: Said,
@@ -105,7 +107,7 @@ impl Ask {
                 (told, Found::default(), weight)
             }
         };
-        let Weight { n, max_output, asked_output, nothing_asked, whole_only } = weight;
+        let Weight { n, max_output, asked_output, nothing_asked, whole_only, filled_in } = weight;
         Ok(Self {
             surface,
             model: told.model,
@@ -119,6 +121,7 @@ impl Ask {
             messages: found.messages,
             nothing_asked,
             whole_only,
+            filled_in,
             body,
             said: told.said,
             names: found.names,
@@ -134,15 +137,18 @@ impl Ask {
     /// The same without the text: good for everything but [`Ask::prompt`] and [`Ask::rewrite`].
     pub fn without_body(&self) -> Self {
         let (pieces, copied, cuts) = (Vec::new(), Vec::new(), Vec::new());
-        let (model, pictures) = (self.model.clone(), self.pictures.clone());
-        Self { model, body: Bytes::new(), pictures, pieces, copied, cuts, lead: None, head: None, ..*self }
+        let (model, pictures, filled_in) = (self.model.clone(), self.pictures.clone(), Vec::new());
+        Self { model, filled_in, body: Bytes::new(), pictures, pieces, copied, cuts, lead: None, head: None, ..*self }
     }
 
-    /// Tokens of the pictures that a model of this family counts by their size, and how many there are beside them.
-    pub fn pictures(&self, family: Option<picture::Family>) -> (u64, u64) {
-        let Some(family) = family else { return (0, self.images) };
-        let tokens = self.pictures.iter().fold(0u64, |sum, size| sum.saturating_add(family.tokens(*size)));
-        (tokens, self.images.saturating_sub(self.pictures.len() as u64))
+    /// How many pictures say how large they are.
+    pub fn sized_pictures(&self) -> u64 {
+        self.pictures.len() as u64
+    }
+
+    /// Tokens of the pictures that a model of this family counts by their size.
+    pub fn picture_tokens(&self, family: picture::Family) -> u64 {
+        self.pictures.iter().fold(0, |sum, size| sum.saturating_add(family.tokens(*size)))
     }
 
     /// It asks for output that is billed and not shown as it is made: thinking comes as a summary, or not at all.

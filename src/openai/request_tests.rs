@@ -3,8 +3,7 @@
 
 use super::request::{Ask, Rewrite};
 use crate::ids::UpstreamModel;
-use crate::limits::{Limits, OverLimit, Spelling, UnknownFields};
-use crate::money::Usd;
+use crate::limits::{Drawn, Limits, OverLimit, PicturePrice, Spelling, UnknownFields};
 use crate::refusal::Refusal;
 use crate::surface::Surface;
 use bytes::Bytes;
@@ -20,6 +19,7 @@ fn limits() -> Limits {
         over_limit: OverLimit::Clamp,
         unknown_fields: UnknownFields::Refuse,
         image_url: None,
+        drawn: Drawn::default(),
     }
 }
 
@@ -244,7 +244,7 @@ fn an_empty_ask_can_be_quoted_and_broken_json_never() {
 
 #[test]
 fn priced_images_are_counted_and_only_from_where_a_backend_may_look() {
-    let priced = Limits { image_url: Some(Usd::ONE), ..limits() };
+    let priced = Limits { image_url: Some(PicturePrice::default()), ..limits() };
     let part = |url: &str| format!(r#"{{"type":"image_url","image_url":{{"url":"{url}","detail":"low"}}}}"#);
     let two = says(&format!("[{},{}]", part("https://a/b"), part("data:image/png;base64,AA")));
     assert_eq!(read(&two, &priced).unwrap().images, 2);
@@ -406,15 +406,16 @@ fn the_head_of_a_conversation_is_the_same_from_turn_to_turn_and_differs_between_
 }
 
 #[test]
-fn a_picture_that_says_its_size_is_counted_by_it_and_others_cost_the_flat_price() {
+fn a_picture_that_says_its_size_is_counted_by_it() {
     use crate::picture::Family;
     let png = r"data:image\/png;base64,iVBORw0KGgoAAAANSUhEUgAABAAAAAQACAY=";
     let part = |url: &str| format!(r#"{{"type":"image_url","image_url":{{"url":"{url}"}}}}"#);
     let content =
         [part(png), part("https://example.org/a.png"), part("data:image/png;base64,AAAA"), part(png)].join(",");
-    let priced = Limits { image_url: Some(Usd::ONE), ..limits() };
+    let priced = Limits { image_url: Some(PicturePrice::default()), ..limits() };
     let ask = read(&says(&format!("[{content}]")), &priced).unwrap();
-    assert_eq!(ask.pictures(None), (0, 4), "a model that counts none: each at the flat price");
-    assert_eq!(ask.pictures(Some(Family::Tiles)), (2 * 765, 2), "two of 1,024 by 1,024, and two of no known size");
-    assert_eq!(ask.without_body().pictures(Some(Family::Tiles)), (2 * 765, 2), "also when the text is gone");
+    for ask in [&ask, &ask.without_body()] {
+        assert_eq!((ask.images, ask.sized_pictures()), (4, 2), "two of no known size; also when the text is gone");
+        assert_eq!(ask.picture_tokens(Family::Tiles), 2 * 765, "two of 1,024 by 1,024");
+    }
 }

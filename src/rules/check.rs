@@ -5,7 +5,7 @@
 
 use crate::catalogue::Catalogue;
 use crate::ids::{PoolName, PublicModel, RailId, TierName};
-use crate::limits::{Limits, OverLimit, UnknownFields};
+use crate::limits::{Drawn, Limits, OverLimit, UnknownFields};
 use crate::money::Factor;
 use crate::rules::entry::{self, ChargeEntry, Entries, ModelEntry, PoolEntry, RouteEntry, TierEntry};
 use crate::rules::file::Files;
@@ -85,6 +85,7 @@ impl Desk<'_> {
         Some(Arc::new(PoolRules {
             name: e.name.value.clone(),
             profile: profile.value.clone(),
+            surfaces: e.surfaces.clone(),
             servers: e.servers.clone(),
             discovery: e.discovery,
             balance: e.balance,
@@ -367,6 +368,7 @@ impl Desk<'_> {
             }
         }
         self.priced_without_output(e, entry);
+        self.spoken(e, tiers);
         Some(Arc::new(Route {
             path: e.path.as_ref()?.value.clone(),
             surface: e.surface?,
@@ -401,6 +403,34 @@ impl Desk<'_> {
             if !self.catalogue.rails.contains_key(said.value.as_str()) {
                 let known = listed(self.catalogue.rails.keys());
                 self.wrong(said, format!("{:?} is not a rail of pontage.toml: {known}", said.value.as_str()));
+            }
+        }
+    }
+
+    /// What a path sells, the servers of every model's pool have.
+    fn spoken(&mut self, e: &RouteEntry, tiers: &BTreeMap<TierName, Arc<Tier>>) {
+        let (Some(surface), Some(said)) = (e.surface.filter(|surface| *surface != Surface::Models), &e.tier) else {
+            return;
+        };
+        let entries = self.entries;
+        let models = entries.models.as_deref().unwrap_or_default();
+        let pools = entries.pools.as_deref().unwrap_or_default();
+        let mut told = BTreeSet::new();
+        for name in tiers.get(&said.value).iter().flat_map(|tier| &tier.models) {
+            let model = models.iter().find(|model| model.name.value == *name);
+            let pool = model.and_then(|model| model.pool.as_ref());
+            let pool = pool.and_then(|pool| pools.iter().find(|entry| entry.name.value == pool.value));
+            let Some((pool, profile)) = pool.and_then(|pool| Some((pool, pool.profile.as_ref()?))) else { continue };
+            let Some(ability) = self.catalogue.profiles.get(profile.value.as_str()) else { continue };
+            let has = ability.surfaces.contains(&surface) || pool.surfaces.contains(&surface);
+            if !has && told.insert(&pool.name.value) {
+                let (name, pool, word) = (name.as_str(), pool.name.value.as_str(), surface.word());
+                let why = format!(
+                    "{name:?} is in pool.{pool}, and profile {:?} has no {word}: name a tier without it, or write surfaces = [{word:?}] \
+                     into pool.{pool} if its servers have it all the same",
+                    profile.value
+                );
+                self.wrong(said, why);
             }
         }
     }
@@ -448,6 +478,7 @@ impl Desk<'_> {
                 over_limit: OverLimit::Refuse,
                 unknown_fields: UnknownFields::Refuse,
                 image_url: None,
+                drawn: Drawn::default(),
             },
             charge: None,
             missing_usage: MissingUsage::default(),
@@ -470,7 +501,7 @@ fn dearest(limits: &Limits, price: &Prices, charge: Option<Charge>) -> Option<()
     let each = price.dearest(Reach { prompt: u64::MAX, sound: true, pictures: true, hour: true });
     let prompt = each.input.of(most)?.plus(price.per_request)?;
     let output = each.output.of(limits.max_output_tokens.checked_mul(limits.max_n)?)?;
-    let images = limits.image_url.unwrap_or_default().0.checked_mul(u128::from(bytes))?;
+    let images = limits.image_url.unwrap_or_default().of(bytes, 0)?;
     let prompt = match charge {
         Some(Charge::Estimate { overhead, .. }) => overhead.times(prompt)?,
         _ => prompt,
@@ -481,7 +512,7 @@ fn dearest(limits: &Limits, price: &Prices, charge: Option<Charge>) -> Option<()
         Some(Charge::Estimate { shortfall: Shortfall::Absorb { per_day, .. }, .. }) => per_day,
         _ => crate::money::Usd::ZERO,
     };
-    prompt.plus(output)?.plus(crate::money::Usd(images))?.plus(flat).map(|_| ())
+    prompt.plus(output)?.plus(images)?.plus(flat).map(|_| ())
 }
 
 fn listed<T: ToString>(names: impl IntoIterator<Item = T>) -> String {

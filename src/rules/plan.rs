@@ -288,6 +288,8 @@ pub struct PoolRules {
     pub name: PoolName,
     /// Profile, a name of the catalogue.
     pub profile: String,
+    /// What its servers have beside what its profile says.
+    pub surfaces: Vec<Surface>,
     /// Servers; with [`Discovery::Dns`] exactly one, the name.
     pub servers: Vec<ServerRules>,
     /// Whether `servers` are the servers, or a name behind which they are found.

@@ -26,6 +26,7 @@ pub use server::ServerStatus;
 use crate::ids::PoolName;
 use crate::rules::plan::PoolRules;
 use crate::rules::watch::{MOST_OLD_PLANS, OLD_PLAN_SECONDS};
+use crate::surface::Surface;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -129,9 +130,10 @@ pub struct Lane {
 }
 
 impl Lane {
-    /// Without those pools whose backends do not make as many choices of one request.
-    pub fn for_choices(mut self, n: u64) -> Self {
-        self.pools.retain(|pool| pool.profile().ability.most_choices.is_none_or(|most| n <= most));
+    /// Without those pools whose backends cannot be asked this, or do not make as many choices of one request.
+    pub fn for_request(mut self, surface: Surface, choices: u64) -> Self {
+        let makes = |pool: &Pool| pool.profile().ability.most_choices.is_none_or(|most| choices <= most);
+        self.pools.retain(|pool| pool.serves(surface) && makes(pool));
         self
     }
 }
@@ -145,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pool_that_makes_fewer_choices_is_no_fallback_for_more() {
+    fn a_pool_that_makes_fewer_choices_or_speaks_less_is_no_fallback_for_more() {
         let named = |name: &str, profile: &str, fallback: Option<&str>| PoolRules {
             name: name.into(),
             profile: profile.into(),
@@ -155,9 +157,15 @@ mod tests {
         let rules = [named("a", "vllm", Some("b")), named("b", "anthropic", Some("c")), named("c", "openai", None)];
         let rules = rules.map(|rules| (rules.name.clone(), Arc::new(rules)));
         let pools = Pools::build(&BTreeMap::from(rules), None).unwrap();
-        for (n, want) in [(1, &["a", "b", "c"][..]), (2, &["a", "c"])] {
-            let lane = pools.lane(&"a".into()).for_choices(n);
-            assert_eq!(lane.pools.iter().map(|pool| pool.name().as_str()).collect::<Vec<_>>(), want, "n = {n}");
+        for (surface, n, want) in [
+            (Surface::Chat, 1, &["a", "b", "c"][..]),
+            (Surface::Chat, 2, &["a", "c"]),
+            (Surface::Messages, 1, &["a", "b"]),
+            (Surface::Responses, 1, &["a", "c"]),
+        ] {
+            let lane = pools.lane(&"a".into()).for_request(surface, n);
+            let names: Vec<_> = lane.pools.iter().map(|pool| pool.name().as_str()).collect();
+            assert_eq!(names, want, "{surface:?}, n = {n}");
         }
     }
 }

@@ -9,6 +9,7 @@ use super::server::{Members, Server, ServerStatus};
 use super::standing::Moment;
 use crate::ids::PoolName;
 use crate::rules::plan::{self, PoolRules, Timeouts};
+use crate::surface::Surface;
 use arc_swap::ArcSwap;
 use http::{HeaderName, HeaderValue};
 use pingora::protocols::ALPN;
@@ -177,6 +178,11 @@ impl Pool {
     /// The pool that takes over when [`Self::wait`] finds nobody here.
     pub fn fallback(&self) -> Option<&PoolName> {
         self.rules.fallback.as_ref()
+    }
+
+    /// Whether its servers can be asked this.
+    pub fn serves(&self, surface: Surface) -> bool {
+        self.profile.ability.surfaces.contains(&surface) || self.rules.surfaces.contains(&surface)
     }
 
     /// Its name in the rules.

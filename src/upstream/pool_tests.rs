@@ -9,6 +9,7 @@ pub(crate) fn rules(servers: &[(u16, u32)]) -> PoolRules {
     PoolRules {
         name: PoolName::from("p"),
         profile: "vllm".into(),
+        surfaces: Vec::new(),
         servers: servers
             .iter()
             .map(|&(port, weight)| ServerRules {

@@ -147,6 +147,7 @@ fn rules(ports: &[u16]) -> PoolRules {
     PoolRules {
         name: PoolName::from("p"),
         profile: "vllm".into(),
+        surfaces: Vec::new(),
         servers: ports.iter().map(server).collect(),
         discovery: Discovery::Listed,
         balance: Balance::default(),

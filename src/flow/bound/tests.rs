@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 use super::*;
-use crate::limits::UnknownFields;
+use crate::limits::{Drawn, PicturePrice, UnknownFields};
 use crate::money::PerToken;
 use crate::rules::plan::{Prices, Rates};
 use proptest::prelude::*;
@@ -32,7 +32,8 @@ fn limits(max_output_tokens: u64, image: u128) -> Limits {
         max_n: 128,
         over_limit: OverLimit::Clamp,
         unknown_fields: UnknownFields::Refuse,
-        image_url: Some(Usd(image)),
+        image_url: Some(PicturePrice { flat: Usd(image), apart: false }),
+        drawn: Drawn::default(),
     }
 }
 
@@ -41,7 +42,7 @@ fn worst(size: &Size, model: &Model, limits: &Limits, prompt: u64, output: u64) 
     let each = model.price.standard().input.0.max(model.price.standard().cached_input.0);
     let room = u128::from(64 + 8 * (size.messages + 1));
     each * (u128::from(prompt) + room)
-        + limits.image_url.unwrap().0 * u128::from(size.images)
+        + limits.image_url.unwrap().flat.0 * u128::from(size.images)
         + model.price.standard().output.0 * u128::from(output) * u128::from(size.n)
 }
 
@@ -53,7 +54,7 @@ proptest! {
         prompt in 0u64..20_000, asked in prop::option::of(1u64..5_000), least in 1u64..2_000, max in 2_000u64..4_000,
     ) {
         let (model, limits, price) = (model(input, cached, output), limits(max, image), Usd(usd));
-        let size = Size { surface: Surface::Chat, bytes: 1, messages, images, n, asked_output: asked, stream: false };
+        let size = Size { surface: Surface::Chat, bytes: 1, messages, images, sized: 0, n, asked_output: asked, stream: false };
         let within = |size: &Size, prompt| size.within(price, least, &model, &limits, (prompt, "bytes"));
         let bought = size.bought(price, &model, &limits, prompt);
         let most = asked.unwrap_or(max).min(max);
@@ -93,8 +94,16 @@ proptest! {
 
 #[test]
 fn an_amount_that_cannot_be_computed_pays_for_nothing() {
-    let size =
-        Size { surface: Surface::Chat, bytes: 1, messages: 1, images: 0, n: 1, asked_output: None, stream: false };
+    let size = Size {
+        surface: Surface::Chat,
+        bytes: 1,
+        messages: 1,
+        images: 0,
+        sized: 0,
+        n: 1,
+        asked_output: None,
+        stream: false,
+    };
     for (model, prompt, why) in [
         (model(u128::MAX, 0, 1), 2, "the prompt"),
         (model(1, 0, 1), u64::MAX, "the count of the prompt"),
@@ -106,4 +115,27 @@ fn an_amount_that_cannot_be_computed_pays_for_nothing() {
     assert_eq!(many.bought(Usd(u128::MAX), &model(1, 0, 1), &limits(10, u128::MAX), 1), 0, "images");
     let free = model(1, 1, 0);
     assert_eq!(size.bought(Usd(10), &free, &limits(10, 0), 100), 0, "free output does not make a prompt free");
+}
+
+#[test]
+fn a_picture_whose_tokens_are_counted_costs_no_flat_price_beside_them_unless_pictures_are_priced_apart() {
+    let counts = Model { images: Some(crate::picture::Family::Tiles), ..model(1, 1, 1) };
+    let size = Size {
+        surface: Surface::Chat,
+        bytes: 1,
+        messages: 1,
+        images: 3,
+        sized: 2,
+        n: 1,
+        asked_output: None,
+        stream: false,
+    };
+    for (model, apart, want, why) in [
+        (&counts, false, 70, "one of no size"),
+        (&model(1, 1, 1), false, 210, "a model that counts none by their size"),
+        (&counts, true, 210, "all of them"),
+    ] {
+        let limits = Limits { image_url: Some(PicturePrice { flat: Usd(70), apart }), ..limits(10, 0) };
+        assert_eq!(size.pictures(model, &limits), Some(Usd(want)), "{why}");
+    }
 }

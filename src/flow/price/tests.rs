@@ -11,11 +11,17 @@ const LIST: &str = r#"{"row": {"input_cost_per_token": 1e-05, "output_cost_per_t
 
 /// Rules that sell a model of the list, on a route where one rail has a discount of `off`.
 fn plan(off: &str, more: &str) -> Plan {
+    plan_of(off, more, "")
+}
+
+/// The same, with more said of the tier.
+fn plan_of(off: &str, more: &str, tier: &str) -> Plan {
+    let tier = &format!("[tier.t]\nmodels = [\"m\"]\nmax_output_tokens = 100\ncharge = {{ ceiling = true }}\n{tier}\n");
     let models = format!("[model.m]\nupstream = \"up\"\npool = \"p\"\nprice_as = \"row\"\n{more}\n");
     let prices = format!("registry = \"list.json\"\nmarkup = \"2\"\n[rail.\"less/session\"]\ndiscount = {off:?}\n");
     let files = [
         ("models.toml", models.as_str()),
-        ("tiers.toml", "[tier.t]\nmodels = [\"m\"]\nmax_output_tokens = 100\ncharge = { ceiling = true }\n"),
+        ("tiers.toml", tier.as_str()),
         (
             "routes.toml",
             "[[route]]\npath = \"/c\"\nsurface = \"chat\"\ntier = \"t\"\naccept = [\"less/session\", \"full/session\"]\n",
@@ -59,7 +65,7 @@ fn an_answer_is_billed_by_its_speed_its_length_or_its_backend_and_the_rails_disc
         (&full, "bill = \"stated\"", usage, ServiceTier::Standard, None, "0.0024", "it says nothing: by usage"),
         (&full, "bill = \"stated\"", usage, ServiceTier::Standard, Some(Usd::ZERO), "0.0024", "nothing is not a price"),
     ] {
-        let got = quoted("0.25", more).bill(rail, &usage, served, stated).unwrap();
+        let got = quoted("0.25", more).bill(rail, &Used { usage, served, counted: false }, stated).unwrap();
         assert_eq!(got, Usd::parse(want).unwrap(), "{why}");
     }
 }
@@ -76,10 +82,11 @@ fn what_a_request_is_quoted_at_covers_it_at_the_dearest_it_can_be() {
         "were all of it put into a cache"
     );
     let most = Usage { prompt, cache_write: prompt, completion: 50, ..Usage::default() };
-    let dearest = quoted.bill(&full, &most, ServiceTier::Priority, None).unwrap();
+    let most = Used { usage: most, served: ServiceTier::Priority, counted: false };
+    let dearest = quoted.bill(&full, &most, None).unwrap();
     assert_eq!(quoted.terms(&full, 6).unwrap().price, dearest, "the ceiling is exactly that");
     let cheaper = quoted.terms(&less, 6).unwrap();
-    assert_eq!(cheaper.price, quoted.bill(&less, &most, ServiceTier::Priority, None).unwrap());
+    assert_eq!(cheaper.price, quoted.bill(&less, &most, None).unwrap());
     assert_eq!(quoted.worth(&less, cheaper.price), dearest, "and buys as much");
     assert_eq!(quoted.output_bought(quoted.worth(&less, cheaper.price)), 50);
 }
@@ -129,4 +136,37 @@ fn a_long_text_is_counted_off_the_async_threads_and_what_takes_no_time_is_not() 
         assert_eq!(quoted.parts.counted_by, Some("o200k"));
         assert!(quoted.parts.prompt_tokens > Some(10_000), "{:?}", quoted.parts);
     });
+}
+
+#[test]
+fn a_picture_is_paid_for_once_and_what_is_quoted_covers_what_is_billed() {
+    const URL: &str = "https://a.test/b.png";
+    // 1,024 by 1,024: 765 tokens of this family.
+    const SIZED: &str = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAABAAAAAQACAY=";
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let full = RailId::from("full/session");
+    let usd = |text: &str| Usd::parse(text).unwrap();
+    // A prompt token costs 20, of long prompts 60, an output token 40, a request 2,000, all of it USD of 1e-6; set aside is the dearest of each.
+    for (price, pictures, prompt, counted, want, why) in [
+        ("{ flat = \"0.1\" }", &[URL][..], 780, false, "0.0176", "the backend has counted it"),
+        ("{ flat = \"0.1\" }", &[SIZED], 780, false, "0.0176", "and whoever knew its size beforehand adds nothing"),
+        ("{ flat = \"0.1\" }", &[URL, SIZED], 780, false, "0.0176", "nor do two"),
+        ("{ flat = \"0.1\", apart = true }", &[URL], 15, false, "0.1023", "the backend bills it apart"),
+        ("{ flat = \"0.1\", apart = true }", &[URL, SIZED], 15, false, "0.2023", "each"),
+        ("{ flat = \"0.1\" }", &[URL], 15, true, "0.1023", "nobody has said what it was: the flat price"),
+        ("{ flat = \"0.1\" }", &[SIZED], 780, true, "0.0176", "its size has"),
+    ] {
+        let plan = plan_of("0", "images = \"tiles\"", &format!("image_url = {price}"));
+        let parts: Vec<_> =
+            pictures.iter().map(|url| format!(r#"{{"type":"image_url","image_url":{{"url":"{url}"}}}}"#)).collect();
+        let body = format!(r#"{{"model":"m","messages":[{{"role":"user","content":[{}]}}]}}"#, parts.join(","));
+        let quoted = runtime.block_on(quote_idle(&plan, "/c", body.into())).unwrap_or_else(|_| panic!("{why}"));
+        let used = Used { usage: Usage { prompt, ..Usage::default() }, served: ServiceTier::Standard, counted };
+        assert_eq!(quoted.bill(&full, &used, None), Some(usd(want)), "{why}");
+        assert!(quoted.parts.price_usd >= usd(want), "{why}: {:?}", quoted.parts);
+        assert!(
+            quoted.cover(&full, 6).unwrap().of(0).unwrap() >= usd(want).to_atoms(6).unwrap(),
+            "{why}: of a session"
+        );
+    }
 }

@@ -3,6 +3,7 @@
 use super::{Delivery, End, is_by_token};
 use crate::flow::loss::Losses;
 use crate::flow::pay::Money;
+use crate::flow::price::Used;
 use crate::journal::Settlement;
 use crate::money::{Atoms, Usd};
 use crate::openai::usage::Verdict;
@@ -11,15 +12,17 @@ use crate::tokens::Vocabulary;
 use crate::usage::{Usage, UsageSource};
 
 impl Delivery {
-    fn bill(&self, verdict: &Verdict, usage: &Usage) -> Option<Usd> {
+    fn bill(&self, verdict: &Verdict, usage: &Usage, source: UsageSource) -> Option<Usd> {
         // What the backend says of the whole answer is not said of a part of it.
         let stated = verdict.stated.filter(|_| verdict.usage == Some(*usage));
-        self.quoted.bill(&self.receipt.rail, usage, verdict.tier, stated)
+        // Messages say what the prompt was when they begin.
+        let counted = source == UsageSource::Counted && verdict.begun.is_none();
+        self.quoted.bill(&self.receipt.rail, &Used { usage: *usage, served: verdict.tier, counted }, stated)
     }
 
     /// What the reported usage costs in atoms of the rail.
     pub(super) fn charge(&self, verdict: &Verdict) -> Option<Atoms> {
-        self.bill(verdict, &verdict.usage?)?.to_atoms(self.receipt.decimals)
+        self.bill(verdict, &verdict.usage?, UsageSource::Reported)?.to_atoms(self.receipt.decimals)
     }
 
     /// What was used when the answer ended early and the backend did not say: the prompt, and what left.
@@ -29,7 +32,6 @@ impl Delivery {
             Money::Lease(_) | Money::Promise(_) => self.meter.counted(),
             Money::Hold(_) | Money::None => verdict.delivered_chunks,
         };
-        // Messages say what the prompt was when they begin.
         Usage { completion, ..verdict.begun.unwrap_or(Usage { prompt, ..Usage::default() }) }
     }
 
@@ -81,7 +83,7 @@ impl Delivery {
             ];
             // Most models never have most of them.
             parts.into_iter().filter(|(_, n)| *n > 0).for_each(|(kind, n)| tokens(kind, n));
-            self.receipt.actual_usd = self.bill(verdict, &usage);
+            self.receipt.actual_usd = self.bill(verdict, &usage, source);
         }
         self.receipt.usage = usage;
         self.receipt.usage_source = Some(source);

@@ -77,6 +77,7 @@ fn weigh(told: &Told, found: &Found, limits: &Limits) -> Result<Weight, Refusal>
         asked_output: told.asked_output(),
         nothing_asked: found.messages == 0,
         whole_only,
+        filled_in: Vec::new(),
     })
 }
 

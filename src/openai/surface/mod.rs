@@ -82,7 +82,7 @@ pub(super) fn form(surface: Surface) -> Option<&'static Form> {
 }
 
 /// What a request comes to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Weight {
     /// Outputs that are billed, at least 1: choices, whether they are shown or not, of all prompts.
     pub n: u64,
@@ -94,13 +94,15 @@ pub(super) struct Weight {
     pub nothing_asked: bool,
     /// A field that says something which cannot be streamed.
     pub whole_only: Option<&'static str>,
+    /// Fields that the client left out and the tier fills in.
+    pub filled_in: Vec<(&'static str, String)>,
 }
 
 impl Weight {
     /// One output of so many tokens at most.
     pub fn of_one(told: &Told, found: &Found, max_output: u64) -> Self {
         let (asked_output, nothing_asked) = (told.asked_output(), found.messages == 0);
-        Self { n: 1, max_output, asked_output, nothing_asked, whole_only: None }
+        Self { n: 1, max_output, asked_output, nothing_asked, ..Self::default() }
     }
 }
 

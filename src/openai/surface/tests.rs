@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use crate::ids::UpstreamModel;
-use crate::limits::{Limits, OverLimit, Spelling, UnknownFields};
+use crate::limits::{Drawn, Limits, OverLimit, Spelling, UnknownFields};
 use crate::openai::request::{Ask, Rewrite};
 use crate::refusal::Refusal;
 use crate::surface::Surface;
@@ -18,6 +18,7 @@ fn limits() -> Limits {
         over_limit: OverLimit::Clamp,
         unknown_fields: UnknownFields::Refuse,
         image_url: None,
+        drawn: Drawn::default(),
     }
 }
 
@@ -202,6 +203,34 @@ fn the_backend_hears_what_was_priced_and_nothing_else() {
         let out = sent(&ask, stream);
         assert_eq!(out, want, "{}", surface.word());
         assert_eq!(ask.content_type(&out), "application/json");
+    }
+}
+
+#[test]
+fn a_picture_is_one_of_those_that_the_tier_sells_and_no_backend_chooses_another() {
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+    let drawn = Drawn { sizes: words(&["1024x1024", "1024x1536"]), qualities: words(&["low", "medium"]) };
+    let listed = Limits { drawn, ..limits() };
+    for (said, want, why) in [
+        (r#""size":"1024x1536","quality":"medium""#, r#""quality":"medium","size":"1024x1536","n":1"#, "both said"),
+        ("", r#""n":1,"size":"1024x1024","quality":"low""#, "neither: the first of each"),
+        (r#""size":null,"quality":"low""#, r#""quality":"low","n":1,"size":"1024x1024""#, "null is nothing"),
+    ] {
+        let comma = if said.is_empty() { "" } else { "," };
+        let ask = read_under(Surface::Images, format!(r#"{{{said}{comma}"prompt":"a"}}"#), &listed).unwrap();
+        let sent: serde_json::Value = serde_json::from_slice(&sent(&ask, false)).unwrap();
+        let want: serde_json::Value =
+            serde_json::from_str(&format!(r#"{{"model":"up","prompt":"a",{want}}}"#)).unwrap();
+        assert_eq!(sent, want, "{why}");
+    }
+    for (said, want) in [
+        (r#""size":"2048x2048""#, ("size", "must be one of those sold here: 1024x1024, 1024x1536")),
+        (r#""size":"auto""#, ("size", "must be one of those sold here: 1024x1024, 1024x1536")),
+        (r#""quality":"high""#, ("quality", "must be one of those sold here: low, medium")),
+        (r#""quality":7"#, ("quality", "must be a string")),
+    ] {
+        let refused = read_under(Surface::Images, format!(r#"{{"prompt":"a",{said}}}"#), &listed).unwrap_err();
+        assert_eq!(refused, Refusal::BadField { param: want.0.into(), why: want.1.into() }, "{said}");
     }
 }
 

@@ -74,7 +74,7 @@ pub(in crate::openai) fn read(body: &[u8], limits: &Limits) -> Result<(Told, Wei
 
 /// What a request without a body comes to.
 pub(in crate::openai) fn nothing() -> Weight {
-    Weight { n: 1, max_output: 0, asked_output: Some(0), nothing_asked: true, whole_only: None }
+    Weight { n: 1, max_output: 0, asked_output: Some(0), nothing_asked: true, ..Weight::default() }
 }
 
 /// The form for the backend: its name for the model, and the parts that were not left out, byte for byte.

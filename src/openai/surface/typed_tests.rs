@@ -2,8 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use crate::ids::UpstreamModel;
-use crate::limits::{Limits, OverLimit, Spelling, UnknownFields};
-use crate::money::Usd;
+use crate::limits::{Drawn, Limits, OverLimit, PicturePrice, Spelling, UnknownFields};
 use crate::openai::request::{Ask, Rewrite};
 use crate::refusal::Refusal;
 use crate::surface::Surface;
@@ -19,11 +18,12 @@ fn limits() -> Limits {
         over_limit: OverLimit::Clamp,
         unknown_fields: UnknownFields::Refuse,
         image_url: None,
+        drawn: Drawn::default(),
     }
 }
 
 fn with_pictures() -> Limits {
-    Limits { image_url: Some(Usd(1)), ..limits() }
+    Limits { image_url: Some(PicturePrice::default()), ..limits() }
 }
 
 fn read(surface: Surface, body: &Value, limits: &Limits) -> Result<Ask, Refusal> {

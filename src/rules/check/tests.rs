@@ -46,12 +46,13 @@ servers = ["http://127.0.0.1:8000"]
 "#;
 
 fn catalogue() -> Catalogue {
-    let ability = |health_path| ProfileAbility { health_path, ..ProfileAbility::PLAIN };
+    let vllm = ProfileAbility { health_path: Some("/health"), ..ProfileAbility::PLAIN };
+    let ollama = ProfileAbility { surfaces: &[Surface::Chat], ..ProfileAbility::PLAIN };
     Catalogue {
         rails: [("tempo/charge", true), ("tempo/session", false)]
             .map(|(id, fixed_amount)| (RailId::from(id), RailAbility { fixed_amount, decimals: 6 }))
             .into(),
-        profiles: [("vllm", ability(Some("/health"))), ("ollama", ability(None))].into(),
+        profiles: [("vllm", vllm), ("ollama", ollama)].into(),
         vocabularies: vec!["o200k", "bytes"],
     }
 }
@@ -570,5 +571,52 @@ fn what_has_no_tokens_of_output_is_priced_by_nothing_that_needs_some() {
             None => assert_eq!(got, Ok(StreamRule::Refuse), "{surface}: {why}"),
             Some(want) => assert_eq!(got, Err(vec![format!("routes.toml:{want}")]), "{surface}: {why}"),
         }
+    }
+}
+
+#[test]
+fn a_path_whose_surface_a_pool_does_not_have_is_refused_unless_the_pool_says_that_it_has() {
+    const ROUTE: &str = "surface = \"chat\"\ntier = \"standard\"";
+    for (surface, pool, want) in [
+        ("chat", "profile = \"ollama\"", None),
+        ("messages", "profile = \"vllm\"", None),
+        ("messages", "profile = \"ollama\"\nsurfaces = [\"responses\", \"messages\"]", None),
+        ("messages", "profile = \"ollama\"\nsurfaces = [\"responses\"]", Some("messages")),
+        ("completions", "profile = \"ollama\"", Some("completions")),
+    ] {
+        let routes = ROUTES.replacen(ROUTE, &format!("surface = {surface:?}\ntier = \"standard\""), 1);
+        let pools = POOLS.replacen("profile = \"vllm\"", pool, 1);
+        let files = [("models.toml", MODELS), ("tiers.toml", TIERS), ("routes.toml", &routes), ("pools.toml", &pools)];
+        let got = check(&Files::of(files), &catalogue()).map(drop);
+        let got = got.map_err(|mistakes| mistakes.iter().map(Mistake::to_string).collect::<Vec<_>>());
+        let want = want.map_or(Ok(()), |word| {
+            Err(vec![format!(
+                "routes.toml:5: route[0].tier: \"openai/gpt-oss-120b\" is in pool.gpt-oss, and profile \"ollama\" has no {word}: name a \
+                 tier without it, or write surfaces = [\"{word}\"] into pool.gpt-oss if its servers have it all the same"
+            )])
+        });
+        assert_eq!(got, want, "{surface} on {pool}");
+    }
+    let wrong = with("pools.toml", "servers", "surfaces = [\"chats\"]\nservers").map(drop);
+    assert!(wrong.is_err_and(|m| m[0].starts_with("pools.toml:4: pool.gpt-oss.surfaces[0]: \"chats\" is not")));
+}
+
+#[test]
+fn pictures_that_are_sold_and_what_one_may_cost_are_read_as_written_and_nothing_else() {
+    let with_more = |more: &str| with("tiers.toml", "max_output_tokens", &format!("{more}\nmax_output_tokens"));
+    let plan = with_more("sizes = [\"1024x1024\", \"auto\"]\nimage_url = { flat = \"0.002\", apart = true }").unwrap();
+    let limits = &plan.tiers.values().next().unwrap().limits;
+    assert_eq!(limits.drawn, Drawn { sizes: vec!["1024x1024".into(), "auto".into()], qualities: Vec::new() });
+    let image = limits.image_url.unwrap();
+    assert_eq!((image.flat, image.apart), (Usd::parse("0.002").unwrap(), true));
+    for (more, at) in [
+        ("sizes = []", "sizes"),
+        ("sizes = [\"a\\\"b\"]", "sizes"),
+        ("qualities = \"low\"", "qualities"),
+        ("image_url = { apart = true }", "image_url"),
+        ("image_url = { flat = \"0.002\", apart = \"yes\" }", "image_url.apart"),
+    ] {
+        let mistakes = with_more(more).unwrap_err();
+        assert!(mistakes[0].starts_with(&format!("tiers.toml:4: tier.standard.{at}: ")), "{more}: {mistakes:?}");
     }
 }

@@ -2,7 +2,8 @@
 
 use crate::ids::PoolName;
 use crate::origin::{Origin, normal_path};
-use crate::rules::plan::{Balance, Discovery, Queue, ServerRules, Timeouts};
+use crate::rules::entry::route::surface;
+use crate::rules::plan::{Balance, Discovery, Queue, ServerRules, Surface, Timeouts};
 use crate::secret::SecretRef;
 use crate::written::{Said, Section, Spot, Value, plain_name};
 use std::collections::BTreeSet;
@@ -19,6 +20,8 @@ pub struct PoolEntry {
     pub name: Said<PoolName>,
     /// Profile.
     pub profile: Option<Said<String>>,
+    /// What they have beside what the profile says.
+    pub surfaces: Vec<Surface>,
     /// Servers, or the one name behind which they are.
     pub servers: Vec<ServerRules>,
     /// Which of the two.
@@ -73,6 +76,7 @@ pub(super) fn read<'p>(name: &'p str, at: &Value<'p>, s: Section<'p>) -> PoolEnt
     PoolEntry {
         name: at.said(PoolName::from(name)),
         profile: s.need("profile").and_then(|v| Some(v.said(v.text()?.to_owned()))),
+        surfaces: s.take("surfaces").and_then(|v| surfaces(&v)).unwrap_or_default(),
         servers,
         discovery,
         balance: s.take("balance").and_then(|v| v.word(&BALANCES)).unwrap_or_default(),
@@ -91,6 +95,11 @@ const BALANCES: [(&str, Balance); 4] = [
     ("consistent", Balance::Consistent),
     ("prefix", Balance::Prefix),
 ];
+
+fn surfaces(value: &Value<'_>) -> Option<Vec<Surface>> {
+    let list = value.list()?;
+    Some(list.iter().filter_map(surface).collect())
+}
 
 fn servers(value: &Value<'_>) -> Option<Vec<ServerRules>> {
     let list = value.list()?;

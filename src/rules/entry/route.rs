@@ -139,7 +139,8 @@ fn read(s: &Section<'_>) -> RouteEntry {
     }
 }
 
-fn surface(value: &Value<'_>) -> Option<Surface> {
+/// A surface by its name.
+pub(super) fn surface(value: &Value<'_>) -> Option<Surface> {
     value.word(&Surface::ALL.map(|surface| (surface.word(), surface)))
 }
 

@@ -1,7 +1,7 @@
 //! `tiers.toml`: commercial terms.
 
 use crate::ids::TierName;
-use crate::limits::{Limits, OverLimit, UnknownFields};
+use crate::limits::{Drawn, Limits, OverLimit, PicturePrice, UnknownFields};
 use crate::money::{Factor, Usd};
 use crate::rules::plan::{Charge, MissingUsage, Shortfall};
 use crate::written::{Said, Section, Value, plain_name};
@@ -69,7 +69,8 @@ fn limits(s: &Section<'_>) -> Option<Limits> {
     let max_body_bytes = count("max_body_bytes", 256 << 20, 1 << 20);
     let max_n = count("max_n", 128, 1);
     let max_input_tokens = s.take("max_input_tokens").map(|v| v.count(1..=100_000_000));
-    let image_url = s.take("image_url").map(|v| v.section().and_then(|t| t.need("flat")?.amount(Usd::parse)));
+    let image_url = s.take("image_url").map(|v| v.section().and_then(|t| picture(&t)));
+    let (sizes, qualities) = (words(s, "sizes"), words(s, "qualities"));
     let over_limit = s
         .take("over_limit")
         .map_or(Some(OverLimit::default()), |v| v.word(&[("clamp", OverLimit::Clamp), ("refuse", OverLimit::Refuse)]));
@@ -83,8 +84,28 @@ fn limits(s: &Section<'_>) -> Option<Limits> {
         max_n: max_n?,
         over_limit: over_limit?,
         unknown_fields: unknown_fields?,
-        image_url: image_url.map_or(Some(None), |usd| usd.map(Some))?,
+        drawn: Drawn { sizes: sizes?, qualities: qualities? },
+        image_url: image_url.map_or(Some(None), |price| price.map(Some))?,
     })
+}
+
+/// What a field of a request may say: words that are written into it as they are. Absent: anything.
+fn words(s: &Section<'_>, key: &'static str) -> Option<Vec<String>> {
+    let Some(value) = s.take(key) else { return Some(Vec::new()) };
+    let words = value.texts()?;
+    let plain =
+        |word: &str| (1..=32).contains(&word.len()) && word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    if words.is_empty() || !words.iter().all(|word| plain(&word.value)) {
+        value.wrong("must be a list of words like \"1024x1024\" or \"high\", at least one");
+        return None;
+    }
+    Some(words.into_iter().map(|word| word.value).collect())
+}
+
+/// `{ flat = "0.002", apart = true }`.
+fn picture(s: &Section<'_>) -> Option<PicturePrice> {
+    let (flat, apart) = (s.need("flat"), s.take("apart").map_or(Some(false), |v| v.flag()));
+    Some(PicturePrice { flat: flat?.amount(Usd::parse)?, apart: apart? })
 }
 
 fn charge(s: &Section<'_>, limits: Option<&Limits>) -> Option<Charge> {

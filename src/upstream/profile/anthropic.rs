@@ -4,10 +4,16 @@
 
 use super::{BEARER, KeyStyle, Profile};
 use crate::catalogue::{OnLeave, ProfileAbility};
+use crate::surface::Surface::{Chat, Messages};
 
 pub(super) const PROFILE: Profile = Profile {
     name: "anthropic",
-    ability: ProfileAbility { most_choices: Some(1), on_leave: OnLeave::Drain, ..ProfileAbility::PLAIN },
+    ability: ProfileAbility {
+        surfaces: &[Chat, Messages],
+        most_choices: Some(1),
+        on_leave: OnLeave::Drain,
+        ..ProfileAbility::PLAIN
+    },
     key: BEARER,
     native_key: Some(KeyStyle { header: "x-api-key", prefix: "", beside: &[("anthropic-version", "2023-06-01")] }),
     reuse_seconds: 60,

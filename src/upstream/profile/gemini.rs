@@ -3,11 +3,13 @@
 
 use super::{BEARER, Profile};
 use crate::catalogue::{OnLeave, ProfileAbility};
+use crate::surface::Surface::{Chat, Embeddings, Images};
 use crate::usage::{Scope, Shape};
 
 pub(super) const PROFILE: Profile = Profile {
     name: "gemini",
     ability: ProfileAbility {
+        surfaces: &[Chat, Embeddings, Images],
         // Each was refused by name, or is one of OpenAI's later inventions of which nothing is said.
         withheld: &[
             "frequency_penalty",

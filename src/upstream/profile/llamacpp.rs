@@ -3,11 +3,13 @@
 
 use super::{BEARER, Profile};
 use crate::catalogue::ProfileAbility;
+use crate::surface::Surface::{Chat, Completions, Embeddings, Messages, Responses, Transcriptions};
 use crate::usage::{Scope, Shape};
 
 pub(super) const PROFILE: Profile = Profile {
     name: "llamacpp",
     ability: ProfileAbility {
+        surfaces: &[Chat, Completions, Responses, Messages, Embeddings, Transcriptions],
         health_path: Some("/health"),
         shape: Shape { finals: Scope::Choice, ..Shape::PLAIN },
         ..ProfileAbility::PLAIN

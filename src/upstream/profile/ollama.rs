@@ -3,10 +3,11 @@
 
 use super::{BEARER, Profile};
 use crate::catalogue::ProfileAbility;
+use crate::surface::Surface;
 
 pub(super) const PROFILE: Profile = Profile {
     name: "ollama",
-    ability: ProfileAbility { health_path: Some("/api/version"), ..ProfileAbility::PLAIN },
+    ability: ProfileAbility { surfaces: &Surface::ALL, health_path: Some("/api/version"), ..ProfileAbility::PLAIN },
     key: BEARER,
     native_key: None,
     reuse_seconds: 60,

@@ -4,10 +4,12 @@
 use super::{BEARER, Profile};
 use crate::catalogue::{OnLeave, ProfileAbility};
 use crate::limits::Spelling;
+use crate::surface::Surface::{Chat, Completions, Embeddings, Images, Responses, Speech, Transcriptions};
 
 pub(super) const PROFILE: Profile = Profile {
     name: "openai",
     ability: ProfileAbility {
+        surfaces: &[Chat, Completions, Responses, Embeddings, Images, Speech, Transcriptions],
         spelling: Spelling::MaxCompletionTokens,
         on_leave: OnLeave::Drain,
         ..ProfileAbility::PLAIN

@@ -3,11 +3,13 @@
 
 use super::{BEARER, Profile};
 use crate::catalogue::{OnLeave, ProfileAbility};
+use crate::surface::Surface::{Chat, Completions, Embeddings, Messages, Responses};
 use crate::usage::{Scope, Shape};
 
 pub(super) const PROFILE: Profile = Profile {
     name: "openrouter",
     ability: ProfileAbility {
+        surfaces: &[Chat, Completions, Responses, Messages, Embeddings],
         shape: Shape { running: Scope::Reply, ..Shape::PLAIN },
         // A member that only OpenAI has; of the vendors behind it, some refuse what they do not know.
         withheld: &["include_obfuscation"],

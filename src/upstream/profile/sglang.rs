@@ -3,10 +3,16 @@
 
 use super::{BEARER, Profile};
 use crate::catalogue::ProfileAbility;
+use crate::surface::Surface::{Chat, Completions, Embeddings, Images, Messages, Responses, Transcriptions};
 
 pub(super) const PROFILE: Profile = Profile {
     name: "sglang",
-    ability: ProfileAbility { continuous_usage: true, health_path: Some("/health"), ..ProfileAbility::PLAIN },
+    ability: ProfileAbility {
+        surfaces: &[Chat, Completions, Responses, Messages, Embeddings, Images, Transcriptions],
+        continuous_usage: true,
+        health_path: Some("/health"),
+        ..ProfileAbility::PLAIN
+    },
     key: BEARER,
     native_key: None,
     reuse_seconds: 4,
