@@ -9,7 +9,7 @@ use std::hint::black_box;
 use std::process::Command;
 
 /// Name, loops, operations in one loop.
-const CASES: [(&str, u64, u64, &str); 8] = [
+const CASES: [(&str, u64, u64, &str); 10] = [
     ("challenge", 40, 1, "402 for a 1.2 KB request"),
     ("x402", 40, 1, "the same with four x402 offers"),
     ("reading", 10, 1, "read, check, rewrite 64 KB"),
@@ -18,6 +18,8 @@ const CASES: [(&str, u64, u64, &str); 8] = [
     ("running", 5, cases::Metering::EVENTS, "the same, the backend's running figure on every event"),
     ("shown", 5, cases::Metering::EVENTS, "the same, of a backend that shows all the output it bills"),
     ("selection", 1000, 1, "one server chosen among 100, and given back"),
+    ("books", 128, 1, "the durable write of a paid session call"),
+    ("crowded", 32, cases::books::CROWD, "the same, of 32 calls at once"),
 ];
 
 fn main() {
@@ -61,6 +63,18 @@ fn run(case: &str, loops: u64) {
             let mut case = cases::Selection::prepare(100, pontage::rules::plan::Balance::LeastOutstanding);
             for _ in 0..loops {
                 case.run();
+            }
+        }
+        "books" => {
+            let mut case = cases::books::Books::prepare();
+            for _ in 0..loops {
+                case.run();
+            }
+        }
+        "crowded" => {
+            let mut case = cases::books::Books::prepare();
+            for _ in 0..loops {
+                case.crowd();
             }
         }
         _ => {

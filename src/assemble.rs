@@ -19,6 +19,7 @@ use crate::flow::channels::Channels;
 use crate::flow::exposure::Exposure;
 use crate::flow::loss::Losses;
 use crate::flow::receipt::Signet;
+use crate::flow::running::Running;
 use crate::flow::{Till, Toll};
 use crate::metrics::Metrics;
 use crate::rail::Rail;
@@ -127,6 +128,7 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
         metrics,
         losses: Losses::default(),
         exposure: Exposure::default(),
+        running: Running::default(),
         public_url: conf.listen.public_url.trim_end_matches('/').to_owned(),
         unknown_wait: Duration::from_secs(20),
     });

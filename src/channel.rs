@@ -74,6 +74,9 @@ pub struct Channel {
     pub used: BTreeMap<String, UnixSeconds>,
     /// Challenges that expire at or before this instant count as used.
     pub used_until: UnixSeconds,
+    /// An access key signed the opening: until that lands, nobody knows that the payer meant it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_access_key: bool,
     /// The payer's transaction whose outcome is open.
     pub payers_tx: Option<Intent>,
     /// Our transaction whose outcome is open.
@@ -123,6 +126,7 @@ impl Channel {
             leases: BTreeMap::new(),
             used: BTreeMap::new(),
             used_until: UnixSeconds(0),
+            by_access_key: false,
             payers_tx: Some(open),
             our_tx: None,
             recent: Vec::new(),
@@ -181,6 +185,11 @@ impl Channel {
     /// Whether nothing can change any more.
     pub fn is_over(&self) -> bool {
         matches!(self.phase, Phase::Closed { .. } | Phase::Failed) && self.leases.is_empty()
+    }
+
+    /// Whether the payer it names has had nothing to do with it, as far as anybody knows.
+    pub fn is_unjudged(&self) -> bool {
+        self.by_access_key && self.phase == Phase::Opening
     }
 
     /// Whether new content may be served.

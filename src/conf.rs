@@ -121,7 +121,7 @@ pub struct StoreConf {
 /// What kind `redis` needs beside the journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RedisConf {
-    /// `redis://…`. A reference, because it often holds a password.
+    /// `redis://…` or `rediss://…`. A reference, because it often holds a password.
     pub url: Said<SecretRef>,
     /// Serve although a crash of Redis may lose what it confirmed.
     pub accept_data_loss: bool,

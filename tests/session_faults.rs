@@ -5,14 +5,21 @@
 
 mod common;
 
+use alloy::primitives::{Bytes, TxKind, U256};
+use alloy::sol_types::SolCall;
 use common::backend::Step;
-use common::channels::{CHAT, Hidden, INPUT, OUTPUT, SessionBed, atoms, chat, code, final_receipt, streamed};
-use common::reserve::Event;
-use common::wallet::Channel;
+use common::chain::{BETA_USD, PATH_USD};
+use common::channels::{
+    CHAT, Hidden, INPUT, OUTPUT, SessionBed, assert_challenged, atoms, chat, code, final_receipt, nobody, streamed,
+};
+use common::reserve::{Event, RESERVE};
+use common::wallet::{Channel, Wallet};
 use common::{Fault, Raw, Reply, eventually, ledger, raw};
 use futures::StreamExt;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
+use tempo_alloy::contracts::precompiles::ITIP20;
+use tempo_alloy::primitives::transaction::Call;
 
 const SHORT: Duration = Duration::from_secs(20);
 /// Words of the prompt of [`chat`], which the backend calls its tokens.
@@ -443,4 +450,56 @@ async fn a_top_up_takes_back_a_forced_close_and_the_channel_serves_again() {
     let events = bed.reserve.events(&channel.id).await;
     assert!(events.contains(&Event::CloseCancelled), "{events:?}");
     bed.close(&[&channel]).await;
+}
+
+/// Takes back what the reserve may take of a wallet's money; the real one needs no leave.
+async fn without_leave(bed: &SessionBed, wallet: &Wallet) {
+    let owner = wallet.address.to_string();
+    bed.chain.rpc("anvil_impersonateAccount", json!([owner])).await;
+    let call = json!([{"from": owner, "to": PATH_USD, "data": leave(0), "gas": "0x1e8480", "feeToken": BETA_USD}]);
+    let tx = bed.chain.rpc("eth_sendTransaction", call).await;
+    let mined = eventually(SHORT, || async {
+        bed.chain.rpc("eth_getTransactionReceipt", json!([tx])).await["status"] == "0x1"
+    });
+    assert!(mined.await);
+    bed.chain.rpc("anvil_stopImpersonatingAccount", json!([owner])).await;
+}
+
+fn leave(amount: u128) -> Bytes {
+    let spender = RESERVE.parse().unwrap();
+    ITIP20::approveCall { spender, amount: U256::from(amount) }.abi_encode().into()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_opening_of_several_calls_is_tried_as_a_whole_before_anything_is_recorded_or_sent() {
+    let bed = SessionBed::open().await;
+    let token = |input: Bytes| Call { to: TxKind::Call(PATH_USD.parse().unwrap()), value: U256::ZERO, input };
+    let gift: Bytes = ITIP20::transferCall { to: nobody(), amount: U256::from(20_000_000) }.abi_encode().into();
+    let (wallet, needy) = (bed.wallet().await, bed.wallet().await);
+    without_leave(&bed, &needy).await;
+    let sent = bed.rpc.broadcasts();
+    for (wallet, before, opens, why) in [
+        (&wallet, vec![token(leave(0))], false, "the opening, good by itself, fails after the call before it"),
+        (&wallet, vec![token(leave(u128::MAX)), token(gift)], false, "a call before it fails"),
+        (&needy, vec![], false, "alone it fails"),
+        (&needy, vec![token(leave(u128::MAX))], true, "the opening, bad by itself, works after the call before it"),
+    ] {
+        let offer = bed.fresh().await;
+        let channel = wallet.open(&offer, |open| (open.before, open.gas_limit) = (before, 8_000_000));
+        let credential = channel.open_credential(&offer, 0);
+        if !opens {
+            for _ in 0..2 {
+                let reply = bed.manage(&credential).await;
+                assert_challenged(&reply, "payment_invalid", why);
+                assert!(reply.text().contains("would fail as things stand"), "{why}: {}", reply.text());
+            }
+            let (_, listed) = bed.gate.admin_get("/channels").await.expect("alive");
+            assert_eq!((bed.rpc.broadcasts(), listed.as_str()), (sent, ""), "{why}");
+            continue;
+        }
+        let reply = bed.manage(&credential).await;
+        assert_eq!(reply.status, 204, "{why}: {}", reply.text());
+        bed.close(&[&channel]).await;
+        return;
+    }
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 const SHORT: Duration = Duration::from_secs(30);
 
 struct Redis {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     port: u16,
     child: Child,
 }
@@ -28,12 +28,51 @@ impl Drop for Redis {
     }
 }
 
-fn redis() -> Redis {
+/// How a Redis is spoken to.
+#[derive(Clone, Copy, PartialEq)]
+enum Line {
+    Plain,
+    Tls,
+}
+
+fn redis(line: Line) -> Redis {
     let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
-    let child = Command::new("redis-server")
-        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--maxmemory-policy", "noeviction"])
+    let mut command = Command::new("redis-server");
+    match line {
+        Line::Plain => command.args(["--port", &port.to_string()]),
+        Line::Tls => {
+            let made = Command::new("openssl")
+                .args([
+                    "req",
+                    "-x509",
+                    "-newkey",
+                    "ec",
+                    "-pkeyopt",
+                    "ec_paramgen_curve:prime256v1",
+                    "-nodes",
+                    "-days",
+                    "2",
+                ])
+                .args(["-subj", "/CN=the redis of a test", "-addext", "subjectAltName=IP:127.0.0.1"])
+                .args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout", "key.pem", "-out", "cert.pem"])
+                .current_dir(dir.path())
+                .output()
+                .expect("this test needs the openssl command");
+            assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+            command.args(["--port", "0", "--tls-port", &port.to_string(), "--tls-auth-clients", "no"]).args([
+                "--tls-cert-file",
+                "cert.pem",
+                "--tls-key-file",
+                "key.pem",
+                "--tls-ca-cert-file",
+                "cert.pem",
+            ])
+        }
+    };
+    let child = command
+        .args(["--bind", "127.0.0.1", "--save", "", "--maxmemory-policy", "noeviction"])
         .args(["--appendonly", "yes", "--appendfsync", "always", "--no-appendfsync-on-rewrite", "no"])
-        .args(["--dir", dir.path().to_str().unwrap()])
+        .current_dir(dir.path())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -44,7 +83,7 @@ fn redis() -> Redis {
         assert!(std::time::Instant::now() < end, "redis-server does not start");
         std::thread::sleep(Duration::from_millis(10));
     }
-    Redis { _dir: dir, port, child }
+    Redis { dir, port, child }
 }
 
 /// A gate with everything around it, and a second one on the same Redis.
@@ -55,13 +94,20 @@ struct Fleet {
 }
 
 async fn fleet(tokens: u64) -> Fleet {
-    let redis = redis();
-    let url = format!("redis://127.0.0.1:{}/", redis.port);
+    fleet_on(Line::Plain, tokens).await
+}
+
+async fn fleet_on(line: Line, tokens: u64) -> Fleet {
+    let redis = redis(line);
+    let scheme = if line == Line::Tls { "rediss" } else { "redis" };
+    let url = format!("{scheme}://127.0.0.1:{}/", redis.port);
+    let roots = redis.dir.path().join("cert.pem");
     let mut kept: Option<GateOptions> = None;
     let bed = SessionBed::with(|options| {
         let options = options
             .conf_edit("kind = \"embedded\"", "kind = \"redis\"\nurl = \"env:REDIS_URL\"")
-            .env("REDIS_URL", &url);
+            .env("REDIS_URL", &url)
+            .env("SSL_CERT_FILE", if line == Line::Tls { roots.to_str().unwrap() } else { "" });
         kept = Some(options.clone());
         options
     })
@@ -120,7 +166,41 @@ async fn closed(fleet: &Fleet, channel: &Channel, signed: u128) -> u128 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_voucher_shown_to_one_gate_wakes_the_stream_of_the_other() {
-    let fleet = fleet(120).await;
+    woken_by_the_other(Line::Plain).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fleet_whose_redis_speaks_tls_shares_its_channels_all_the_same() {
+    woken_by_the_other(Line::Tls).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_does_not_prove_who_it_is_is_not_spoken_to() {
+    common::init();
+    let redis = redis(Line::Tls);
+    let mine = redis.dir.path().join("cert.pem");
+    let mine = mine.to_str().unwrap();
+    for (url, roots, says, why) in [
+        ("rediss://:pass-canary@127.0.0.1", "", "invalid peer certificate: UnknownIssuer", "nobody vouches for it"),
+        ("rediss://:pass-canary@localhost", mine, "not valid for name", "it is not who it says"),
+        ("rediss://:pass-canary@127.0.0.1", mine, "#insecure", "the operator must not switch the check off"),
+        ("redis://:pass-canary@127.0.0.1", mine, "Redis cannot be reached", "it speaks nothing but TLS"),
+    ] {
+        let end = if says == "#insecure" { "/#insecure" } else { "/" };
+        let url = format!("{url}:{}{end}", redis.port);
+        let options = GateOptions::new("http://127.0.0.1:9/", "http://127.0.0.1:9")
+            .conf_edit("kind = \"embedded\"", "kind = \"redis\"\nurl = \"env:REDIS_URL\"")
+            .env("REDIS_URL", &url)
+            .env("SSL_CERT_FILE", roots)
+            .wait(common::gate::Wait::Alive);
+        let said = Gate::try_start(options).await.err().unwrap_or_else(|| panic!("{why}: it started"));
+        assert!(said.contains(says), "{why}: {said}");
+        assert!(!said.contains("pass-canary"), "{said}");
+    }
+}
+
+async fn woken_by_the_other(line: Line) {
+    let fleet = fleet_on(line, 120).await;
     let (channel, _) = fleet.bed.channel(1_000_000, 0).await;
     let (offer, start) = fleet.bed.offer(CHAT, &serde_json::from_str(&long(120)).unwrap()).await;
     let mut stream = begin(fleet.bed.gate.listen, &channel.voucher_credential(&offer, start), 120).await;

@@ -415,3 +415,43 @@ async fn an_sdk_that_repeats_itself_is_debited_once_at_most() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_receipt_of_a_stream_that_is_still_running_says_so_and_nothing_else() {
+    let bed = Brittle::open().await;
+    let buyer = bed.stall.buyer().await;
+    let payment = bed.stall.payment(&buyer, server::UPTO, &streamed()).await;
+    bed.stall.backend.tune(|script| script.per_token = Duration::from_millis(100));
+    let mut line = Raw::connect(bed.stall.gate.listen).await;
+    let body = streamed().to_string();
+    line.send(&raw::post(&chat_at(server::UPTO), &[(SIGNATURE, &encode(&payment))], body.as_bytes())).await;
+    assert!(line.until(b"tok2", SHORT).await, "{}", String::from_utf8_lossy(&line.seen));
+    let seen = String::from_utf8_lossy(&line.seen).into_owned();
+    let id = seen.lines().find_map(|line| line.strip_prefix("pontage-receipt-id: ")).expect("named in the head");
+    let path = format!("/receipts/{id}");
+    let running = bed.stall.get(&path).await;
+    assert_eq!((running.status, running.header("cache-control")), (200, Some("private, no-store")));
+    assert_eq!(running.json(), json!({"id": id, "status": "pending", "settlement": "pending"}));
+    assert_eq!(bed.stall.get("/receipts/rcpt_of_nobody").await.status, 404);
+    assert!(line.until(b"[DONE]", SHORT).await, "{}", String::from_utf8_lossy(&line.seen));
+    let written = bed.stall.get(&path).await.json();
+    assert_eq!(
+        (&written["charged"]["atoms"], &written["status"]),
+        (&json!(METERED.to_string()), &Value::Null),
+        "{written}"
+    );
+    let settled = eventually(SHORT, || async { bed.stall.get(&path).await.json()["settlement"] == "settled" });
+    assert!(settled.await, "{}", bed.stall.get(&path).await.text());
+
+    // One that its client leaves is over for its receipt, too.
+    let payment = bed.stall.payment(&buyer, server::UPTO, &streamed()).await;
+    let mut line = Raw::connect(bed.stall.gate.listen).await;
+    line.send(&raw::post(&chat_at(server::UPTO), &[(SIGNATURE, &encode(&payment))], body.as_bytes())).await;
+    assert!(line.until(b"tok2", SHORT).await, "{}", String::from_utf8_lossy(&line.seen));
+    let seen = String::from_utf8_lossy(&line.seen).into_owned();
+    let id = seen.lines().find_map(|line| line.strip_prefix("pontage-receipt-id: ")).expect("named in the head");
+    line.reset();
+    let path = format!("/receipts/{id}");
+    let over = eventually(SHORT, || async { bed.stall.get(&path).await.json()["charged"].is_object() });
+    assert!(over.await, "{}", bed.stall.get(&path).await.text());
+}

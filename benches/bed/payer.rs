@@ -1,11 +1,12 @@
 //! Payers of sessions: a channel that is open in the gate's books before it starts, vouchers signed here, and one connection.
 
-use super::{CHAIN_ID, DEPOSIT, Gate, PATH, RECIPIENT, TOKEN};
+use super::{CHAIN_ID, DEPOSIT, Gate, PATH, RECIPIENT, TOKEN, median, timed};
 use alloy::primitives::{Address, B256, keccak256};
 use mpp::protocol::methods::tempo::precompile_voucher as reserve;
 use mpp::{PaymentChallenge, PaymentCredential};
-use pontage::channel::{Act, Channel, ChannelId, Descriptor, Intent, Phase, Voucher};
+use pontage::channel::{Act, Channel, ChannelId, Descriptor, Effect, Intent, Lease, Op, Phase, Purchase, Voucher};
 use pontage::clock::UnixSeconds;
+use pontage::ids;
 use pontage::journal::Entry;
 use pontage::money::Atoms;
 use pontage::store::embedded::Embedded;
@@ -14,7 +15,8 @@ use secp256k1::{All, Message, PublicKey, Secp256k1, SecretKey};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::LazyLock;
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
 
 static CURVE: LazyLock<Secp256k1<All>> = LazyLock::new(Secp256k1::new);
 
@@ -133,6 +135,50 @@ pub fn plant(gate: &Gate, count: u64, signed: u128) -> Vec<Payer> {
     let swaps = runtime.block_on(futures::future::join_all(writes));
     assert!(swaps.iter().all(|swap| *swap == Ok(Swap::Done)));
     payers
+}
+
+/// Microseconds of what a stream makes durable before its first byte is asked for, by itself: the voucher and the lease, in one write
+/// to a store under `scratch`.
+pub fn lease_write(runtime: &tokio::runtime::Runtime, scratch: &Path) -> f64 {
+    let store = Arc::new(Embedded::open(&scratch.join("lease.redb")).unwrap());
+    let mut payer = Payer::new(0);
+    let mut channel = payer.record(1);
+    let write = |channel: &Channel, journal: Vec<Entry>| {
+        let (store, channel) = (Arc::clone(&store), Arc::new(channel.clone()));
+        let write = Record { channel: Some(channel), journal, ..Record::default() };
+        runtime.block_on(timed(async move { assert_eq!(store.commit(write).await, Ok(Swap::Done)) }))
+    };
+    write(&channel, Vec::new());
+    let times = (0..400).map(|_| {
+        let (now, voucher) = (UnixSeconds::now(), payer.voucher(1000));
+        let Voucher { amount, signature } = voucher.clone();
+        let journal = vec![Entry::Voucher { channel: channel.id.clone(), amount, signature, at: now }];
+        let purchase = Purchase {
+            request: ids::fresh("req"),
+            receipt: ids::fresh("rcpt"),
+            route: PATH.into(),
+            tier: "standard".into(),
+            model: "openai/gpt-oss-120b".into(),
+            pool: "gpt-oss".into(),
+            generation: "0123456789abcdef".into(),
+        };
+        let (gate, cap, window) = (store.gate().to_owned(), Atoms(400), Atoms(40));
+        let buy = Op::Buy {
+            voucher,
+            min_delta: Atoms(0),
+            challenge: "0123456789abcdefghijklmnopqrstuvwxyzABCDEFG".to_owned(),
+            expires: now.plus(300),
+            lease: ids::fresh("lease"),
+            terms: Box::new(Lease { gate, cap, used: None, window, since: now, purchase }),
+        };
+        let (leased, effect) = channel.apply(&ids::change(), buy, now).unwrap();
+        assert_eq!(effect, Effect::Leased);
+        let micros = write(&leased, journal);
+        // As if it had cost nothing.
+        channel = Channel { leases: channel.leases.clone(), ..leased };
+        micros
+    });
+    median(&times.collect::<Vec<_>>())
 }
 
 /// The session offer of a 402's head.

@@ -2,6 +2,8 @@
 //! the instructions of all.
 #![allow(dead_code)]
 
+pub mod books;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use pontage::chain::{B256, Chain, Head, Inclusion, Sent, Unreachable};

@@ -1,7 +1,7 @@
 //! The channel reserve (TIP-1034): what it says about channels, what a mined transaction did to them, and what a call to it costs.
 
 use super::rpc::Fault;
-use super::tempo::Tempo;
+use super::tempo::{METHOD_NOT_FOUND, Tempo};
 use super::{Address, B256, Chain, Unreachable};
 use crate::channel::View;
 use crate::clock::UnixSeconds;
@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use serde::Deserialize;
 use serde_json::json;
 use tempo_alloy::contracts::precompiles::ITIP20ChannelReserve as Abi;
+use tempo_alloy::primitives::transaction::Call;
 
 /// Where the reserve is on every chain.
 pub const RESERVE: Address = Address::new([0x4d, 0x50, 0x50, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
@@ -77,6 +78,19 @@ pub trait Reserve: Chain {
     async fn gas_price(&self) -> Result<GasPrice, Unreachable>;
     /// Gas that `from` needs to say `input` to the reserve. `Ok(None)`: it would revert.
     async fn gas(&self, from: Address, input: &[u8]) -> Result<Option<u64>, Unreachable>;
+    /// Whether calls of `from` go through one after the other, each on what the one before it left. `Ok(None)`: this node cannot
+    /// try several.
+    async fn in_turn(&self, from: Address, calls: &[Call]) -> Result<Option<bool>, Unreachable>;
+}
+
+#[derive(Deserialize)]
+struct TriedBlock {
+    calls: Vec<TriedCall>,
+}
+
+#[derive(Deserialize)]
+struct TriedCall {
+    status: U64,
 }
 
 #[derive(Deserialize)]
@@ -177,6 +191,26 @@ impl Reserve for Tempo {
         match self.0.ask::<_, U64>("eth_estimateGas", (call,)).await {
             Ok(gas) => Ok(Some(gas.to())),
             Err(Fault::Refused { code, message }) if super::fees::is_about_the_call(code, &message) => Ok(None),
+            Err(fault) => Err(unreachable(&fault)),
+        }
+    }
+
+    async fn in_turn(&self, from: Address, calls: &[Call]) -> Result<Option<bool>, Unreachable> {
+        let each: Vec<_> = calls
+            .iter()
+            .map(|call| json!({"from": from, "to": call.to.to(), "value": call.value, "input": call.input}))
+            .collect();
+        let asked = json!({"blockStateCalls": [{"calls": each}], "validation": false});
+        match self.0.ask::<_, Vec<TriedBlock>>("eth_simulateV1", (asked, "latest")).await {
+            Ok(blocks) => {
+                let tried: Vec<TriedCall> = blocks.into_iter().flat_map(|block| block.calls).collect();
+                if tried.len() != calls.len() {
+                    return Err(NONSENSE);
+                }
+                Ok(Some(tried.iter().all(|call| call.status == U64::ONE)))
+            }
+            Err(Fault::Refused { code: METHOD_NOT_FOUND, .. }) => Ok(None),
+            Err(Fault::Refused { code, message }) if super::fees::is_about_the_call(code, &message) => Ok(Some(false)),
             Err(fault) => Err(unreachable(&fault)),
         }
     }

@@ -11,7 +11,7 @@ use serde::de::IgnoredAny;
 use tempo_alloy::contracts::precompiles::ITIP20;
 
 /// JSON-RPC: the node does not know this method.
-const METHOD_NOT_FOUND: i64 = -32601;
+pub(super) const METHOD_NOT_FOUND: i64 = -32601;
 
 /// One Tempo node. Share it behind an `Arc`; any runtime may use it.
 pub struct Tempo(pub(super) Rpc);

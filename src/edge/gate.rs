@@ -8,7 +8,7 @@ use super::reply::{self, Answer, Cors};
 use super::visit::{Inside, Visit};
 use crate::clock::UnixSeconds;
 use crate::flow::price::Quoted;
-use crate::flow::receipt::{Signet, public};
+use crate::flow::receipt::{Signet, public, still_running};
 use crate::flow::{Stop, Toll, choose, control, directory, pay, session as by_token};
 use crate::ids;
 use crate::openai::multipart;
@@ -150,8 +150,10 @@ impl Gate {
         if !well_formed {
             return Refusal::UnknownPath.into();
         }
+        let runs = self.toll.running.has(id);
         match self.toll.store.receipt(id).await {
             Ok(Some(receipt)) => Outcome::Answer(Answer::private(public(&receipt).to_string())),
+            Ok(None) if runs => Outcome::Answer(Answer::private(still_running(id).to_string())),
             Ok(None) => Refusal::UnknownPath.into(),
             Err(e) => {
                 tracing::error!(error = %e, "a receipt could not be read");

@@ -2,7 +2,8 @@
 //!
 //! Pingora writes the head of a reply and its body one after the other and flushes where an answer, or a part of it that
 //! somebody waits for, is complete; its own listeners have a buffer for that, and the door is not one of them. Nothing is kept
-//! back past a flush, or past the moment its owner turns to reading.
+//! back past a flush, or past the moment its owner turns to reading, with one exception: Pingora also flushes the head of a request
+//! or of a stream by itself, and the pump has the first bytes of its body in hand. Such a flush waits for the next write or flush.
 
 use async_trait::async_trait;
 use pingora::protocols::tls::{SslDigest, TlsRef};
@@ -28,6 +29,10 @@ const SIP: usize = 4 * 1024;
 #[derive(Debug)]
 pub struct Outlet {
     inner: Stream,
+    /// Most that one read takes.
+    sip: usize,
+    /// A head was flushed and waits for what comes with it.
+    head_is_due: bool,
     /// Not written yet. Takes no memory while nothing waits.
     waiting: Vec<u8>,
     /// How much of it is.
@@ -35,9 +40,24 @@ pub struct Outlet {
 }
 
 impl Outlet {
-    /// Over a connection.
+    /// Over the connection of a client.
     pub fn over(inner: Stream) -> Self {
-        Self { inner, waiting: Vec::new(), written: 0 }
+        Self { inner, sip: SIP, head_is_due: false, waiting: Vec::new(), written: 0 }
+    }
+
+    /// Over a connection to a backend, unless it is an outlet already. Its replies may be read in large pieces.
+    pub fn to_backend(inner: Stream) -> Stream {
+        if inner.as_any().is::<Self>() {
+            return inner;
+        }
+        Box::new(Self { sip: usize::MAX, ..Self::over(inner) })
+    }
+
+    /// Whether the head of an HTTP/1 message waits, whole, and nothing else.
+    fn holds_a_head(&self) -> bool {
+        let is_begun = self.waiting.starts_with(b"HTTP/1.1 200") || self.waiting.starts_with(b"POST ");
+        let end = || memchr::memmem::find(&self.waiting, b"\r\n\r\n");
+        self.written == 0 && is_begun && end().is_some_and(|at| at + 4 == self.waiting.len())
     }
 
     fn poll_empty(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -50,6 +70,7 @@ impl Outlet {
         }
         self.waiting = Vec::new();
         self.written = 0;
+        self.head_is_due = false;
         Poll::Ready(Ok(()))
     }
 
@@ -70,10 +91,10 @@ impl AsyncRead for Outlet {
         let this = self.get_mut();
         // Whoever reads has said what he had to say. That it cannot leave now is for the next write or flush to tell.
         let _ = this.poll_empty(cx);
-        if buf.remaining() <= SIP {
+        if buf.remaining() <= this.sip {
             return Pin::new(&mut this.inner).poll_read(cx, buf);
         }
-        let mut part = ReadBuf::new(buf.initialize_unfilled_to(SIP));
+        let mut part = ReadBuf::new(buf.initialize_unfilled_to(this.sip));
         ready!(Pin::new(&mut this.inner).poll_read(cx, &mut part))?;
         let read = part.filled().len();
         buf.advance(read);
@@ -116,6 +137,10 @@ impl AsyncWrite for Outlet {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if !this.head_is_due && this.holds_a_head() {
+            this.head_is_due = true;
+            return Poll::Ready(Ok(()));
+        }
         ready!(this.poll_empty(cx))?;
         Pin::new(&mut this.inner).poll_flush(cx)
     }
@@ -241,6 +266,57 @@ mod tests {
                 assert_eq!(outlet.waiting.capacity(), 0, "an idle connection holds no buffer");
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_flushed_head_waits_for_its_body_and_for_nothing_else() {
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n";
+        let ask = "POST /v1 HTTP/1.1\r\ncontent-length: 2\r\n\r\n";
+        let event = format!("{head}data: a\r\n\r\n");
+        for (part, waits, why) in [
+            (head, true, "the head of a stream"),
+            (ask, true, "the head of a request"),
+            (&event, false, "an event came with it, though it ends as a head does"),
+            ("HTTP/1.1 100 Continue\r\n\r\n", false, "somebody waits for it"),
+            ("HTTP/1.1 402 Payment Required\r\n\r\n", false, "it may be all there is"),
+            ("data: a\r\n\r\n", false, "no head"),
+            (&head[..head.len() - 2], false, "not whole"),
+        ] {
+            for then in ["body", "flush", "read"] {
+                let (gate, mut client) = tokio::io::duplex(1 << 16);
+                let mut outlet = Outlet::over(Box::new(gate));
+                outlet.write_all(part.as_bytes()).await.unwrap();
+                outlet.flush().await.unwrap();
+                let mut seen = vec![0; 1 << 12];
+                let first = tokio::time::timeout(Duration::from_millis(1), client.read(&mut seen)).await;
+                assert_eq!(first.is_err(), waits, "{why}");
+                if !waits {
+                    continue;
+                }
+                let mut all = part.to_owned();
+                match then {
+                    "body" => {
+                        outlet.write_all_buf(&mut &b"4\r\nbody\r\n"[..]).await.unwrap();
+                        outlet.flush().await.unwrap();
+                        all.push_str("4\r\nbody\r\n");
+                    }
+                    "flush" => outlet.flush().await.unwrap(),
+                    _ => assert!(tokio::time::timeout(Duration::from_millis(1), outlet.read_u8()).await.is_err()),
+                }
+                let n = client.read(&mut seen).await.unwrap();
+                assert_eq!(std::str::from_utf8(&seen[..n]).unwrap(), all, "{why}, then {then}: in one piece");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_to_a_backend_is_wrapped_once_and_read_in_large_pieces() {
+        let (gate, mut backend) = tokio::io::duplex(8 * SIP);
+        let mut outlet = Outlet::to_backend(Outlet::to_backend(Box::new(gate)));
+        let own = outlet.as_any().downcast_ref::<Outlet>().unwrap();
+        assert!(!own.inner.as_any().is::<Outlet>());
+        backend.write_all(&[b'x'; 3 * SIP]).await.unwrap();
+        assert_eq!(outlet.read(&mut [0; 4 * SIP]).await.unwrap(), 3 * SIP);
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@ mod clerk;
 pub(super) use self::clerk::orphan;
 use self::clerk::{Clerk, Job, Manner};
 use super::alone::Alone;
+use super::unjudged::Unjudged;
 use crate::channel::{Channel, ChannelId, Denied, Effect, Op};
 use crate::clock::UnixSeconds;
 use crate::ids::{self, PublicModel};
@@ -117,6 +118,15 @@ impl Live {
         self.seen.borrow().clone()
     }
 
+    /// The record as the store has it, for whoever comes before it was changed here.
+    fn was_found(&self, channel: &Arc<Channel>) {
+        self.seen.send_if_modified(|seen| {
+            let is_first = seen.is_none();
+            seen.get_or_insert_with(|| Arc::clone(channel));
+            is_first
+        });
+    }
+
     /// Whether the chain was read in the last `seconds`.
     pub fn is_fresh(&self, now: UnixSeconds, seconds: u64) -> bool {
         now.0 < self.read_at.load(Ordering::Relaxed).saturating_add(seconds)
@@ -207,6 +217,7 @@ pub struct Channels {
     /// Output tokens that streams of a model bring in half a second, as the last one had it.
     windows: Mutex<HashMap<PublicModel, u64>>,
     pub(super) alone: Arc<Alone>,
+    pub(super) unjudged: Unjudged,
 }
 
 impl Channels {
@@ -219,6 +230,7 @@ impl Channels {
             read: Mutex::default(),
             windows: Mutex::default(),
             alone: Arc::default(),
+            unjudged: Unjudged::default(),
         }
     }
 
@@ -319,10 +331,17 @@ impl Channels {
     pub async fn newest(&self, id: &ChannelId) -> Result<Option<Arc<Channel>>, StoreError> {
         let desks = || self.desks.lock().unwrap_or_else(PoisonError::into_inner);
         let alone = self.store.changes().is_none();
-        match alone.then(|| desks().get(id).and_then(|desk| desk.live.channel())).flatten() {
-            Some(channel) => self.store.standing().map(|()| Some(channel)),
-            None => self.read(id).await,
+        if !alone {
+            return self.read(id).await;
         }
+        if let Some(channel) = desks().get(id).and_then(|desk| desk.live.channel()) {
+            return self.store.standing().map(|()| Some(channel));
+        }
+        let found = self.read(id).await?;
+        if let (Some(channel), Some(desk)) = (&found, desks().get(id)) {
+            desk.live.was_found(channel);
+        }
+        Ok(found)
     }
 
     /// What is known here beside the record. While the answer is held, the channel stays known.

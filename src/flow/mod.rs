@@ -11,6 +11,7 @@ pub mod choose;
 pub mod closing;
 pub mod control;
 pub mod directory;
+mod errand;
 pub mod exposure;
 pub mod hold;
 pub mod lease;
@@ -24,11 +25,13 @@ pub mod promise;
 pub mod receipt;
 pub mod reclaim;
 pub mod recover;
+pub mod running;
 pub mod session;
 pub mod settle;
 pub mod settler;
 mod taking;
 mod transact;
+mod unjudged;
 pub mod watcher;
 
 #[cfg(test)]
@@ -68,6 +71,8 @@ pub struct Toll {
     pub losses: loss::Losses,
     /// What payers promised and have not paid yet.
     pub exposure: exposure::Exposure,
+    /// Streams whose receipts are not written yet.
+    pub running: running::Running,
     /// Scheme, host and port of the gate as clients see it, without a trailing slash.
     pub public_url: String,
     /// Longest wait for a payment whose outcome is unknown.

@@ -89,6 +89,11 @@ pub fn public(receipt: &Receipt) -> Value {
     shown
 }
 
+/// What is known of a receipt whose reply is still running: that, and nothing of the request or its price.
+pub fn still_running(id: &str) -> Value {
+    json!({ "id": id, "status": "pending", "settlement": "pending" })
+}
+
 /// What a route's block in the reply says: the facts its rules name, else the whole receipt.
 pub fn block(receipt: &Receipt, form: &ReceiptForm) -> Value {
     let whole = public(receipt);

@@ -69,7 +69,7 @@ pub async fn buy(
         return Err(Refusal::OfferExpired.into());
     }
     if quoted.allowed.ask.nothing_asked {
-        return Err(Refusal::NothingAsked.into());
+        return Err(Refusal::NothingAsked { surface: quoted.allowed.ask.surface }.into());
     }
     if !toll.pools.load().available(&quoted.allowed.model.pool) {
         return Err(Refusal::UpstreamUnavailable { retry_after_seconds: 5 }.into());
@@ -193,21 +193,36 @@ pub(super) async fn open(
     let Action::Open { voucher, deposit, tx } = &presented.action else {
         return Err(Refusal::Internal { place: "session: not an opening" }.into());
     };
-    // One opening of a payer after the other until it is in the records: how many channels he has is counted there.
-    let mine = toll.channels.alone.turn(format!("opening {}", presented.descriptor.payer)).await;
+    // One opening of a payer after the other until it is in the records: how many channels he has is counted there. One that may
+    // not be his does not keep him waiting.
+    let of: &str = if tx.by_access_key { &presented.channel.0 } else { &presented.descriptor.payer };
+    let mine = toll.channels.alone.turn(format!("opening {of}")).await;
     if let Some(channel) = toll.channels.read(&presented.channel).await.map_err(|e| store_down(&e))? {
         drop(mine);
         return opened(toll, &channel, voucher).await;
     }
     acceptable(toll, till, presented, voucher, *deposit, tx, now).await?;
+    let by_access_key = tx.by_access_key;
+    if by_access_key {
+        let payer = &presented.descriptor.payer;
+        if !toll.channels.unjudged.enter(&presented.channel, payer, tx.valid_until, now) {
+            return Err(Refusal::TooBusy {
+                limit: "openings signed by access keys that the chain has not judged",
+                retry_after_seconds: 15,
+                address_at_fault: false,
+            }
+            .into());
+        }
+    }
     let (own, till, presented, voucher, deposit) =
         (Arc::clone(toll), Arc::clone(till), presented.clone(), voucher.clone(), *deposit);
     // What is sent must be followed to its end, whether the client stays or not.
     let work = async move {
         let toll = own;
-        let intent = till.rail.complete(&presented, now).await?;
+        let completed = till.rail.complete(&presented, now).await;
+        let intent = completed.inspect_err(|_| toll.channels.unjudged.leave(&presented.channel))?;
         let (chain_id, escrow) = till.rail.place();
-        let channel = Channel::opening(
+        let opening = Channel::opening(
             presented.channel.clone(),
             till.rail.id().clone(),
             chain_id,
@@ -219,10 +234,13 @@ pub(super) async fn open(
             intent.clone(),
             now,
         );
+        let channel = Channel { by_access_key, ..opening };
         let created = toll.channels.create(channel, now).await.map_err(|t| unsure(&t))?;
         let channel = match created {
             Ok(channel) => channel,
             Err(other) => {
+                // Somebody else sends it.
+                toll.channels.unjudged.leave(&other.id);
                 drop(mine);
                 return opened(&toll, &other, &voucher).await;
             }
@@ -271,7 +289,8 @@ async fn acceptable(
     let payer = &presented.descriptor.payer;
     let open = toll.store.channels_of(till.rail.id(), payer).await.map_err(|e| store_down(&e))?;
     let most = usize::try_from(till.terms.max_channels_per_payer).unwrap_or(usize::MAX);
-    if open.len() >= most {
+    // A stranger can name him: what the chain has not judged takes none of his places.
+    if open.iter().filter(|channel| !channel.is_unjudged()).count() >= most {
         return Err(invalid(format!("one payer has at most {most} open channels here; close one or use one")));
     }
     Ok(())

@@ -10,6 +10,7 @@ use super::means::Means;
 use super::pay::{Money, Paid};
 use super::price::Quoted;
 use super::receipt::{self, Signet};
+use super::running::Runs;
 use super::{Stop, Toll};
 use crate::catalogue::OnLeave;
 use crate::clock::UnixSeconds;
@@ -93,6 +94,8 @@ pub struct Delivery {
     unpaid: bool,
     /// The lease has ended, durably.
     spent: bool,
+    /// Of a stream, whose receipt is named before it is written.
+    _runs: Option<Runs>,
 }
 
 impl Delivery {
@@ -137,6 +140,7 @@ impl Delivery {
                 meter = meter.all_is_shown();
             }
         }
+        let runs = allowed.stream.then(|| toll.running.begin(&receipt.id));
         Self {
             toll,
             signet,
@@ -156,6 +160,7 @@ impl Delivery {
             ending: None,
             unpaid: false,
             spent: false,
+            _runs: runs,
         }
     }
 
@@ -179,8 +184,8 @@ impl Delivery {
         let ask = &self.quoted.allowed.ask;
         match pool.balance() {
             Balance::LeastOutstanding | Balance::RoundRobin => Affinity::NONE,
-            Balance::Consistent => Affinity::of(ask.same_key().unwrap_or_else(|| ask.head())),
-            Balance::Prefix => Affinity::of(ask.head()),
+            Balance::Consistent => ask.same_key().map_or_else(|| Affinity::of_parts(&ask.head()), Affinity::of),
+            Balance::Prefix => Affinity::of_parts(&ask.head()),
         }
     }
 

@@ -12,6 +12,7 @@ mod promise;
 mod promise_faults;
 mod promise_trust;
 mod sessions;
+mod strangers;
 mod whole;
 mod windows;
 
@@ -346,6 +347,7 @@ impl Bed {
 
     /// A new process on the same store and rules; what the old one had in memory is gone.
     fn restart(&mut self) {
+        self.store.inner.crashes();
         (self.toll, self.store) =
             toll(&self.rules, Arc::clone(&self.store.inner), &self.rail, &self.spare, &self.purse);
     }
@@ -431,6 +433,7 @@ fn toll(
         metrics: Arc::new(Metrics::new()),
         losses: Losses::default(),
         exposure: super::exposure::Exposure::default(),
+        running: super::running::Running::default(),
         public_url: "http://gate.test".into(),
         unknown_wait: Duration::from_secs(20),
     };

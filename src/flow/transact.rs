@@ -140,6 +140,9 @@ async fn note(toll: &Toll, till: &Till, id: &ChannelId, intent: &Intent, outcome
         Outcome::Unknown => return Ok(()),
     };
     let (_, effect) = toll.channels.one(id, op).await?;
+    if intent.act == Act::Open {
+        toll.channels.unjudged.leave(id);
+    }
     if effect.is_ok() {
         count(toll, till, intent, outcome);
         if let Outcome::Landed { .. } = outcome {

@@ -17,6 +17,7 @@ use crate::surface::Surface;
 use crate::usage::{Shape, Usage};
 use bytes::{Bytes, BytesMut};
 use memchr::memmem::Finder;
+use serde::de::IgnoredAny;
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::LazyLock;
@@ -386,7 +387,9 @@ impl Reading {
         }
         let Some(data) = frame.data else { return nothing };
         if self.typed.is_some() {
-            return Kind::Text(self.typed_event(&data));
+            // Half an event, behind the last blank line, says nothing.
+            let says = whole || serde_json::from_slice::<IgnoredAny>(&data).is_ok();
+            return if says { Kind::Text(self.typed_event(&data)) } else { nothing };
         }
         let finishes = finishes(&data);
         self.verdict.finished |= finishes;

@@ -105,6 +105,9 @@ pub struct PayersTx {
     pub valid_until: UnixSeconds,
     /// He asks us to pay its fee.
     pub sponsored: bool,
+    /// Signed by an access key instead of the account's own. Whether that key may sign for the payer, only the chain knows: until it
+    /// has spoken, anybody may have named him.
+    pub by_access_key: bool,
 }
 
 /// What became of a transaction.

@@ -4,6 +4,8 @@
 //! The journal is a table of the same file, so a claim and its lines are one transaction. After any failure of file or
 //! disk the store refuses everything until the process is restarted (R11).
 
+mod brief;
+mod known;
 mod tables;
 mod writer;
 
@@ -12,6 +14,8 @@ mod faults;
 #[cfg(test)]
 mod tests;
 
+use self::brief::Briefs;
+use self::known::{HEAD, INDEXED, Known};
 use self::tables::{CHANNELS, CLAIMS, Fault, JOURNAL, OPEN, OPEN_CHANNELS, PAYERS, RECEIPTS, TALLIES};
 pub(super) use self::tables::{read_channel, read_claim};
 use self::writer::{Health, Writer};
@@ -43,6 +47,7 @@ pub struct Embedded {
     writer: Writer,
     db: Arc<Database>,
     health: Arc<Health>,
+    briefs: Briefs,
     gate: String,
 }
 
@@ -66,12 +71,12 @@ impl Embedded {
     /// Starts on an open database.
     fn on(db: Database) -> Result<Self, StoreError> {
         let health = Arc::new(Health::default());
-        prepare(&db)?;
+        let known = prepare(&db)?;
         let gate = db.snapshot().and_then(|txn| tables::gate(&tables::meta(&txn)?)).map_err(|e| StoreError(told(e)))?;
         let db = Arc::new(db);
-        let writer = Writer::start(db.clone(), health.clone())
+        let writer = Writer::start(db.clone(), health.clone(), known)
             .map_err(|e| StoreError(format!("its writer thread cannot start: {e}")))?;
-        Ok(Self { writer, db, health, gate })
+        Ok(Self { writer, db, health, briefs: Briefs::default(), gate })
     }
 
     /// Audits the file at `path`, which no gate may have open. Changes nothing, except that a file whose gate was killed is
@@ -107,14 +112,28 @@ impl Embedded {
         }
     }
 
+    /// What a crash does to what was written briefly, for tests that do not end the process.
+    #[cfg(test)]
+    pub(crate) fn crashes(&self) {
+        self.briefs.forget();
+    }
+
     /// The lines of its journal, for tests that count them.
     #[cfg(test)]
     pub(super) fn lines(&self) -> Vec<String> {
         let all = |txn: &ReadTransaction| {
             let table = txn.open_table(JOURNAL)?;
-            table.range::<u64>(..)?.map(|line| Ok(line?.1.value().to_owned())).collect::<Result<Vec<_>, Fault>>()
+            table.range(..HEAD)?.map(|line| Ok(line?.1.value().to_owned())).collect::<Result<Vec<_>, Fault>>()
         };
         self.read(all).unwrap_or_default()
+    }
+
+    /// The claim as it is in the file.
+    fn stored(&self, key: &ClaimKey) -> Result<Option<Claim>, StoreError> {
+        self.read(|txn| match txn.open_table(CLAIMS)?.get(key.0.as_str())? {
+            Some(bytes) => read_claim(&key.0, bytes.value()).map(Some).map_err(Fault::Here),
+            None => Ok(None),
+        })
     }
 
     /// Reads from the newest durable snapshot. Pages are cached or one `pread` away (microseconds), so this runs where it is
@@ -128,14 +147,32 @@ impl Embedded {
 #[async_trait]
 impl Store for Embedded {
     async fn claim(&self, key: &ClaimKey) -> Result<Option<Claim>, StoreError> {
-        self.read(|txn| match txn.open_table(CLAIMS)?.get(key.0.as_str())? {
-            Some(bytes) => read_claim(&key.0, bytes.value()).map(Some).map_err(Fault::Here),
-            None => Ok(None),
-        })
+        match self.briefs.claim(key) {
+            Some(claim) => self.health.check().map(|()| Some(claim)),
+            None => self.stored(key),
+        }
     }
 
-    async fn commit(&self, write: Write) -> Result<Swap, StoreError> {
-        self.writer.write(move |book| book.write(&write)).await
+    async fn commit(&self, mut write: Write) -> Result<Swap, StoreError> {
+        if write.brief {
+            self.health.check()?;
+            write = match self.briefs.keep(write, |key| self.stored(key)) {
+                Ok(kept) => return kept,
+                Err(write) => write,
+            };
+        }
+        let Some(claim) = &write.claim else {
+            return self.writer.write(move |book| book.write(&write, None)).await;
+        };
+        let mut way = self.briefs.way(&claim.key);
+        let written = self.writer.write(move |book| {
+            let swap = book.write(&write, way.before().as_deref())?;
+            if let (Swap::Done, Some(claim)) = (&swap, &write.claim) {
+                way.wrote(claim.revision);
+            }
+            Ok((swap, way))
+        });
+        written.await.map(|(swap, _)| swap)
     }
 
     async fn open_claims(&self, now: UnixSeconds) -> Result<Vec<Claim>, StoreError> {
@@ -213,11 +250,25 @@ impl Store for Embedded {
 
     async fn receipt(&self, id: &str) -> Result<Option<Receipt>, StoreError> {
         self.read(|txn| {
-            let Some(seq) = txn.open_table(RECEIPTS)?.get(id)?.map(|v| v.value()) else { return Ok(None) };
-            let line = txn.open_table(JOURNAL)?.get(seq)?.map(|v| v.value().to_owned()).unwrap_or_default();
-            match chain::entry_of(&line) {
-                Some(Entry::Receipt(receipt)) if receipt.id == id => Ok(Some(*receipt)),
-                _ => Err(Fault::Here(StoreError(format!("receipt {id} cannot be read from journal line {seq}")))),
+            let (journal, receipts) = (txn.open_table(JOURNAL)?, txn.open_table(RECEIPTS)?);
+            let is_it = |line: &str| match chain::entry_of(line) {
+                Some(Entry::Receipt(receipt)) if receipt.id == id => Some(*receipt),
+                _ => None,
+            };
+            // The newest lines are in no index yet.
+            for row in journal.range(known::indexed(&receipts)?.saturating_add(1)..HEAD)?.rev() {
+                let (_, line) = row?;
+                if line.value().contains(id)
+                    && let Some(receipt) = is_it(line.value())
+                {
+                    return Ok(Some(receipt));
+                }
+            }
+            let Some(seq) = receipts.get(id)?.map(|v| v.value()).filter(|_| id != INDEXED) else { return Ok(None) };
+            let line = journal.get(seq)?.map(|v| v.value().to_owned()).unwrap_or_default();
+            match is_it(&line) {
+                None => Err(Fault::Here(StoreError(format!("receipt {id} cannot be read from journal line {seq}")))),
+                found => Ok(found),
             }
         })
     }
@@ -254,13 +305,13 @@ fn builder() -> redb::Builder {
 }
 
 /// Makes the tables of a new file, checks those of an old one.
-fn prepare(db: &Database) -> Result<(), StoreError> {
+fn prepare(db: &Database) -> Result<Known, StoreError> {
     let prepared = (|| {
         let mut txn = db.begin_write()?;
         txn.set_two_phase_commit(true);
-        tables::prepare(&txn)?;
+        let known = tables::prepare(&txn)?;
         txn.commit()?;
-        Ok(())
+        Ok(known)
     })();
     prepared.map_err(|fault| StoreError(told(fault)))
 }
@@ -283,7 +334,7 @@ fn found(path: &Path) -> Result<(), String> {
     let mut draft: PathBuf = path.to_owned();
     draft.as_mut_os_string().push(format!(".{}", crate::ids::fresh("new")));
     let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&draft).map_err(text)?;
-    let made = builder().create_file(file).map_err(in_words).and_then(|db| prepare(&db).map_err(|e| e.0));
+    let made = builder().create_file(file).map_err(in_words).and_then(|db| prepare(&db).map(drop).map_err(|e| e.0));
     let named = made.and_then(|()| match std::fs::hard_link(&draft, path) {
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
         other => other.map_err(text),
@@ -324,10 +375,11 @@ impl<D: ReadableDatabase> Snapshot for D {
 }
 
 fn walk(txn: &ReadTransaction, together: &mut Together) -> Result<Audit, Fault> {
-    let head = tables::head(&tables::meta(txn)?)?;
+    let head = tables::head(txn)?;
     let shared = tables::is_part(&tables::meta(txn)?)?;
     let (journal, claims) = (txn.open_table(JOURNAL)?, txn.open_table(CLAIMS)?);
-    let lines = journal.iter()?.map(|row| row.map(|(_, line)| line.value().to_owned()).map_err(|e| e.to_string()));
+    let lines =
+        journal.range(..HEAD)?.map(|row| row.map(|(_, line)| line.value().to_owned()).map_err(|e| e.to_string()));
     if shared {
         return Ok(audit_part(lines, head, together));
     }

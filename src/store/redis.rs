@@ -21,7 +21,7 @@ use self::record::{Put, Streams};
 use super::embedded::Embedded;
 use super::{Store, StoreError, Swap, Write, changed_facts};
 use crate::channel::{Channel, ChannelId};
-use crate::claim::{Claim, ClaimKey};
+use crate::claim::{Claim, ClaimKey, Standing};
 use crate::clock::UnixSeconds;
 use crate::ids::RailId;
 use crate::journal::{Entry, Receipt};
@@ -29,7 +29,7 @@ use crate::money::Usd;
 use crate::secret::Secret;
 use async_trait::async_trait;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{AsyncCommands as _, Client};
+use redis::{AsyncCommands as _, Client, ConnectionAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,7 +76,7 @@ fn gate_key(gate: &str) -> String {
 /// What the operator decides.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// `redis://…`, which often holds a password.
+    /// `redis://…`, or `rediss://…` for TLS with the machine's own roots. It often holds a password.
     pub url: Secret,
     /// Serve although a crash of Redis may lose what it confirmed.
     pub accept_data_loss: bool,
@@ -107,8 +107,13 @@ impl Redis {
     pub async fn open(settings: &Settings, path: &Path) -> Result<Self, StoreError> {
         let journal = Arc::new(Embedded::open(path)?);
         journal.is_part_of_a_fleet().await?;
-        let bad = || StoreError("store.url is no redis URL".to_owned());
+        let bad = || StoreError("store.url is no redis:// or rediss:// URL".to_owned());
         let client = settings.url.expose_str().and_then(|url| Client::open(url.trim()).ok()).ok_or_else(bad)?;
+        if let ConnectionAddr::TcpTls { insecure: true, .. } = client.get_connection_info().addr() {
+            return Err(StoreError(
+                "store.url ends in #insecure: who is at the other end is always looked at".to_owned(),
+            ));
+        }
         let config = ConnectionManagerConfig::new()
             .set_connection_timeout(Some(ANSWER))
             .set_response_timeout(Some(ANSWER))
@@ -139,7 +144,8 @@ impl Redis {
 
     async fn put_claim(&self, claim: &Claim) -> Result<Swap, StoreError> {
         let key = claim_key(&claim.key.0);
-        if claim.revision == 1 {
+        // One that has ended may begin again.
+        if claim.revision == 1 || matches!(claim.standing, Standing::Claimed { .. } | Standing::Promised { .. }) {
             self.streams.add(OPEN_CLAIMS, &claim.key.0).await?;
         }
         match self.streams.put(&key, claim.revision, &json(claim)?).await? {
@@ -258,9 +264,9 @@ fn read_channel(id: &str, text: &str) -> Result<Channel, StoreError> {
     super::embedded::read_channel(id, text.as_bytes())
 }
 
-/// An error of the client without anything that could hold the URL.
+/// An error of the client without anything that could hold a password: words of the system and of TLS are told, the server's are not.
 fn said(error: &redis::RedisError) -> String {
-    error.category().to_owned()
+    if error.is_io_error() { error.to_string() } else { error.category().to_owned() }
 }
 
 /// Keeps the standing true: is it there, is it the same as before, is it safe. Woken when a connection is lost, because nothing is

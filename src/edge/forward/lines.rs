@@ -6,6 +6,7 @@
 //! when it is taken, and one that its backend has closed, or on which something came unasked, is not used. HTTP/2
 //! connections are Pingora's.
 
+use crate::edge::outlet::Outlet;
 use pingora::connectors::http::Connector;
 use pingora::protocols::Stream;
 use pingora::protocols::http::client::HttpSession;
@@ -41,22 +42,26 @@ impl Default for Lines {
 }
 
 impl Lines {
-    /// A connection to `peer`, and whether it has served before.
-    pub async fn get(&self, peer: &HttpPeer) -> pingora::Result<(HttpSession, bool)> {
-        match self.take(peer) {
-            Some(stream) => Ok((HttpSession::H1(Http1::new_with_options(stream, peer)), true)),
-            None => self.connector.get_http_session(peer).await,
-        }
+    /// A connection to `peer` that has served before and waits.
+    pub fn waiting(&self, peer: &HttpPeer) -> Option<Box<HttpSession>> {
+        let stream = self.take(peer)?;
+        Some(Box::new(HttpSession::H1(Http1::new_with_options(stream, peer))))
+    }
+
+    /// Another one, and whether it has served before: those of HTTP/2 may have.
+    pub async fn open(&self, peer: &HttpPeer) -> pingora::Result<(Box<HttpSession>, bool)> {
+        let (session, reused) = self.connector.get_http_session(peer).await?;
+        Ok((Box::new(session), reused))
     }
 
     /// A connection whose reply was read to its end. It waits at most `keep` for the next request, if the backend allows.
-    pub async fn release(&self, session: HttpSession, peer: &HttpPeer, keep: Duration) {
-        match session {
+    pub async fn release(&self, session: Box<HttpSession>, peer: &HttpPeer, keep: Duration) {
+        match *session {
             HttpSession::H1(mut session) => {
                 session.respect_keepalive();
                 // One that is not kept says goodbye first, and over TLS that is a write.
                 if let Some(stream) = session.reuse().await {
-                    self.put(peer, stream, keep);
+                    self.put(peer, Outlet::to_backend(stream), keep);
                 }
             }
             other => self.connector.release_http_session(other, peer, Some(keep)).await,
@@ -132,9 +137,16 @@ mod tests {
         (listener, peer)
     }
 
+    async fn get(lines: &Lines, peer: &HttpPeer) -> pingora::Result<(Box<HttpSession>, bool)> {
+        match lines.waiting(peer) {
+            Some(session) => Ok((session, true)),
+            None => lines.open(peer).await,
+        }
+    }
+
     /// One exchange, answered with `reply`; whether its connection had served before.
     async fn exchange(lines: &Lines, peer: &HttpPeer, backend: &mut TcpStream, reply: &str, keep: Duration) -> bool {
-        let (mut session, reused) = lines.get(peer).await.unwrap();
+        let (mut session, reused) = get(lines, peer).await.unwrap();
         session.write_request_header(Box::new(RequestHeader::build("GET", b"/", None).unwrap())).await.unwrap();
         session.finish_request_body().await.unwrap();
         let mut asked = [0; 64];
@@ -150,7 +162,7 @@ mod tests {
     async fn waiting(keep: Duration, reply: &str) -> (Lines, TcpListener, HttpPeer, TcpStream) {
         let (listener, peer) = listen().await;
         let lines = Lines::default();
-        let opening = lines.get(&peer);
+        let opening = get(&lines, &peer);
         let (opened, accepted) = tokio::join!(opening, listener.accept());
         let (mut backend, (mut session, reused)) = (accepted.unwrap().0, opened.unwrap());
         assert!(!reused);
@@ -184,26 +196,26 @@ mod tests {
         assert!(!used_after_a_while(&lines, &peer).await, "an answer nobody asked for");
 
         let (lines, _listener, peer, _backend) = waiting(Duration::ZERO, OK).await;
-        assert!(!lines.get(&peer).await.unwrap().1, "kept too long");
+        assert!(!get(&lines, &peer).await.unwrap().1, "kept too long");
 
         let closing = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok";
         let (lines, _listener, peer, _backend) = waiting(KEEP, closing).await;
-        assert!(!lines.get(&peer).await.unwrap().1, "its backend closes it");
+        assert!(!get(&lines, &peer).await.unwrap().1, "its backend closes it");
 
         let more = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok HTTP/1.1 200 OK\r\n\r\n";
         let (lines, _listener, peer, _backend) = waiting(KEEP, more).await;
-        assert!(!lines.get(&peer).await.unwrap().1, "more than one answer came");
+        assert!(!get(&lines, &peer).await.unwrap().1, "more than one answer came");
     }
 
     /// Looks until the kernel has told what the backend did; gives up when nothing changes.
     async fn used_after_a_while(lines: &Lines, peer: &HttpPeer) -> bool {
         for _ in 0..100 {
-            let (session, reused) = lines.get(peer).await.unwrap();
+            let (session, reused) = get(lines, peer).await.unwrap();
             if !reused {
                 return false;
             }
             // Put back as it was.
-            let HttpSession::H1(session) = session else { panic!("HTTP/1 only") };
+            let HttpSession::H1(session) = *session else { panic!("HTTP/1 only") };
             lines.put(peer, session.into_inner(), KEEP);
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

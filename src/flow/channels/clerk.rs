@@ -50,6 +50,8 @@ pub(super) struct Clerk {
     /// As last written or read by this task, with what is owed.
     record: Option<Arc<Channel>>,
     owed: Option<Owed>,
+    /// It has done a job.
+    has_begun: bool,
 }
 
 /// What the record of a [`Clerk`] is ahead of the store.
@@ -62,7 +64,7 @@ struct Owed {
 
 impl Clerk {
     pub(super) fn new(store: Arc<dyn Store>, id: ChannelId, live: Arc<Live>) -> Self {
-        Self { store, id, live, record: None, owed: None }
+        Self { store, id, live, record: None, owed: None, has_begun: false }
     }
 
     /// Until nobody uses the channel any more.
@@ -91,6 +93,10 @@ impl Clerk {
         {
             steps += job.steps.len();
             batch.push(job);
+        }
+        // Somebody may have read it a moment ago, and where no other gate can change it nobody has since.
+        if !std::mem::replace(&mut self.has_begun, true) && self.store.changes().is_none() {
+            self.record = self.live.channel();
         }
         // Where others can change the record, nothing is owed.
         if self.owed.is_none() && batch.iter().any(|job| job.manner.again) {

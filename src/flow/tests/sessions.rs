@@ -45,6 +45,8 @@ pub(super) struct Purse {
     pub(super) silent: AtomicBool,
     /// Sending never ends.
     pub(super) hangs: AtomicBool,
+    /// What becomes of openings that an access key signed; `None`: they land.
+    pub(super) keys: Mutex<Option<Outcome>>,
     /// What happened on chain.
     pub(super) mined: Mutex<Vec<Intent>>,
     pub(super) terms: Mutex<SessionConf>,
@@ -60,6 +62,7 @@ impl Purse {
             reads: AtomicUsize::new(0),
             silent: AtomicBool::new(false),
             hangs: AtomicBool::new(false),
+            keys: Mutex::default(),
             mined: Mutex::default(),
             terms: Mutex::new(terms()),
         })
@@ -68,6 +71,9 @@ impl Purse {
     pub(super) fn does(&self, channel: &Channel, intent: &Intent) -> Outcome {
         if self.silent.load(Ordering::SeqCst) {
             return Outcome::Unknown;
+        }
+        if let Some(verdict) = self.keys.lock().unwrap().clone().filter(|_| channel.by_access_key) {
+            return verdict;
         }
         let seen = self.mined.lock().unwrap().contains(intent);
         if seen {
@@ -146,6 +152,7 @@ impl Session for Purse {
             hash: format!("0x{}", say("tx")),
             valid_until: UnixSeconds::now().plus(25),
             sponsored: false,
+            by_access_key: credential.payload["by"] == "access key",
         };
         let number = |name: &str| Atoms::parse(&say(name)).unwrap();
         let action = match shown.action().unwrap() {
@@ -159,7 +166,10 @@ impl Session for Purse {
             expires: UnixSeconds::now().plus(1_800),
             route: BY_TOKEN.into(),
             channel: shown.channel().unwrap(),
-            descriptor: descriptor(),
+            descriptor: match credential.payload["payer"].as_str() {
+                Some(payer) => Descriptor { payer: payer.to_owned(), ..descriptor() },
+                None => descriptor(),
+            },
             action,
         }))
     }
@@ -235,7 +245,7 @@ pub(super) fn descriptor() -> Descriptor {
     }
 }
 
-fn session(fields: serde_json::Value) -> Shown {
+pub(super) fn session(fields: serde_json::Value) -> Shown {
     let challenge = fields["challenge"].as_str().map_or_else(|| crate::ids::fresh("ch"), str::to_owned);
     let credential = json!({
         "challenge": {"id": challenge, "realm": "gate.test", "method": "tempo", "intent": "session", "request": "e30"},

@@ -72,8 +72,8 @@ impl Escrow {
     }
 
     /// Whether a payer's transaction would go through as things stand: a stranger without money must not leave us a record in doubt
-    /// and a node to be asked again and again. What stands before the one call to the reserve cannot be tried apart from it, so a
-    /// transaction of several calls is only held against the price of gas.
+    /// and a node to be asked again and again. Of several calls (an approval and a swap before the opening) each is tried on what the
+    /// one before it left. A node that cannot do that leaves only the price of gas to be looked at.
     pub async fn would_land(&self, raw: &[u8]) -> Result<(), Refusal> {
         let invalid = |why: &str| Refusal::PaymentInvalid { why: why.to_owned() };
         let unread = |_| Refusal::ChainUnread { retry_after_seconds: 5 };
@@ -84,13 +84,13 @@ impl Escrow {
             if tx.max_fee_per_gas < self.chain.gas_price().await?.0.saturating_sub(tx.max_priority_fee_per_gas) {
                 return Ok(Some("its maxFeePerGas is below the price of gas"));
             }
-            let ([call], Ok(sender)) = (tx.calls.as_slice(), signed.recover_signer()) else { return Ok(None) };
-            Ok(match self.chain.gas(sender, &call.input).await? {
-                Some(_) => None,
-                None => {
-                    Some("it would fail as things stand: is there enough of the token, and is it for this channel?")
-                }
-            })
+            let Ok(sender) = signed.recover_signer() else { return Ok(Some("its signature cannot be read")) };
+            let passes = match tx.calls.as_slice() {
+                [call] => self.chain.gas(sender, &call.input).await?.is_some(),
+                calls => self.chain.in_turn(sender, calls).await?.unwrap_or(true),
+            };
+            let fails = "it would fail as things stand: is there enough of the token, and is it for this channel?";
+            Ok((!passes).then_some(fails))
         };
         let told = tokio::time::timeout(self.pace.patience / 4, asked).await;
         match told.map_err(|_| Refusal::ChainUnread { retry_after_seconds: 5 })?.map_err(|e: Unreachable| unread(e))? {

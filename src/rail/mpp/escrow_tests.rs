@@ -80,6 +80,9 @@ impl Reserve for Scripted {
     async fn gas(&self, _: Address, _: &[u8]) -> Result<Option<u64>, Unreachable> {
         Err(DOWN)
     }
+    async fn in_turn(&self, _: Address, _: &[Call]) -> Result<Option<bool>, Unreachable> {
+        Err(DOWN)
+    }
 }
 
 fn scripted(sent: Vec<Sent>, seen: Vec<Seen>, states: Vec<Result<Vec<View>, Unreachable>>) -> Scripted {
@@ -336,6 +339,9 @@ async fn a_node_that_never_answers_costs_no_more_than_our_patience() {
             std::future::pending().await
         }
         async fn gas(&self, _: Address, _: &[u8]) -> Result<Option<u64>, Unreachable> {
+            std::future::pending().await
+        }
+        async fn in_turn(&self, _: Address, _: &[Call]) -> Result<Option<bool>, Unreachable> {
             std::future::pending().await
         }
     }

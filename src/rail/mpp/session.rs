@@ -36,7 +36,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use tempo_alloy::contracts::precompiles::ITIP20ChannelReserve as Abi;
-use tempo_alloy::primitives::transaction::TEMPO_EXPIRING_NONCE_KEY;
+use tempo_alloy::primitives::transaction::{TEMPO_EXPIRING_NONCE_KEY, TempoSignature};
 use tempo_alloy::primitives::{AASigned, TempoTransaction};
 
 /// How long an offer lives. Long, because a wallet that keeps one saves a round trip for every request.
@@ -212,7 +212,7 @@ impl TempoSession {
             self.tied(tx, parties, reviewed.payer(), true, purpose)?;
             let (hash, valid_until) = (format!("{:#x}", reviewed.hash()), reviewed.valid_until());
             let calls = self.to_reserve(tx);
-            return Ok((PayersTx { raw, hash, valid_until, sponsored: true }, calls));
+            return Ok((PayersTx { raw, hash, valid_until, sponsored: true, by_access_key: false }, calls));
         }
         let mut rest = raw.as_slice();
         let signed = AASigned::decode_2718(&mut rest)
@@ -247,8 +247,20 @@ impl TempoSession {
             return Err(invalid("the transaction is not signed by the channel's payer"));
         }
         self.tied(tx, parties, parties.payer, false, purpose)?;
+        let by_access_key = match signed.signature() {
+            TempoSignature::Primitive(_) => false,
+            // Of a channel that is open, the chain has heard whose vouchers its payer answers for. Another key could name anyone.
+            TempoSignature::Keychain(key) if purpose == Purpose::TopUp => {
+                let key = key.key_id(&signed.signature_hash()).ok();
+                if key != Some(parties.authorized_signer) {
+                    return Err(invalid("an access key tops up only a channel whose vouchers it signs"));
+                }
+                true
+            }
+            TempoSignature::Keychain(_) => true,
+        };
         let hash = format!("{:#x}", keccak256(&canonical));
-        Ok((PayersTx { raw, hash, valid_until: end, sponsored: false }, calls))
+        Ok((PayersTx { raw, hash, valid_until: end, sponsored: false, by_access_key }, calls))
     }
 
     /// Whether a transaction is the one that the channel's id names (an opening), and its sender's own.
@@ -441,12 +453,12 @@ impl Session for TempoSession {
             return Err(not_ours("it is not payable to us"));
         }
         let expires = UnixSeconds::parse_rfc3339(slots.expires).ok_or_else(|| not_ours("it has no expiry"))?;
-        let payload =
+        let mut payload =
             Payload::deserialize(&credential.payload).map_err(|_| invalid("the payload has no known form"))?;
-        let written = payload.descriptor.as_ref().ok_or_else(|| {
+        let written = payload.descriptor.take().ok_or_else(|| {
             invalid("the payload has no descriptor: sessionProtocol \"v2\" is needed, v1 is not served")
         })?;
-        let parties = Parties::read(written).ok_or_else(|| invalid("the descriptor cannot be read"))?;
+        let parties = Parties::read(&written).ok_or_else(|| invalid("the descriptor cannot be read"))?;
         if parties.payee != self.settings.recipient {
             return Err(invalid("the channel pays somebody else"));
         }
@@ -468,7 +480,7 @@ impl Session for TempoSession {
             expires,
             route: scope.route.into(),
             channel: id,
-            descriptor: parties.descriptor(),
+            descriptor: written.descriptor(),
             action,
         }))
     }

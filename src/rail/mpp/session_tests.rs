@@ -17,9 +17,12 @@ use crate::rail::{Found, found};
 use crate::secret::Secret;
 use crate::store::embedded::Embedded;
 use ::mpp::{PaymentChallenge, PaymentCredential};
+use alloy::signers::SignerSync as _;
+use alloy::signers::local::PrivateKeySigner;
 use http::HeaderMap;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use tempo_alloy::primitives::transaction::{Call, KeychainSignature, PrimitiveSignature};
 
 const CHAIN: u64 = 42431;
 const TOKEN: &str = "0x20c0000000000000000000000000000000000000";
@@ -78,6 +81,9 @@ impl Reserve for Asked {
         self.once()
     }
     async fn gas(&self, _: Address, _: &[u8]) -> Result<Option<u64>, Unreachable> {
+        self.once()
+    }
+    async fn in_turn(&self, _: Address, _: &[Call]) -> Result<Option<bool>, Unreachable> {
         self.once()
     }
 }
@@ -327,6 +333,47 @@ async fn no_member_of_a_recorded_payload_can_be_changed() {
             assert_eq!(bench.present(&bad, issued(&good)), Err(Refusal::SignerMismatch), "{action}: {want}");
         }
         assert_eq!(bench.asked.0.load(Ordering::SeqCst), 0, "{file} {action}");
+    }
+}
+
+/// The same transaction of the recorded payer, signed by an access key that is said to be his.
+fn by_access_key(credential: &PaymentCredential, key: &str) -> PaymentCredential {
+    let key = PrivateKeySigner::from_slice(&hex::decode(key).unwrap()).unwrap();
+    let raw = hex::decode(&text(&credential.payload, "transaction")[2..]).unwrap();
+    let signed = AASigned::decode_2718(&mut raw.as_slice()).unwrap();
+    let payer = signed.recover_signer().unwrap();
+    let hash = KeychainSignature::signing_hash(signed.signature_hash(), payer);
+    let inner = PrimitiveSignature::Secp256k1(key.sign_hash_sync(&hash).unwrap());
+    let signature = TempoSignature::Keychain(KeychainSignature::new(payer, inner));
+    let raw = signed.strip_signature().into_signed(signature).encoded_2718();
+    let mut bent = credential.clone();
+    bent.payload["transaction"] = json!(format!("0x{}", hex::encode(raw)));
+    bent
+}
+
+#[tokio::test]
+async fn what_an_access_key_signs_is_known_as_such_and_tops_up_only_where_it_signs_vouchers() {
+    let bench = bench(false).await;
+    // The recorded wallet's own key, which is also the signer of its vouchers, and anybody's.
+    let (signers, strangers) = ("5de4111afa1a4b94908f83103eb1f1706367c2e68ca870fc3fb9a804cdab365a", PAYEES_KEY);
+    let (open, top_up) = (doing("session-sse-topup", "open"), doing("session-sse-topup", "topUp"));
+    for (credential, by_key, taken, why) in [
+        (open.clone(), false, true, "the payer's own signature is proof"),
+        (by_access_key(&open, strangers), true, true, "whose key it is, the chain will say"),
+        (by_access_key(&open, signers), true, true, "and so for any"),
+        (top_up.clone(), false, true, "the payer's own"),
+        (by_access_key(&top_up, signers), true, true, "the channel names this key"),
+        (by_access_key(&top_up, strangers), true, false, "a stranger could keep the payer from his own top-ups"),
+    ] {
+        match bench.present(&credential, issued(&credential)).map(|shown| shown.action) {
+            Ok(Action::Open { tx, .. } | Action::TopUp { tx, .. }) => {
+                assert_eq!((tx.by_access_key, true), (by_key, taken), "{why}");
+            }
+            Err(Refusal::PaymentInvalid { why: said }) => {
+                assert!(!taken && said.contains("whose vouchers it signs"), "{why}: {said}");
+            }
+            other => panic!("{why}: {other:?}"),
+        }
     }
 }
 

@@ -54,6 +54,27 @@ pub(super) struct Written {
     expiring_nonce_hash: String,
 }
 
+impl Written {
+    /// For a record, once [`Parties::read`] could read it: the same words in lower case.
+    pub(super) fn descriptor(self) -> Descriptor {
+        Descriptor {
+            payer: lowered(self.payer),
+            payee: lowered(self.payee),
+            operator: lowered(self.operator),
+            token: lowered(self.token),
+            salt: lowered(self.salt),
+            authorized_signer: lowered(self.authorized_signer),
+            expiring_nonce_hash: lowered(self.expiring_nonce_hash),
+        }
+    }
+}
+
+/// In place.
+fn lowered(mut word: String) -> String {
+    word.make_ascii_lowercase();
+    word
+}
+
 impl Parties {
     /// Reads a descriptor: `0x` and hex in any case. `None` when a word is anything else.
     pub(super) fn read(written: &Written) -> Option<Self> {
@@ -81,7 +102,8 @@ impl Parties {
         })
     }
 
-    /// For a record: lower-case.
+    /// As a record has it.
+    #[cfg(test)]
     pub fn descriptor(&self) -> Descriptor {
         Descriptor {
             payer: lower(self.payer),
@@ -127,7 +149,8 @@ pub fn channel_id(id: B256) -> ChannelId {
 
 /// A whole word of `0x` and hex digits: the standard reader would take less.
 fn word<T: std::str::FromStr>(text: &str) -> Option<T> {
-    text.strip_prefix("0x")?.bytes().all(|b| b.is_ascii_hexdigit()).then(|| text.to_ascii_lowercase().parse().ok())?
+    let digits = text.strip_prefix("0x")?;
+    digits.bytes().all(|b| b.is_ascii_hexdigit()).then(|| digits.parse().ok())?
 }
 
 /// A voucher as a credential shows it, once its signature is known to be the signer's: amount and the form the chain takes.

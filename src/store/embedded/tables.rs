@@ -1,21 +1,25 @@
 //! What the file holds, and what one operation does to it inside a write transaction.
 
+use super::brief::Brief;
+use super::known::{self, HEAD, INDEXED, Known};
 use crate::channel::Channel;
-use crate::claim::Claim;
+use crate::claim::{self, Claim};
 use crate::clock::UnixSeconds;
 use crate::journal::Entry;
 use crate::journal::chain::Head;
 use crate::money::Usd;
 use crate::store::{StoreError, Swap, Write};
-use redb::{ReadableTable, Table, TableDefinition, TableError, WriteTransaction};
+use redb::{Key, ReadableTable, Table, TableDefinition, TableError, Value, WriteTransaction};
 use std::borrow::Cow;
 
-/// Layout of the file. A file with another number is refused at start.
-const SCHEMA: &str = "1";
+/// Layout of the file. A file with another number is refused at start, except that one with [`BEFORE`] is brought up to it.
+const SCHEMA: &str = "2";
+/// The same with the journal's head in [`META`], and every receipt in its index.
+const BEFORE: &str = "1";
 /// Largest claim or journal line. Ours are a few kilobytes; a larger one is a defect and must not fill the disk.
 const MOST_BYTES: usize = 1 << 20;
 
-/// `schema` → [`SCHEMA`], `head` → [`Head`] as JSON, `gate` → who writes here, `records` → `shared` when they are elsewhere.
+/// `schema` → [`SCHEMA`], `gate` → who writes here, `records` → `shared` when they are elsewhere.
 const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
 /// Claim key → record as JSON.
 pub(super) const CLAIMS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("claims");
@@ -29,9 +33,9 @@ pub(super) const OPEN_CHANNELS: TableDefinition<'_, &str, ()> = TableDefinition:
 pub(super) const PAYERS: TableDefinition<'_, (&str, &str, &str), ()> = TableDefinition::new("payers");
 /// `(keep_until, key)` of every claim, so that forgetting reads only what is due.
 const DUE: TableDefinition<'_, (u64, &str), ()> = TableDefinition::new("due");
-/// Receipt id → `seq` of the newest line that holds it.
+/// Receipt id → `seq` of the newest line that holds it; [`INDEXED`] → the line up to which that is so.
 pub(super) const RECEIPTS: TableDefinition<'_, &str, u64> = TableDefinition::new("receipts");
-/// `seq` → line.
+/// `seq` → line; [`HEAD`] → where they end.
 pub(super) const JOURNAL: TableDefinition<'_, u64, &str> = TableDefinition::new("journal");
 /// `(name, day)` → 1e-18 USD.
 pub(super) const TALLIES: TableDefinition<'_, (&str, u64), u128> = TableDefinition::new("tallies");
@@ -63,6 +67,33 @@ struct Stamp<'r> {
     revision: u64,
     #[serde(borrow, default)]
     id: Cow<'r, str>,
+}
+
+/// What a claim's next write has to know of the one before.
+struct Was {
+    revision: u64,
+    keep_until: UnixSeconds,
+}
+
+#[derive(serde::Deserialize)]
+struct ClaimStamp<'r> {
+    schema: u16,
+    revision: u64,
+    #[serde(borrow)]
+    key: Cow<'r, str>,
+    collect_until: UnixSeconds,
+    paid_at: Option<UnixSeconds>,
+}
+
+/// The first words of the claim in `bytes`, as [`read_claim`] reads all of them.
+fn glance(key: &str, bytes: &[u8]) -> Result<Was, StoreError> {
+    match serde_json::from_slice::<ClaimStamp<'_>>(bytes) {
+        Ok(stamp) if stamp.schema == Claim::SCHEMA && stamp.key == key => {
+            Ok(Was { revision: stamp.revision, keep_until: claim::keep_until(stamp.collect_until, stamp.paid_at) })
+        }
+        // Whatever is wrong with it is said there.
+        _ => read_claim(key, bytes).map(|claim| Was { revision: claim.revision, keep_until: claim.keep_until() }),
+    }
 }
 
 /// The claim in `bytes`. The error blocks this key only: what a later version wrote, or what a bad disk left, is neither
@@ -100,17 +131,26 @@ fn stamp(bytes: &[u8], schema: u16) -> Result<Stamp<'_>, String> {
     Ok(stamp)
 }
 
-/// Makes the tables of a new file, or looks whether an old one is ours. The error is a sentence for operators.
-pub(super) fn prepare(txn: &WriteTransaction) -> Result<(), Fault> {
+/// Makes the tables of a new file, or looks whether an old one is ours; what is found there. The error is a sentence for
+/// operators.
+pub(super) fn prepare(txn: &WriteTransaction) -> Result<Known, Fault> {
     let is_new = txn.list_tables()?.next().is_none();
-    let mut meta = txn.open_table(META)?;
+    let (mut meta, mut journal, mut receipts) =
+        (txn.open_table(META)?, txn.open_table(JOURNAL)?, txn.open_table(RECEIPTS)?);
     if is_new {
         meta.insert("schema", SCHEMA)?;
-        meta.insert("head", json(&Head::default())?.as_str())?;
+        journal.insert(HEAD, json(&Head::default())?.as_str())?;
     }
     let schema = meta.get("schema")?.map(|v| v.value().to_owned());
     match schema.as_deref() {
         Some(SCHEMA) => {}
+        Some(BEFORE) => {
+            let head = head_before(&meta)?;
+            journal.insert(HEAD, json(&head)?.as_str())?;
+            receipts.insert(INDEXED, head.lines)?;
+            meta.remove("head")?;
+            meta.insert("schema", SCHEMA)?;
+        }
         Some(other) => {
             return here(format!(
                 "it has schema {other} and this build reads {SCHEMA}: use the version of pontage that wrote it"
@@ -122,18 +162,27 @@ pub(super) fn prepare(txn: &WriteTransaction) -> Result<(), Fault> {
     if meta.get("gate")?.is_none() {
         meta.insert("gate", crate::ids::fresh("gate").as_str())?;
     }
-    drop(meta);
-    let book = Book::open(txn)?;
-    let last = book.journal.last()?.map(|(_, line)| line.value().to_owned());
+    let known = Known::read(&journal, &receipts)?;
+    let last = journal.range(..HEAD)?.next_back().transpose()?.map(|(_, line)| line.value().to_owned());
+    drop((meta, journal, receipts));
+    Book::open(txn, &mut Known::default()).every_table()?;
     match last {
-        None if book.head == Head::default() => Ok(()),
-        Some(line) if book.head.ends_with(&line) => Ok(()),
-        _ => here(format!("its journal does not end at its head {}: run `pontage audit`", book.head)),
+        None if known.head == Head::default() => Ok(known),
+        Some(line) if known.head.ends_with(&line) => Ok(known),
+        _ => here(format!("its journal does not end at its head {}: run `pontage audit`", known.head)),
     }
 }
 
 /// Where the journal of this snapshot ends.
-pub(super) fn head(meta: &impl ReadableTable<&'static str, &'static str>) -> Result<Head, Fault> {
+pub(super) fn head(txn: &redb::ReadTransaction) -> Result<Head, Fault> {
+    let meta = txn.open_table(META)?;
+    match meta.get("schema")?.is_some_and(|v| v.value() == BEFORE) {
+        true => head_before(&meta),
+        false => known::head(&txn.open_table(JOURNAL)?),
+    }
+}
+
+fn head_before(meta: &impl ReadableTable<&'static str, &'static str>) -> Result<Head, Fault> {
     let text = meta.get("head")?.map(|v| v.value().to_owned()).unwrap_or_default();
     serde_json::from_str(&text).or_else(|e| here(format!("the journal's head cannot be read: {e}")))
 }
@@ -151,83 +200,135 @@ pub(super) fn gate(meta: &impl ReadableTable<&'static str, &'static str>) -> Res
     }
 }
 
-/// The table [`head`] and [`gate`] read, in a snapshot.
+/// The table [`is_part`] and [`gate`] read, in a snapshot.
 pub(super) fn meta(txn: &redb::ReadTransaction) -> Result<redb::ReadOnlyTable<&'static str, &'static str>, TableError> {
     txn.open_table(META)
 }
 
-/// Every table of one write transaction. Each operation checks everything before it writes anything, so that one that fails
+/// A table of a write transaction, opened when it is first used: most operations use few, and each that is open costs its part of
+/// the commit.
+struct Shelf<'t, K: Key + 'static, V: Value + 'static> {
+    txn: &'t WriteTransaction,
+    name: TableDefinition<'static, K, V>,
+    table: Option<Table<'t, K, V>>,
+}
+
+impl<'t, K: Key + 'static, V: Value + 'static> Shelf<'t, K, V> {
+    fn new(txn: &'t WriteTransaction, name: TableDefinition<'static, K, V>) -> Self {
+        Self { txn, name, table: None }
+    }
+
+    fn table(&mut self) -> Result<&mut Table<'t, K, V>, TableError> {
+        let table = match self.table.take() {
+            Some(table) => table,
+            None => self.txn.open_table(self.name)?,
+        };
+        Ok(self.table.insert(table))
+    }
+}
+
+/// The tables of one write transaction. Each operation checks everything before it writes anything, so that one that fails
 /// leaves nothing behind in the transaction it shares with others.
 pub(super) struct Book<'t> {
-    meta: Table<'t, &'static str, &'static str>,
-    claims: Table<'t, &'static str, &'static [u8]>,
-    open: Table<'t, &'static str, ()>,
-    channels: Table<'t, &'static str, &'static [u8]>,
-    open_channels: Table<'t, &'static str, ()>,
-    payers: Table<'t, (&'static str, &'static str, &'static str), ()>,
-    due: Table<'t, (u64, &'static str), ()>,
-    receipts: Table<'t, &'static str, u64>,
-    journal: Table<'t, u64, &'static str>,
-    tallies: Table<'t, (&'static str, u64), u128>,
-    facts: Table<'t, &'static str, &'static str>,
-    head: Head,
+    meta: Shelf<'t, &'static str, &'static str>,
+    claims: Shelf<'t, &'static str, &'static [u8]>,
+    open: Shelf<'t, &'static str, ()>,
+    channels: Shelf<'t, &'static str, &'static [u8]>,
+    open_channels: Shelf<'t, &'static str, ()>,
+    payers: Shelf<'t, (&'static str, &'static str, &'static str), ()>,
+    due: Shelf<'t, (u64, &'static str), ()>,
+    receipts: Shelf<'t, &'static str, u64>,
+    journal: Shelf<'t, u64, &'static str>,
+    tallies: Shelf<'t, (&'static str, u64), u128>,
+    facts: Shelf<'t, &'static str, &'static str>,
+    known: &'t mut Known,
+    began: Head,
     changed: bool,
 }
 
 impl<'t> Book<'t> {
-    pub(super) fn open(txn: &'t WriteTransaction) -> Result<Self, Fault> {
-        let meta = txn.open_table(META)?;
-        let head = head(&meta)?;
-        Ok(Self {
-            meta,
-            claims: txn.open_table(CLAIMS)?,
-            open: txn.open_table(OPEN)?,
-            channels: txn.open_table(CHANNELS)?,
-            open_channels: txn.open_table(OPEN_CHANNELS)?,
-            payers: txn.open_table(PAYERS)?,
-            due: txn.open_table(DUE)?,
-            receipts: txn.open_table(RECEIPTS)?,
-            journal: txn.open_table(JOURNAL)?,
-            tallies: txn.open_table(TALLIES)?,
-            facts: txn.open_table(FACTS)?,
-            head,
+    pub(super) fn open(txn: &'t WriteTransaction, known: &'t mut Known) -> Self {
+        Self {
+            meta: Shelf::new(txn, META),
+            claims: Shelf::new(txn, CLAIMS),
+            open: Shelf::new(txn, OPEN),
+            channels: Shelf::new(txn, CHANNELS),
+            open_channels: Shelf::new(txn, OPEN_CHANNELS),
+            payers: Shelf::new(txn, PAYERS),
+            due: Shelf::new(txn, DUE),
+            receipts: Shelf::new(txn, RECEIPTS),
+            journal: Shelf::new(txn, JOURNAL),
+            tallies: Shelf::new(txn, TALLIES),
+            facts: Shelf::new(txn, FACTS),
+            began: known.head,
+            known,
             changed: false,
-        })
+        }
+    }
+
+    /// Makes those that are not there.
+    fn every_table(&mut self) -> Result<(), TableError> {
+        self.claims.table()?;
+        self.open.table()?;
+        self.channels.table()?;
+        self.open_channels.table()?;
+        self.payers.table()?;
+        self.due.table()?;
+        self.tallies.table()?;
+        self.facts.table()?;
+        Ok(())
     }
 
     pub(super) fn is_part_of_a_fleet(&mut self) -> Result<(), Fault> {
-        let before = self.meta.insert("records", "shared")?.map(|v| v.value().to_owned());
+        let before = self.meta.table()?.insert("records", "shared")?.map(|v| v.value().to_owned());
         self.changed |= before.as_deref() != Some("shared");
         Ok(())
     }
 
     /// Ends the batch. `false`: nothing changed, so there is nothing to make durable.
     pub(super) fn close(mut self) -> Result<bool, Fault> {
-        if self.changed {
-            self.meta.insert("head", json(&self.head)?.as_str())?;
+        if self.known.head != self.began {
+            self.journal.table()?.insert(HEAD, json(&self.known.head)?.as_str())?;
+        }
+        if self.changed && self.known.is_behind() {
+            let receipts = self.receipts.table()?;
+            for (id, seq) in self.known.unindexed.drain(..) {
+                receipts.insert(id.as_str(), seq)?;
+            }
+            self.known.indexed = self.known.head.lines;
+            receipts.insert(INDEXED, self.known.indexed)?;
         }
         Ok(self.changed)
     }
 
-    fn claim(&self, key: &str) -> Result<Option<Claim>, Fault> {
-        match self.claims.get(key)? {
-            Some(bytes) => read_claim(key, bytes.value()).map(Some).map_err(Fault::Here),
-            None => Ok(None),
-        }
+    fn was(&mut self, key: &str) -> Result<Option<Was>, Fault> {
+        self.claims.table()?.get(key)?.map(|bytes| glance(key, bytes.value()).map_err(Fault::Here)).transpose()
     }
 
-    /// One [`Write`]: the claim or channel by its revision, then the journal, then the tallies.
-    pub(super) fn write(&mut self, write: &Write) -> Result<Swap, Fault> {
-        let mut record = None;
+    fn claim(&mut self, key: &str) -> Result<Option<Claim>, Fault> {
+        claim_in(self.claims.table()?, key)
+    }
+
+    /// One [`Write`]: the claim or channel by its revision, then the journal, then the tallies. `brief`: what is known of the claim
+    /// beside the file; where it is newer, it is the record before, and its lines come first.
+    pub(super) fn write(&mut self, write: &Write, brief: Option<&Brief>) -> Result<Swap, Fault> {
+        let (mut record, mut lines_before) = (None, &[][..]);
         if let Some(claim) = &write.claim {
-            let old = self.claim(&claim.key.0)?;
+            let stored = self.was(&claim.key.0)?;
             if claim.schema != Claim::SCHEMA {
                 return here(format!("claim {} has schema {}, not {}", claim.key.0, claim.schema, Claim::SCHEMA));
             }
-            if old.as_ref().map_or(0, |o| o.revision).checked_add(1) != Some(claim.revision) {
-                return Ok(Swap::Lost(Box::new(old)));
+            let revision = stored.as_ref().map_or(0, |was| was.revision);
+            let brief = brief.filter(|brief| brief.claim.revision > revision);
+            if brief.map_or(revision, |brief| brief.claim.revision).checked_add(1) != Some(claim.revision) {
+                let now = match brief {
+                    Some(brief) => Some(brief.claim.clone()),
+                    None => self.claim(&claim.key.0)?,
+                };
+                return Ok(Swap::Lost(Box::new(now)));
             }
-            record = Some((claim, old, json(claim)?));
+            lines_before = brief.map_or(lines_before, |brief| &brief.journal);
+            record = Some((claim, stored, json(claim)?));
         }
         let mut purse = None;
         if let Some(channel) = &write.channel {
@@ -243,39 +344,42 @@ impl<'t> Book<'t> {
             }
             purse = Some((channel, json(channel.as_ref())?));
         }
-        let (lines, head) = self.lines(&write.journal)?;
+        let (lines, head) = self.lines(lines_before.iter().chain(&write.journal))?;
         let totals = self.totals(&write.tally)?;
 
         self.changed = true;
-        if let Some((claim, old, json)) = record {
-            self.put(claim, old.as_ref(), &json)?;
+        if let Some((claim, stored, json)) = record {
+            self.put(claim, stored.as_ref(), &json)?;
         }
         if let Some((channel, json)) = purse {
             self.put_channel(channel, &json)?;
         }
         for (seq, line, receipt) in &lines {
-            self.journal.insert(seq, line.as_str())?;
+            self.journal.table()?.insert(seq, line.as_str())?;
             if let Some(id) = receipt {
-                self.receipts.insert(*id, seq)?;
+                self.known.unindexed.push(((*id).to_owned(), *seq));
             }
         }
-        self.head = head;
+        self.known.head = head;
         for (name, day, total) in totals {
-            self.tallies.insert((name, day), total.0)?;
+            self.tallies.table()?.insert((name, day), total.0)?;
         }
         Ok(Swap::Done)
     }
 
-    fn channel(&self, id: &str) -> Result<Option<Channel>, Fault> {
-        match self.channels.get(id)? {
+    fn channel(&mut self, id: &str) -> Result<Option<Channel>, Fault> {
+        match self.channels.table()?.get(id)? {
             Some(bytes) => read_channel(id, bytes.value()).map(Some).map_err(Fault::Here),
             None => Ok(None),
         }
     }
 
     /// Of the channel's record; 0 when there is none.
-    fn revision(&self, id: &str) -> Result<u64, Fault> {
-        let Some(bytes) = self.channels.get(id)? else { return Ok(0) };
+    fn revision(&mut self, id: &str) -> Result<u64, Fault> {
+        if let Some(revision) = self.known.revision(id) {
+            return Ok(revision);
+        }
+        let Some(bytes) = self.channels.table()?.get(id)? else { return Ok(0) };
         match stamp(bytes.value(), Channel::SCHEMA) {
             Ok(stamp) if stamp.id == id => Ok(stamp.revision),
             Ok(stamp) => Err(Fault::Here(blocked(id, &format!("it says it is {}", stamp.id)))),
@@ -286,35 +390,44 @@ impl<'t> Book<'t> {
     fn put_channel(&mut self, channel: &Channel, json: &str) -> Result<(), Fault> {
         let id = channel.id.0.as_str();
         let payer = (channel.rail.as_str(), channel.descriptor.payer.as_str(), id);
-        self.channels.insert(id, json.as_bytes())?;
+        self.channels.table()?.insert(id, json.as_bytes())?;
+        self.known.has_revision(id, channel.revision);
         if channel.is_over() {
-            self.open_channels.remove(id)?;
-            self.payers.remove(payer)?;
+            self.open_channels.table()?.remove(id)?;
+            self.payers.table()?.remove(payer)?;
         } else if channel.revision == 1 {
-            self.open_channels.insert(id, ())?;
-            self.payers.insert(payer, ())?;
+            self.open_channels.table()?.insert(id, ())?;
+            self.payers.table()?.insert(payer, ())?;
         }
         Ok(())
     }
 
-    fn put(&mut self, claim: &Claim, old: Option<&Claim>, json: &str) -> Result<(), Fault> {
-        let key = claim.key.0.as_str();
-        self.claims.insert(key, json.as_bytes())?;
-        match claim.standing.is_end() {
-            true => drop(self.open.remove(key)?),
-            false => drop(self.open.insert(key, ())?),
+    /// What stays as it was is not written again: each table costs pages of its own.
+    fn put(&mut self, claim: &Claim, was: Option<&Was>, json: &str) -> Result<(), Fault> {
+        let (key, until) = (claim.key.0.as_str(), claim.keep_until());
+        self.claims.table()?.insert(key, json.as_bytes())?;
+        match (claim.standing.is_end(), was) {
+            (true, None) => {}
+            (true, Some(_)) => drop(self.open.table()?.remove(key)?),
+            (false, Some(_)) if self.open.table()?.get(key)?.is_some() => {}
+            (false, _) => drop(self.open.table()?.insert(key, ())?),
         }
-        if let Some(old) = old.filter(|o| o.keep_until() != claim.keep_until()) {
-            self.due.remove((old.keep_until().0, key))?;
+        match was {
+            Some(was) if was.keep_until == until => return Ok(()),
+            Some(was) => drop(self.due.table()?.remove((was.keep_until.0, key))?),
+            None => {}
         }
-        self.due.insert((claim.keep_until().0, key), ())?;
+        self.due.table()?.insert((until.0, key), ())?;
         Ok(())
     }
 
     #[allow(clippy::type_complexity)]
-    fn lines<'e>(&self, entries: &'e [Entry]) -> Result<(Vec<(u64, String, Option<&'e str>)>, Head), Fault> {
-        let mut head = self.head;
-        let mut lines = Vec::with_capacity(entries.len());
+    fn lines<'e>(
+        &self,
+        entries: impl Iterator<Item = &'e Entry>,
+    ) -> Result<(Vec<(u64, String, Option<&'e str>)>, Head), Fault> {
+        let mut head = self.known.head;
+        let mut lines = Vec::new();
         for entry in entries {
             let (line, next) = head.append(entry).or_else(|e| here(format!("an entry cannot be written: {e}")))?;
             if line.len() > MOST_BYTES {
@@ -331,13 +444,13 @@ impl<'t> Book<'t> {
     }
 
     /// The totals after `adds`, each name and day once.
-    fn totals<'w>(&self, adds: &'w [(String, u64, Usd)]) -> Result<Vec<(&'w str, u64, Usd)>, Fault> {
+    fn totals<'w>(&mut self, adds: &'w [(String, u64, Usd)]) -> Result<Vec<(&'w str, u64, Usd)>, Fault> {
         let mut totals: Vec<(&str, u64, Usd)> = Vec::with_capacity(adds.len());
         for (name, day, amount) in adds {
             let known = totals.iter_mut().find(|(n, d, _)| n == name && d == day);
             let before = match &known {
                 Some((_, _, total)) => *total,
-                None => self.tallies.get((name.as_str(), *day))?.map_or(Usd::ZERO, |v| Usd(v.value())),
+                None => self.tallies.table()?.get((name.as_str(), *day))?.map_or(Usd::ZERO, |v| Usd(v.value())),
             };
             let Some(after) = before.plus(*amount) else {
                 return here(format!("the total {name} is larger than can be counted"));
@@ -353,9 +466,10 @@ impl<'t> Book<'t> {
     /// Drops at most `most` claims that are over and past `keep_until`; how many it dropped. What cannot be read stays.
     pub(super) fn forget(&mut self, now: UnixSeconds, most: usize) -> Result<usize, Fault> {
         let mut gone = Vec::new();
-        for entry in self.due.range(..(now.0, ""))? {
+        let claims = self.claims.table()?;
+        for entry in self.due.table()?.range(..(now.0, ""))? {
             let (until, key) = entry.map(|(k, _)| (k.value().0, k.value().1.to_owned()))?;
-            match self.claim(&key) {
+            match claim_in(claims, &key) {
                 Ok(Some(claim)) if claim.is_over(now) => gone.push((until, key)),
                 Ok(_) | Err(Fault::Here(_)) => {}
                 Err(disk) => return Err(disk),
@@ -365,9 +479,9 @@ impl<'t> Book<'t> {
             }
         }
         for (until, key) in &gone {
-            self.claims.remove(key.as_str())?;
-            self.open.remove(key.as_str())?;
-            self.due.remove((*until, key.as_str()))?;
+            self.claims.table()?.remove(key.as_str())?;
+            self.open.table()?.remove(key.as_str())?;
+            self.due.table()?.remove((*until, key.as_str()))?;
             self.changed = true;
         }
         Ok(gone.len())
@@ -376,17 +490,24 @@ impl<'t> Book<'t> {
     /// See [`crate::store::Store::facts`].
     pub(super) fn facts(&mut self, facts: &[(String, String)], accept: bool) -> Result<Vec<String>, Fault> {
         let mut known = Vec::new();
-        for entry in self.facts.iter()? {
+        for entry in self.facts.table()?.iter()? {
             known.push(entry.map(|(k, v)| (k.value().to_owned(), v.value().to_owned()))?);
         }
         let changed = crate::store::changed_facts(&known, facts);
         if accept || changed.is_empty() {
             for (name, text) in facts {
-                let before = self.facts.insert(name.as_str(), text.as_str())?.map(|v| v.value().to_owned());
+                let before = self.facts.table()?.insert(name.as_str(), text.as_str())?.map(|v| v.value().to_owned());
                 self.changed |= before.as_ref() != Some(text);
             }
         }
         Ok(changed)
+    }
+}
+
+fn claim_in(claims: &impl ReadableTable<&'static str, &'static [u8]>, key: &str) -> Result<Option<Claim>, Fault> {
+    match claims.get(key)? {
+        Some(bytes) => read_claim(key, bytes.value()).map(Some).map_err(Fault::Here),
+        None => Ok(None),
     }
 }
 

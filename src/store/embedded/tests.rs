@@ -1,9 +1,12 @@
 //! The embedded store as a store, and as a file that people and other versions touch.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use super::tables::{CLAIMS, JOURNAL};
+use super::known::INDEX_EVERY;
+use super::tables::{CLAIMS, JOURNAL, RECEIPTS};
 use super::*;
-use crate::claim::{Op, sample};
+use crate::claim::{Op, Standing, sample};
+use crate::journal::sample::receipt;
+use crate::money::Atoms;
 use crate::store::conformance::{self, Bench};
 use std::os::unix::fs::PermissionsExt;
 use tempfile::TempDir;
@@ -63,14 +66,14 @@ fn what_it_makes_is_for_the_operator_only_and_leaves_no_draft() {
 async fn a_file_that_cannot_be_trusted_stops_the_start_with_a_sentence() {
     type Tamper = fn(&Path);
     let cases: [(Tamper, &str, &str); 6] = [
-        (|p| tamper(p, |t| drop(meta(t).insert("schema", "2").unwrap())), "schema 2", "a later version"),
-        (|p| tamper(p, |t| drop(t.open_table(JOURNAL).unwrap().pop_last().unwrap())), "journal", "its end is cut off"),
+        (|p| tamper(p, |t| drop(meta(t).insert("schema", "3").unwrap())), "schema 3", "a later version"),
+        (|p| tamper(p, |t| drop(t.open_table(JOURNAL).unwrap().remove(1).unwrap())), "journal", "its end is cut off"),
         (
             |p| tamper(p, |t| drop(t.open_table(JOURNAL).unwrap().insert(1, "{}").unwrap())),
             "journal",
             "its end is another",
         ),
-        (|p| tamper(p, |t| drop(meta(t).remove("head").unwrap())), "head", "no head"),
+        (|p| tamper(p, |t| drop(t.open_table(JOURNAL).unwrap().remove(HEAD).unwrap())), "head", "no head"),
         (|p| tamper(p, |t| drop(meta(t).remove("schema").unwrap())), "something else", "not a store"),
         (|p| std::fs::write(p, "not a database at all, but long enough").unwrap(), "cannot open", "not a database"),
     ];
@@ -170,4 +173,129 @@ async fn a_record_too_large_to_be_one_of_ours_is_refused_alone() {
     claim.resend = Some("x".repeat(2 << 20));
     assert!(store.commit(Write { claim: Some(claim), ..Write::default() }).await.is_err());
     assert_eq!(store.commit(claim_write("k")).await, Ok(Swap::Done));
+}
+
+/// A write of `count` receipts, of which `from` is the number of the first.
+fn sold(from: u64, count: u64) -> Write {
+    let receipt = |n| Entry::Receipt(Box::new(receipt(&format!("rcpt_{n}"), "0xab", u128::from(n))));
+    Write { journal: (from..from + count).map(receipt).collect(), ..Write::default() }
+}
+
+async fn charged(store: &dyn Store, n: u64) -> Option<Atoms> {
+    store.receipt(&format!("rcpt_{n}")).await.unwrap().map(|found| found.charged)
+}
+
+#[tokio::test]
+async fn a_receipt_is_found_whether_its_index_has_caught_up_or_not() {
+    let dir = TempDir::fresh();
+    let mut store = dir.open();
+    let (each, mut behind) = (INDEX_EVERY / 3, 0);
+    for round in 0..10 {
+        assert_eq!(store.commit(sold(round * each, each)).await, Ok(Swap::Done));
+        if round % 4 == 3 {
+            drop(store);
+            store = dir.open();
+        }
+        for n in 0..(round + 1) * each {
+            assert_eq!(charged(&*store, n).await, Some(Atoms(n.into())), "{n} after {round} writes");
+        }
+        assert_eq!(charged(&*store, (round + 1) * each).await, None);
+    }
+    assert_eq!(store.receipt(INDEXED).await, Ok(None), "no receipt is called that");
+    let newer = Entry::Receipt(Box::new(receipt("rcpt_1", "0xab", 7)));
+    assert_eq!(store.commit(Write { journal: vec![newer], ..Write::default() }).await, Ok(Swap::Done));
+    assert_eq!(charged(&*store, 1).await, Some(Atoms(7)), "the newest counts, though an older one is in the index");
+    drop(store);
+    tamper(&dir.path().join("pontage.redb"), |t| {
+        let (lines, receipts) = (t.open_table(JOURNAL).unwrap(), t.open_table(RECEIPTS).unwrap());
+        let (first, last) = (receipts.get(INDEXED).unwrap().unwrap().value(), known::head(&lines).ok().unwrap().lines);
+        behind = last - first;
+    });
+    assert!(behind > 0 && behind < INDEX_EVERY, "{behind} lines are behind the index");
+}
+
+#[tokio::test]
+async fn a_file_of_the_version_before_is_audited_and_taken_as_it_is() {
+    let dir = TempDir::fresh();
+    let path = dir.path().join("pontage.redb");
+    let store = Embedded::open(&path).unwrap();
+    let (claim, count) = (sample::claim("k", 100), INDEX_EVERY + 3);
+    let (key, reference, at) = (claim.key.clone(), claim.reference.clone(), UnixSeconds(1));
+    let claimed = Entry::Claimed { key: key.0.clone(), amount: claim.terms.amount, reference, at };
+    let write = Write { claim: Some(claim.clone()), journal: vec![claimed], ..Write::default() };
+    assert_eq!(store.commit(write).await, Ok(Swap::Done));
+    assert_eq!(store.commit(sold(0, 3)).await, Ok(Swap::Done));
+    let (gate, lines) = (store.gate().to_owned(), store.lines());
+    drop(store);
+    tamper(&path, |t| {
+        let (mut journal, mut receipts) = (t.open_table(JOURNAL).unwrap(), t.open_table(RECEIPTS).unwrap());
+        let head = journal.remove(HEAD).unwrap().unwrap().value().to_owned();
+        meta(t).insert("head", head.as_str()).unwrap();
+        meta(t).insert("schema", "1").unwrap();
+        for n in 0..3 {
+            receipts.insert(format!("rcpt_{n}").as_str(), n + 2).unwrap();
+        }
+        assert!(receipts.remove(INDEXED).unwrap().is_none(), "so few were not indexed yet");
+    });
+    let faults = |path: &Path| Embedded::audit(path).unwrap().faults;
+    let before = faults(&path);
+    for _ in 0..2 {
+        let store = Embedded::open(&path).unwrap();
+        assert_eq!((store.gate(), store.lines()), (gate.as_str(), lines.clone()));
+        assert_eq!(store.claim(&key).await, Ok(Some(claim.clone())));
+        assert_eq!(charged(&store, 2).await, Some(Atoms(2)));
+        drop(store);
+        assert_eq!(faults(&path), before, "what the audit says of it has not changed");
+    }
+    let store = Embedded::open(&path).unwrap();
+    assert_eq!(store.commit(sold(3, count)).await, Ok(Swap::Done));
+    for n in [0, 2, 3, count + 2] {
+        assert_eq!(charged(&store, n).await, Some(Atoms(n.into())), "{n}");
+    }
+    drop(store);
+    Embedded::open(&path).unwrap();
+}
+
+#[tokio::test]
+async fn what_was_written_briefly_is_forgotten_by_a_crash_and_its_lines_come_with_the_next_write() {
+    let dir = TempDir::fresh();
+    let by = || "r0".to_owned();
+    let promised = Claim { standing: Standing::Promised { by: by() }, ..sample::claim("k", 100) };
+    let claimed = Entry::Claimed {
+        key: "k".into(),
+        amount: Atoms(100),
+        reference: promised.reference.clone(),
+        at: UnixSeconds(1_000),
+    };
+    let briefly = Write { claim: Some(promised.clone()), journal: vec![claimed], brief: true, ..Write::default() };
+    let path = dir.path().join("pontage.redb");
+    let store = Embedded::open(&path).unwrap();
+    assert_eq!(store.commit(briefly.clone()).await, Ok(Swap::Done));
+    assert_eq!(store.open_claims(UnixSeconds(1_000)).await, Ok(vec![]), "nothing of it is in the file");
+    drop(store);
+
+    let store = Embedded::open(&path).unwrap();
+    assert_eq!(store.claim(&promised.key).await, Ok(None));
+    assert_eq!(store.lines().len(), 0);
+    assert_eq!(store.commit(briefly).await, Ok(Swap::Done), "the proof is as good as new");
+    let taking = promised.apply(Op::Take { by: by(), amount: Atoms(100), receipt: None }, UnixSeconds(1_001)).unwrap();
+    let line = Entry::Taking { key: "k".into(), amount: Atoms(100), at: UnixSeconds(1_001) };
+    let write = Write { claim: Some(taking.clone()), journal: vec![line], ..Write::default() };
+    assert_eq!(store.commit(write.clone()).await, Ok(Swap::Done));
+    let lines = store.lines();
+    assert!(lines.len() == 2 && lines[0].contains("claimed") && lines[1].contains("taking"), "{lines:?}");
+    assert_eq!(store.commit(write).await, Ok(Swap::Lost(Box::new(Some(taking)))), "and nothing of it is left behind");
+    assert_eq!(store.lines().len(), 2);
+    assert!(store.briefs.is_empty(), "in memory neither");
+}
+
+#[tokio::test]
+async fn a_brief_write_stands_in_line_behind_a_durable_one_of_its_key() {
+    let dir = TempDir::fresh();
+    let store = dir.open();
+    let mut durable = Box::pin(store.commit(claim_write("k")));
+    assert!(futures::poll!(&mut durable).is_pending(), "it is in the queue");
+    drop(durable);
+    let brief = Write { brief: true, ..claim_write("k") };
+    assert!(matches!(store.commit(brief).await, Ok(Swap::Lost(_))), "whoever was first has it");
 }

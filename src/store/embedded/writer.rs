@@ -2,9 +2,10 @@
 //! fsync (group commit). A lone write is as fast as the disk: only after a transaction that a crowd shared are the crowd's next
 //! operations waited for, [`GATHER`] at most, because what a transaction costs beside its operations is most of it.
 
+use super::known::Known;
 use super::tables::{Book, Fault};
 use crate::store::StoreError;
-use redb::{Database, Durability};
+use redb::{Database, Durability, ReadableDatabase};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -62,11 +63,12 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn start(db: Arc<Database>, health: Arc<Health>) -> std::io::Result<Self> {
+    pub(super) fn start(db: Arc<Database>, health: Arc<Health>, known: Known) -> std::io::Result<Self> {
         let (queue, jobs) = mpsc::channel(QUEUE);
         let theirs = health.clone();
-        let thread =
-            std::thread::Builder::new().name("pontage-store".to_owned()).spawn(move || run(&db, jobs, &theirs))?;
+        let thread = std::thread::Builder::new()
+            .name("pontage-store".to_owned())
+            .spawn(move || run(&db, jobs, &theirs, known))?;
         Ok(Self { queue: Some(queue), thread: Some(thread), health })
     }
 
@@ -118,7 +120,7 @@ impl Drop for Watch<'_> {
     }
 }
 
-fn run(db: &Database, mut jobs: mpsc::Receiver<Job>, health: &Health) {
+fn run(db: &Database, mut jobs: mpsc::Receiver<Job>, health: &Health, mut known: Known) {
     let _watch = Watch(health);
     let mut shared = 0;
     while let Some(first) = jobs.blocking_recv() {
@@ -130,7 +132,7 @@ fn run(db: &Database, mut jobs: mpsc::Receiver<Job>, health: &Health) {
         shared = batch.len();
         // A failed disk is asked nothing more; dropping the jobs answers their callers.
         if health.check().is_ok() {
-            commit(db, batch, health);
+            commit(db, batch, health, &mut known);
         }
     }
 }
@@ -158,9 +160,9 @@ fn gather(batch: &mut Vec<Job>, jobs: &mut mpsc::Receiver<Job>, shared: usize) {
 }
 
 /// One batch, one transaction. `health` has its reason before any caller hears of a failure.
-fn commit(db: &Database, batch: Vec<Job>, health: &Health) {
+fn commit(db: &Database, batch: Vec<Job>, health: &Health, known: &mut Known) {
     let mut replies = Vec::with_capacity(batch.len());
-    let durable = transact(db, |book| {
+    let durable = transact(db, known, |book| {
         for job in batch {
             let (disk, reply) = job(book);
             replies.push(reply);
@@ -181,11 +183,18 @@ fn commit(db: &Database, batch: Vec<Job>, health: &Health) {
 
 /// One durable transaction around `work`: fsync, a second fsync for the commit slot (two-phase: a torn or forged slot is
 /// never taken for a commit), and only then `Ok`.
-pub(super) fn transact(db: &Database, work: impl FnOnce(&mut Book<'_>) -> Result<(), Fault>) -> Result<(), Fault> {
+pub(super) fn transact(
+    db: &Database,
+    known: &mut Known,
+    work: impl FnOnce(&mut Book<'_>) -> Result<(), Fault>,
+) -> Result<(), Fault> {
+    // While somebody reads the last commit, what this one frees is freed by the next, on its way. Else it is freed right after
+    // this one, in a transaction of its own that costs half as much again.
+    let _last = db.begin_read()?;
     let mut txn = db.begin_write()?;
     txn.set_durability(Durability::Immediate).map_err(redb::Error::from)?;
     txn.set_two_phase_commit(true);
-    let mut book = Book::open(&txn)?;
+    let mut book = Book::open(&txn, known);
     work(&mut book)?;
     if book.close()? {
         txn.commit()?

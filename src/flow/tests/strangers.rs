@@ -1,0 +1,65 @@
+//! Openings that name a payer and are signed by a key of which only the chain knows whose it is.
+
+use super::sessions::{BY_TOKEN, bed, channel, opening, session};
+use super::*;
+use crate::channel::{ChannelId, Phase};
+use crate::rail::session::Outcome;
+
+/// An opening signed by an access key that is said to be `payer`'s.
+fn by_key(id: &str, payer: &str) -> Shown {
+    session(json!({
+        "action": "open", "channelId": id, "amount": "2000", "deposit": "50000", "tx": id, "by": "access key", "payer": payer,
+    }))
+}
+
+async fn buy(bed: &Bed, credential: &Shown) -> &'static str {
+    match bed.pay(BY_TOKEN, &ask("m", 10), credential).await {
+        Ok(paid) => {
+            drop(paid);
+            "paid"
+        }
+        Err(stop) => stop.refusal.code(),
+    }
+}
+
+#[tokio::test]
+async fn a_strangers_openings_take_no_place_of_the_payer_they_name_and_few_are_under_way() {
+    let bed = bed();
+    *bed.purse.keys.lock().unwrap() = Some(Outcome::Unknown);
+    for n in 0..4 {
+        assert_eq!(buy(&bed, &by_key(&format!("0xf{n}"), "0xpayer")).await, "payment_unknown");
+    }
+    assert_eq!(buy(&bed, &by_key("0xf4", "0xpayer")).await, "rate_limit_exceeded", "a fifth that names him");
+    assert_eq!(bed.store.inner.channel(&ChannelId("0xf4".into())).await.unwrap(), None, "nothing of it is kept");
+    for (id, want) in [("0xaa", "paid"), ("0xab", "paid"), ("0xac", "payment_invalid")] {
+        assert_eq!(buy(&bed, &opening(id, 2_000, 50_000)).await, want, "{id}: he has two places");
+    }
+    for n in 0..28 {
+        assert_eq!(buy(&bed, &by_key(&format!("0xe{n}"), &format!("0x{n}"))).await, "payment_unknown", "{n}");
+    }
+    assert_eq!(buy(&bed, &by_key("0xd0", "0xd")).await, "rate_limit_exceeded", "many payers are named");
+    assert_eq!(
+        buy(&bed, &opening("0xad", 2_000, 50_000)).await,
+        "payment_invalid",
+        "and this is about his own, as before"
+    );
+
+    // The chain says that they were never his: there is room again.
+    *bed.purse.keys.lock().unwrap() = Some(Outcome::Dropped { why: "not his key".into() });
+    for n in 0..4 {
+        until(|| async { channel(&bed, &format!("0xf{n}")).await.phase == Phase::Failed }).await;
+    }
+    assert_eq!(buy(&bed, &by_key("0xd0", "0xd")).await, "payment_failed");
+}
+
+#[tokio::test]
+async fn an_opening_by_access_key_that_lands_takes_a_place_like_any_other() {
+    let bed = bed();
+    assert_eq!(buy(&bed, &by_key("0xa0", "0xpayer")).await, "paid");
+    assert_eq!(buy(&bed, &opening("0xa1", 2_000, 50_000)).await, "paid");
+    for credential in [by_key("0xa2", "0xpayer"), opening("0xa3", 2_000, 50_000)] {
+        assert_eq!(buy(&bed, &credential).await, "payment_invalid", "two places, whoever signed");
+    }
+    let landed = channel(&bed, "0xa0").await;
+    assert!(landed.by_access_key && !landed.is_unjudged(), "how it was signed is kept, and the chain has spoken");
+}
