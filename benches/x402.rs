@@ -1,7 +1,9 @@
 //! What paying by x402 adds to a call: one connection, one call after the other, each with a payment of its own, before a facilitator
 //! that says yes at once. Prints figures; nothing here passes or fails on a time.
 //!
-//!     cargo bench --bench x402
+//!     cargo bench --bench x402 [-- times|count]
+//!
+//! `count` prints instructions, which other work on the machine does not change; it needs valgrind.
 //!
 //! A paid call has two HTTP calls in it (`/verify`, `/settle`) and three durable writes (promised, being taken, delivered). Both are
 //! measured by themselves, from here and with the gate's own client and store, each awaited on a runtime of two threads: a call to the
@@ -13,16 +15,29 @@ mod bed;
 
 use bed::backend::{self, Kind};
 use bed::payer::{Wire, words};
-use bed::{FREE, Gate, PATH, asked, facilitator, median, request_body, timed, until, write_of};
+use bed::{FREE, Gate, PATH, Running, asked, facilitator, median, request_body, timed, until, write_of};
+use serde_json::Value;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 const ROUNDS: u64 = 5;
 const CALLS: u64 = 200;
 
 fn main() {
-    let arguments: Vec<_> = std::env::args().skip(1).collect();
-    backend::play(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let arguments: Vec<_> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    backend::play(&arguments);
+    let wanted = |part| arguments.is_empty() || arguments.contains(&part);
+    if wanted("times") {
+        times();
+    }
+    if wanted("count") {
+        counts();
+    }
+}
+
+fn times() {
     println!("a JSON request, paid `exact` and taken on success; one connection, {ROUNDS} × {CALLS} calls\n");
     println!("{:<44} {:>12} {:>12}", "", "median µs", "CPU µs");
     let memory = Path::new("/dev/shm");
@@ -38,26 +53,11 @@ fn compare(place: &str, scratch: tempfile::TempDir) {
     let (_backend, backend) = backend::start(Kind::Json);
     let gate = Gate::prepare(scratch.path(), &backend, "base/exact");
     let running = gate.start();
-    let mut offer = None;
-    until("the gate offers x402 (what it says against that is above)", 120, || {
-        offer = asked(gate.listen, &body).and_then(|(_, head)| facilitator::offer(&head));
-        offer.is_some()
-    });
-    let offer = offer.unwrap();
+    let offer = ready(&gate, &body);
     let mut wire = Wire::open(gate.listen).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let verify = format!("http://{}/verify", gate.facilitator.unwrap());
-    let call = |wire: &mut Wire, path: &str, headers: &str, body: &str| {
-        let began = Instant::now();
-        wire.post(path, headers, body).unwrap();
-        let (status, head, length) = wire.head().unwrap();
-        let said = wire.body(length.unwrap()).unwrap();
-        let micros = began.elapsed().as_secs_f64() * 1e6;
-        assert_eq!(status, 200, "{}", words(&said));
-        assert!(headers.is_empty() || head.contains("payment-response:"), "{head}");
-        micros
-    };
     let (mut times, mut cpu) = ([(); 3].map(|()| Vec::new()), [(); 2].map(|()| Vec::new()));
     let mut next = 0;
     for round in 0..=ROUNDS {
@@ -93,6 +93,63 @@ fn compare(place: &str, scratch: tempfile::TempDir) {
     println!("{:<44} {write:>12.0}", format!("one durable write, {place}"));
     let rest = paid - free - 2.0 * http - 3.0 * write;
     println!("{:<44} {rest:>12.0}   (aim: ≤ 200)\n", "paid − free − two HTTP calls − three writes");
+}
+
+/// Waits until the gate makes an offer.
+fn ready(gate: &Gate, body: &str) -> Value {
+    let mut offer = None;
+    until("the gate offers x402 (what it says against that is above)", 120, || {
+        offer = asked(gate.listen, body).and_then(|(_, head)| facilitator::offer(&head));
+        offer.is_some()
+    });
+    offer.unwrap()
+}
+
+/// Microseconds of one call; with `headers` it is a paid one.
+fn call(wire: &mut Wire, path: &str, headers: &str, body: &str) -> f64 {
+    let began = Instant::now();
+    wire.post(path, headers, body).unwrap();
+    let (status, head, length) = wire.head().unwrap();
+    let said = wire.body(length.unwrap()).unwrap();
+    let micros = began.elapsed().as_secs_f64() * 1e6;
+    assert_eq!(status, 200, "{}", words(&said));
+    assert!(headers.is_empty() || head.contains("payment-response:"), "{head}");
+    micros
+}
+
+/// What a call costs in instructions of user space: what many cost more than few, so that start and end of the process do not count.
+fn counts() {
+    if Command::new("valgrind").arg("--version").output().is_err() {
+        println!("count: valgrind is missing; install the Debian package valgrind to count instructions");
+        return;
+    }
+    let (few, many) = (16, 80);
+    let [free, paid] = [false, true].map(|paid| (count(paid, many) - count(paid, few)) / (many - few) as f64);
+    println!("instructions of a call, user space, whole process: free {free:.0}, paid {paid:.0}");
+}
+
+/// Instructions of a process that answers `calls` calls, start and end included.
+fn count(paid: bool, calls: u64) -> f64 {
+    let scratch = tempfile::tempdir().unwrap();
+    let body = request_body();
+    let (_backend, backend) = backend::start(Kind::Json);
+    // For whoever wants to know where they go.
+    let out = std::env::var("CALLGRIND_OUT").ok().filter(|_| paid);
+    let out = out.map_or("/dev/null".to_owned(), |out| format!("{out}.{calls}"));
+    let gate = Gate::prepare(scratch.path(), &backend, "base/exact");
+    let mut command = gate.command(&["valgrind", "--tool=callgrind", &format!("--callgrind-out-file={out}")]);
+    let watched = Running::start(command.stderr(Stdio::piped()));
+    let offer = ready(&gate, &body);
+    let mut wire = Wire::open(gate.listen).unwrap();
+    for n in 0..calls {
+        let (path, headers) = if paid { (PATH, facilitator::payment(&offer, n)) } else { (FREE, String::new()) };
+        call(&mut wire, path, &headers, &body);
+    }
+    drop(wire);
+    let said = watched.stop("-TERM");
+    let collected = said.lines().find_map(|line| line.split("Collected :").nth(1));
+    let Some(collected) = collected else { panic!("valgrind counted nothing:\n{said}") };
+    collected.trim().parse().unwrap()
 }
 
 /// About what the gate sends.

@@ -13,7 +13,8 @@
 //!     └─► Untaken ◄─┘                              nothing was taken, nothing delivered: the proof is as good as new
 //! ```
 //!
-//! `Claimed` and `Promised` are durable before anybody else hears of the proof, `Serving` before the first upstream byte, `Taking`
+//! `Claimed` is durable before anybody else hears of the proof, and `Promised` is what everybody sees of it; a crash may forget a
+//! promise, because of what a dead process promised nothing is taken: it becomes `Untaken`, as good as never shown. `Serving` before the first upstream byte, `Taking`
 //! with its amount before that amount is asked for, `Delivered` before the first byte to the client (where it was paid before).
 //! What can never be proven either way ends in `Unproven`. The store replaces a record only if its revision matches;
 //! everything else is decided here (`notes/security.md` §4.1, §4.5, invariant I7).
@@ -261,7 +262,7 @@ impl Claim {
 
     /// Last second at which it can be redeemed, when it is paid.
     pub fn redeem_until(&self) -> Option<UnixSeconds> {
-        self.paid_at.map(|t| t.plus(REDEEM_SECONDS))
+        self.paid_at.map(redeem_until)
     }
 
     /// Whether nothing can change any more, so that it may be forgotten once `keep_until` is past.
@@ -275,8 +276,7 @@ impl Claim {
     /// Until when the key must be remembered so that the proof cannot be shown again: the offer's end, the proof's own end, and
     /// a day beyond.
     pub fn keep_until(&self) -> UnixSeconds {
-        let end = self.redeem_until().map_or(self.collect_until, |t| t.max(self.collect_until));
-        end.plus(86_400)
+        keep_until(self.collect_until, self.paid_at)
     }
 
     /// Whether the answer to another offer may claim this proof anew. A hash that the payer sent himself can be named by
@@ -388,6 +388,16 @@ impl Claim {
         self.resend = None;
         self.transaction = transaction.or(self.transaction.take());
     }
+}
+
+fn redeem_until(paid_at: UnixSeconds) -> UnixSeconds {
+    paid_at.plus(REDEEM_SECONDS)
+}
+
+/// [`Claim::keep_until`] of a record of which only this is known.
+pub fn keep_until(collect_until: UnixSeconds, paid_at: Option<UnixSeconds>) -> UnixSeconds {
+    let end = paid_at.map_or(collect_until, |at| redeem_until(at).max(collect_until));
+    end.plus(86_400)
 }
 
 /// Claims for tests of this floor and those above.

@@ -7,6 +7,7 @@ pub use gap::{Gap, Place};
 use self::gap::named;
 use crate::clock::UnixSeconds;
 use crate::money::{Atoms, Usd};
+use crate::surface::Surface;
 
 /// One reason. Texts in here are ours or taken from the rules; a client's text appears only where the field says
 /// "asked", and is quoted and cut by whoever writes it out.
@@ -91,6 +92,8 @@ pub enum Refusal {
     },
     /// More prompt tokens than the tier sells.
     PromptTooLong {
+        /// What was asked.
+        surface: Surface,
         /// The limit.
         max: u64,
         /// Who counted: a vocabulary, or `bytes` as the bound.
@@ -100,6 +103,8 @@ pub enum Refusal {
     },
     /// The flat price does not pay for this prompt and the least output.
     OverPrice {
+        /// What was asked.
+        surface: Surface,
         /// By how much, and what would be within it.
         gap: Gap,
         /// Paths that would serve this very request, cheapest first.
@@ -118,7 +123,10 @@ pub enum Refusal {
         sold_at: Vec<Place>,
     },
     /// Valid credential, but the body asks for nothing that could be served.
-    NothingAsked,
+    NothingAsked {
+        /// What could have been asked.
+        surface: Surface,
+    },
     /// More than one payment credential.
     TwoCredentials {
         /// How many were found.
@@ -323,7 +331,7 @@ impl Refusal {
             | Self::PromptTooLong { .. }
             | Self::OverPrice { .. }
             | Self::WrongTier { .. }
-            | Self::NothingAsked
+            | Self::NothingAsked { .. }
             | Self::TwoCredentials { .. } => 400,
             Self::PaymentRequired
             | Self::MalformedCredential
@@ -429,7 +437,7 @@ impl Refusal {
             Self::OverPrice { .. } => "over_price",
             Self::UnknownModel { .. } => "model_not_found",
             Self::WrongTier { .. } => "wrong_tier",
-            Self::NothingAsked => "nothing_asked",
+            Self::NothingAsked { .. } => "nothing_asked",
             Self::TwoCredentials { .. } => "two_credentials",
             Self::MalformedCredential => "malformed_credential",
             Self::InvalidChallenge { .. } => "invalid_challenge",
@@ -473,7 +481,9 @@ impl Refusal {
         match self {
             Self::BadField { param, .. } | Self::UnknownField { param } | Self::NotPriced { param } => Some(param),
             Self::OverLimit { param, .. } => Some(param),
-            Self::PromptTooLong { .. } | Self::OverPrice { .. } => Some("messages"),
+            Self::PromptTooLong { surface, .. } | Self::OverPrice { surface, .. } | Self::NothingAsked { surface } => {
+                Some(surface.prompt_field())
+            }
             Self::UnknownModel { .. } | Self::WrongTier { .. } => Some("model"),
             Self::UpstreamRefused { param, .. } => param.as_deref(),
             _ => None,
@@ -496,12 +506,12 @@ impl Refusal {
             Self::UnknownField { param } => format!("{param} is not accepted here"),
             Self::NotPriced { param } => format!("{param} has no price here and is not accepted"),
             Self::OverLimit { param, asked, max } => format!("{param} is {asked}; the most sold here is {max}"),
-            Self::PromptTooLong { max, counted_by, sold_at } => {
+            Self::PromptTooLong { max, counted_by, sold_at, .. } => {
                 let said =
                     format!("the prompt is longer than {max} tokens (counted by {counted_by}), the most sold here");
                 if sold_at.is_empty() { said } else { format!("{said}; longer ones are sold at {}", named(sold_at)) }
             }
-            Self::OverPrice { gap, sold_at } => gap.message(sold_at),
+            Self::OverPrice { surface, gap, sold_at } => gap.message(*surface, sold_at),
             Self::UnknownModel { asked } => format!("the model {} does not exist", quoted(asked)),
             Self::WrongTier { asked, sold_at } if sold_at.is_empty() => {
                 format!("the model {} is not sold here", quoted(asked))
@@ -509,7 +519,9 @@ impl Refusal {
             Self::WrongTier { asked, sold_at } => {
                 format!("the model {} is not sold here; it is sold at {}", quoted(asked), named(sold_at))
             }
-            Self::NothingAsked => "the body has no messages; nothing was charged".to_owned(),
+            Self::NothingAsked { surface } => {
+                format!("the body has no {}; nothing was charged", surface.prompt_field())
+            }
             Self::TwoCredentials { found } => format!("{found} payment credentials on one request; send exactly one"),
             Self::MalformedCredential => "the payment credential cannot be decoded".to_owned(),
             Self::InvalidChallenge { why } => {
@@ -591,6 +603,39 @@ mod tests {
             Refusal::Underpaid { need: Atoms(2), paid: Atoms(1) },
         ] {
             assert!(!refusal.invites_payment(), "{refusal:?}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_of_what_was_asked_names_the_field_that_the_client_sent() {
+        let gap = gap::Gap {
+            price: Usd(1),
+            prompt: 2,
+            counted_by: "",
+            output: 3,
+            n: 1,
+            shorten_by: None,
+            n_within: 0,
+            output_within: 1,
+        };
+        for (surface, prompt, output) in [
+            (Surface::Chat, "messages", "max_tokens"),
+            (Surface::Messages, "messages", "max_tokens"),
+            (Surface::Responses, "input", "max_output_tokens"),
+            (Surface::Completions, "prompt", "max_tokens"),
+            (Surface::Embeddings, "input", ""),
+            (Surface::Images, "prompt", ""),
+            (Surface::Speech, "input", ""),
+            (Surface::Transcriptions, "file", ""),
+        ] {
+            let long = Refusal::PromptTooLong { surface, max: 1, counted_by: "", sold_at: Vec::new() };
+            let over = Refusal::OverPrice { surface, gap, sold_at: Vec::new() };
+            let nothing = Refusal::NothingAsked { surface };
+            for refusal in [&long, &over, &nothing] {
+                assert_eq!(refusal.param(), Some(prompt), "{refusal:?}");
+            }
+            assert!(nothing.message().contains(prompt), "{}", nothing.message());
+            assert!(!surface.has_output() || over.message().contains(&format!("({output})")), "{}", over.message());
         }
     }
 

@@ -133,6 +133,26 @@ impl Surface {
         matches!(self, Self::Transcriptions)
     }
 
+    /// The field of a request that holds what it asks about.
+    pub const fn prompt_field(self) -> &'static str {
+        match self {
+            Self::Chat | Self::Messages => "messages",
+            Self::Responses | Self::Embeddings | Self::Speech => "input",
+            Self::Completions | Self::Images => "prompt",
+            Self::Transcriptions => "file",
+            // It asks for nothing.
+            Self::Models => "",
+        }
+    }
+
+    /// The field of a request that limits its output, where there is one.
+    pub const fn output_field(self) -> &'static str {
+        match self {
+            Self::Responses => "max_output_tokens",
+            _ => "max_tokens",
+        }
+    }
+
     /// What a flat price buys one of.
     pub const fn unit(self) -> &'static str {
         match self {

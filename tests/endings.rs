@@ -7,6 +7,7 @@
 
 use pontage::money::{Atoms, Usd};
 use pontage::refusal::{Gap, Refusal};
+use pontage::surface::Surface;
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -70,7 +71,7 @@ fn endings() -> Vec<Ending> {
 
 /// One of each kind, two where the status depends on a field.
 fn every_refusal() -> Vec<Refusal> {
-    let (why, retry_after_seconds) = (String::new, 1);
+    let (why, retry_after_seconds, surface) = (String::new, 1, Surface::Chat);
     let gap = Gap {
         price: Usd(1),
         prompt: 2,
@@ -96,11 +97,11 @@ fn every_refusal() -> Vec<Refusal> {
         Refusal::UnknownField { param: why() },
         Refusal::NotPriced { param: why() },
         Refusal::OverLimit { param: "", asked: 2, max: 1 },
-        Refusal::PromptTooLong { max: 1, counted_by: "", sold_at: Vec::new() },
-        Refusal::OverPrice { gap, sold_at: Vec::new() },
+        Refusal::PromptTooLong { surface, max: 1, counted_by: "", sold_at: Vec::new() },
+        Refusal::OverPrice { surface, gap, sold_at: Vec::new() },
         Refusal::UnknownModel { asked: why() },
         Refusal::WrongTier { asked: why(), sold_at: Vec::new() },
-        Refusal::NothingAsked,
+        Refusal::NothingAsked { surface },
         Refusal::TwoCredentials { found: 2 },
         Refusal::MalformedCredential,
         Refusal::InvalidChallenge { why: "" },

@@ -5,16 +5,21 @@
 
 mod common;
 
-use common::bridge::{Bridge, ROOMY, ask, limits, streamed};
-use common::{Backend, DEV, Payer, RawReply, Reply, Script, Step, ledger, payer};
+use common::bridge::{Bridge, FREE, PATIENCE, ROOMY, ask, limits, streamed};
+use common::{Backend, DEV, Payer, RawReply, Reply, Script, Step, eventually, ledger, payer, raw};
 use serde_json::{Value, json};
 
 /// A gate whose pool has these servers and falls back to one that calls the model, and its limit, something else.
 async fn gate(servers: &[String], hosted: &Backend) -> Bridge {
+    gate_with(servers, "", hosted).await
+}
+
+/// The same with `more` about the pool.
+async fn gate_with(servers: &[String], more: &str, hosted: &Backend) -> Bridge {
     let urls: Vec<_> = servers.iter().map(|url| format!("{url:?}")).collect();
     let waits = "timeouts = { connect_seconds = 2, first_byte_seconds = 1, idle_seconds = 2, total_seconds = 30 }";
     let pools = format!(
-        "[pool.gpt-oss]\nprofile = \"vllm\"\nservers = [{}]\nfallback = \"hosted\"\n{waits}\n\n\
+        "[pool.gpt-oss]\nprofile = \"vllm\"\nservers = [{}]\nfallback = \"hosted\"\n{waits}\n{more}\n\n\
          [pool.hosted]\nprofile = \"openai\"\nservers = [{{ url = \"{}\", name = \"vendor\" }}]\napi_key = \"env:UPSTREAM_KEY\"\n{waits}\n",
         urls.join(", "),
         hosted.url(),
@@ -158,4 +163,39 @@ async fn when_everybody_refuses_the_last_word_is_passed_on_and_the_payment_stays
     let bought = bridge.send(&paying).await;
     assert_eq!(bought.status, 200, "{}", bought.text());
     assert_eq!(bridge.chain.payments_to(DEV[1].address).await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_in_line_while_the_fallback_has_a_server_that_is_free() {
+    // Longer than the test would wait for an answer.
+    let more = "max_concurrent = 1\nqueue = { length = 4, wait_seconds = 3600 }";
+    let [busy_one, hosted] = backends().await;
+    let bridge = gate_with(&[busy_one.url()], more, &hosted).await;
+    let listen = bridge.gate.listen;
+    let free = move |why: &'static str| async move {
+        raw::exchange(listen, &raw::post(FREE, &[], ask(why).to_string().as_bytes())).await
+    };
+    let queue = |what: &'static str| bridge.gate.metric(what, &[("pool", "gpt-oss")]);
+    let waits = async |count: f64| queue("pontage_upstream_queue_length").await == count;
+    busy_one.next(Reply::Model(Script::default()).held());
+    let first = tokio::spawn(free("first"));
+    assert!(eventually(PATIENCE, || async { busy_one.requests().len() == 1 }).await);
+    let served = free("at once").await;
+    assert_eq!((served.status, hosted.requests().len()), (200, 1), "{}", served.text());
+    assert_eq!(queue("pontage_upstream_queue_waits_total").await, 0.0, "it did not wait");
+
+    hosted.next(busy(503));
+    let back = tokio::spawn(free("back in line"));
+    assert!(eventually(PATIENCE, || waits(1.0)).await, "the fallback will not: there is still the line");
+    assert_eq!(hosted.requests().len(), 2);
+    hosted.next(Reply::Model(Script::default()));
+    assert_eq!(
+        free("past the line").await.status,
+        200,
+        "who waits for one pool does not stand in the way to the other"
+    );
+    assert_eq!((hosted.requests().len(), busy_one.requests().len()), (3, 1));
+    busy_one.release();
+    assert_eq!((first.await.unwrap().status, back.await.unwrap().status), (200, 200));
+    assert_eq!((hosted.requests().len(), busy_one.requests().len()), (3, 2), "its turn came in its own pool");
 }

@@ -1,5 +1,5 @@
-//! `tests/usage.toml` says, byte by byte, how backends report what they used, and what is billed for it. Every case goes through the
-//! meter and through a running gate; `docs/usage.md` is rendered from it.
+//! `tests/usage.toml` says, byte by byte, how backends report what they used, what is billed for it, and what that comes to at one
+//! example's prices. Every case goes through the meter, through a running gate, and through a session; `docs/usage.md` is rendered from it.
 //!
 //! After a change: `PONTAGE_RENDER=1 cargo test --test usage`.
 
@@ -8,24 +8,36 @@
 mod common;
 
 use bytes::Bytes;
+use common::channels::SessionBed;
 use common::{Backend, Gate, GateOptions, Reply, Script, Step, raw};
 use pontage::catalogue::OnLeave;
+use pontage::flow::price;
 use pontage::limits::Spelling;
-use pontage::money::Usd;
+use pontage::money::{PerToken, Usd};
 use pontage::openai::meter::Meter;
-use pontage::openai::usage::{Bounds, Verdict, read_json};
+use pontage::openai::reply;
+use pontage::openai::usage::{Bounds, Verdict};
+use pontage::rules::price::{Prices, Rates, Speeds};
+use pontage::surface::Surface;
 use pontage::upstream::profile::{self, Profile};
 use pontage::usage::{Scope, ServiceTier, Usage};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 const PAGE: &str = "docs/usage.md";
 const BEGIN: &str = "<!-- rendered from tests/usage.toml -->\n";
 const END: &str = "<!-- end -->";
 const FREE: &str = "/free/chat/completions";
+/// What every row of the table is priced at, as a row of LiteLLM's file; per million tokens $1 in, $8 out.
+const LIST: &str = r#"{"example": {"input_cost_per_token": 1e-06, "output_cost_per_token": 8e-06, "output_cost_per_reasoning_token": 1e-05,
+  "cache_read_input_token_cost": 1e-07, "cache_creation_input_token_cost": 1.25e-06, "cache_creation_input_token_cost_above_1hr": 2e-06,
+  "input_cost_per_audio_token": 2e-05, "output_cost_per_audio_token": 4e-05, "input_cost_per_image_token": 3e-06,
+  "input_cost_per_token_flex": 5e-07, "output_cost_per_token_flex": 4e-06,
+  "input_cost_per_token_priority": 2e-06, "output_cost_per_token_priority": 1.6e-05}}"#;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -37,6 +49,8 @@ struct Table {
 #[serde(deny_unknown_fields)]
 struct Case {
     profile: String,
+    #[serde(default = "chat")]
+    surface: String,
     case: String,
     source: String,
     #[serde(default = "one")]
@@ -52,6 +66,7 @@ struct Case {
     content_encoding: Option<String>,
     reply: String,
     usage: Option<Counts>,
+    cost: Option<String>,
     #[serde(default)]
     hidden: Vec<String>,
     #[serde(default)]
@@ -68,6 +83,9 @@ struct Case {
     status: u16,
 }
 
+fn chat() -> String {
+    Surface::Chat.word().into()
+}
 fn one() -> u64 {
     1
 }
@@ -141,7 +159,34 @@ impl Case {
     }
 
     fn name(&self) -> String {
-        format!("{}: {}", self.profile, self.case)
+        format!("{}, {}: {}", self.profile, self.surface, self.case)
+    }
+
+    fn surface(&self) -> Surface {
+        surface(&self.surface)
+    }
+
+    /// What is billed, in dollars.
+    fn cost(&self) -> Usd {
+        self.cost.as_deref().map_or(Usd::ZERO, |usd| Usd::parse(usd).unwrap())
+    }
+
+    /// A request that such a reply answers.
+    fn ask(&self, wants_usage: bool) -> Value {
+        let (model, stream, most) = (&self.profile, !self.json, self.most);
+        let hi = json!([{"role": "user", "content": "hi"}]);
+        match self.surface() {
+            Surface::Responses => json!({"model": model, "input": "hi", "stream": stream, "max_output_tokens": most}),
+            Surface::Messages => json!({"model": model, "messages": hi, "stream": stream, "max_tokens": most}),
+            _ => {
+                let mut body =
+                    json!({"model": model, "messages": hi, "stream": stream, "n": self.n, "max_tokens": most});
+                if wants_usage && stream {
+                    body["stream_options"] = json!({"include_usage": true});
+                }
+                body
+            }
+        }
     }
 
     fn sent(&self, text: &str) -> String {
@@ -167,6 +212,38 @@ impl Case {
     }
 }
 
+fn surface(word: &str) -> Surface {
+    Surface::ALL.into_iter().find(|surface| surface.word() == word).unwrap_or_else(|| panic!("{word}: no such surface"))
+}
+
+/// Where the gate of the test gives away what a surface answers, and where it sells it.
+fn path(surface: Surface, paid: bool) -> String {
+    let under = if paid { "paid" } else { "free" };
+    surface.upstream_path().replacen("v1", under, 1)
+}
+
+/// The prices of [`LIST`], written once more.
+fn prices() -> Prices {
+    let per = |usd: &str| PerToken::per_million(usd).unwrap();
+    let standard = Rates {
+        input: per("1"),
+        cached_input: per("0.1"),
+        cache_write: per("1.25"),
+        cache_write_hour: per("2"),
+        output: per("8"),
+        reasoning: per("10"),
+        audio_input: Some(per("20")),
+        audio_output: Some(per("40")),
+        image_input: Some(per("3")),
+    };
+    let at = |input: &str, output: &str| {
+        let (input, output) = (per(input), per(output));
+        Rates { input, output, reasoning: output, ..standard }
+    };
+    let base = Speeds { standard, flex: at("0.5", "4"), priority: at("2", "16") };
+    Prices { per_request: Usd::ZERO, base, steps: Vec::new() }
+}
+
 fn at(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
@@ -181,7 +258,7 @@ fn cases() -> Vec<Case> {
 
 /// Feeds a stream in reads of `size` bytes. `None`: an event is larger than is kept.
 fn metered(case: &Case, size: usize, wants_usage: bool) -> Option<(String, Verdict)> {
-    let (mut meter, mut out) = (Meter::new(wants_usage, case.bounds()), Vec::new());
+    let (mut meter, mut out) = (Meter::new(wants_usage, case.bounds()).of(case.surface()), Vec::new());
     // An event that lies in one read is not kept; a connection is read in far smaller pieces.
     let size = if case.pad.is_some() { size.clamp(4096, 65_536) } else { size };
     for read in case.sent(&case.reply).as_bytes().chunks(size) {
@@ -198,6 +275,8 @@ fn judge(case: &Case, verdict: &Verdict, why: &str) {
     assert_eq!((verdict.failed, verdict.absurd), (case.failed, case.absurd), "{why}: failed, absurd");
     assert_eq!(verdict.saw_done, case.says_done(), "{why}: [DONE]");
     assert_eq!(verdict.tier, case.tier, "{why}");
+    let cost = verdict.usage.map(|usage| price::cost(&prices(), &usage, verdict.tier, Usd::ZERO).unwrap());
+    assert_eq!(cost.unwrap_or(Usd::ZERO), case.cost(), "{why}: its cost");
     assert_eq!(verdict.stated, case.stated.as_deref().map(|usd| Usd::parse(usd).unwrap()), "{why}");
 }
 
@@ -206,7 +285,7 @@ fn the_meter_reads_every_way_of_reporting_usage_however_its_bytes_are_cut() {
     for case in cases().iter().filter(|case| case.content_type.is_none()) {
         let name = case.name();
         if case.json {
-            judge(case, &read_json(case.sent(&case.reply).as_bytes(), case.bounds()), &name);
+            judge(case, &reply::whole(case.surface(), case.sent(&case.reply).as_bytes(), case.bounds()), &name);
             continue;
         }
         for (size, wants_usage) in
@@ -243,26 +322,43 @@ fn every_profile_and_every_row_of_the_notes_has_a_case() {
     }
 }
 
-/// A gate whose free route sells a model of each profile, all of them on one backend.
-async fn gate(backend: &Backend) -> Gate {
-    let (mut pools, mut models, mut names) = (String::new(), String::new(), Vec::new());
+/// Beside the default rules: a model of each profile, all of them on one backend, given away or sold on every surface that has a case of
+/// that profile.
+fn shop(options: GateOptions, paid: bool) -> GateOptions {
+    let [mut pools, mut models, mut tiers, mut routes] = [(); 4].map(|()| String::new());
     for profile in profile::ALL {
-        let name = profile.name;
-        writeln!(pools, "[pool.{name}]\nprofile = \"{name}\"\nservers = [\"{}\"]\n", backend.url()).unwrap();
-        let price = "price = { input = \"1\", output = \"2\" }\nvocabulary = \"o200k\"";
-        writeln!(models, "[model.{name}]\nupstream = \"up\"\npool = \"{name}\"\n{price}\n").unwrap();
-        names.push(format!("{name:?}"));
+        let (name, url) = (profile.name, &options.upstream);
+        write!(pools, "[pool.{name}]\nprofile = \"{name}\"\nservers = [\"{url}\"]\n\n").unwrap();
+        let price = "price_as = \"example\"\nvocabulary = \"o200k\"";
+        write!(models, "[model.{name}]\nupstream = \"up\"\npool = \"{name}\"\n{price}\n\n").unwrap();
     }
-    let tier = format!(
-        "[tier.all]\nmodels = [{}]\nmax_output_tokens = 1000\nmax_n = 4\ncharge = {{ flat = \"0.02\" }}\n",
-        names.join(", ")
-    );
-    let route = format!("[[route]]\npath = \"{FREE}\"\nsurface = \"chat\"\ntier = \"all\"\naccess = \"free\"\n");
-    let mut options = GateOptions::new("http://127.0.0.1:1", &backend.url());
-    for (file, rules) in [("pools.toml", pools), ("models.toml", models), ("tiers.toml", tier), ("routes.toml", route)]
-    {
-        options = options.rule(file, &rules);
+    let cases = cases();
+    for surface in [Surface::Chat, Surface::Responses, Surface::Messages] {
+        let sold = |name: &str| cases.iter().any(|case| case.profile == name && case.surface() == surface);
+        let names = profile::NAMES.into_iter().filter(|name| sold(name)).map(|name| format!("{name:?}"));
+        let (names, word) = (names.collect::<Vec<_>>().join(", "), surface.word());
+        let charge = "max_output_tokens = 1000\nmax_n = 4\ncharge = { flat = \"0.02\" }";
+        write!(tiers, "[tier.of-{word}]\nmodels = [{names}]\n{charge}\n\n").unwrap();
+        let access = if paid { "accept = [\"tempo/session\"]" } else { "access = \"free\"" };
+        let path = path(surface, paid);
+        write!(routes, "[[route]]\npath = \"{path}\"\nsurface = \"{word}\"\ntier = \"of-{word}\"\n{access}\n\n")
+            .unwrap();
     }
+    let beside = [
+        ("pools.toml", "[pool.gpt-oss]", pools),
+        ("models.toml", "[model.\"openai/gpt-oss-120b\"]", models),
+        ("tiers.toml", "[tier.standard]", tiers),
+        ("routes.toml", "[[route]]\npath = \"/v1/models\"", routes),
+    ];
+    let options = options.rule("prices.toml", "registry = \"list.json\"\n").rule("list.json", LIST);
+    beside.into_iter().fold(options, |options, (file, anchor, more): (_, &str, String)| {
+        options.rule_edit(file, anchor, &format!("{more}{anchor}"))
+    })
+}
+
+/// A gate that gives it all away.
+async fn gate(backend: &Backend) -> Gate {
+    let options = shop(GateOptions::new("http://127.0.0.1:1", &backend.url()), false);
     Gate::start(options.wait(common::gate::Wait::Alive)).await
 }
 
@@ -301,14 +397,8 @@ async fn a_running_gate_bills_what_the_table_says_and_hides_what_was_not_asked_f
             let why = format!("{}, asked for usage: {wants_usage}, pieces of {size}", case.name());
             let before = books(&gate, &case.profile).await;
             backend.next(scripted(&case, size));
-            let mut body = json!({
-                "model": case.profile, "messages": [{"role": "user", "content": "hi"}],
-                "stream": !case.json, "n": case.n, "max_tokens": case.most,
-            });
-            if wants_usage && !case.json {
-                body["stream_options"] = json!({"include_usage": true});
-            }
-            let got = raw::exchange(gate.listen, &raw::post(FREE, &[], body.to_string().as_bytes())).await;
+            let (path, body) = (path(case.surface(), false), case.ask(wants_usage));
+            let got = raw::exchange(gate.listen, &raw::post(&path, &[], body.to_string().as_bytes())).await;
             assert_eq!(got.status, case.status, "{why}: {}", got.text());
             if case.status == 200 {
                 assert_eq!(got.text(), case.seen(wants_usage), "{why}");
@@ -336,6 +426,38 @@ async fn a_running_gate_bills_what_the_table_says_and_hides_what_was_not_asked_f
             assert_eq!(after, want, "{why}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_is_charged_what_the_table_says_of_every_row() {
+    const SIGNED: u128 = 200_000;
+    let bed = SessionBed::with(|options| shop(options, true)).await;
+    // A channel takes ten vouchers a second.
+    let mut channels = Vec::new();
+    for _ in 0..6 {
+        channels.push(bed.channel(9_000_000, 1_000).await.0);
+    }
+    for (turn, case) in cases().iter().enumerate() {
+        let channel = &channels[turn % channels.len()];
+        let (path, body, why) = (path(case.surface(), true), case.ask(false), case.name());
+        let (offer, _) = bed.offer(&path, &body).await;
+        let credential = channel.voucher_credential(&offer, SIGNED + 1_000 * turn as u128);
+        let before = bed.charged(&channel.id);
+        bed.backend.next(scripted(case, 1 << 22));
+        let mut got;
+        loop {
+            got = bed.post(&path, &[("authorization", &credential)], body.to_string().as_bytes()).await;
+            if got.status != 429 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        assert_eq!(got.status, case.status, "{why}: {}", got.text());
+        let due = case.cost().to_atoms(6).unwrap().0;
+        assert_eq!(bed.charged(&channel.id) - before, due, "{why}: {}", got.text());
+    }
+    let channels: Vec<_> = channels.iter().collect();
+    bed.close(&channels).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -446,9 +568,17 @@ fn the_page_of_usage_is_rendered_from_the_cases_that_are_run() {
     let cases = cases();
     let mut rendered = format!("\n## Profiles\n\n{}", profiles());
     for profile in profile::ALL {
-        write!(rendered, "\n## `{}`\n\n| case | billed |\n|---|---|\n", profile.name).unwrap();
-        for case in cases.iter().filter(|case| case.profile == profile.name) {
-            writeln!(rendered, "| {} | {} |", case.case, billed(case)).unwrap();
+        write!(rendered, "\n## `{}`\n", profile.name).unwrap();
+        for surface in Surface::ALL {
+            let mut own = cases.iter().filter(|c| c.profile == profile.name && c.surface() == surface).peekable();
+            if own.peek().is_none() {
+                continue;
+            }
+            write!(rendered, "\n| {} | billed | which costs |\n|---|---|---|\n", surface.title()).unwrap();
+            for case in own {
+                let cost = case.cost.as_ref().map_or_else(|| "–".to_owned(), |usd| format!("${usd}"));
+                writeln!(rendered, "| {} | {} | {cost} |", case.case, billed(case)).unwrap();
+            }
         }
     }
     rendered.push('\n');

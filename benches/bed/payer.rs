@@ -1,11 +1,12 @@
 //! Payers of sessions: a channel that is open in the gate's books before it starts, vouchers signed here, and one connection.
 
-use super::{CHAIN_ID, DEPOSIT, Gate, PATH, RECIPIENT, TOKEN};
+use super::{CHAIN_ID, DEPOSIT, Gate, PATH, RECIPIENT, TOKEN, timed};
 use alloy::primitives::{Address, B256, keccak256};
 use mpp::protocol::methods::tempo::precompile_voucher as reserve;
 use mpp::{PaymentChallenge, PaymentCredential};
-use pontage::channel::{Act, Channel, ChannelId, Descriptor, Intent, Phase, Voucher};
+use pontage::channel::{Act, Channel, ChannelId, Descriptor, Effect, Intent, Lease, Op, Phase, Purchase, Voucher};
 use pontage::clock::UnixSeconds;
+use pontage::ids;
 use pontage::journal::Entry;
 use pontage::money::Atoms;
 use pontage::store::embedded::Embedded;
@@ -14,7 +15,8 @@ use secp256k1::{All, Message, PublicKey, Secp256k1, SecretKey};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::LazyLock;
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
 
 static CURVE: LazyLock<Secp256k1<All>> = LazyLock::new(Secp256k1::new);
 
@@ -133,6 +135,62 @@ pub fn plant(gate: &Gate, count: u64, signed: u128) -> Vec<Payer> {
     let swaps = runtime.block_on(futures::future::join_all(writes));
     assert!(swaps.iter().all(|swap| *swap == Ok(Swap::Done)));
     payers
+}
+
+/// What a stream makes durable before its first byte is asked for, by itself: the voucher and the lease, in one write.
+pub struct LeaseWrites {
+    store: Arc<Embedded>,
+    purses: Vec<(Payer, Channel)>,
+    next: usize,
+}
+
+impl LeaseWrites {
+    /// To a store of its own under `scratch`, in which there are `channels`.
+    pub fn over(scratch: &Path, channels: u64) -> Self {
+        let store = Arc::new(Embedded::open(&scratch.join("lease.redb")).unwrap());
+        let mut purses: Vec<_> = (0..channels).map(Payer::new).map(|mut payer| (payer.record(1), payer)).collect();
+        let writes = purses
+            .iter()
+            .map(|(channel, _)| store.commit(Record { channel: Some(Arc::new(channel.clone())), ..Record::default() }));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(futures::future::join_all(writes));
+        Self { store, purses: purses.drain(..).map(|(channel, payer)| (payer, channel)).collect(), next: 0 }
+    }
+
+    /// Microseconds of the next one. Channels come in turn.
+    pub fn write(&mut self, runtime: &tokio::runtime::Runtime) -> f64 {
+        let at = self.next % self.purses.len();
+        self.next += 1;
+        let (payer, channel) = &mut self.purses[at];
+        let (now, voucher) = (UnixSeconds::now(), payer.voucher(1000));
+        let Voucher { amount, signature } = voucher.clone();
+        let journal = vec![Entry::Voucher { channel: channel.id.clone(), amount, signature, at: now }];
+        let purchase = Purchase {
+            request: ids::fresh("req"),
+            receipt: ids::fresh("rcpt"),
+            route: PATH.into(),
+            tier: "standard".into(),
+            model: "openai/gpt-oss-120b".into(),
+            pool: "gpt-oss".into(),
+            generation: "0123456789abcdef".into(),
+        };
+        let (gate, cap, window) = (self.store.gate().to_owned(), Atoms(400), Atoms(40));
+        let buy = Op::Buy {
+            voucher,
+            min_delta: Atoms(0),
+            challenge: "0123456789abcdefghijklmnopqrstuvwxyzABCDEFG".to_owned(),
+            expires: now.plus(300),
+            lease: ids::fresh("lease"),
+            terms: Box::new(Lease { gate, cap, used: None, window, since: now, purchase }),
+        };
+        let (leased, effect) = channel.apply(&ids::change(), buy, now).unwrap();
+        assert_eq!(effect, Effect::Leased);
+        let write = Record { channel: Some(Arc::new(leased.clone())), journal, ..Record::default() };
+        // As if it had cost nothing.
+        *channel = Channel { leases: channel.leases.clone(), ..leased };
+        let store = Arc::clone(&self.store);
+        runtime.block_on(timed(async move { assert_eq!(store.commit(write).await, Ok(Swap::Done)) }))
+    }
 }
 
 /// The session offer of a 402's head.

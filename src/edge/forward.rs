@@ -24,9 +24,11 @@ pub use lines::Lines;
 use open::Opened;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
 /// Why an exchange failed in which the backend answered 401, 402 or 403: our key, not the caller's request.
 pub(super) const REFUSED_OUR_KEY: &str = "it refused the gate's own credentials";
@@ -212,8 +214,9 @@ async fn buffer(session: &mut Session, lines: &Lines, mut opened: Box<Opened>, l
         return too_large();
     }
     let mut body = BytesMut::with_capacity(opened.declared_length.unwrap_or(0));
+    let mut alarm = pin!(clock.alarm());
     loop {
-        match next(session, &mut opened, clock).await {
+        match next(session, &mut opened, clock, alarm.as_mut()).await {
             Ok(Some(chunk)) if body.len().saturating_add(chunk.len()) > limit => return too_large(),
             Ok(Some(chunk)) => body.extend_from_slice(&chunk),
             Ok(None) => break,
@@ -233,21 +236,21 @@ async fn stream(
     filter: &mut dyn Filter,
     mut clock: Clock,
 ) -> Outcome {
+    // Each of our writes has its time; Pingora's would be another timer on every one.
+    session.as_downstream_mut().set_write_timeout(None);
     let mut mouth = Mouth { head: Some(head), sent_bytes: 0, patience: clock.idle() };
+    let mut alarm = pin!(clock.alarm());
     let mut out = Vec::new();
     let mut arrived = false;
     let mut how = loop {
-        let chunk = match next(session, &mut opened, &clock).await {
+        let chunk = match next(session, &mut opened, &clock, alarm.as_mut()).await {
             Ok(Some(chunk)) => chunk,
             Ok(None) => break How::Complete,
             Err(Cut::ClientGone) => break How::ClientGone,
             Err(Cut::Refused(refusal)) => break How::Upstream(refusal),
         };
         arrived = true;
-        let mut flow = tokio::select! { biased;
-            flow = filter.chunk(chunk, &mut out) => Ok(flow),
-            _ = gone(session) => Err(Cut::ClientGone),
-        };
+        let mut flow = unless_gone(session, filter.chunk(chunk, &mut out)).await;
         if let Ok(Flow::Hold) = flow {
             let began = Instant::now();
             flow = mouth.hold(session, filter, &mut out).await;
@@ -364,11 +367,11 @@ impl Mouth {
             if let Some(head) = self.head.take() {
                 filter.before_first_byte().await.map_err(Cut::Refused)?;
                 let head = framed(head, session).map_err(Cut::Refused)?;
-                self.hand(session.write_response_header(head, false)).await?;
+                self.hand(pin!(session.write_response_header(head, false))).await?;
             }
             // Counted before, not after: a reader that stalls in the middle of a write has had most of it.
             self.sent_bytes = self.sent_bytes.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
-            self.hand(session.write_response_body(Some(bytes), false)).await?;
+            self.hand(pin!(session.as_downstream_mut().write_response_body(bytes, false))).await?;
         }
         Ok(())
     }
@@ -383,10 +386,7 @@ impl Mouth {
     ) -> Result<Flow, Cut> {
         loop {
             self.send(session, filter, out).await?;
-            let flow = tokio::select! { biased;
-                flow = filter.resume(out) => flow,
-                _ = gone(session) => return Err(Cut::ClientGone),
-            };
+            let flow = unless_gone(session, filter.resume(out)).await?;
             if flow != Flow::Hold {
                 return Ok(flow);
             }
@@ -398,14 +398,16 @@ impl Mouth {
         if self.is_shut() {
             return Err(Cut::Refused(nothing_came()));
         }
-        self.hand(session.write_response_body(None, true)).await
+        self.hand(pin!(session.as_downstream_mut().write_response_body(Bytes::new(), true))).await
     }
 
-    async fn hand(&self, write: impl Future<Output = pingora::Result<()>>) -> Result<(), Cut> {
-        match tokio::time::timeout(self.patience, write).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(Cut::ClientGone),
-        }
+    async fn hand(&self, mut write: Pin<&mut impl Future<Output = pingora::Result<()>>>) -> Result<(), Cut> {
+        // Most writes are done at once, and those set no alarm.
+        let done = match poll_fn(|cx| Poll::Ready(write.as_mut().poll(cx))).await {
+            Poll::Ready(done) => done.is_ok(),
+            Poll::Pending => tokio::time::timeout(self.patience, write).await.is_ok_and(|done| done.is_ok()),
+        };
+        if done { Ok(()) } else { Err(Cut::ClientGone) }
     }
 }
 
@@ -427,10 +429,52 @@ fn framed(mut head: Box<ResponseHeader>, session: &mut Session) -> Result<Box<Re
 }
 
 /// The next bytes of the reply; `None` at its proper end.
-async fn next(session: &mut Session, opened: &mut Opened, clock: &Clock) -> Result<Option<Bytes>, Cut> {
-    watched(session, clock, clock.timeouts.idle_seconds, opened.session.read_response_body()).await?.map_err(|_| {
+async fn next(
+    session: &mut Session,
+    opened: &mut Opened,
+    clock: &Clock,
+    mut alarm: Pin<&mut Sleep>,
+) -> Result<Option<Bytes>, Cut> {
+    let (until, seconds) = clock.until(clock.timeouts.idle_seconds);
+    let mut read = pin!(opened.session.read_response_body());
+    let mut gone = pin!(gone(session));
+    let read = poll_fn(|cx| {
+        if let Poll::Ready(read) = read.as_mut().poll(cx) {
+            return Poll::Ready(Ok(read));
+        }
+        if gone.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(Cut::ClientGone));
+        }
+        rings(alarm.as_mut(), until, cx).map(|()| Err(Cut::Refused(Refusal::UpstreamTimeout { seconds })))
+    });
+    read.await?.map_err(|_| {
         Cut::Refused(Refusal::UpstreamFailed { why: "the connection was lost in the middle of its answer" })
     })
+}
+
+/// One alarm for all the waits of a stream: setting it anew for each event would cost more than reading the event. It stays set for
+/// the end of an earlier wait, and is put off when it rings too soon.
+fn rings(mut alarm: Pin<&mut Sleep>, until: Instant, cx: &mut Context<'_>) -> Poll<()> {
+    if until < alarm.deadline() {
+        alarm.as_mut().reset(until);
+    }
+    loop {
+        ready!(alarm.as_mut().poll(cx));
+        if until <= alarm.deadline() {
+            return Poll::Ready(());
+        }
+        alarm.as_mut().reset(until);
+    }
+}
+
+/// Runs `work` unless the client leaves first.
+async fn unless_gone<T>(session: &mut Session, mut work: impl Future<Output = T> + Unpin) -> Result<T, Cut> {
+    let mut gone = pin!(gone(session));
+    poll_fn(|cx| match Pin::new(&mut work).poll(cx) {
+        Poll::Ready(done) => Poll::Ready(Ok(done)),
+        Poll::Pending => gone.as_mut().poll(cx).map(|()| Err(Cut::ClientGone)),
+    })
+    .await
 }
 
 fn nothing_came() -> Refusal {
@@ -481,6 +525,16 @@ impl Clock {
     fn idle(&self) -> Duration {
         Duration::from_secs(self.timeouts.idle_seconds)
     }
+
+    /// When a wait of `seconds` that begins now is over, and how many that are then, or were for the whole.
+    fn until(&self, seconds: u64) -> (Instant, u64) {
+        let own = Self::after(seconds);
+        if own < self.end { (own, seconds) } else { (self.end, self.timeouts.total_seconds) }
+    }
+
+    fn alarm(&self) -> Sleep {
+        tokio::time::sleep_until(self.until(self.timeouts.idle_seconds).0)
+    }
 }
 
 /// Runs `work` unless the client leaves first, or `seconds` pass, or the whole exchange has had its time.
@@ -490,8 +544,7 @@ async fn watched<T>(
     seconds: u64,
     work: impl Future<Output = T>,
 ) -> Result<T, Cut> {
-    let own = Clock::after(seconds);
-    let (until, seconds) = if own < clock.end { (own, seconds) } else { (clock.end, clock.timeouts.total_seconds) };
+    let (until, seconds) = clock.until(seconds);
     tokio::select! { biased;
         done = work => Ok(done),
         _ = gone(session) => Err(Cut::ClientGone),

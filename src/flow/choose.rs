@@ -84,10 +84,12 @@ async fn fit(allowed: Allowed, plan: &Plan) -> Result<Quoted, Refusal> {
     let (route, model, size) = (Arc::clone(&allowed.route), Arc::clone(&allowed.model), Size::of(&allowed.ask));
     let elsewhere = |prompt, more_than| elsewhere(plan, &route, &model, &size, prompt, more_than);
     price::quote(allowed, plan.generation.clone()).await.map_err(|refusal| match refusal {
-        Refusal::PromptTooLong { max, counted_by, .. } => {
-            Refusal::PromptTooLong { max, counted_by, sold_at: elsewhere(None, max) }
+        Refusal::PromptTooLong { surface, max, counted_by, .. } => {
+            Refusal::PromptTooLong { surface, max, counted_by, sold_at: elsewhere(None, max) }
         }
-        Refusal::OverPrice { gap, .. } => Refusal::OverPrice { gap, sold_at: elsewhere(Some(gap.prompt), 0) },
+        Refusal::OverPrice { surface, gap, .. } => {
+            Refusal::OverPrice { surface, gap, sold_at: elsewhere(Some(gap.prompt), 0) }
+        }
         other => other,
     })
 }

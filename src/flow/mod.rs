@@ -11,6 +11,7 @@ pub mod choose;
 pub mod closing;
 pub mod control;
 pub mod directory;
+mod errand;
 pub mod exposure;
 pub mod hold;
 pub mod lease;

@@ -70,7 +70,7 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
     if quoted.allowed.route.access == Access::Free {
         let output = quoted.parts.max_output_tokens;
         if quoted.allowed.ask.nothing_asked {
-            return Err(Refusal::NothingAsked.into());
+            return Err(Refusal::NothingAsked { surface: quoted.allowed.ask.surface }.into());
         }
         return Ok(Paid { quoted: Arc::clone(quoted), money: Money::None, output, room: None });
     }
@@ -101,7 +101,7 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
         toll.metrics.payments.with_label_values(&[rail.id().as_str(), "refused"]).inc();
     })?;
     if quoted.allowed.ask.nothing_asked {
-        return Err(Refusal::NothingAsked.into());
+        return Err(Refusal::NothingAsked { surface: quoted.allowed.ask.surface }.into());
     }
     if !toll.pools.load().available(&quoted.allowed.model.pool) {
         return Err(Refusal::UpstreamUnavailable { retry_after_seconds: 5 }.into());
@@ -347,7 +347,8 @@ async fn resume(
     }
     if quoted.allowed.ask.nothing_asked {
         let moved = claim.redeem_until().map_or(Moved::Unknown, |until| Moved::Redeemable { until });
-        return Err(Stop { refusal: Refusal::NothingAsked, moved, claimed: true });
+        let refusal = Refusal::NothingAsked { surface: quoted.allowed.ask.surface };
+        return Err(Stop { refusal, moved, claimed: true });
     }
     let key = claim.key.clone();
     let (own, request) = (Arc::clone(toll), toll.server(visit.request));

@@ -90,7 +90,7 @@ pub async fn quote(allowed: Allowed, generation: Generation) -> Result<Quoted, R
     if let (Charge::Flat { usd, min_output_tokens: Some(least) }, Access::Paid) = (charge, allowed.route.access) {
         let counted = prompt.ok_or(Refusal::Internal { place: "price: not counted" })?;
         let within = Size::of(&allowed.ask).within(usd, least, &allowed.model, &allowed.route.tier.limits, counted);
-        within.map_err(|gap| Refusal::OverPrice { gap, sold_at: Vec::new() })?;
+        within.map_err(|gap| Refusal::OverPrice { surface: allowed.ask.surface, gap, sold_at: Vec::new() })?;
     }
     Ok(Quoted { allowed, generation, parts })
 }
@@ -122,6 +122,7 @@ async fn count(allowed: Allowed) -> Result<(Allowed, Counted), Refusal> {
     match (tokens, max) {
         (Some(tokens), _) => Ok((allowed, Some((tokens, vocabulary.name())))),
         (None, max) => Err(Refusal::PromptTooLong {
+            surface: allowed.ask.surface,
             max: max.unwrap_or(u64::MAX),
             counted_by: vocabulary.name(),
             sold_at: Vec::new(),

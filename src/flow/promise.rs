@@ -6,6 +6,7 @@
 //! Promised ─► not served ─► Untaken
 //! ```
 
+use super::errand::Errand;
 use super::exposure::{Exposure, Risk};
 use super::hold::Hold;
 use super::pay::{advance, denied_stop, running_stop, store_down};
@@ -70,8 +71,8 @@ impl Promise {
         self.by_usage
     }
 
-    /// Takes `amount` for a reply that waits for it: `Ok` is paid. In a task of its own: a client that leaves meanwhile, or waits too
-    /// long, has a payment that somebody follows.
+    /// Takes `amount` for a reply that waits for it: `Ok` is paid. A client that leaves meanwhile, or waits too long, has a payment
+    /// that somebody follows.
     pub async fn take(mut self, amount: Atoms) -> Result<Hold, Stop> {
         self.open = false;
         let (toll, rail) = (Arc::clone(&self.toll), Arc::clone(&self.rail));
@@ -172,7 +173,7 @@ async fn ask_for(rail: &Arc<dyn Rail>, claim: &Claim, amount: Atoms) -> Collecte
         return Collected::Paid;
     }
     let (rail, claim) = (Arc::clone(rail), claim.clone());
-    let asking = tokio::spawn(async move { rail.take(&claim, UnixSeconds::now()).await });
+    let asking = Errand::new(async move { rail.take(&claim, UnixSeconds::now()).await });
     asking.await.unwrap_or(Collected::Unknown)
 }
 

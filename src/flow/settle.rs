@@ -184,8 +184,8 @@ impl Delivery {
         let ask = &self.quoted.allowed.ask;
         match pool.balance() {
             Balance::LeastOutstanding | Balance::RoundRobin => Affinity::NONE,
-            Balance::Consistent => Affinity::of(ask.same_key().unwrap_or_else(|| ask.head())),
-            Balance::Prefix => Affinity::of(ask.head()),
+            Balance::Consistent => ask.same_key().map_or_else(|| Affinity::of_parts(&ask.head()), Affinity::of),
+            Balance::Prefix => Affinity::of_parts(&ask.head()),
         }
     }
 

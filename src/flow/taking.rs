@@ -1,5 +1,6 @@
-//! A checked proof → money: claimed durably, then taken or vouched for, each in a task of its own.
+//! A checked proof → money: claimed, then taken or vouched for, each an [`Errand`].
 
+use super::errand::Errand;
 use super::exposure::{Exposure, Risk};
 use super::hold::Hold;
 use super::pay::{advance, running, store_down, unknown, unread};
@@ -24,8 +25,8 @@ pub(super) struct Taking<'a> {
     pub revision: u64,
 }
 
-/// Completes the proof, claims it durably, then collects it. All in a task of its own: a client that leaves in between must not
-/// leave a payment that nobody follows.
+/// Completes the proof, claims it durably, then collects it. A client that leaves in between must not leave a payment that nobody
+/// follows.
 pub(super) async fn take(toll: &Arc<Toll>, taking: Taking<'_>) -> Result<Hold, Stop> {
     let Taking { rail, shown, proof, terms, request, revision } = taking;
     let key = proof.recognised.key.clone();
@@ -64,7 +65,7 @@ pub(super) async fn promise(toll: &Arc<Toll>, taking: Taking<'_>, by_usage: bool
     }
 }
 
-/// Claims a proof durably, then asks whether it would be paid. Nothing moves.
+/// Claims a proof, then asks whether it would be paid. Nothing moves.
 async fn vouched(toll: &Arc<Toll>, taking: Taking<'_>, by_usage: bool) -> Result<Promise, Stop> {
     let Taking { rail, proof, terms, request, revision, .. } = taking;
     let (toll, rail, request) = (Arc::clone(toll), Arc::clone(rail), request.to_owned());
@@ -90,7 +91,7 @@ async fn vouched(toll: &Arc<Toll>, taking: Taking<'_>, by_usage: bool) -> Result
             }
         }
     };
-    tokio::spawn(work).await.unwrap_or_else(|_| Err(unknown()))
+    Errand::new(work).await.unwrap_or_else(|| Err(unknown()))
 }
 
 /// Counts what a payer promises against the most he may have promised and not paid.
@@ -116,7 +117,7 @@ async fn risk(
     Err(Refusal::PayerExposed { most, lost, retry_after_seconds: 30 }.into())
 }
 
-/// Writes a new claim.
+/// Writes a new claim; a promise may be brief.
 async fn claim(
     toll: &Arc<Toll>,
     rail: &dyn Rail,
@@ -149,7 +150,11 @@ async fn claim(
         reference: claim.reference.clone(),
         at: now,
     };
-    let write = Write { claim: Some(claim.clone()), journal: vec![entry], ..Write::default() };
+    // What was only promised ends with its process: recovery lets go of it (`recover.rs`), and what was let go is as good as never
+    // shown. So a crash may as well forget it: nothing was taken, and whatever leaves before it is to be taken leaves unpaid
+    // either way.
+    let brief = matches!(claim.standing, Standing::Promised { .. });
+    let write = Write { claim: Some(claim.clone()), journal: vec![entry], brief, ..Write::default() };
     match toll.store.commit(write).await {
         Ok(Swap::Done) => return Ok(claim),
         Ok(Swap::Lost(_) | Swap::Overtaken(_)) => Err(running(toll, rail)),
@@ -163,18 +168,18 @@ async fn claim(
     })
 }
 
-/// Runs a step that must not stop half-way in a task of its own: when the client leaves, or has waited as long as anybody waits for an
-/// outcome that is not known, its hold is dropped with the result and gives itself back. A step that panics leaves its claim to the
-/// recovery.
+/// Runs a step that must not stop half-way: when the client leaves, or has waited as long as anybody waits for an outcome that is not
+/// known, the step goes on, and its hold is dropped with the result and gives itself back. A step that panics leaves its claim to
+/// the recovery.
 pub(super) async fn to_its_end(
     toll: &Arc<Toll>,
     key: &ClaimKey,
     step: impl Future<Output = Result<Hold, Stop>> + Send + 'static,
 ) -> Result<Hold, Stop> {
-    match tokio::time::timeout(toll.unknown_wait, tokio::spawn(step)).await {
-        Ok(Ok(result)) => result,
-        Ok(Err(_)) => {
-            tracing::error!(claim = %key.0, "a payment's own task broke off");
+    match tokio::time::timeout(toll.unknown_wait, Errand::new(step)).await {
+        Ok(Some(result)) => result,
+        Ok(None) => {
+            tracing::error!(claim = %key.0, "taking a payment broke off");
             if let Ok(Some(claim)) = toll.store.claim(key).await {
                 recover::follow(Arc::clone(toll), claim, None);
             }

@@ -14,6 +14,7 @@ mod promise_trust;
 mod sessions;
 mod strangers;
 mod whole;
+mod windows;
 
 use self::sessions::Purse;
 use super::channels::Channels;
@@ -358,6 +359,7 @@ impl Bed {
 
     /// A new process on the same store and rules; what the old one had in memory is gone.
     fn restart(&mut self) {
+        self.store.inner.crashes();
         (self.toll, self.store) =
             toll(&self.rules, Arc::clone(&self.store.inner), &self.rail, &self.spare, &self.purse);
     }

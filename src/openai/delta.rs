@@ -57,6 +57,11 @@ pub(super) struct Said<'a> {
 }
 
 impl<'a> Said<'a> {
+    /// As it was written.
+    pub fn raw(&self) -> &'a [u8] {
+        self.raw
+    }
+
     /// The text itself, written into `scratch` only when it has escapes. `None`: not UTF-8.
     pub fn text(self, scratch: &'a mut String) -> Option<&'a str> {
         let raw = std::str::from_utf8(self.raw).ok()?;

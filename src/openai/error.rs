@@ -134,8 +134,11 @@ fn harmless(message: &str) -> Option<String> {
 
 /// The dotted or snake-case path of a request field; a host name does not begin like one.
 fn is_field(word: &str) -> bool {
-    const ROOTS: [&str; 8] = [
+    const ROOTS: [&str; 11] = [
         "messages",
+        "input",
+        "system",
+        "thinking",
         "tools",
         "stream_options",
         "response_format",
@@ -153,6 +156,7 @@ fn is_field(word: &str) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
+    use crate::surface::Surface;
 
     fn told(message: &str) -> String {
         let body = json!({"error": {"message": message, "type": "invalid_request_error", "code": null}}).to_string();
@@ -165,6 +169,7 @@ mod tests {
             "This model's maximum context length is 8192 tokens. However, your messages resulted in 9000 tokens. Please reduce the length.",
             "'messages' must contain the word 'json' in some form, to use 'response_format' of type 'json_object'.",
             "Invalid value for messages[0].content: expected a string.",
+            "Invalid value for input[0].content: expected a string.",
             "temperature must be at most 2.0",
         ] {
             assert_eq!(told(message), message);
@@ -239,7 +244,7 @@ mod tests {
         for (refusal, kind) in [
             (Refusal::PaymentRequired, "payment_required"),
             (Refusal::ProofSpent, "payment_error"),
-            (Refusal::NothingAsked, "invalid_request_error"),
+            (Refusal::NothingAsked { surface: Surface::Chat }, "invalid_request_error"),
             (Refusal::Stopping, "server_error"),
             (Refusal::TooBusy { address_at_fault: true, retry_after_seconds: 1, limit: "x" }, "rate_limit_error"),
         ] {

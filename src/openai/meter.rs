@@ -7,7 +7,8 @@
 //! searches (about 0.1 µs) and parsed only when one of them hits (0.6 µs, `benches/meter.rs`).
 
 use super::cover::{Count, Cover, Joined, Piece, Queue, Waiting};
-use super::delta::{Delivered, Holder, finishes, is_null, text_of};
+use super::delta::{Delivered, Holder, finishes, is_null, string_at, text_of};
+use super::mould::{self, Mould};
 use super::reply;
 use super::sse::{DEFAULT_CARRY, Frame, Splitter, TooLong};
 use super::typed::{self, Dialect};
@@ -16,7 +17,9 @@ use crate::surface::Surface;
 use crate::usage::{Shape, Usage};
 use bytes::{Bytes, BytesMut};
 use memchr::memmem::Finder;
+use serde::de::IgnoredAny;
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::LazyLock;
 
 static NEEDLES: LazyLock<Needles> =
@@ -63,6 +66,7 @@ impl Meter {
             before: Vec::new(),
             verdict: Verdict::default(),
             first: true,
+            mould: Mould::default(),
             held: BytesMut::new(),
         };
         let (splitter, queue, overheard) = (Splitter::default(), Queue::default(), Delivered::default());
@@ -113,28 +117,51 @@ impl Meter {
     pub fn feed_covered(&mut self, chunk: Bytes, covered: u64, out: &mut Vec<Bytes>) -> Result<(), TooLong> {
         self.release(covered, out);
         let Self { splitter, reading, queue, counted, last_out, .. } = self;
-        let read = chunk.clone();
-        let mut carried = splitter.carried();
-        let (mut at, mut joined) = (0, Joined::default());
-        let fed = splitter.feed(chunk, |frame| {
-            let start = at;
-            at += frame.len() - std::mem::take(&mut carried).min(frame.len());
-            let Some(seen) = reading.frame(&frame) else { return };
-            let whole = 0..frame.len();
-            // When it began in an earlier read it is not a part of this one.
-            let (read, range) = if at - start < frame.len() { (&frame, whole) } else { (&read, start..at) };
+        let mut at = 0;
+        // What of this read may leave, and has not been pushed.
+        let mut joined = 0..0;
+        let fed = loop {
+            let rest = chunk.get(at..).unwrap_or_default();
+            let known = if splitter.is_between() { reading.known(rest) } else { None };
+            let (length, whole, seen) = match known {
+                Some((length, seen)) => (length, None, Some(seen)),
+                None => match splitter.next(rest) {
+                    Ok(Some((length, None))) => (length, None, reading.frame(rest.get(..length).unwrap_or_default())),
+                    Ok(Some((length, Some(frame)))) => {
+                        let seen = reading.frame(&frame);
+                        (length, Some(frame), seen)
+                    }
+                    Ok(None) => break Ok(()),
+                    Err(too_long) => break Err(too_long),
+                },
+            };
+            let range = at..at + length;
+            at = range.end;
+            let Some(seen) = seen else { continue };
             if queue.is_empty() && (seen.count <= covered || seen.free) {
                 *counted = seen.count;
-                joined.push(read, range, out);
+                match whole {
+                    // It began in an earlier read: nothing of this one is before it.
+                    Some(frame) => out.push(frame),
+                    None if joined.end == range.start && !joined.is_empty() => joined.end = range.end,
+                    None => push(&chunk, std::mem::replace(&mut joined, range), out),
+                }
             } else {
                 if queue.is_empty() && seen.text.texts > 0 {
                     std::mem::swap(last_out, &mut reading.before);
                 }
-                let piece = Piece { read: read.clone(), range };
+                let piece = match whole {
+                    Some(frame) => Piece { range: 0..frame.len(), read: frame },
+                    None => Piece { read: chunk.clone(), range },
+                };
                 queue.push(Waiting { piece, count: if seen.free { 0 } else { seen.count }, text: seen.text });
             }
-        });
-        joined.flush(out);
+        };
+        if joined == (0..chunk.len()) {
+            out.extend((!chunk.is_empty()).then_some(chunk));
+        } else {
+            push(&chunk, joined, out);
+        }
         let kept = self.reading.held.len().max(self.queue.bytes);
         fed.and(if kept > self.cap { Err(TooLong { cap: self.cap }) } else { Ok(()) })
     }
@@ -142,18 +169,24 @@ impl Meter {
     /// Takes one read for its figures alone: the client is gone, nothing of it leaves or counts as delivered.
     pub fn overhear(&mut self, chunk: Bytes) -> Result<(), TooLong> {
         let Self { splitter, reading, overheard, .. } = self;
-        splitter.feed(chunk, |frame| {
-            if let Some(seen) = reading.frame(&frame) {
+        let mut rest = &*chunk;
+        while let Some((length, whole)) = splitter.next(rest)? {
+            let (frame, behind) = rest.split_at_checked(length).unwrap_or_default();
+            rest = behind;
+            if let Some(seen) = reading.frame(whole.as_deref().unwrap_or(frame)) {
                 overheard.texts += seen.text.texts;
                 overheard.bytes += seen.text.bytes;
             }
-        })?;
+        }
         reading.held.clear();
         Ok(())
     }
 
     /// More is covered: lets out what waited for it, in order. `u64::MAX` lets out everything.
     pub fn release(&mut self, covered: u64, out: &mut Vec<Bytes>) {
+        if self.queue.is_empty() {
+            return;
+        }
         let mut joined = Joined::default();
         while let Some(frame) = self.queue.pop(covered) {
             self.counted = self.counted.max(frame.count);
@@ -247,6 +280,12 @@ impl Meter {
     }
 }
 
+fn push(read: &Bytes, range: Range<usize>, out: &mut Vec<Bytes>) {
+    if !range.is_empty() {
+        out.push(read.slice(range));
+    }
+}
+
 #[derive(Debug)]
 struct Reading {
     holder: Holder,
@@ -266,6 +305,8 @@ struct Reading {
     verdict: Verdict,
     /// No event was seen yet.
     first: bool,
+    /// Of the newest chunk with text and nothing else.
+    mould: Mould,
     /// From `[DONE]` on.
     held: BytesMut,
 }
@@ -304,6 +345,20 @@ impl Reading {
         Some(Seen { free, count: self.count.as_mut().map_or(0, Count::now), text })
     }
 
+    /// The frame that `read` begins with, when it is one like the one before: how long it is, and what is to be done with it.
+    fn known(&mut self, read: &[u8]) -> Option<(usize, Seen)> {
+        let (text, length) = self.mould.fits(read).filter(|_| !self.verdict.saw_done)?;
+        let (_, bytes) = string_at(read, text.start - 1, &mut |said| {
+            if let Some(count) = &mut self.count {
+                count.said(said);
+            }
+        });
+        let text = Delivered::once(bytes);
+        self.verdict.delivered_chunks += text.texts;
+        self.verdict.delivered_bytes += text.bytes;
+        Some((length, Seen { free: text.texts == 0, count: self.count.as_mut().map_or(0, Count::now), text }))
+    }
+
     fn tail(&mut self, bytes: &[u8]) {
         if !matches!(self.judge(bytes, false), Kind::Dropped) {
             self.held.extend_from_slice(bytes);
@@ -332,13 +387,19 @@ impl Reading {
         }
         let Some(data) = frame.data else { return nothing };
         if self.typed.is_some() {
-            return Kind::Text(self.typed_event(&data));
+            // Half an event, behind the last blank line, says nothing.
+            let says = whole || serde_json::from_slice::<IgnoredAny>(&data).is_ok();
+            return if says { Kind::Text(self.typed_event(&data)) } else { nothing };
         }
-        self.verdict.finished |= finishes(&data);
-        let text = match &mut self.count {
-            None => text_of(&data, self.holder, |_| {}),
-            Some(count) => text_of(&data, self.holder, |said| count.said(said)),
-        };
+        let finishes = finishes(&data);
+        self.verdict.finished |= finishes;
+        let (mut pieces, mut place) = (0u32, None);
+        let text = text_of(&data, self.holder, |said| {
+            (pieces, place) = (pieces + 1, mould::place(bytes, &said));
+            if let Some(count) = &mut self.count {
+                count.said(said);
+            }
+        });
         self.verdict.delivered_chunks += text.texts;
         self.verdict.delivered_bytes += text.bytes;
         let says_usage = NEEDLES.usage.find_iter(&data).any(|at| !is_null(&data, at + 7));
@@ -354,6 +415,9 @@ impl Reading {
         }
         // The first chunk is parsed for the model that answers.
         if !says_usage && !says_error && !std::mem::take(&mut self.first) {
+            if let (1, false, true, Some(place)) = (pieces, finishes || frame.error, whole, place) {
+                self.mould.take(bytes, place);
+            }
             return Kind::Text(text);
         }
         self.first = false;

@@ -10,6 +10,7 @@
 //! | [`sse`] | event streams cut into frames, byte for byte |
 //! | [`meter`] | a stream on its way through: counted, unchanged, the receipt's place kept |
 //! | `delta` | where its text stands, found without parsing |
+//! | `mould` | frames that differ in their text alone, of which nothing else is looked at |
 //! | [`cover`] | how much of it must be covered, and what waits for that |
 //! | [`typed`] | the same for Responses and Messages, whose events carry their type |
 //! | [`usage`] | what the backend says it used |
@@ -23,6 +24,7 @@ mod delta;
 pub mod error;
 pub mod meter;
 pub mod models;
+mod mould;
 pub mod multipart;
 pub mod prompt;
 pub mod receipt;

@@ -56,6 +56,8 @@ pub(super) struct Found {
     pub pictures: Vec<picture::Size>,
     /// Tokens given by their numbers.
     pub given: u64,
+    /// What the system says, where it stands beside the messages.
+    pub lead: Option<Range<usize>>,
     /// From the first message to the end of the user's first.
     pub head: Option<Range<usize>>,
     /// Places that do not leave the gate, in order.
@@ -164,16 +166,33 @@ pub(super) struct Reader<'a, 'l> {
 impl<'a> Reader<'a, '_> {
     /// `messages`: each one an object with a known role.
     pub fn messages(&mut self) -> Result<(), Refusal> {
+        self.turns("messages", Self::message)
+    }
+
+    /// What was said in turns, one by one; `turn` says whether it is the user's.
+    pub fn turns(
+        &mut self,
+        param: &str,
+        mut turn: impl FnMut(&mut Self) -> Result<bool, Refusal>,
+    ) -> Result<(), Refusal> {
         self.scanner.peek()?;
         let start = self.scanner.at();
-        self.items("messages", |this, _| {
-            let is_users = this.message()?;
+        self.items(param, |this, _| {
+            let is_users = turn(this)?;
             this.found.messages += 1;
             if is_users && this.found.head.is_none() {
                 this.found.head = Some(start..this.scanner.at());
             }
             Ok(())
         })
+    }
+
+    /// What the system says beside the turns.
+    pub fn lead(&mut self, read: impl FnOnce(&mut Self) -> Result<(), Refusal>) -> Result<(), Refusal> {
+        let start = self.scanner.at();
+        read(self)?;
+        self.found.lead = Some(start..self.scanner.at());
+        Ok(())
     }
 
     /// An array, item by item, each with its place in it.

@@ -53,6 +53,7 @@ pub struct Ask {
     pieces: Vec<Piece>,
     copied: Vec<(&'static str, Range<usize>)>,
     cuts: Vec<Range<usize>>,
+    lead: Option<Range<usize>>,
     head: Option<Range<usize>>,
 }
 
@@ -125,6 +126,7 @@ impl Ask {
             pieces: found.pieces,
             copied: told.copied,
             cuts: found.cuts,
+            lead: found.lead,
             head: found.head,
         })
     }
@@ -132,8 +134,8 @@ impl Ask {
     /// The same without the text: good for everything but [`Ask::prompt`] and [`Ask::rewrite`].
     pub fn without_body(&self) -> Self {
         let (pieces, copied, cuts) = (Vec::new(), Vec::new(), Vec::new());
-        let pictures = self.pictures.clone();
-        Self { model: self.model.clone(), body: Bytes::new(), pictures, pieces, copied, cuts, head: None, ..*self }
+        let (model, pictures) = (self.model.clone(), self.pictures.clone());
+        Self { model, body: Bytes::new(), pictures, pieces, copied, cuts, lead: None, head: None, ..*self }
     }
 
     /// Tokens of the pictures that a model of this family counts by their size, and how many there are beside them.
@@ -162,13 +164,16 @@ impl Ask {
         }
     }
 
-    /// What stays the same from turn to turn of a conversation, and says nothing of who pays: all up to the user's first message, else the
-    /// beginning of the prompt. At most 16 KB of it.
-    pub fn head(&self) -> &[u8] {
+    /// What stays the same from turn to turn of a conversation, and says nothing of who pays: what the system says, and all up to
+    /// the user's first message, else the beginning of the prompt. At most 16 KB of it.
+    pub fn head(&self) -> [&[u8]; 2] {
         let first = || self.pieces.first().map(Piece::span);
-        let span = self.head.clone().or_else(first).unwrap_or(0..0);
-        let end = span.end.min(span.start.saturating_add(HEAD_BYTES));
-        self.body.get(span.start..end).unwrap_or_default()
+        let part = |span: Option<Range<usize>>, most: usize| {
+            let span = span.unwrap_or(0..0);
+            self.body.get(span.start..span.end.min(span.start.saturating_add(most))).unwrap_or_default()
+        };
+        let lead = part(self.lead.clone(), HEAD_BYTES);
+        [lead, part(self.head.clone().or_else(first), HEAD_BYTES - lead.len())]
     }
 
     /// What the client says belongs together.

@@ -383,7 +383,7 @@ proptest! {
 fn the_head_of_a_conversation_is_the_same_from_turn_to_turn_and_differs_between_conversations() {
     let head = |messages: &str| {
         let body = format!(r#"{{"user":"u1","messages":[{messages}],"model":"m"}}"#);
-        read(&body, &limits()).unwrap().head().to_vec()
+        read(&body, &limits()).unwrap().head().concat()
     };
     let system = r#"{"role":"system","content":"be brief"}"#;
     let (first, other) = (r#"{"role":"user","content":"why?"}"#, r#"{"role":"user","content":"how?"}"#);

@@ -43,17 +43,20 @@ impl Splitter {
         Self { carry: BytesMut::new(), cap, line_empty: true, after_cr: false, blank: false }
     }
 
-    /// Takes one read and shows every frame that it completes. Frames that lie within one read are not copied.
-    pub fn feed(&mut self, mut chunk: Bytes, mut frame: impl FnMut(Bytes)) -> Result<(), TooLong> {
-        if !self.carry.is_empty() {
-            let Some(end) = self.frame_end(&chunk) else { return self.keep(&chunk) };
-            self.carry.extend_from_slice(&chunk.split_to(end));
-            frame(self.carry.split().freeze());
+    /// The frame that `read` completes, if it does: how many of these bytes belong to it, and the whole of it when it began in an earlier
+    /// read. Else they are kept. What is behind the frame is for the next call.
+    pub fn next(&mut self, read: &[u8]) -> Result<Option<(usize, Option<Bytes>)>, TooLong> {
+        let Some(end) = self.frame_end(read) else { return self.keep(read).map(|()| None) };
+        if self.carry.is_empty() {
+            return Ok(Some((end, None)));
         }
-        while let Some(end) = self.frame_end(&chunk) {
-            frame(chunk.split_to(end));
-        }
-        self.keep(&chunk)
+        self.carry.extend_from_slice(read.get(..end).unwrap_or_default());
+        Ok(Some((end, Some(self.carry.split().freeze()))))
+    }
+
+    /// Whether the next byte begins a frame.
+    pub fn is_between(&self) -> bool {
+        self.carry.is_empty() && self.line_empty && !self.after_cr
     }
 
     /// At the end of the stream: what came after the last complete frame, when anything did.
@@ -61,11 +64,6 @@ impl Splitter {
         let tail = self.carry.split().freeze();
         *self = Self::with_cap(self.cap);
         (!tail.is_empty()).then_some(tail)
-    }
-
-    /// Bytes kept of an event whose end has not come.
-    pub fn carried(&self) -> usize {
-        self.carry.len()
     }
 
     fn keep(&mut self, rest: &[u8]) -> Result<(), TooLong> {
@@ -176,13 +174,21 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn feed(splitter: &mut Splitter, mut read: &[u8], mut frame: impl FnMut(Bytes)) -> Result<(), TooLong> {
+        while let Some((length, whole)) = splitter.next(read)? {
+            frame(whole.unwrap_or_else(|| Bytes::copy_from_slice(&read[..length])));
+            read = &read[length..];
+        }
+        Ok(())
+    }
+
     /// Frames and tail when the stream is read in pieces of these sizes, the last one repeated.
     fn cut(stream: &[u8], sizes: &[usize]) -> (Vec<Bytes>, Option<Bytes>) {
         let (mut splitter, mut frames, mut rest) = (Splitter::default(), Vec::new(), stream);
         let mut sizes = sizes.iter().copied().chain(std::iter::repeat(*sizes.last().unwrap_or(&usize::MAX)));
         while !rest.is_empty() {
             let (now, later) = rest.split_at(sizes.next().unwrap().clamp(1, rest.len()));
-            splitter.feed(Bytes::copy_from_slice(now), |f| frames.push(f)).unwrap();
+            feed(&mut splitter, now, |f| frames.push(f)).unwrap();
             rest = later;
         }
         let tail = splitter.finish();
@@ -244,7 +250,7 @@ mod tests {
     #[test]
     fn an_event_longer_than_the_cap_is_an_error_not_memory() {
         let mut splitter = Splitter::with_cap(10);
-        let feed = |s: &mut Splitter, text: &'static str| s.feed(Bytes::from_static(text.as_bytes()), |_| {});
+        let feed = |s: &mut Splitter, text: &str| feed(s, text.as_bytes(), |_| {});
         assert_eq!(feed(&mut splitter, "data: 6789\n\ndata: a"), Ok(()), "whole frames of any size are not carried");
         assert_eq!(feed(&mut splitter, "0123"), Err(TooLong { cap: 10 }));
     }

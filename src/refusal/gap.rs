@@ -1,6 +1,7 @@
 //! What a refused request would need, and where else it could go, in numbers that a client can act on.
 
 use crate::money::Usd;
+use crate::surface::Surface;
 
 /// A request that may cost more than its flat price, in numbers that a client can act on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +26,7 @@ pub struct Gap {
 
 impl Gap {
     /// What is wrong, then every way out.
-    pub(super) fn message(&self, sold_at: &[Place]) -> String {
+    pub(super) fn message(&self, surface: Surface, sold_at: &[Place]) -> String {
         let Self { price, prompt, counted_by, output, n, .. } = self;
         let choices = if *n == 1 { String::new() } else { format!(" for each of {n} choices") };
         let mut ways = Vec::new();
@@ -36,7 +37,8 @@ impl Gap {
             ways.push(format!("lower n to {}", self.n_within));
         }
         if self.output_within > 0 {
-            ways.push(format!("ask for at most {} tokens of output (max_tokens)", self.output_within));
+            let field = surface.output_field();
+            ways.push(format!("ask for at most {} tokens of output ({field})", self.output_within));
         }
         if !sold_at.is_empty() {
             ways.push(format!("use {}", named(sold_at)));
@@ -119,7 +121,7 @@ mod tests {
             (Gap { n_within: 0, ..dead }, pro(), ": use /pro for $0.02 per request"),
             (dead, vec![], ": there is no path here that would take it"),
         ] {
-            assert_eq!(Refusal::OverPrice { gap, sold_at }.message(), format!("{start}{want}"));
+            assert_eq!(Refusal::OverPrice { surface: Surface::Chat, gap, sold_at }.message(), format!("{start}{want}"));
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use super::{Store, Swap, Write};
 use crate::channel::{Act, Channel, ChannelId, Descriptor, Intent, Op as ChannelOp, View, Voucher};
-use crate::claim::{Claim, ClaimKey, Op, sample};
+use crate::claim::{Claim, ClaimKey, Op, Standing, sample};
 use crate::clock::UnixSeconds;
 use crate::journal::{Entry, sample::receipt};
 use crate::money::{Atoms, Usd};
@@ -22,6 +22,8 @@ pub async fn all<B: Bench>() {
     a_record_is_replaced_only_by_the_one_that_follows_it::<B>().await;
     of_many_writers_of_one_revision_exactly_one_wins::<B>().await;
     a_write_that_loses_writes_nothing_at_all::<B>().await;
+    what_is_written_briefly_is_seen_at_once_and_durable_with_the_next_write::<B>().await;
+    of_brief_and_durable_writers_of_one_claim_exactly_one_wins::<B>().await;
     everything_acknowledged_is_there_after_a_restart::<B>().await;
     only_what_is_over_and_past_its_time_is_forgotten::<B>().await;
     a_channel_is_kept_by_its_revision_and_listed_until_it_is_over::<B>().await;
@@ -131,6 +133,64 @@ async fn a_write_that_loses_writes_nothing_at_all<B: Bench>() {
     assert!(matches!(store.commit(again).await, Ok(Swap::Lost(_))));
     assert_eq!(store.receipt("r1").await, Ok(None));
     assert_eq!(store.tally("lost", 1).await, Ok(Usd::ZERO));
+}
+
+/// What a request promises, for tests of brief writes.
+fn promised(key: &str, by: &str) -> Claim {
+    Claim { standing: Standing::Promised { by: by.to_owned() }, ..sample::claim(key, 100) }
+}
+
+fn briefly(claim: &Claim) -> Write {
+    let amount = claim.terms.amount;
+    let line = Entry::Claimed { key: claim.key.0.clone(), amount, reference: "0x".to_owned(), at: UnixSeconds(1_000) };
+    Write { journal: vec![line], brief: true, ..put(claim) }
+}
+
+async fn what_is_written_briefly_is_seen_at_once_and_durable_with_the_next_write<B: Bench>() {
+    let bench = B::fresh();
+    let store = bench.open();
+    let (first, second) = (promised("k", "r1"), promised("k", "r2"));
+    assert_eq!(store.commit(briefly(&first)).await, Ok(Swap::Done));
+    assert_eq!(store.claim(&first.key).await, Ok(Some(first.clone())));
+    let lost = Ok(Swap::Lost(Box::new(Some(first.clone()))));
+    assert_eq!(store.commit(briefly(&second)).await, lost, "a copy is told who has it");
+    assert_eq!(store.commit(put(&second)).await, lost, "and so is one that is to last");
+
+    let gone = first.apply(Op::Forgo { by: "r1".into() }, UnixSeconds(1_010)).unwrap();
+    assert_eq!(store.commit(Write { journal: vec![], ..put(&gone) }).await, Ok(Swap::Done));
+    assert_eq!(store.claim(&first.key).await, Ok(Some(gone.clone())), "what is durable counts");
+    let again = Claim { revision: 3, ..promised("k", "r3") };
+    assert_eq!(store.commit(briefly(&again)).await, Ok(Swap::Done), "on what is durable it may follow");
+    let taking = Op::Take { by: "r3".into(), amount: Atoms(100), receipt: None };
+    let taking = again.apply(taking, UnixSeconds(1_020)).unwrap();
+    assert_eq!(store.commit(put(&taking)).await, Ok(Swap::Done));
+
+    drop(store);
+    let store = bench.open();
+    assert_eq!(store.claim(&first.key).await, Ok(Some(taking.clone())));
+    assert_eq!(store.open_claims(UnixSeconds(1_030)).await, Ok(vec![taking]));
+}
+
+async fn of_brief_and_durable_writers_of_one_claim_exactly_one_wins<B: Bench>() {
+    let bench = B::fresh();
+    let store = bench.open();
+    for round in 0..8 {
+        let writers: Vec<_> = (0..64)
+            .map(|who| {
+                let (store, claim) = (store.clone(), promised(&format!("k{round}"), &who.to_string()));
+                let write = if who % 2 == 0 { briefly(&claim) } else { put(&claim) };
+                tokio::spawn(async move { (store.commit(write).await.unwrap(), claim) })
+            })
+            .collect();
+        let mut won = Vec::new();
+        for writer in writers {
+            if let (Swap::Done, claim) = writer.await.unwrap() {
+                won.push(claim);
+            }
+        }
+        assert_eq!(won.len(), 1, "round {round}");
+        assert_eq!(store.claim(&won[0].key).await, Ok(Some(won.remove(0))), "and it is the one that was told so");
+    }
 }
 
 async fn everything_acknowledged_is_there_after_a_restart<B: Bench>() {

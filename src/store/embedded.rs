@@ -4,7 +4,9 @@
 //! The journal is a table of the same file, so a claim and its lines are one transaction. After any failure of file or
 //! disk the store refuses everything until the process is restarted (R11).
 
+mod brief;
 mod known;
+mod lines;
 mod tables;
 mod writer;
 
@@ -13,7 +15,9 @@ mod faults;
 #[cfg(test)]
 mod tests;
 
-use self::known::{HEAD, INDEXED, Known};
+use self::brief::Briefs;
+use self::known::{INDEXED, Known};
+use self::lines::HEAD;
 use self::tables::{CHANNELS, CLAIMS, Fault, JOURNAL, OPEN, OPEN_CHANNELS, PAYERS, RECEIPTS, TALLIES};
 pub(super) use self::tables::{read_channel, read_claim};
 use self::writer::{Health, Writer};
@@ -45,6 +49,7 @@ pub struct Embedded {
     writer: Writer,
     db: Arc<Database>,
     health: Arc<Health>,
+    briefs: Briefs,
     gate: String,
 }
 
@@ -73,7 +78,7 @@ impl Embedded {
         let db = Arc::new(db);
         let writer = Writer::start(db.clone(), health.clone(), known)
             .map_err(|e| StoreError(format!("its writer thread cannot start: {e}")))?;
-        Ok(Self { writer, db, health, gate })
+        Ok(Self { writer, db, health, briefs: Briefs::default(), gate })
     }
 
     /// Audits the file at `path`, which no gate may have open. Changes nothing, except that a file whose gate was killed is
@@ -109,14 +114,32 @@ impl Embedded {
         }
     }
 
+    /// What a crash does to what was written briefly, for tests that do not end the process.
+    #[cfg(test)]
+    pub(crate) fn crashes(&self) {
+        self.briefs.forget();
+    }
+
     /// The lines of its journal, for tests that count them.
     #[cfg(test)]
     pub(super) fn lines(&self) -> Vec<String> {
         let all = |txn: &ReadTransaction| {
-            let table = txn.open_table(JOURNAL)?;
-            table.range(..HEAD)?.map(|line| Ok(line?.1.value().to_owned())).collect::<Result<Vec<_>, Fault>>()
+            let mut all = Vec::new();
+            for row in txn.open_table(JOURNAL)?.range(..HEAD)? {
+                let (last, row) = row?;
+                all.extend(lines::in_order(last.value(), row.value()).into_iter().map(|(_, line)| line));
+            }
+            Ok(all)
         };
         self.read(all).unwrap_or_default()
+    }
+
+    /// The claim as it is in the file.
+    fn stored(&self, key: &ClaimKey) -> Result<Option<Claim>, StoreError> {
+        self.read(|txn| match txn.open_table(CLAIMS)?.get(key.0.as_str())? {
+            Some(bytes) => read_claim(&key.0, bytes.value()).map(Some).map_err(Fault::Here),
+            None => Ok(None),
+        })
     }
 
     /// Reads from the newest durable snapshot. Pages are cached or one `pread` away (microseconds), so this runs where it is
@@ -130,14 +153,32 @@ impl Embedded {
 #[async_trait]
 impl Store for Embedded {
     async fn claim(&self, key: &ClaimKey) -> Result<Option<Claim>, StoreError> {
-        self.read(|txn| match txn.open_table(CLAIMS)?.get(key.0.as_str())? {
-            Some(bytes) => read_claim(&key.0, bytes.value()).map(Some).map_err(Fault::Here),
-            None => Ok(None),
-        })
+        match self.briefs.claim(key) {
+            Some(claim) => self.health.check().map(|()| Some(claim)),
+            None => self.stored(key),
+        }
     }
 
-    async fn commit(&self, write: Write) -> Result<Swap, StoreError> {
-        self.writer.write(move |book| book.write(&write)).await
+    async fn commit(&self, mut write: Write) -> Result<Swap, StoreError> {
+        if write.brief {
+            self.health.check()?;
+            write = match self.briefs.keep(write, |key| self.stored(key)) {
+                Ok(kept) => return kept,
+                Err(write) => write,
+            };
+        }
+        let Some(claim) = &write.claim else {
+            return self.writer.write(move |book| book.write(&write, None)).await;
+        };
+        let mut way = self.briefs.way(&claim.key);
+        let written = self.writer.write(move |book| {
+            let swap = book.write(&write, way.before().as_deref())?;
+            if let (Swap::Done, Some(claim)) = (&swap, &write.claim) {
+                way.wrote(claim.revision);
+            }
+            Ok((swap, way))
+        });
+        written.await.map(|(swap, _)| swap)
     }
 
     async fn open_claims(&self, now: UnixSeconds) -> Result<Vec<Claim>, StoreError> {
@@ -231,15 +272,14 @@ impl Store for Embedded {
             };
             // The newest lines are in no index yet.
             for row in journal.range(known::indexed(&receipts)?.saturating_add(1)..HEAD)?.rev() {
-                let (_, line) = row?;
-                if line.value().contains(id)
-                    && let Some(receipt) = is_it(line.value())
-                {
+                let (last, row) = row?;
+                let mut lines = lines::newest_first(last.value(), row.value()).filter(|(_, line)| line.contains(id));
+                if let Some(receipt) = lines.find_map(|(_, line)| is_it(line)) {
                     return Ok(Some(receipt));
                 }
             }
             let Some(seq) = receipts.get(id)?.map(|v| v.value()).filter(|_| id != INDEXED) else { return Ok(None) };
-            let line = journal.get(seq)?.map(|v| v.value().to_owned()).unwrap_or_default();
+            let line = lines::line(&journal, seq)?.unwrap_or_default();
             match is_it(&line) {
                 None => Err(Fault::Here(StoreError(format!("receipt {id} cannot be read from journal line {seq}")))),
                 found => Ok(found),
@@ -352,8 +392,10 @@ fn walk(txn: &ReadTransaction, together: &mut Together) -> Result<Audit, Fault> 
     let head = tables::head(txn)?;
     let shared = tables::is_part(&tables::meta(txn)?)?;
     let (journal, claims) = (txn.open_table(JOURNAL)?, txn.open_table(CLAIMS)?);
-    let lines =
-        journal.range(..HEAD)?.map(|row| row.map(|(_, line)| line.value().to_owned()).map_err(|e| e.to_string()));
+    let lines = journal.range(..HEAD)?.flat_map(|row| match row {
+        Ok((last, row)) => lines::in_order(last.value(), row.value()).into_iter().map(|(_, line)| Ok(line)).collect(),
+        Err(e) => vec![Err(e.to_string())],
+    });
     if shared {
         return Ok(audit_part(lines, head, together));
     }

@@ -28,12 +28,15 @@ pub struct Write {
     pub journal: Vec<Entry>,
     /// Amounts to add to running totals: `(name, day, amount)`.
     pub tally: Vec<(String, u64, Usd)>,
+    /// A crash may undo it: everybody sees it at once, and it is durable no later than the claim's next write. A store that
+    /// others share may write it like any other.
+    pub brief: bool,
 }
 
 /// What became of a write. Nothing was written unless it is `Done`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Swap {
-    /// Durable.
+    /// Durable, unless it was to be brief.
     Done,
     /// Somebody was faster; this is the record now (`None`: it is gone).
     Lost(Box<Option<Claim>>),
@@ -62,7 +65,7 @@ pub struct Whose<'a> {
     pub payer: &'a str,
 }
 
-/// The promise: a call that returned `Swap::Done` survives SIGKILL and power loss, and of several writers of one revision
+/// The promise: a call that returned `Swap::Done` survives SIGKILL and power loss, if it was not brief, and of several writers of one revision
 /// exactly one gets `Done`.
 #[async_trait]
 pub trait Store: Send + Sync {

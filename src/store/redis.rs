@@ -145,6 +145,7 @@ impl Redis {
 
     async fn put_claim(&self, claim: &Claim) -> Result<Swap, StoreError> {
         let key = claim_key(&claim.key.0);
+        // One that has ended may begin again.
         let begins = matches!(claim.standing, Standing::Claimed { .. } | Standing::Promised { .. });
         if begins {
             self.streams.add(OPEN_CLAIMS, &claim.key.0).await?;

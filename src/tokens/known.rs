@@ -2,9 +2,11 @@
 //! prompt, and its instructions, were counted a moment ago.
 //!
 //! A text is known by 128 bits of keyed hash, whose keys are this process's own: nobody can make two texts share a count, and what was
-//! said is not kept.
+//! said is not kept. What streams say comes a token or two at a time, and most of it is a few thousand words of the language: those are
+//! known as they are, to each thread by itself ([`short`]).
 
 use super::Vocabulary;
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -14,6 +16,11 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 const LEAST_BYTES: usize = 128;
 /// Texts in one of two generations: together they take less than half a megabyte.
 const MOST: usize = 4096;
+
+/// Longest text that is known as it is: with its length and vocabulary it fills two words.
+const SHORT_BYTES: usize = 15;
+/// As a power of two: so many places for them, 96 KB in a thread that counts.
+const SHORT_PLACES_LOG2: u32 = 12;
 
 /// What was counted in this generation and in the one before, which is forgotten when this one is full.
 #[derive(Default)]
@@ -61,6 +68,42 @@ pub(super) fn count(vocabulary: Vocabulary, text: &str, most: u64) -> Option<u64
     (tokens <= most).then_some(tokens)
 }
 
+/// The tokens of a piece of a stream, as [`Vocabulary::of`] counts them.
+pub(super) fn short(vocabulary: Vocabulary, text: &str) -> u64 {
+    thread_local! {
+        /// Each text in the one place that it may have, with its count. No text is zero: its last byte says its vocabulary.
+        static SHORT: RefCell<Vec<([u64; 2], u64)>> = RefCell::new(vec![([0; 2], 0); 1 << SHORT_PLACES_LOG2]);
+    }
+    let counted = || vocabulary.of(text, u64::MAX).unwrap_or(u64::MAX);
+    let Some(name) = name(vocabulary, text) else { return counted() };
+    let mixed = (name[0] ^ name[1].rotate_left(32)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let place = usize::try_from(mixed >> (u64::BITS - SHORT_PLACES_LOG2)).unwrap_or(0);
+    let known = SHORT.with_borrow(|all| all.get(place).filter(|(known, _)| *known == name).map(|(_, tokens)| *tokens));
+    known.unwrap_or_else(|| {
+        let tokens = counted();
+        SHORT.with_borrow_mut(|all| all.get_mut(place).map(|known| *known = (name, tokens)));
+        tokens
+    })
+}
+
+/// A short text as two words, which no other text of any vocabulary has.
+fn name(vocabulary: Vocabulary, text: &str) -> Option<[u64; 2]> {
+    if text.len() > SHORT_BYTES {
+        return None;
+    }
+    let mut bytes = [0; SHORT_BYTES + 1];
+    bytes.get_mut(..text.len())?.copy_from_slice(text.as_bytes());
+    let vocabulary = match vocabulary {
+        Vocabulary::O200k => 1,
+        Vocabulary::Cl100k => 2,
+        Vocabulary::Bytes => 3,
+    };
+    let [.., last] = &mut bytes;
+    *last = u8::try_from(text.len()).ok()? << 2 | vocabulary;
+    let name = u128::from_le_bytes(bytes);
+    Some([name as u64, (name >> 64) as u64])
+}
+
 fn key(vocabulary: Vocabulary, text: &str) -> u128 {
     static KEYS: LazyLock<[RandomState; 2]> = LazyLock::new(Default::default);
     let [high, low] = &*KEYS;
@@ -88,6 +131,25 @@ mod tests {
         }
         let other = text.replace("toll", "fee");
         assert_eq!(count(Vocabulary::O200k, &other, u64::MAX), Vocabulary::O200k.of(&other, u64::MAX));
+    }
+
+    #[test]
+    fn a_piece_of_a_stream_has_as_many_tokens_whenever_it_comes_and_whatever_came_between() {
+        let texts: Vec<String> = (0..20_000)
+            .map(|n| match n % 4 {
+                0 => format!(" word{}", n % 997),
+                1 => "é✓".repeat(n % 4),
+                2 => "a\0".repeat(n % 7),
+                _ => format!("{n}").repeat(n % 5),
+            })
+            .collect();
+        for vocabulary in [Vocabulary::O200k, Vocabulary::Cl100k, Vocabulary::Bytes] {
+            for text in texts.iter().chain(&texts) {
+                assert_eq!(short(vocabulary, text), vocabulary.of(text, u64::MAX).unwrap(), "{vocabulary:?} {text:?}");
+            }
+        }
+        let named = |text: &str| name(Vocabulary::O200k, text).is_some();
+        assert!(named("") && named("fifteen bytes, !") == false && named("fifteen bytes,!"), "what fits two words");
     }
 
     #[test]

@@ -122,12 +122,21 @@ impl Pool {
         Some(Picked::new(Arc::clone(self), members, position, trial))
     }
 
+    /// As [`Self::pick`], unless others wait: nobody goes past them.
+    pub fn pick_now(self: &Arc<Self>, key: Affinity, tried: &[usize]) -> Option<Picked> {
+        (self.line.length() == 0).then(|| self.pick(key, tried)).flatten()
+    }
+
+    /// Whether a request that comes now would be placed without waiting.
+    pub fn has_room(&self) -> bool {
+        let now = Moment::now();
+        self.line.length() == 0 && self.members.load().servers.iter().any(|s| s.open(now))
+    }
+
     /// As [`Self::pick`]; when every server that is usable and not in `tried` is at its limit, waits in the pool's short queue,
     /// first come, first served, for as long as its `wait_seconds`. Dropping the future leaves the queue.
     pub async fn wait(self: &Arc<Self>, key: Affinity, tried: &[usize]) -> Result<Picked, Unplaced> {
-        if self.line.length() == 0
-            && let Some(picked) = self.pick(key, tried)
-        {
+        if let Some(picked) = self.pick_now(key, tried) {
             return Ok(picked);
         }
         if !self.could_place(tried) {
@@ -150,7 +159,7 @@ impl Pool {
     }
 
     /// Whether there is a usable server that is not in `tried`, busy or not.
-    pub(super) fn could_place(&self, tried: &[usize]) -> bool {
+    pub fn could_place(&self, tried: &[usize]) -> bool {
         let now = Moment::now();
         self.members.load().servers.iter().any(|s| s.standing.usable(now) && !tried.contains(&s.id))
     }

@@ -34,9 +34,9 @@ impl Ring {
 
 /// FNV-1a with its bits mixed: the same in every process, and fast on short text. No secret: whoever may choose a key may
 /// choose its server.
-pub(super) fn hash(bytes: &[u8]) -> u64 {
+pub(super) fn hash<'a>(bytes: impl IntoIterator<Item = &'a u8>) -> u64 {
     let fold = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
-    mixed(bytes.iter().fold(0xcbf2_9ce4_8422_2325, fold))
+    mixed(bytes.into_iter().fold(0xcbf2_9ce4_8422_2325, fold))
 }
 
 /// The finisher of SplitMix64: every bit of the input moves half of the output's.

@@ -28,7 +28,13 @@ impl Affinity {
 
     /// Of a text that is the same for all requests that belong together. The same in every gate. No text keeps nothing together.
     pub fn of(text: &[u8]) -> Self {
-        Self((!text.is_empty()).then(|| super::ring::hash(text)))
+        Self::of_parts(&[text])
+    }
+
+    /// The same, of a text in parts.
+    pub fn of_parts(text: &[&[u8]]) -> Self {
+        let some = text.iter().any(|part| !part.is_empty());
+        Self(some.then(|| super::ring::hash(text.iter().copied().flatten())))
     }
 }
 

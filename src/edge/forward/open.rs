@@ -10,6 +10,9 @@
 //!
 //! Never otherwise: a backend that took the request and fell silent may have generated, and been paid for, an answer. All of it is before
 //! the first byte for the client, under one payment: what was quoted is what is charged, whoever serves.
+//!
+//! A pool whose servers are all busy is passed over while a later one has a free server, and comes again behind it: its line is the last
+//! resort, for whoever pays would rather be served than wait.
 
 use super::{Attempt, Clock, Cut, Filter, Lines, Outgoing, watched};
 use crate::edge::scrub;
@@ -21,6 +24,8 @@ use pingora::protocols::http::client::HttpSession;
 use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, RetryType};
+use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -64,15 +69,22 @@ pub(super) async fn open(
     clock: &mut Clock,
 ) -> Result<Box<Opened>, Cut> {
     let mut refused = None;
-    let mut pools = lane.pools.iter().peekable();
-    while let Some(pool) = pools.next() {
+    let mut turns: VecDeque<Turn<'_>> = lane.pools.iter().map(Turn::of).collect();
+    'lane: while let Some(mut turn) = turns.pop_front() {
+        let pool = turn.pool;
         clock.turn_to(*pool.timeouts());
         let tell = |filter: &mut dyn Filter, who: Option<&Who>, outcome| filter.tried(&Attempt { pool, who, outcome });
-        let (mut tried, mut asked) = (Vec::new(), 0);
-        let mut request = None;
         let key = filter.affinity(pool);
-        while asked < MOST_ASKED {
-            let picked = match watched(client, clock, clock.timeouts.total_seconds, pool.wait(key, &tried)).await? {
+        while turn.asked < MOST_ASKED {
+            let placed = match pool.pick_now(key, &turn.tried) {
+                Some(picked) => Ok(picked),
+                None if turn.yields_to(&turns) => {
+                    turns.push_back(Turn { again: true, ..turn });
+                    continue 'lane;
+                }
+                None => watched(client, clock, clock.timeouts.total_seconds, pool.wait(key, &turn.tried)).await?,
+            };
+            let picked = match placed {
                 Ok(picked) => picked,
                 Err(Unplaced::Nobody) => break,
                 Err(Unplaced::Full { retry_after_seconds }) => {
@@ -81,15 +93,15 @@ pub(super) async fn open(
                     break;
                 }
             };
-            tried.push(picked.index());
+            turn.tried.push(picked.index());
             let who = picked.who();
             let Some(line) = connect(client, lines, &picked, clock, 0).await? else {
                 tell(filter, Some(&who), "connect");
                 continue;
             };
-            let last = pools.peek().is_none();
-            let out = request.get_or_insert_with(|| filter.request(pool, last));
-            asked += 1;
+            let last = turns.is_empty();
+            let out = turn.request.get_or_insert_with(|| filter.request(pool, last));
+            turn.asked += 1;
             let sent_at = Instant::now();
             let answer = match ask(client, lines, pool, &picked, line, out, clock).await {
                 Ok(answer) => answer,
@@ -128,6 +140,27 @@ pub(super) async fn open(
         }
     }
     refused.unwrap_or(Err(Refusal::UpstreamUnavailable { retry_after_seconds: 1 })).map_err(Cut::Refused)
+}
+
+/// A pool of the lane, and how far the request came there.
+struct Turn<'a> {
+    pool: &'a Arc<Pool>,
+    /// It was passed over once.
+    again: bool,
+    tried: Vec<usize>,
+    asked: usize,
+    request: Option<Outgoing>,
+}
+
+impl<'a> Turn<'a> {
+    fn of(pool: &'a Arc<Pool>) -> Self {
+        Self { pool, again: false, tried: Vec::new(), asked: 0, request: None }
+    }
+
+    /// Its servers are busy, and one of a pool that comes later is not.
+    fn yields_to(&self, later: &VecDeque<Self>) -> bool {
+        !self.again && self.pool.could_place(&self.tried) && later.iter().any(|turn| turn.pool.has_room())
+    }
 }
 
 /// The server is too busy, or broken: another one may not be.

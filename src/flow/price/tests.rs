@@ -3,13 +3,14 @@ use super::*;
 use crate::catalogue::{Catalogue, ProfileAbility, RailAbility};
 use crate::flow::choose::quote_idle;
 use crate::rules::Files;
+use crate::rules::plan::Plan;
 use proptest::prelude::*;
 
 const LIST: &str = r#"{"row": {"input_cost_per_token": 1e-05, "output_cost_per_token": 2e-05, "output_cost_per_token_priority": 4e-05,
   "cache_creation_input_token_cost": 1.25e-05, "input_cost_per_token_above_1k_tokens": 3e-05, "input_cost_per_request": 0.001}}"#;
 
-/// A request for a model of the list, on a route where one rail has a discount of `off`.
-fn quoted(off: &str, more: &str) -> Quoted {
+/// Rules that sell a model of the list, on a route where one rail has a discount of `off`.
+fn plan(off: &str, more: &str) -> Plan {
     let models = format!("[model.m]\nupstream = \"up\"\npool = \"p\"\nprice_as = \"row\"\n{more}\n");
     let prices = format!("registry = \"list.json\"\nmarkup = \"2\"\n[rail.\"less/session\"]\ndiscount = {off:?}\n");
     let files = [
@@ -27,9 +28,14 @@ fn quoted(off: &str, more: &str) -> Quoted {
     let catalogue = Catalogue {
         rails: [rail("less/session"), rail("full/session")].into(),
         profiles: [("vllm", ProfileAbility::PLAIN)].into(),
-        vocabularies: vec!["bytes"],
+        vocabularies: Vocabulary::NAMES.to_vec(),
     };
-    let plan = crate::rules::check(&Files::of(files), &catalogue).unwrap_or_else(|mistakes| panic!("{mistakes:?}"));
+    crate::rules::check(&Files::of(files), &catalogue).unwrap_or_else(|mistakes| panic!("{mistakes:?}"))
+}
+
+/// A request under them.
+fn quoted(off: &str, more: &str) -> Quoted {
+    let plan = plan(off, more);
     let body = r#"{"model":"m","max_tokens":50,"messages":[{"role":"user","content":"how much is this?"}]}"#;
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(quote_idle(&plan, "/c", body.into())).unwrap_or_else(|_| panic!("it is not quoted"))
@@ -94,4 +100,33 @@ proptest! {
             prop_assert!(cover.used(tokens).unwrap() <= cover.of(tokens).unwrap(), "what is taken was set aside");
         }
     }
+}
+
+#[test]
+fn a_long_text_is_counted_off_the_async_threads_and_what_takes_no_time_is_not() {
+    // One thread for what blocks, and it is busy: whatever is sent there has to wait.
+    let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let _busy = runtime.spawn_blocking(move || held.recv());
+    let words = |bytes: usize| "some words ".repeat(bytes / 11);
+    let plan = |vocabulary: &str| plan("0", &format!("vocabulary = {vocabulary:?}"));
+    let (o200k, bytes) = (plan("o200k"), plan("bytes"));
+    let body = |text: &str| format!(r#"{{"model":"m","messages":[{{"role":"user","content":"{text}"}}]}}"#);
+    let (short, long) = (body(&words(60 << 10)), body(&words(65 << 10)));
+    let quote = |plan, body: &str| quote_idle(plan, "/c", body.to_owned().into());
+    runtime.block_on(async {
+        for (plan, body, why) in [(&o200k, &short, "it is short"), (&bytes, &long, "its bytes need no counting")] {
+            let mut quoting = std::pin::pin!(quote(plan, body));
+            assert!(futures::poll!(quoting.as_mut()).is_ready(), "{why}");
+        }
+        let mut quoting = std::pin::pin!(quote(&o200k, &long));
+        for _ in 0..100 {
+            assert!(futures::poll!(quoting.as_mut()).is_pending(), "it was counted here");
+            tokio::task::yield_now().await;
+        }
+        release.send(()).unwrap();
+        let Ok(quoted) = quoting.await else { panic!("it is not quoted") };
+        assert_eq!(quoted.parts.counted_by, Some("o200k"));
+        assert!(quoted.parts.prompt_tokens > Some(10_000), "{:?}", quoted.parts);
+    });
 }

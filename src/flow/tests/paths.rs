@@ -6,6 +6,7 @@ use crate::flow::receipt::Signet;
 use crate::flow::settle::{Delivery, End};
 use crate::refusal::Moved;
 use crate::secret::Secret;
+use crate::surface::Surface;
 use std::sync::atomic::Ordering::SeqCst;
 
 fn delivery(bed: &Bed, paid: Paid) -> Delivery {
@@ -193,7 +194,7 @@ async fn a_good_credential_on_a_body_that_asks_for_nothing_is_not_used_up() {
     for body in ["", "{}", r#"{"model":"m"}"#] {
         let credential = bed.credential(PATH, body, "a").await;
         let stop = stopped(bed.pay(PATH, body, &credential).await);
-        assert_eq!(stop, Refusal::NothingAsked.into(), "{body:?}");
+        assert_eq!(stop, Refusal::NothingAsked { surface: Surface::Chat }.into(), "{body:?}");
         assert_eq!(bed.claim("a").await, None, "{body:?}: nothing is claimed");
     }
     assert_eq!(bed.rail.collects(), 0, "and nothing collected");

@@ -48,7 +48,7 @@ const LEAST_THINKING: u64 = 1024;
 fn check(name: &'static str, reader: &mut Reader<'_, '_>) -> Result<(), Refusal> {
     match name {
         "messages" => messages(reader),
-        "system" => content(reader, "system", Where::System),
+        "system" => reader.lead(|reader| content(reader, "system", Where::System)),
         "tools" => tools(reader),
         // The schema of the answer is rendered into the prompt.
         "output_config" | "output_format" => reader.raw_piece().map(drop),
@@ -178,24 +178,25 @@ const TOOL: &[&str] = &[
 ];
 
 fn messages(reader: &mut Reader<'_, '_>) -> Result<(), Refusal> {
-    reader.items("messages", |reader, index| {
+    reader.turns("messages", |reader| {
+        let index = reader.found.messages;
         let place = |rest: &str| format!("messages[{index}]{rest}");
-        let mut role = false;
+        let mut user = None;
         reader.members(MESSAGE, &place, |this, key| {
             if key == "content" {
                 return content(this, &place(".content"), Where::Message);
             }
-            role = true;
-            match this.string_of(&place(".role"))?.as_ref() {
-                "user" | "assistant" => Ok(()),
-                _ => Err(bad(place(".role"), "must be user or assistant; what the system says stands beside messages")),
-            }
+            user = Some(match this.string_of(&place(".role"))?.as_ref() {
+                "user" => true,
+                "assistant" => false,
+                _ => {
+                    let why = "must be user or assistant; what the system says stands beside messages";
+                    return Err(bad(place(".role"), why));
+                }
+            });
+            Ok(())
         })?;
-        if !role {
-            return Err(bad(place(".role"), "is missing"));
-        }
-        reader.found.messages += 1;
-        Ok(())
+        user.ok_or_else(|| bad(place(".role"), "is missing"))
     })
 }
 

@@ -5,8 +5,7 @@
 //! call or by the page.
 
 use super::{
-    B, Fields, Form, N, O, Rule, S, SHORT_CACHES, SPEEDS, Said, Told, Weight, bool_of, names, one_of, write_count,
-    write_flag,
+    B, Fields, Form, N, O, Rule, S, SHORT_CACHES, SPEEDS, Told, Weight, bool_of, names, one_of, write_count, write_flag,
 };
 use crate::limits::Limits;
 use crate::openai::prompt::{Found, Reader, bad};
@@ -58,7 +57,7 @@ const KEPT: &str = "nothing is kept here: send the whole conversation as input";
 fn check(name: &'static str, reader: &mut Reader<'_, '_>) -> Result<(), Refusal> {
     match name {
         "input" => input(reader),
-        "instructions" => reader.text(name),
+        "instructions" => reader.lead(|reader| reader.text(name)),
         "tools" => reader.tools(TOOL),
         // The schema of the answer is rendered into the prompt.
         "text" => reader.raw_piece().map(drop),
@@ -96,7 +95,8 @@ fn write(ask: &Ask, to: &Rewrite<'_>, out: &mut Vec<u8>) {
     write_count("max_output_tokens", ask.max_output.min(to.max_output), out);
     out.extend_from_slice(b",\"store\":false");
     write_flag("stream", to.stream, out);
-    if let (true, Said { obfuscation: Some(yes), .. }) = (to.stream, ask.said) {
+    let obfuscation = ask.said.obfuscation.filter(|_| !to.withheld.contains(&"include_obfuscation"));
+    if let (true, Some(yes)) = (to.stream, obfuscation) {
         out.extend_from_slice(b",\"stream_options\":{\"include_obfuscation\":");
         out.extend_from_slice(if yes { b"true}" } else { b"false}" });
     }
@@ -126,28 +126,23 @@ const TOOL: &[&str] = &["type", "name", "description", "parameters", "strict", "
 fn input(reader: &mut Reader<'_, '_>) -> Result<(), Refusal> {
     match reader.scanner.peek()? {
         Kind::String => {
-            let before = reader.found.pieces.len();
+            let (before, start) = (reader.found.pieces.len(), reader.scanner.at());
             reader.text_piece()?;
             reader.found.messages += u64::from(reader.found.pieces.len() > before);
+            reader.found.head = Some(start..reader.scanner.at());
             Ok(())
         }
-        Kind::Array => {
-            let mut array = reader.scanner.array()?;
-            while reader.scanner.next_item(&mut array)? {
-                item(reader)?;
-                reader.found.messages += 1;
-            }
-            Ok(())
-        }
+        Kind::Array => reader.turns("input", item),
         _ => Err(bad("input", "must be a string or an array of items")),
     }
 }
 
-/// One item: something said, a call of a tool of the client's and what came of it, or reasoning that the client carries.
-fn item(reader: &mut Reader<'_, '_>) -> Result<(), Refusal> {
+/// One item: something said, a call of a tool of the client's and what came of it, or reasoning that the client carries. Whether the user
+/// says it.
+fn item(reader: &mut Reader<'_, '_>) -> Result<bool, Refusal> {
     let index = reader.found.messages;
     let place = |rest: &str| format!("input[{index}]{rest}");
-    let (mut kind, mut role) = (None, false);
+    let (mut kind, mut user) = (None, None);
     reader.members(ITEM, &place, |this, key| {
         let value = this.scanner.peek()?;
         match (key, value) {
@@ -156,8 +151,9 @@ fn item(reader: &mut Reader<'_, '_>) -> Result<(), Refusal> {
             }
             ("type", _) => kind = Some(this.string_of(&place(".type"))?),
             ("role", _) => {
-                role = true;
-                if !ROLES.contains(&this.string_of(&place(".role"))?.as_ref()) {
+                let said = this.string_of(&place(".role"))?;
+                user = Some(said == "user");
+                if !ROLES.contains(&said.as_ref()) {
                     return Err(bad(place(".role"), "must be one of user, assistant, system, developer"));
                 }
             }
@@ -171,7 +167,7 @@ fn item(reader: &mut Reader<'_, '_>) -> Result<(), Refusal> {
         Ok(())
     })?;
     match kind.as_deref() {
-        None | Some("message") if !role => Err(bad(place(".role"), "is missing")),
+        None | Some("message") if user.is_none() => Err(bad(place(".role"), "is missing")),
         None
         | Some(
             "message"
@@ -180,7 +176,7 @@ fn item(reader: &mut Reader<'_, '_>) -> Result<(), Refusal> {
             | "custom_tool_call"
             | "custom_tool_call_output"
             | "reasoning",
-        ) => Ok(()),
+        ) => Ok(user == Some(true)),
         Some("item_reference") => Err(bad(place(".type"), KEPT)),
         // Calls of hosted tools, and whatever is invented next.
         Some(_) => Err(Refusal::NotPriced { param: place(".type") }),

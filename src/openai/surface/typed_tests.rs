@@ -31,6 +31,10 @@ fn read(surface: Surface, body: &Value, limits: &Limits) -> Result<Ask, Refusal>
 }
 
 fn sent_for(ask: &Ask, max_output: u64, stream: bool) -> Value {
+    sent_without(ask, max_output, stream, &[])
+}
+
+fn sent_without(ask: &Ask, max_output: u64, stream: bool, withheld: &[&str]) -> Value {
     let model = UpstreamModel::from("up/stream\"1");
     let out = ask.rewrite(&Rewrite {
         model: &model,
@@ -38,7 +42,7 @@ fn sent_for(ask: &Ask, max_output: u64, stream: bool) -> Value {
         spelling: Spelling::MaxCompletionTokens,
         stream,
         continuous_usage: true,
-        withheld: &[],
+        withheld,
     });
     serde_json::from_slice(&out).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&out)))
 }
@@ -164,6 +168,16 @@ fn a_response_is_always_sent_stateless_and_within_its_limit() {
         assert_eq!(sent(&ask, stream), want, "{why}");
         assert_eq!((ask.n, ask.max_output), (1, want[limit].as_u64().unwrap()), "{why}");
     }
+}
+
+#[test]
+fn an_option_of_streams_is_kept_from_backends_that_refuse_it() {
+    let body = response(json!({"stream_options":{"include_obfuscation":false},"user":"u"}));
+    let ask = read(Surface::Responses, &body, &limits()).unwrap();
+    let kept = sent_without(&ask, u64::MAX, true, &["user"]);
+    assert_eq!((&kept["stream_options"], &kept["user"]), (&json!({"include_obfuscation":false}), &json!(null)));
+    let held = sent_without(&ask, u64::MAX, true, &["include_obfuscation"]);
+    assert_eq!((held.get("stream_options"), &held["user"]), (None, &json!("u")));
 }
 
 #[test]
@@ -393,6 +407,37 @@ fn a_message_without_messages_is_quoted_and_not_served() {
     for body in [json!({}), json!({"messages":[]}), json!({"max_tokens":5})] {
         assert!(read(Surface::Messages, &body, &limits()).unwrap().nothing_asked, "{body}");
     }
+}
+
+#[test]
+fn the_head_of_a_conversation_is_what_the_system_says_and_all_up_to_the_users_first() {
+    let says = |role: &str, text: &str| json!({"role":role,"content":text});
+    let (first, answer, other) = (says("user", "why?"), says("assistant", "so"), says("user", "how?"));
+    let (system, long) = (json!("be brief"), json!("x".repeat(60_000)));
+    for (surface, system_field, turns_field) in
+        [(Surface::Responses, "instructions", "input"), (Surface::Messages, "system", "messages")]
+    {
+        let head = |system: &Value, turns: Value| {
+            let body = json!({system_field:system,"metadata":{"user_id":"u1"},turns_field:turns,"model":"m"});
+            let [lead, head] = read(surface, &body, &limits()).unwrap().head().map(<[u8]>::to_vec);
+            [lead, head].concat()
+        };
+        for system in [&json!(null), &system] {
+            let begun = head(system, json!([first]));
+            assert_eq!(begun, head(system, json!([first, answer, other])), "{surface:?}: the next turn");
+            assert_ne!(begun, head(system, json!([other])), "{surface:?}: another conversation");
+            assert_ne!(begun, head(&json!("be long"), json!([first])), "{surface:?}: another system");
+            assert!(!String::from_utf8_lossy(&begun).contains("u1"), "{surface:?}: whoever asks");
+        }
+        assert_eq!(head(&long, json!([first])).len(), 16 * 1024, "{surface:?}: no further");
+        assert_eq!(head(&system, json!([says("user", &"x".repeat(60_000))])).len(), 16 * 1024, "{surface:?}: in all");
+    }
+    let told = |input: &str| {
+        let body = json!({"instructions":"be brief","metadata":{"a":"b"},"input":input});
+        read(Surface::Responses, &body, &limits()).unwrap().head().concat()
+    };
+    assert_ne!(told("why?"), told("how?"), "a text alone is the user's first");
+    assert_eq!(told("why?"), br#""be brief""why?""#);
 }
 
 #[test]

@@ -128,18 +128,27 @@ pub(super) fn whole(body: &[u8], bounds: Bounds) -> Option<Verdict> {
     })
 }
 
+/// One usage object. Behind each name of OpenAI's stands chat's, which SGLang says here as well.
 #[derive(Deserialize)]
 struct Figures<'a> {
     #[serde(default, borrow)]
     input_tokens: Option<&'a RawValue>,
     #[serde(default, borrow)]
+    prompt_tokens: Option<&'a RawValue>,
+    #[serde(default, borrow)]
     output_tokens: Option<&'a RawValue>,
+    #[serde(default, borrow)]
+    completion_tokens: Option<&'a RawValue>,
     #[serde(default, borrow)]
     total_tokens: Option<&'a RawValue>,
     #[serde(default, borrow)]
     input_tokens_details: Option<InputDetails<'a>>,
     #[serde(default, borrow)]
+    prompt_tokens_details: Option<InputDetails<'a>>,
+    #[serde(default, borrow)]
     output_tokens_details: Option<OutputDetails<'a>>,
+    #[serde(default, borrow)]
+    reasoning_tokens: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -159,16 +168,17 @@ struct OutputDetails<'a> {
 /// Reads one usage object. `None`: no counts, or zeros as a placeholder.
 fn read_figures(text: &str) -> Result<Option<Usage>, Absurd> {
     let figures: Figures<'_> = object(text.as_bytes()).ok_or(Absurd)?;
-    let prompt = count(figures.input_tokens)?.unwrap_or(0);
-    let completion = count(figures.output_tokens)?.unwrap_or(0);
+    let prompt = count(figures.input_tokens.or(figures.prompt_tokens))?.unwrap_or(0);
+    let completion = count(figures.output_tokens.or(figures.completion_tokens))?.unwrap_or(0);
     if prompt == 0 && completion == 0 {
         return Ok(None);
     }
-    let (cached, cache_write) = match figures.input_tokens_details {
+    let (cached, cache_write) = match figures.input_tokens_details.or(figures.prompt_tokens_details) {
         Some(details) => (count(details.cached_tokens)?.unwrap_or(0), count(details.cache_write_tokens)?.unwrap_or(0)),
         None => (0, 0),
     };
-    let reasoning = count(figures.output_tokens_details.and_then(|d| d.reasoning_tokens))?.unwrap_or(0);
+    let reasoning = figures.output_tokens_details.and_then(|d| d.reasoning_tokens).or(figures.reasoning_tokens);
+    let reasoning = count(reasoning)?.unwrap_or(0);
     let total = count(figures.total_tokens)?;
     if cached + cache_write > prompt || total.is_some_and(|total| total < prompt + completion) {
         return Err(Absurd);

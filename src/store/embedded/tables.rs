@@ -1,8 +1,10 @@
 //! What the file holds, and what one operation does to it inside a write transaction.
 
-use super::known::{self, HEAD, INDEXED, Known};
+use super::brief::Brief;
+use super::known::{INDEXED, Known};
+use super::lines::{self, Loose};
 use crate::channel::Channel;
-use crate::claim::Claim;
+use crate::claim::{self, Claim};
 use crate::clock::UnixSeconds;
 use crate::journal::Entry;
 use crate::journal::chain::Head;
@@ -17,6 +19,8 @@ const SCHEMA: &str = "2";
 const BEFORE: &str = "1";
 /// Largest claim or journal line. Ours are a few kilobytes; a larger one is a defect and must not fill the disk.
 const MOST_BYTES: usize = 1 << 20;
+/// Bytes of a record that need no second allocation: most have fewer.
+const ROOM: usize = 4 << 10;
 
 /// `schema` → [`SCHEMA`], `gate` → who writes here, `records` → `shared` when they are elsewhere.
 const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
@@ -34,7 +38,7 @@ pub(super) const PAYERS: TableDefinition<'_, (&str, &str, &str), ()> = TableDefi
 const DUE: TableDefinition<'_, (u64, &str), ()> = TableDefinition::new("due");
 /// Receipt id → `seq` of the newest line that holds it; [`INDEXED`] → the line up to which that is so.
 pub(super) const RECEIPTS: TableDefinition<'_, &str, u64> = TableDefinition::new("receipts");
-/// `seq` → line; [`HEAD`] → where they end.
+/// `seq` → the line, and those before it that share a row with it; [`HEAD`](lines::HEAD) → where they end.
 pub(super) const JOURNAL: TableDefinition<'_, u64, &str> = TableDefinition::new("journal");
 /// `(name, day)` → 1e-18 USD.
 pub(super) const TALLIES: TableDefinition<'_, (&str, u64), u128> = TableDefinition::new("tallies");
@@ -66,6 +70,33 @@ struct Stamp<'r> {
     revision: u64,
     #[serde(borrow, default)]
     id: Cow<'r, str>,
+}
+
+/// What a claim's next write has to know of the one before.
+struct Was {
+    revision: u64,
+    keep_until: UnixSeconds,
+}
+
+#[derive(serde::Deserialize)]
+struct ClaimStamp<'r> {
+    schema: u16,
+    revision: u64,
+    #[serde(borrow)]
+    key: Cow<'r, str>,
+    collect_until: UnixSeconds,
+    paid_at: Option<UnixSeconds>,
+}
+
+/// The first words of the claim in `bytes`, as [`read_claim`] reads all of them.
+fn glance(key: &str, bytes: &[u8]) -> Result<Was, StoreError> {
+    match serde_json::from_slice::<ClaimStamp<'_>>(bytes) {
+        Ok(stamp) if stamp.schema == Claim::SCHEMA && stamp.key == key => {
+            Ok(Was { revision: stamp.revision, keep_until: claim::keep_until(stamp.collect_until, stamp.paid_at) })
+        }
+        // Whatever is wrong with it is said there.
+        _ => read_claim(key, bytes).map(|claim| Was { revision: claim.revision, keep_until: claim.keep_until() }),
+    }
 }
 
 /// The claim in `bytes`. The error blocks this key only: what a later version wrote, or what a bad disk left, is neither
@@ -111,14 +142,14 @@ pub(super) fn prepare(txn: &WriteTransaction) -> Result<Known, Fault> {
         (txn.open_table(META)?, txn.open_table(JOURNAL)?, txn.open_table(RECEIPTS)?);
     if is_new {
         meta.insert("schema", SCHEMA)?;
-        journal.insert(HEAD, json(&Head::default())?.as_str())?;
+        lines::put_head(&mut journal, &Head::default())?;
     }
     let schema = meta.get("schema")?.map(|v| v.value().to_owned());
     match schema.as_deref() {
         Some(SCHEMA) => {}
         Some(BEFORE) => {
             let head = head_before(&meta)?;
-            journal.insert(HEAD, json(&head)?.as_str())?;
+            lines::put_head(&mut journal, &head)?;
             receipts.insert(INDEXED, head.lines)?;
             meta.remove("head")?;
             meta.insert("schema", SCHEMA)?;
@@ -135,7 +166,7 @@ pub(super) fn prepare(txn: &WriteTransaction) -> Result<Known, Fault> {
         meta.insert("gate", crate::ids::fresh("gate").as_str())?;
     }
     let known = Known::read(&journal, &receipts)?;
-    let last = journal.range(..HEAD)?.next_back().transpose()?.map(|(_, line)| line.value().to_owned());
+    let last = lines::last(&journal)?;
     drop((meta, journal, receipts));
     Book::open(txn, &mut Known::default()).every_table()?;
     match last {
@@ -150,7 +181,7 @@ pub(super) fn head(txn: &redb::ReadTransaction) -> Result<Head, Fault> {
     let meta = txn.open_table(META)?;
     match meta.get("schema")?.is_some_and(|v| v.value() == BEFORE) {
         true => head_before(&meta),
-        false => known::head(&txn.open_table(JOURNAL)?),
+        false => lines::head(&txn.open_table(JOURNAL)?),
     }
 }
 
@@ -215,6 +246,7 @@ pub(super) struct Book<'t> {
     facts: Shelf<'t, &'static str, &'static str>,
     known: &'t mut Known,
     began: Head,
+    loose: Loose,
     changed: bool,
 }
 
@@ -234,6 +266,7 @@ impl<'t> Book<'t> {
             facts: Shelf::new(txn, FACTS),
             began: known.head,
             known,
+            loose: Loose::default(),
             changed: false,
         }
     }
@@ -260,7 +293,9 @@ impl<'t> Book<'t> {
     /// Ends the batch. `false`: nothing changed, so there is nothing to make durable.
     pub(super) fn close(mut self) -> Result<bool, Fault> {
         if self.known.head != self.began {
-            self.journal.table()?.insert(HEAD, json(&self.known.head)?.as_str())?;
+            let journal = self.journal.table()?;
+            self.loose.put(journal)?;
+            lines::put_head(journal, &self.known.head)?;
         }
         if self.changed && self.known.is_behind() {
             let receipts = self.receipts.table()?;
@@ -273,18 +308,34 @@ impl<'t> Book<'t> {
         Ok(self.changed)
     }
 
-    /// One [`Write`]: the claim or channel by its revision, then the journal, then the tallies.
-    pub(super) fn write(&mut self, write: &Write) -> Result<Swap, Fault> {
-        let mut record = None;
+    fn was(&mut self, key: &str) -> Result<Option<Was>, Fault> {
+        self.claims.table()?.get(key)?.map(|bytes| glance(key, bytes.value()).map_err(Fault::Here)).transpose()
+    }
+
+    fn claim(&mut self, key: &str) -> Result<Option<Claim>, Fault> {
+        claim_in(self.claims.table()?, key)
+    }
+
+    /// One [`Write`]: the claim or channel by its revision, then the journal, then the tallies. `brief`: what is known of the claim
+    /// beside the file; where it is newer, it is the record before, and its lines come first.
+    pub(super) fn write(&mut self, write: &Write, brief: Option<&Brief>) -> Result<Swap, Fault> {
+        let (mut record, mut lines_before) = (None, &[][..]);
         if let Some(claim) = &write.claim {
-            let old = claim_in(self.claims.table()?, &claim.key.0)?;
+            let stored = self.was(&claim.key.0)?;
             if claim.schema != Claim::SCHEMA {
                 return here(format!("claim {} has schema {}, not {}", claim.key.0, claim.schema, Claim::SCHEMA));
             }
-            if old.as_ref().map_or(0, |o| o.revision).checked_add(1) != Some(claim.revision) {
-                return Ok(Swap::Lost(Box::new(old)));
+            let revision = stored.as_ref().map_or(0, |was| was.revision);
+            let brief = brief.filter(|brief| brief.claim.revision > revision);
+            if brief.map_or(revision, |brief| brief.claim.revision).checked_add(1) != Some(claim.revision) {
+                let now = match brief {
+                    Some(brief) => Some(brief.claim.clone()),
+                    None => self.claim(&claim.key.0)?,
+                };
+                return Ok(Swap::Lost(Box::new(now)));
             }
-            record = Some((claim, old, json(claim)?));
+            lines_before = brief.map_or(lines_before, |brief| &brief.journal);
+            record = Some((claim, stored, json(claim)?));
         }
         let mut purse = None;
         if let Some(channel) = &write.channel {
@@ -300,18 +351,18 @@ impl<'t> Book<'t> {
             }
             purse = Some((channel, json(channel.as_ref())?));
         }
-        let (lines, head) = self.lines(&write.journal)?;
+        let (lines, head) = self.lines(lines_before.iter().chain(&write.journal))?;
         let totals = self.totals(&write.tally)?;
 
         self.changed = true;
-        if let Some((claim, old, json)) = record {
-            self.put(claim, old.as_ref(), &json)?;
+        if let Some((claim, stored, json)) = record {
+            self.put(claim, stored.as_ref(), &json)?;
         }
         if let Some((channel, json)) = purse {
             self.put_channel(channel, &json)?;
         }
         for (seq, line, receipt) in &lines {
-            self.journal.table()?.insert(seq, line.as_str())?;
+            self.loose.add(self.journal.table()?, *seq, line)?;
             if let Some(id) = receipt {
                 self.known.unindexed.push(((*id).to_owned(), *seq));
             }
@@ -343,10 +394,10 @@ impl<'t> Book<'t> {
         }
     }
 
-    fn put_channel(&mut self, channel: &Channel, json: &str) -> Result<(), Fault> {
+    fn put_channel(&mut self, channel: &Channel, json: &[u8]) -> Result<(), Fault> {
         let id = channel.id.0.as_str();
         let payer = (channel.rail.as_str(), channel.descriptor.payer.as_str(), id);
-        self.channels.table()?.insert(id, json.as_bytes())?;
+        self.channels.table()?.insert(id, json)?;
         self.known.has_revision(id, channel.revision);
         if channel.is_over() {
             self.open_channels.table()?.remove(id)?;
@@ -358,24 +409,32 @@ impl<'t> Book<'t> {
         Ok(())
     }
 
-    fn put(&mut self, claim: &Claim, old: Option<&Claim>, json: &str) -> Result<(), Fault> {
-        let key = claim.key.0.as_str();
-        self.claims.table()?.insert(key, json.as_bytes())?;
-        match claim.standing.is_end() {
-            true => drop(self.open.table()?.remove(key)?),
-            false => drop(self.open.table()?.insert(key, ())?),
+    /// What stays as it was is not written again: each table costs pages of its own.
+    fn put(&mut self, claim: &Claim, was: Option<&Was>, json: &[u8]) -> Result<(), Fault> {
+        let (key, until) = (claim.key.0.as_str(), claim.keep_until());
+        self.claims.table()?.insert(key, json)?;
+        match (claim.standing.is_end(), was) {
+            (true, None) => {}
+            (true, Some(_)) => drop(self.open.table()?.remove(key)?),
+            (false, Some(_)) if self.open.table()?.get(key)?.is_some() => {}
+            (false, _) => drop(self.open.table()?.insert(key, ())?),
         }
-        if let Some(old) = old.filter(|o| o.keep_until() != claim.keep_until()) {
-            self.due.table()?.remove((old.keep_until().0, key))?;
+        match was {
+            Some(was) if was.keep_until == until => return Ok(()),
+            Some(was) => drop(self.due.table()?.remove((was.keep_until.0, key))?),
+            None => {}
         }
-        self.due.table()?.insert((claim.keep_until().0, key), ())?;
+        self.due.table()?.insert((until.0, key), ())?;
         Ok(())
     }
 
     #[allow(clippy::type_complexity)]
-    fn lines<'e>(&self, entries: &'e [Entry]) -> Result<(Vec<(u64, String, Option<&'e str>)>, Head), Fault> {
+    fn lines<'e>(
+        &self,
+        entries: impl Iterator<Item = &'e Entry>,
+    ) -> Result<(Vec<(u64, String, Option<&'e str>)>, Head), Fault> {
         let mut head = self.known.head;
-        let mut lines = Vec::with_capacity(entries.len());
+        let mut lines = Vec::new();
         for entry in entries {
             let (line, next) = head.append(entry).or_else(|e| here(format!("an entry cannot be written: {e}")))?;
             if line.len() > MOST_BYTES {
@@ -459,10 +518,11 @@ fn claim_in(claims: &impl ReadableTable<&'static str, &'static [u8]>, key: &str)
     }
 }
 
-fn json(record: &impl serde::Serialize) -> Result<String, Fault> {
-    match serde_json::to_string(record) {
-        Ok(text) if text.len() <= MOST_BYTES => Ok(text),
-        Ok(text) => here(format!("a record of {} bytes is too large to store", text.len())),
+fn json(record: &impl serde::Serialize) -> Result<Vec<u8>, Fault> {
+    let mut text = Vec::with_capacity(ROOM);
+    match serde_json::to_writer(&mut text, record) {
+        Ok(()) if text.len() <= MOST_BYTES => Ok(text),
+        Ok(()) => here(format!("a record of {} bytes is too large to store", text.len())),
         Err(e) => here(format!("a record cannot be written: {e}")),
     }
 }

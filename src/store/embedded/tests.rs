@@ -4,7 +4,7 @@
 use super::known::INDEX_EVERY;
 use super::tables::{CLAIMS, JOURNAL, RECEIPTS};
 use super::*;
-use crate::claim::{Op, sample};
+use crate::claim::{Op, Standing, sample};
 use crate::journal::sample::receipt;
 use crate::money::Atoms;
 use crate::store::conformance::{self, Bench};
@@ -192,7 +192,7 @@ async fn a_receipt_is_found_whether_its_index_has_caught_up_or_not() {
     let (each, mut behind) = (INDEX_EVERY / 3, 0);
     for round in 0..10 {
         assert_eq!(store.commit(sold(round * each, each)).await, Ok(Swap::Done));
-        if round % 4 == 3 {
+        if round % 4 == 1 {
             drop(store);
             store = dir.open();
         }
@@ -208,10 +208,26 @@ async fn a_receipt_is_found_whether_its_index_has_caught_up_or_not() {
     drop(store);
     tamper(&dir.path().join("pontage.redb"), |t| {
         let (lines, receipts) = (t.open_table(JOURNAL).unwrap(), t.open_table(RECEIPTS).unwrap());
-        let (first, last) = (receipts.get(INDEXED).unwrap().unwrap().value(), known::head(&lines).ok().unwrap().lines);
+        let (first, last) = (receipts.get(INDEXED).unwrap().unwrap().value(), lines::head(&lines).ok().unwrap().lines);
         behind = last - first;
     });
     assert!(behind > 0 && behind < INDEX_EVERY, "{behind} lines are behind the index");
+}
+
+#[tokio::test]
+async fn lines_of_one_write_share_rows_that_fit_a_page() {
+    let dir = TempDir::fresh();
+    let store = dir.open();
+    assert_eq!(store.commit(sold(0, 60)).await, Ok(Swap::Done));
+    drop(store);
+    tamper(&dir.path().join("pontage.redb"), |t| {
+        let journal = t.open_table(JOURNAL).unwrap();
+        let rows = journal.range(..HEAD).unwrap().map(|row| row.unwrap().1.value().to_owned());
+        let rows: Vec<String> = rows.collect();
+        assert!(rows.iter().all(|row| row.len() < 4_080), "none needs a page of its own size");
+        let (most, lines) = (rows.iter().map(String::len).max(), rows.iter().flat_map(|row| row.lines()).count());
+        assert!(most > Some(3_000) && lines == 60, "{lines} lines, {} rows, the longest of {most:?}", rows.len());
+    });
 }
 
 #[tokio::test]
@@ -232,6 +248,12 @@ async fn a_file_of_the_version_before_is_audited_and_taken_as_it_is() {
         let head = journal.remove(HEAD).unwrap().unwrap().value().to_owned();
         meta(t).insert("head", head.as_str()).unwrap();
         meta(t).insert("schema", "1").unwrap();
+        let row = journal.remove(4).unwrap().unwrap().value().to_owned();
+        let lines = lines::in_order(4, &row);
+        assert_eq!(lines.len(), 3, "they share a row, which they did not then");
+        for (seq, line) in lines {
+            journal.insert(seq, line.as_str()).unwrap();
+        }
         for n in 0..3 {
             receipts.insert(format!("rcpt_{n}").as_str(), n + 2).unwrap();
         }
@@ -246,6 +268,10 @@ async fn a_file_of_the_version_before_is_audited_and_taken_as_it_is() {
         assert_eq!(charged(&store, 2).await, Some(Atoms(2)));
         drop(store);
         assert_eq!(faults(&path), before, "what the audit says of it has not changed");
+        tamper(&path, |t| {
+            let indexed = t.open_table(RECEIPTS).unwrap().get(INDEXED).unwrap().map(|v| v.value());
+            assert_eq!(indexed, Some(4), "its receipts need not be read again");
+        });
     }
     let store = Embedded::open(&path).unwrap();
     assert_eq!(store.commit(sold(3, count)).await, Ok(Swap::Done));
@@ -254,4 +280,48 @@ async fn a_file_of_the_version_before_is_audited_and_taken_as_it_is() {
     }
     drop(store);
     Embedded::open(&path).unwrap();
+}
+
+#[tokio::test]
+async fn what_was_written_briefly_is_forgotten_by_a_crash_and_its_lines_come_with_the_next_write() {
+    let dir = TempDir::fresh();
+    let by = || "r0".to_owned();
+    let promised = Claim { standing: Standing::Promised { by: by() }, ..sample::claim("k", 100) };
+    let claimed = Entry::Claimed {
+        key: "k".into(),
+        amount: Atoms(100),
+        reference: promised.reference.clone(),
+        at: UnixSeconds(1_000),
+    };
+    let briefly = Write { claim: Some(promised.clone()), journal: vec![claimed], brief: true, ..Write::default() };
+    let path = dir.path().join("pontage.redb");
+    let store = Embedded::open(&path).unwrap();
+    assert_eq!(store.commit(briefly.clone()).await, Ok(Swap::Done));
+    assert_eq!(store.open_claims(UnixSeconds(1_000)).await, Ok(vec![]), "nothing of it is in the file");
+    drop(store);
+
+    let store = Embedded::open(&path).unwrap();
+    assert_eq!(store.claim(&promised.key).await, Ok(None));
+    assert_eq!(store.lines().len(), 0);
+    assert_eq!(store.commit(briefly).await, Ok(Swap::Done), "the proof is as good as new");
+    let taking = promised.apply(Op::Take { by: by(), amount: Atoms(100), receipt: None }, UnixSeconds(1_001)).unwrap();
+    let line = Entry::Taking { key: "k".into(), amount: Atoms(100), at: UnixSeconds(1_001) };
+    let write = Write { claim: Some(taking.clone()), journal: vec![line], ..Write::default() };
+    assert_eq!(store.commit(write.clone()).await, Ok(Swap::Done));
+    let lines = store.lines();
+    assert!(lines.len() == 2 && lines[0].contains("claimed") && lines[1].contains("taking"), "{lines:?}");
+    assert_eq!(store.commit(write).await, Ok(Swap::Lost(Box::new(Some(taking)))), "and nothing of it is left behind");
+    assert_eq!(store.lines().len(), 2);
+    assert!(store.briefs.is_empty(), "in memory neither");
+}
+
+#[tokio::test]
+async fn a_brief_write_stands_in_line_behind_a_durable_one_of_its_key() {
+    let dir = TempDir::fresh();
+    let store = dir.open();
+    let mut durable = Box::pin(store.commit(claim_write("k")));
+    assert!(futures::poll!(&mut durable).is_pending(), "it is in the queue");
+    drop(durable);
+    let brief = Write { brief: true, ..claim_write("k") };
+    assert!(matches!(store.commit(brief).await, Ok(Swap::Lost(_))), "whoever was first has it");
 }
