@@ -149,7 +149,7 @@ mod tests {
             }
         }
         let named = |text: &str| name(Vocabulary::O200k, text).is_some();
-        assert!(named("") && named("fifteen bytes, !") == false && named("fifteen bytes,!"), "what fits two words");
+        assert!(named("") && !named("fifteen bytes, !") && named("fifteen bytes,!"), "what fits two words");
     }
 
     #[test]

@@ -80,8 +80,8 @@ pub(super) fn head(journal: &impl ReadableTable<u64, &'static str>) -> Result<He
 
 /// Says so.
 pub(super) fn put_head(journal: &mut Table<'_, u64, &'static str>, head: &Head) -> Result<(), Fault> {
-    match serde_json::to_string(head) {
-        Ok(text) => Ok(drop(journal.insert(HEAD, text.as_str())?)),
-        Err(e) => Err(Fault::Here(StoreError(format!("the journal's head cannot be written: {e}")))),
-    }
+    let unwritable = |e| Fault::Here(StoreError(format!("the journal's head cannot be written: {e}")));
+    let text = serde_json::to_string(head).map_err(unwritable)?;
+    journal.insert(HEAD, text.as_str())?;
+    Ok(())
 }
