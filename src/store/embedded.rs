@@ -164,7 +164,7 @@ impl Store for Embedded {
             self.health.check()?;
             write = match self.briefs.keep(write, |key| self.stored(key)) {
                 Ok(kept) => return kept,
-                Err(write) => write,
+                Err(write) => *write,
             };
         }
         let Some(claim) = &write.claim else {

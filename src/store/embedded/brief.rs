@@ -52,15 +52,15 @@ impl Briefs {
         &self,
         mut write: Write,
         stored: impl FnOnce(&ClaimKey) -> Result<Option<Claim>, StoreError>,
-    ) -> Result<Result<Swap, StoreError>, Write> {
+    ) -> Result<Result<Swap, StoreError>, Box<Write>> {
         let mut all = self.all();
         let claim = match write.claim.take() {
             Some(claim) if write.tally.is_empty() && claim.schema == Claim::SCHEMA => claim,
-            other => return Err(Write { claim: other, ..write }),
+            other => return Err(Box::new(Write { claim: other, ..write })),
         };
         let place = all.get(&claim.key);
         if place.is_some_and(|place| place.writers > 0) {
-            return Err(Write { claim: Some(claim), ..write });
+            return Err(Box::new(Write { claim: Some(claim), ..write }));
         }
         let before = match place.and_then(|place| place.kept.clone()) {
             Some(kept) => Some(kept),
