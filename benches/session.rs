@@ -16,7 +16,7 @@
 mod bed;
 
 use bed::backend::{self, Kind};
-use bed::payer::{Payer, Wire, lease_write, offer, plant, words};
+use bed::payer::{LeaseWrites, Payer, Wire, offer, plant, words};
 use bed::{Gate, Running, asked, bare, free_address, median, request_body, until};
 use mpp::PaymentChallenge;
 use std::net::SocketAddr;
@@ -385,6 +385,8 @@ fn first() {
         ];
         let mut wires = ways.map(|(_, address, _)| Wire::open(address).unwrap());
         let mut times = ways.map(|_| Vec::new());
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let (mut writes, mut written) = (LeaseWrites::over(scratch.path(), CHANNELS), Vec::new());
         for turn in 0..=USES {
             for payer in &mut payers {
                 let paid = format!("Authorization: {}\r\n", payer.credential(&offer, MORE));
@@ -401,16 +403,16 @@ fn first() {
                         seen = wire.chunk().unwrap();
                     }
                 }
+                written.push(writes.write(&runtime));
             }
         }
         let [direct, bare, free, paid] = times.map(|times| median(&times));
         for (way, micros) in ways.iter().zip([direct, bare, free, paid]) {
             println!("{:<46} {micros:>10.0}", format!("{}, store {place}", way.0));
         }
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let (write, least) = (lease_write(&runtime, scratch.path()), bed::write_of(&runtime, scratch.path()));
-        println!("{:<46} {write:>10.0}", format!("its durable write by itself, {place}"));
-        println!("{:<46} {least:>10.0}", format!("the smallest durable write, {place}"));
+        let (write, least) = (median(&written), bed::write_of(&runtime, scratch.path()));
+        println!("{:<46} {write:>10.0}", format!("its durable write by itself, in turn, {place}"));
+        println!("{:<46} {least:>10.0}", format!("the smallest durable write, in a row, {place}"));
         println!("{:<46} {:>10.0}   (aim: ≤ 200)", "paid − backend − its write", paid - direct - write);
         println!("{:<46} {:>10.0}\n", "free − backend", free - direct);
         running.stop("-TERM");

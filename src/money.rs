@@ -60,12 +60,45 @@ fn parse_scaled(text: &str, scale: usize) -> Result<u128, AmountError> {
     Ok(value)
 }
 
+/// As many digits as the largest amount has.
+const MOST_DIGITS: usize = 39;
+
+/// The digits of `value`, at least `least` of them, in `room`. Every record and every line of the journal is full of amounts: no
+/// allocation, and 128 bits are divided only where there are as many.
+fn digits(mut value: u128, least: usize, room: &mut [u8; MOST_DIGITS]) -> &str {
+    let mut count = 0;
+    for place in room.iter_mut().rev() {
+        let digit = match u64::try_from(value) {
+            Ok(small) => {
+                value = u128::from(small / 10);
+                small % 10
+            }
+            Err(_) => {
+                let digit = value % 10;
+                value /= 10;
+                digit as u64
+            }
+        };
+        *place = b'0' + digit as u8;
+        count += 1;
+        if value == 0 && count >= least {
+            break;
+        }
+    }
+    room.get(MOST_DIGITS - count..).and_then(|digits| std::str::from_utf8(digits).ok()).unwrap_or_default()
+}
+
 fn write_scaled(value: u128, scale: usize, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let text = format!("{value:0>width$}", width = scale + 1);
+    let mut room = [0; MOST_DIGITS];
+    let text = digits(value, scale + 1, &mut room);
     let (whole, part) = text.split_at(text.len() - scale);
+    f.write_str(whole)?;
     match part.trim_end_matches('0') {
-        "" => f.write_str(whole),
-        part => write!(f, "{whole}.{part}"),
+        "" => Ok(()),
+        part => {
+            f.write_str(".")?;
+            f.write_str(part)
+        }
     }
 }
 
@@ -248,13 +281,21 @@ impl fmt::Display for Factor {
     }
 }
 
-macro_rules! as_text {
+// Amounts are text on every wire and in every record: JSON numbers are floats to most readers.
+impl serde::Serialize for Usd {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl serde::Serialize for Atoms {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(digits(self.0, 1, &mut [0; MOST_DIGITS]))
+    }
+}
+
+macro_rules! from_text {
     ($type:ty, $read:expr) => {
-        impl serde::Serialize for $type {
-            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-                s.collect_str(self)
-            }
-        }
         impl<'de> serde::Deserialize<'de> for $type {
             fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
                 let text = <String as serde::Deserialize>::deserialize(d)?;
@@ -265,9 +306,8 @@ macro_rules! as_text {
     };
 }
 
-// Amounts are text on every wire and in every record: JSON numbers are floats to most readers.
-as_text!(Usd, |t| Usd::parse(t).ok());
-as_text!(Atoms, Atoms::parse);
+from_text!(Usd, |t| Usd::parse(t).ok());
+from_text!(Atoms, Atoms::parse);
 
 #[cfg(test)]
 mod tests {
@@ -287,6 +327,24 @@ mod tests {
         ] {
             let (usd, unit) = (Usd::parse(usd).unwrap(), Usd::parse(unit).unwrap());
             assert_eq!(usd.counted_in(unit), want, "{usd} in units of {unit}");
+        }
+    }
+
+    #[test]
+    fn an_amount_is_written_with_all_its_digits_and_read_again() {
+        let edges =
+            [0, 1, 9, 10, 84, u128::from(u64::MAX), u128::from(u64::MAX) + 1, 10 * ONE_USD, u128::MAX - 1, u128::MAX];
+        for amount in edges {
+            let text = serde_json::to_string(&Atoms(amount)).unwrap();
+            assert_eq!(text, format!("\"{amount}\""));
+            assert_eq!(serde_json::from_str::<Atoms>(&text).unwrap(), Atoms(amount));
+            let text = serde_json::to_string(&Usd(amount)).unwrap();
+            assert_eq!(serde_json::from_str::<Usd>(&text).unwrap(), Usd(amount), "{text}");
+        }
+        for (amount, want) in
+            [(0, "0"), (1, "0.000000000000000001"), (ONE_USD, "1"), (20_100_000_000_000_000, "0.0201")]
+        {
+            assert_eq!(Usd(amount).to_string(), want);
         }
     }
 

@@ -1,6 +1,6 @@
 //! Payers of sessions: a channel that is open in the gate's books before it starts, vouchers signed here, and one connection.
 
-use super::{CHAIN_ID, DEPOSIT, Gate, PATH, RECIPIENT, TOKEN, median, timed};
+use super::{CHAIN_ID, DEPOSIT, Gate, PATH, RECIPIENT, TOKEN, timed};
 use alloy::primitives::{Address, B256, keccak256};
 use mpp::protocol::methods::tempo::precompile_voucher as reserve;
 use mpp::{PaymentChallenge, PaymentCredential};
@@ -137,19 +137,31 @@ pub fn plant(gate: &Gate, count: u64, signed: u128) -> Vec<Payer> {
     payers
 }
 
-/// Microseconds of what a stream makes durable before its first byte is asked for, by itself: the voucher and the lease, in one write
-/// to a store under `scratch`.
-pub fn lease_write(runtime: &tokio::runtime::Runtime, scratch: &Path) -> f64 {
-    let store = Arc::new(Embedded::open(&scratch.join("lease.redb")).unwrap());
-    let mut payer = Payer::new(0);
-    let mut channel = payer.record(1);
-    let write = |channel: &Channel, journal: Vec<Entry>| {
-        let (store, channel) = (Arc::clone(&store), Arc::new(channel.clone()));
-        let write = Record { channel: Some(channel), journal, ..Record::default() };
-        runtime.block_on(timed(async move { assert_eq!(store.commit(write).await, Ok(Swap::Done)) }))
-    };
-    write(&channel, Vec::new());
-    let times = (0..400).map(|_| {
+/// What a stream makes durable before its first byte is asked for, by itself: the voucher and the lease, in one write.
+pub struct LeaseWrites {
+    store: Arc<Embedded>,
+    purses: Vec<(Payer, Channel)>,
+    next: usize,
+}
+
+impl LeaseWrites {
+    /// To a store of its own under `scratch`, in which there are `channels`.
+    pub fn over(scratch: &Path, channels: u64) -> Self {
+        let store = Arc::new(Embedded::open(&scratch.join("lease.redb")).unwrap());
+        let mut purses: Vec<_> = (0..channels).map(Payer::new).map(|mut payer| (payer.record(1), payer)).collect();
+        let writes = purses
+            .iter()
+            .map(|(channel, _)| store.commit(Record { channel: Some(Arc::new(channel.clone())), ..Record::default() }));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(futures::future::join_all(writes));
+        Self { store, purses: purses.drain(..).map(|(channel, payer)| (payer, channel)).collect(), next: 0 }
+    }
+
+    /// Microseconds of the next one. Channels come in turn.
+    pub fn write(&mut self, runtime: &tokio::runtime::Runtime) -> f64 {
+        let at = self.next % self.purses.len();
+        self.next += 1;
+        let (payer, channel) = &mut self.purses[at];
         let (now, voucher) = (UnixSeconds::now(), payer.voucher(1000));
         let Voucher { amount, signature } = voucher.clone();
         let journal = vec![Entry::Voucher { channel: channel.id.clone(), amount, signature, at: now }];
@@ -162,7 +174,7 @@ pub fn lease_write(runtime: &tokio::runtime::Runtime, scratch: &Path) -> f64 {
             pool: "gpt-oss".into(),
             generation: "0123456789abcdef".into(),
         };
-        let (gate, cap, window) = (store.gate().to_owned(), Atoms(400), Atoms(40));
+        let (gate, cap, window) = (self.store.gate().to_owned(), Atoms(400), Atoms(40));
         let buy = Op::Buy {
             voucher,
             min_delta: Atoms(0),
@@ -173,12 +185,12 @@ pub fn lease_write(runtime: &tokio::runtime::Runtime, scratch: &Path) -> f64 {
         };
         let (leased, effect) = channel.apply(&ids::change(), buy, now).unwrap();
         assert_eq!(effect, Effect::Leased);
-        let micros = write(&leased, journal);
+        let write = Record { channel: Some(Arc::new(leased.clone())), journal, ..Record::default() };
         // As if it had cost nothing.
-        channel = Channel { leases: channel.leases.clone(), ..leased };
-        micros
-    });
-    median(&times.collect::<Vec<_>>())
+        *channel = Channel { leases: channel.leases.clone(), ..leased };
+        let store = Arc::clone(&self.store);
+        runtime.block_on(timed(async move { assert_eq!(store.commit(write).await, Ok(Swap::Done)) }))
+    }
 }
 
 /// The session offer of a 402's head.

@@ -12,7 +12,7 @@ use super::alone::Alone;
 use super::unjudged::Unjudged;
 use crate::channel::{Channel, ChannelId, Denied, Effect, Op};
 use crate::clock::UnixSeconds;
-use crate::ids;
+use crate::ids::{self, PublicModel};
 use crate::journal::Entry;
 use crate::money::Atoms;
 use crate::store::{Store, StoreError, Swap, Write};
@@ -214,6 +214,8 @@ pub struct Channels {
     desks: Arc<Mutex<HashMap<ChannelId, Desk>>>,
     /// When the chain was read for channels, used here or not.
     read: Mutex<HashMap<ChannelId, UnixSeconds>>,
+    /// Output tokens that streams of a model bring in half a second, as the last one had it.
+    windows: Mutex<HashMap<PublicModel, u64>>,
     pub(super) alone: Arc<Alone>,
     pub(super) unjudged: Unjudged,
 }
@@ -226,6 +228,7 @@ impl Channels {
             store,
             desks: Arc::default(),
             read: Mutex::default(),
+            windows: Mutex::default(),
             alone: Arc::default(),
             unjudged: Unjudged::default(),
         }
@@ -244,6 +247,16 @@ impl Channels {
     /// Whether a request of this process holds it.
     pub fn is_held(&self, lease: &str) -> bool {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).contains(lease)
+    }
+
+    /// A stream of `model` brings so many output tokens in half a second.
+    pub fn streams_at(&self, model: &PublicModel, window: u64) {
+        self.windows.lock().unwrap_or_else(PoisonError::into_inner).insert(model.clone(), window);
+    }
+
+    /// How many a stream of `model` can be expected to bring, when one was seen.
+    pub fn window_of(&self, model: &PublicModel) -> Option<u64> {
+        self.windows.lock().unwrap_or_else(PoisonError::into_inner).get(model).copied()
     }
 
     /// Lines for the journal alone.

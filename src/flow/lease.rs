@@ -1,7 +1,8 @@
 //! Money of a channel that one request may use, and how it comes by more while it streams.
 //!
-//! A stream runs on windows of about half a second. While one is delivered the next is leased, durably and without waiting; when
-//! half of a window is left and the channel has no cover for another, the payer is asked for a voucher over four; at zero the
+//! A stream runs on windows of about half a second. While one is delivered the next is leased, durably and without waiting, the second
+//! with the first word when the channel is paid far ahead; when half of a window is left and the channel has no cover for another,
+//! the payer is asked for a voucher over four; at zero the
 //! stream stands still until one comes. Whatever ends the request ends the lease: by spending what was used, and a lease that is
 //! dropped spends what it last knew to be used.
 
@@ -60,6 +61,7 @@ pub struct Lease {
     /// Size of the next window, in tokens.
     window: u64,
     first_word: Option<Instant>,
+    /// The record says, or will soon, that something was delivered. What could not be written is tried with the next word.
     marked: bool,
     extending: Option<JoinHandle<Result<Applied, Trouble>>>,
     /// The record lets nothing new be leased: closing, or taken away.
@@ -135,9 +137,8 @@ impl Lease {
         }
         self.delivered = delivered;
         let since = *self.first_word.get_or_insert_with(Instant::now);
-        if !self.marked {
+        if !std::mem::replace(&mut self.marked, true) && !self.extend_at_once() {
             // Not waited for: a crash before it is durable costs us one window, not the payer.
-            self.marked = true;
             let (channels, channel, op) = (Arc::clone(&self.toll.channels), self.channel.id.clone(), self.mark());
             tokio::spawn(async move { channels.one(&channel, op).await });
         }
@@ -151,6 +152,7 @@ impl Lease {
         let elapsed = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
         if elapsed >= 100 {
             self.window = (delivered.saturating_mul(500) / elapsed).clamp(WINDOW.0, WINDOW.1);
+            self.toll.channels.streams_at(&self.held.purchase.model, self.window);
         }
         let more = self.window.min(self.cover.most - self.covered);
         if !self.extend(more) {
@@ -313,6 +315,21 @@ impl Lease {
         self.newest().available()
     }
 
+    /// Leases the second window with the first word, which that marks: one write instead of two. How much half a second is, streams of
+    /// the same model have said before. Only of a channel that is paid far ahead, so that no other stream is the poorer for it.
+    fn extend_at_once(&mut self) -> bool {
+        let window = self.toll.channels.window_of(&self.held.purchase.model).unwrap_or(self.window);
+        let streams = u64::try_from(self.newest().leases.len().max(1)).unwrap_or(u64::MAX);
+        let ahead = self.cover.window(window.saturating_mul(WINDOWS_ASKED).saturating_mul(streams));
+        let more = window.min(self.cover.most.saturating_sub(self.covered));
+        let may = !self.stopped && self.extending.is_none() && ahead <= self.available();
+        let begun = may && self.extend(more);
+        if begun {
+            self.window = window;
+        }
+        begun
+    }
+
     /// Begins to lease `tokens` more when the channel has cover for them.
     fn extend(&mut self, tokens: u64) -> bool {
         let by = self.step(tokens);
@@ -354,11 +371,12 @@ impl Lease {
                         }
                     }
                     // Another stream was faster: the next look asks for more.
-                    Some(Err(Denied::Short { .. })) => {}
-                    Some(Err(_)) | None => self.stopped = true,
+                    Some(Err(Denied::Short { .. })) => self.marked = false,
+                    Some(Err(_)) | None => (self.stopped, self.marked) = (true, false),
                 }
             }
             Ok(Err(trouble)) => {
+                self.marked = false;
                 tracing::warn!(channel = %self.channel.id, ?trouble, "a window could not be leased");
                 self.stopped |= trouble == Trouble::Unknown;
                 self.troubled = true;

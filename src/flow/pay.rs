@@ -282,10 +282,10 @@ async fn room(toll: &Toll, quoted: &Quoted, cap: Cap) -> Result<Option<Room>, St
     Ok(Some(toll.losses.reserve(&tier.name, now, want, per_day)))
 }
 
-/// Reads the day's loss from the store once.
+/// Reads the day's loss from the store: once, or each time where other gates add to it.
 async fn learn(toll: &Toll, tier: &str, now: UnixSeconds) -> Result<(), Stop> {
     let name = tier.into();
-    if !toll.losses.knows(&name, now) {
+    if !toll.losses.knows(&name, now) || toll.store.changes().is_some() {
         let lost = toll.store.tally(&Losses::tally_name(&name), now.day()).await.map_err(|e| store_down(&e))?;
         toll.losses.know(&name, now.day(), lost);
     }

@@ -5,6 +5,7 @@
 //! of a stream is asked for; of a reply that comes whole it is durable with what it spends, before any byte of it leaves.
 
 use super::channels::{Live, Step, Trouble};
+use super::errand::Errand;
 use super::lease::{Lease, Taken, denied_refusal, short, trouble_stop};
 use super::pay::{Money, Paid, Visit, store_down};
 use super::price::{Cover, Quoted};
@@ -121,7 +122,7 @@ pub async fn buy(
     };
     let count = |outcome: &str| toll.metrics.payments.with_label_values(&[id.as_str(), outcome]).inc();
     toll.channels.hold(&lease);
-    // A client that leaves while this is written must not leave a lease that nobody ends: the task ends it by dropping it.
+    // A client that leaves while this is written must not leave a lease that nobody ends: it is ended by being dropped.
     let (own, step, channel_id) = (Arc::clone(toll), Step::from(op), presented.channel.clone());
     let whole = !quoted.allowed.stream;
     let work = async move {
@@ -145,7 +146,7 @@ pub async fn buy(
         }
     };
     let lease: Result<Lease, Stop> =
-        tokio::spawn(work).await.unwrap_or_else(|_| Err(Refusal::Internal { place: "session: task" }.into()));
+        Errand::new(work).await.unwrap_or_else(|| Err(Refusal::Internal { place: "session: lease" }.into()));
     count(if lease.is_ok() { "paid" } else { "refused" });
     let output = quoted.parts.max_output_tokens;
     Ok(Paid { quoted: Arc::clone(quoted), money: Money::Lease(lease?), output, room: None })

@@ -12,7 +12,7 @@ use crate::journal::Entry;
 use crate::money::Usd;
 use crate::rail::{Collected, Proof, Rail, Recognised, Shown, Vouched};
 use crate::refusal::{Moved, Refusal};
-use crate::store::{Swap, Write};
+use crate::store::{Swap, Whose, Write};
 use std::sync::Arc;
 
 /// A payment about to be claimed.
@@ -53,12 +53,13 @@ pub(super) async fn take(toll: &Arc<Toll>, taking: Taking<'_>) -> Result<Hold, S
 /// it: nobody uses up another's limit.
 pub(super) async fn promise(toll: &Arc<Toll>, taking: Taking<'_>, by_usage: bool, most: Usd) -> Result<Promise, Stop> {
     let (rail, proof, amount) = (Arc::clone(taking.rail), taking.proof.clone(), taking.terms.price);
+    let counted = (&proof, taking.revision);
     if proof.is_proven {
-        let risk = risk(toll, rail.as_ref(), &proof, amount, most).await?;
+        let risk = risk(toll, rail.as_ref(), counted, amount, most).await?;
         return Ok(vouched(toll, taking, by_usage).await?.at(risk));
     }
     let promise = vouched(toll, taking, by_usage).await?;
-    match risk(toll, rail.as_ref(), &proof, amount, most).await {
+    match risk(toll, rail.as_ref(), counted, amount, most).await {
         Ok(risk) => Ok(promise.at(risk)),
         Err(stop) => Err(Stop { moved: promise.forgo().await, claimed: true, ..stop }),
     }
@@ -94,15 +95,26 @@ async fn vouched(toll: &Arc<Toll>, taking: Taking<'_>, by_usage: bool) -> Result
 }
 
 /// Counts what a payer promises against the most he may have promised and not paid.
-async fn risk(toll: &Toll, rail: &dyn Rail, proof: &Proof, amount: Usd, most: Usd) -> Result<Risk, Stop> {
+async fn risk(
+    toll: &Toll,
+    rail: &dyn Rail,
+    (proof, revision): (&Proof, u64),
+    amount: Usd,
+    most: Usd,
+) -> Result<Risk, Stop> {
     let payer = proof.payer.as_deref().unwrap_or_default();
     let name = Exposure::tally_name(rail.id(), payer);
     let lost = toll.store.tally(&name, UnixSeconds::now().day()).await.map_err(|e| store_down(&e))?;
-    let risk = toll.exposure.enter(rail.id(), payer, &proof.recognised.key, amount, lost, most);
-    risk.ok_or_else(|| {
-        toll.metrics.payments.with_label_values(&[rail.id().as_str(), "refused"]).inc();
-        Refusal::PayerExposed { most, lost, retry_after_seconds: 30 }.into()
-    })
+    let (whose, key) = (Whose { rail: rail.id(), payer }, &proof.recognised.key);
+    let elsewhere = toll.store.promise(whose, (key, revision), amount).await.map_err(|e| store_down(&e))?;
+    let gone = lost.plus(elsewhere).unwrap_or(Usd(u128::MAX));
+    if let Some(risk) = toll.exposure.enter(rail.id(), payer, key, amount, gone, most) {
+        return Ok(risk);
+    }
+    // A store that does not hear it drops it by itself in a while.
+    let _ = toll.store.unpromise(whose, key).await;
+    toll.metrics.payments.with_label_values(&[rail.id().as_str(), "refused"]).inc();
+    Err(Refusal::PayerExposed { most, lost, retry_after_seconds: 30 }.into())
 }
 
 /// Writes a new claim; a promise may be brief.

@@ -14,6 +14,7 @@ mod promise_trust;
 mod sessions;
 mod strangers;
 mod whole;
+mod windows;
 
 use self::sessions::Purse;
 use super::channels::Channels;
@@ -35,7 +36,7 @@ use crate::rail::{Ask, Collected, Found, Offer, Proof, Rail, Recognised, Shown, 
 use crate::refusal::Refusal;
 use crate::rules::watch::Rules;
 use crate::store::embedded::Embedded;
-use crate::store::{Store, StoreError, Swap, Write};
+use crate::store::{Store, StoreError, Swap, Whose, Write};
 use crate::upstream::Pools;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -234,6 +235,10 @@ struct Frail {
     fails: Mutex<Option<(usize, bool)>>,
     down: AtomicBool,
     unreadable: AtomicBool,
+    /// What other gates count as promised by any payer.
+    elsewhere: Mutex<Usd>,
+    /// Promises that other gates were told of and that were not taken back.
+    promised: AtomicUsize,
 }
 
 impl Frail {
@@ -285,6 +290,14 @@ impl Store for Frail {
     }
     async fn alive(&self, gate: &str) -> Result<bool, StoreError> {
         self.inner.alive(gate).await
+    }
+    async fn promise(&self, _: Whose<'_>, _: (&ClaimKey, u64), _: Usd) -> Result<Usd, StoreError> {
+        self.promised.fetch_add(1, Ordering::SeqCst);
+        Ok(*self.elsewhere.lock().unwrap())
+    }
+    async fn unpromise(&self, _: Whose<'_>, _: &ClaimKey) -> Result<(), StoreError> {
+        self.promised.fetch_sub(1, Ordering::SeqCst);
+        Ok(())
     }
     async fn forget(&self, now: UnixSeconds) -> Result<usize, StoreError> {
         self.inner.forget(now).await
@@ -418,6 +431,8 @@ fn toll(
         fails: Mutex::default(),
         down: AtomicBool::new(false),
         unreadable: AtomicBool::new(false),
+        elsewhere: Mutex::new(Usd::ZERO),
+        promised: AtomicUsize::new(0),
     });
     let toll = Toll {
         rules: Rules::start(rules, catalogue(), prepare, |_| ()).unwrap(),

@@ -20,17 +20,24 @@ impl Hash {
     fn then(self, line: &str) -> Self {
         Self(Sha256::new().chain_update(self.0).chain_update(line.as_bytes()).finalize().into())
     }
+
+    fn in_hex<T>(self, tell: impl FnOnce(&str) -> T) -> T {
+        let mut digits = [b'0'; 64];
+        // It has the room, and digits are text.
+        let _ = hex::encode_to_slice(self.0, &mut digits);
+        tell(std::str::from_utf8(&digits).unwrap_or_default())
+    }
 }
 
 impl fmt::Display for Hash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex::encode(self.0))
+        self.in_hex(|digits| f.write_str(digits))
     }
 }
 
 impl Serialize for Hash {
     fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(self)
+        self.in_hex(|digits| s.serialize_str(digits))
     }
 }
 
@@ -41,6 +48,9 @@ impl<'de> Deserialize<'de> for Hash {
         Ok(Self(bytes))
     }
 }
+
+/// Bytes of a line that need no second allocation: most have fewer.
+const ROOM: usize = 1024;
 
 /// Where a journal ends: how many lines it has and the hash over them all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,7 +102,9 @@ impl Head {
     /// entry of ours is.
     pub fn append(&self, entry: &Entry) -> Result<(String, Head), serde_json::Error> {
         let seq = self.lines.saturating_add(1);
-        let line = serde_json::to_string(&Written { seq, prev: self.hash, entry })?;
+        let mut line = Vec::with_capacity(ROOM);
+        serde_json::to_writer(&mut line, &Written { seq, prev: self.hash, entry })?;
+        let line = String::from_utf8(line).map_err(<serde_json::Error as serde::ser::Error>::custom)?;
         let hash = self.hash.then(&line);
         Ok((line, Head { lines: seq, hash }))
     }

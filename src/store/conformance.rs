@@ -262,7 +262,12 @@ async fn open_claims_are_those_recovery_must_look_at<B: Bench>() {
     keep(&*store, "owed", &[(Op::PayUnserved { transaction: None }, 1_100)]).await;
     keep(&*store, "delivered", &[pay(), (Op::Deliver { by: "r0".into(), receipt: "r".into() }, 1_200)]).await;
     keep(&*store, "dead", &[(Op::Die, 1_200)]).await;
-    for (now, want) in [(2_000, &["claimed", "owed", "serving"][..]), (2_001, &["claimed", "serving"])] {
+    // Somebody else's proof after all: claimed anew under another offer.
+    let dead = keep(&*store, "anew", &[(Op::Die, 1_200)]).await;
+    let anew = Claim { revision: dead.revision + 1, challenge_id: "another".to_owned(), ..sample::claim("anew", 100) };
+    assert_eq!(store.commit(put(&anew)).await, Ok(Swap::Done));
+    for (now, want) in [(2_000, &["anew", "claimed", "owed", "serving"][..]), (2_001, &["anew", "claimed", "serving"])]
+    {
         let open = store.open_claims(UnixSeconds(now)).await.unwrap();
         let mut keys: Vec<_> = open.iter().map(|c| c.key.0.as_str()).collect();
         keys.sort_unstable();

@@ -6,6 +6,7 @@
 
 mod brief;
 mod known;
+mod lines;
 mod tables;
 mod writer;
 
@@ -15,11 +16,12 @@ mod faults;
 mod tests;
 
 use self::brief::Briefs;
-use self::known::{HEAD, INDEXED, Known};
+use self::known::{INDEXED, Known};
+use self::lines::HEAD;
 use self::tables::{CHANNELS, CLAIMS, Fault, JOURNAL, OPEN, OPEN_CHANNELS, PAYERS, RECEIPTS, TALLIES};
 pub(super) use self::tables::{read_channel, read_claim};
 use self::writer::{Health, Writer};
-use super::{Store, StoreError, Swap, Write};
+use super::{Store, StoreError, Swap, Whose, Write};
 use crate::channel::{Channel, ChannelId};
 use crate::claim::{Claim, ClaimKey};
 use crate::clock::UnixSeconds;
@@ -122,8 +124,12 @@ impl Embedded {
     #[cfg(test)]
     pub(super) fn lines(&self) -> Vec<String> {
         let all = |txn: &ReadTransaction| {
-            let table = txn.open_table(JOURNAL)?;
-            table.range(..HEAD)?.map(|line| Ok(line?.1.value().to_owned())).collect::<Result<Vec<_>, Fault>>()
+            let mut all = Vec::new();
+            for row in txn.open_table(JOURNAL)?.range(..HEAD)? {
+                let (last, row) = row?;
+                all.extend(lines::in_order(last.value(), row.value()).into_iter().map(|(_, line)| line));
+            }
+            Ok(all)
         };
         self.read(all).unwrap_or_default()
     }
@@ -233,6 +239,15 @@ impl Store for Embedded {
         Ok(gate == self.gate)
     }
 
+    async fn promise(&self, _: Whose<'_>, _: (&ClaimKey, u64), _: Usd) -> Result<Usd, StoreError> {
+        // The file's lock forbids a second gate.
+        Ok(Usd::ZERO)
+    }
+
+    async fn unpromise(&self, _: Whose<'_>, _: &ClaimKey) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     async fn forget(&self, now: UnixSeconds) -> Result<usize, StoreError> {
         let mut total = 0;
         loop {
@@ -257,15 +272,14 @@ impl Store for Embedded {
             };
             // The newest lines are in no index yet.
             for row in journal.range(known::indexed(&receipts)?.saturating_add(1)..HEAD)?.rev() {
-                let (_, line) = row?;
-                if line.value().contains(id)
-                    && let Some(receipt) = is_it(line.value())
-                {
+                let (last, row) = row?;
+                let mut lines = lines::newest_first(last.value(), row.value()).filter(|(_, line)| line.contains(id));
+                if let Some(receipt) = lines.find_map(|(_, line)| is_it(line)) {
                     return Ok(Some(receipt));
                 }
             }
             let Some(seq) = receipts.get(id)?.map(|v| v.value()).filter(|_| id != INDEXED) else { return Ok(None) };
-            let line = journal.get(seq)?.map(|v| v.value().to_owned()).unwrap_or_default();
+            let line = lines::line(&journal, seq)?.unwrap_or_default();
             match is_it(&line) {
                 None => Err(Fault::Here(StoreError(format!("receipt {id} cannot be read from journal line {seq}")))),
                 found => Ok(found),
@@ -378,8 +392,10 @@ fn walk(txn: &ReadTransaction, together: &mut Together) -> Result<Audit, Fault> 
     let head = tables::head(txn)?;
     let shared = tables::is_part(&tables::meta(txn)?)?;
     let (journal, claims) = (txn.open_table(JOURNAL)?, txn.open_table(CLAIMS)?);
-    let lines =
-        journal.range(..HEAD)?.map(|row| row.map(|(_, line)| line.value().to_owned()).map_err(|e| e.to_string()));
+    let lines = journal.range(..HEAD)?.flat_map(|row| match row {
+        Ok((last, row)) => lines::in_order(last.value(), row.value()).into_iter().map(|(_, line)| Ok(line)).collect(),
+        Err(e) => vec![Err(e.to_string())],
+    });
     if shared {
         return Ok(audit_part(lines, head, together));
     }

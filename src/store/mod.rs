@@ -56,6 +56,15 @@ impl fmt::Display for StoreError {
 
 impl std::error::Error for StoreError {}
 
+/// A payer on one rail.
+#[derive(Clone, Copy, Debug)]
+pub struct Whose<'a> {
+    /// The rail.
+    pub rail: &'a RailId,
+    /// The payer, as its proofs show him.
+    pub payer: &'a str,
+}
+
 /// The promise: a call that returned `Swap::Done` survives SIGKILL and power loss, if it was not brief, and of several writers of one revision
 /// exactly one gets `Done`.
 #[async_trait]
@@ -79,6 +88,11 @@ pub trait Store: Send + Sync {
     fn gate(&self) -> &str;
     /// Whether that gate is running now, as far as can be known. This one is.
     async fn alive(&self, gate: &str) -> Result<bool, StoreError>;
+    /// Tells other gates that this one counts `amount` as promised by a payer, from before the claim `key` is written at `revision`
+    /// until that is over; and says what they count for him. `ZERO` where no other gate can be.
+    async fn promise(&self, payer: Whose<'_>, claim: (&ClaimKey, u64), amount: Usd) -> Result<Usd, StoreError>;
+    /// It is not counted after all: its claim is not written.
+    async fn unpromise(&self, payer: Whose<'_>, key: &ClaimKey) -> Result<(), StoreError>;
     /// Drops claims that are over and past their `keep_until`. Returns how many.
     async fn forget(&self, now: UnixSeconds) -> Result<usize, StoreError>;
     /// A running total.

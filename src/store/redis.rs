@@ -12,6 +12,7 @@
 mod doubt;
 mod link;
 mod probe;
+mod promised;
 mod record;
 
 use self::doubt::Doubts;
@@ -19,7 +20,7 @@ use self::link::Link;
 use self::probe::Probe;
 use self::record::{Put, Streams};
 use super::embedded::Embedded;
-use super::{Store, StoreError, Swap, Write, changed_facts};
+use super::{Store, StoreError, Swap, Whose, Write, changed_facts};
 use crate::channel::{Channel, ChannelId};
 use crate::claim::{Claim, ClaimKey, Standing};
 use crate::clock::UnixSeconds;
@@ -145,7 +146,8 @@ impl Redis {
     async fn put_claim(&self, claim: &Claim) -> Result<Swap, StoreError> {
         let key = claim_key(&claim.key.0);
         // One that has ended may begin again.
-        if claim.revision == 1 || matches!(claim.standing, Standing::Claimed { .. } | Standing::Promised { .. }) {
+        let begins = matches!(claim.standing, Standing::Claimed { .. } | Standing::Promised { .. });
+        if begins {
             self.streams.add(OPEN_CLAIMS, &claim.key.0).await?;
         }
         match self.streams.put(&key, claim.revision, &json(claim)?).await? {
@@ -156,8 +158,18 @@ impl Redis {
             }
         }
         self.streams.rank(DUE_CLAIMS, &claim.key.0, claim.keep_until()).await?;
+        // One that had come to an end and is claimed anew is put back into the list by the one of both gates that is later.
+        if begins && claim.revision > 1 {
+            self.streams.add(OPEN_CLAIMS, &claim.key.0).await?;
+        }
         if claim.standing.is_end() {
             self.streams.remove(OPEN_CLAIMS, &claim.key.0).await?;
+            if matches!(claim.standing, Standing::Dead | Standing::Untaken)
+                && let Some((_, text)) = self.streams.top(&key).await?
+                && !read_claim(&claim.key.0, &text)?.standing.is_end()
+            {
+                self.streams.add(OPEN_CLAIMS, &claim.key.0).await?;
+            }
         }
         Ok(Swap::Done)
     }
@@ -429,6 +441,15 @@ impl Store for Redis {
             return Ok(true);
         }
         self.streams.exists(&gate_key(gate)).await
+    }
+
+    async fn promise(&self, payer: Whose<'_>, claim: (&ClaimKey, u64), amount: Usd) -> Result<Usd, StoreError> {
+        let ((key, revision), now) = (claim, UnixSeconds::now());
+        promised::enter(&self.streams, self.gate(), payer, (&key.0, revision), amount, now).await
+    }
+
+    async fn unpromise(&self, payer: Whose<'_>, key: &ClaimKey) -> Result<(), StoreError> {
+        promised::leave(&self.streams, self.gate(), payer, &key.0).await
     }
 
     async fn forget(&self, now: UnixSeconds) -> Result<usize, StoreError> {

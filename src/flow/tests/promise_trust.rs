@@ -53,6 +53,30 @@ async fn a_payer_promises_no_more_at_a_time_than_he_is_trusted_with() {
     until(|| async { bed.pay(PATH, &body, &b).await.is_ok() }).await;
 }
 
+#[tokio::test]
+async fn what_other_gates_count_as_promised_is_part_of_what_a_payer_is_trusted_with() {
+    for (elsewhere, taken, why) in
+        [(40, true, "what is promised beside it fits into 200"), (100, false, "and here it does not")]
+    {
+        let bed = bed(When::After { most: Some(Usd::ONE), exposure: ONE_AT_A_TIME });
+        let body = streamed(10);
+        *bed.store.elsewhere.lock().unwrap() = Usd(elsewhere * 1_000_000_000_000);
+        let credential = bed.credential(PATH, &body, "a").await;
+        let tried = bed.pay(PATH, &body, &credential).await;
+        let told = bed.store.promised.load(Ordering::SeqCst);
+        match tried {
+            Ok(paid) => {
+                assert!(taken && told == 1, "{why}");
+                drop(paid);
+            }
+            Err(stop) => {
+                assert_eq!((stop.refusal.code(), taken, told), ("payer_exposed", false, 0), "{why}");
+                assert_eq!(bed.claim("a").await, None, "before any claim, and nobody counts it");
+            }
+        }
+    }
+}
+
 /// 110 atoms or so are promised at a time.
 const ONE_AT_A_TIME: Usd = Usd(200_000_000_000_000);
 

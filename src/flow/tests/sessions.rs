@@ -269,7 +269,7 @@ pub(super) fn bed() -> Bed {
     Bed::with(&[ROUTE, ("tiers.toml", "max_output_tokens = 100", "max_output_tokens = 1000")])
 }
 
-fn streamed(output: u64) -> String {
+pub(super) fn streamed(output: u64) -> String {
     let mut body: serde_json::Value = serde_json::from_str(&ask("m", output)).unwrap();
     body["stream"] = json!(true);
     body.to_string()
@@ -281,7 +281,7 @@ pub(super) fn delivery(bed: &Bed, paid: Paid) -> Delivery {
 }
 
 /// A chunk with `n` bytes of text, which count as as many tokens.
-fn words(n: usize) -> Bytes {
+pub(super) fn words(n: usize) -> Bytes {
     format!("data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{}\"}}}}]}}\n\n", "a".repeat(n)).into()
 }
 

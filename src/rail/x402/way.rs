@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -80,10 +81,12 @@ pub struct X402 {
 
 /// What is kept of a payment until its outcome is known. Whoever holds it can hand the payment in: it never leaves the store.
 #[derive(Serialize, Deserialize)]
-struct Kept {
+struct Kept<'a> {
     version: Version,
-    payload: Box<RawValue>,
-    requirements: Box<RawValue>,
+    #[serde(borrow)]
+    payload: &'a RawValue,
+    #[serde(borrow)]
+    requirements: &'a RawValue,
 }
 
 impl X402 {
@@ -173,15 +176,18 @@ impl X402 {
         Movement { token: &self.settings.asset.address, to: &self.settings.pay_to, amount }
     }
 
-    /// Hands the payment in once.
-    async fn settle(&self, kept: &Kept, signed: &Signed, amount: Atoms) -> Collected {
-        let Some(requirements) = asking(&kept.requirements, amount) else { return Collected::Unknown };
-        let payer = signed.payer();
-        let expects = Expects { network: &self.settings.network, payer: payer.as_deref(), amount };
-        let call = Call { version: kept.version, payload: &kept.payload, requirements: &requirements, expects };
+    /// Hands the payment in once, for `amount` of the `most` that it was asked for.
+    async fn settle(&self, kept: &Kept<'_>, payer: Option<&str>, amount: Atoms, most: Atoms) -> Collected {
+        let requirements = match amount == most {
+            true => Some(Cow::Borrowed(kept.requirements)),
+            false => asking(kept.requirements, amount).map(Cow::Owned),
+        };
+        let Some(requirements) = requirements else { return Collected::Unknown };
+        let expects = Expects { network: &self.settings.network, payer, amount };
+        let call = Call { version: kept.version, payload: kept.payload, requirements: &requirements, expects };
         match self.facilitator.settle(&call).await {
-            Settlement::Settled { transaction, .. } => self.believe(transaction, signed, amount).await,
-            Settlement::Failed { reason } if is_used(&reason) => match self.trace(signed, amount).await {
+            Settlement::Settled { transaction, .. } => self.believe(transaction, kept, amount).await,
+            Settlement::Failed { reason } if is_used(&reason) => match self.trace(kept, amount).await {
                 Trace::Moved { transaction } => Collected::Settled { transaction },
                 Trace::Gone => failed("it was used up for something else"),
                 // It says used, the chain says new or nothing at all.
@@ -191,14 +197,14 @@ impl X402 {
             },
             // Whoever saw the authorization may have handed it in first, and a facilitator may take the money and say that it did not:
             // its payer must not pay twice.
-            Settlement::Failed { reason } => match self.trace(signed, amount).await {
+            Settlement::Failed { reason } => match self.trace(kept, amount).await {
                 Trace::Moved { transaction } => Collected::Settled { transaction },
                 _ => failed(&reason),
             },
             // Whatever it leaves open, the chain may know by now: then the answer that waits for it need not be made a second time.
             Settlement::Unknown { why } => {
                 tracing::warn!(rail = %self.settings.id, why, "a settlement's outcome is not known");
-                match self.trace(signed, amount).await {
+                match self.trace(kept, amount).await {
                     Trace::Moved { transaction } => Collected::Settled { transaction },
                     Trace::Gone => failed("it was used up for something else"),
                     Trace::Unused | Trace::Unknown => Collected::Unknown,
@@ -213,16 +219,17 @@ impl X402 {
     }
 
     /// Takes a facilitator's word for a small amount, and the chain's for a larger one.
-    async fn believe(&self, transaction: String, signed: &Signed, amount: Atoms) -> Collected {
+    async fn believe(&self, transaction: String, kept: &Kept<'_>, amount: Atoms) -> Collected {
         let Some(evidence) = self.evidence.as_ref().filter(|_| self.is_dear(amount)) else {
             return Collected::Settled { transaction };
         };
+        let Some(signed) = shown::again(kept.payload) else { return Collected::Unknown };
         for _ in 0..LOOKS {
-            match evidence.shows(&transaction, signed, &self.movement(amount)).await {
+            match evidence.shows(&transaction, &signed, &self.movement(amount)).await {
                 Trace::Moved { transaction } => return Collected::Settled { transaction },
                 Trace::Gone | Trace::Unused => {
                     tracing::error!(rail = %self.settings.id, transaction, "the facilitator names a transaction that does not pay");
-                    return match self.trace(signed, amount).await {
+                    return match self.trace(kept, amount).await {
                         Trace::Moved { transaction } => Collected::Settled { transaction },
                         Trace::Gone => failed("it was used up for something else"),
                         Trace::Unused | Trace::Unknown => Collected::Unknown,
@@ -234,15 +241,11 @@ impl X402 {
         Collected::Unknown
     }
 
-    /// Whether the chain shows that a payment was made.
-    async fn moved(&self, kept: &Kept, amount: Atoms) -> bool {
-        let Some(signed) = shown::again(&kept.payload) else { return false };
-        matches!(self.trace(&signed, amount).await, Trace::Moved { .. })
-    }
-
-    async fn trace(&self, signed: &Signed, amount: Atoms) -> Trace {
-        match &self.evidence {
-            Some(evidence) => evidence.trace(signed, &self.movement(amount)).await,
+    /// What the chain shows of a payment, where there is a node.
+    async fn trace(&self, kept: &Kept<'_>, amount: Atoms) -> Trace {
+        let Some(evidence) = &self.evidence else { return Trace::Unknown };
+        match shown::again(kept.payload) {
+            Some(signed) => evidence.trace(&signed, &self.movement(amount)).await,
             None => Trace::Unknown,
         }
     }
@@ -455,7 +458,7 @@ impl Rail for X402 {
         let resource = Resource { url: &url, description: "", mime_type: "application/json" };
         let requirements = wire::requirements(&entry, payment.version, &resource)
             .ok_or(Refusal::Internal { place: "x402: requirements" })?;
-        let kept = Kept { version: payment.version, payload: payment.raw.clone(), requirements };
+        let kept = Kept { version: payment.version, payload: &payment.raw, requirements: &requirements };
         recognised.resend = serde_json::to_string(&kept).ok();
         let collect_until = payment.signed.until().unwrap_or(now.plus(SOLANA_SECONDS));
         Ok(Proof { payer: payment.signed.payer(), is_proven, recognised, collect_until })
@@ -471,10 +474,10 @@ impl Rail for X402 {
         }
     }
 
-    async fn collect(&self, shown: &Shown, proof: &Proof) -> Collected {
-        let Shown::X402(payment) = shown else { return Collected::Unknown };
+    async fn collect(&self, _shown: &Shown, proof: &Proof) -> Collected {
         let Some(kept) = proof.recognised.resend.as_deref().and_then(kept) else { return Collected::Unknown };
-        self.settle(&kept, &payment.signed, proof.recognised.terms.amount).await
+        let amount = proof.recognised.terms.amount;
+        self.settle(&kept, proof.payer.as_deref(), amount, amount).await
     }
 
     async fn vouch(&self, claim: &Claim) -> Vouched {
@@ -482,14 +485,14 @@ impl Rail for X402 {
         let Some(kept) = claim.resend.as_deref().and_then(kept) else { return lost() };
         let expects =
             Expects { network: &self.settings.network, payer: claim.payer.as_deref(), amount: claim.terms.amount };
-        let call = Call { version: kept.version, payload: &kept.payload, requirements: &kept.requirements, expects };
+        let call = Call { version: kept.version, payload: kept.payload, requirements: kept.requirements, expects };
         match self.facilitator.verify(&call).await {
             Verdict::Valid { .. } => Vouched::Good,
             // Somebody handed it in before us: it is paid, and will be found so when it is taken.
             Verdict::Invalid { reason } if is_used(&reason) && self.settings.scheme == Scheme::Exact => {
-                match self.moved(&kept, claim.terms.amount).await {
-                    true => Vouched::Good,
-                    false => Vouched::Bad { why: reason },
+                match self.trace(&kept, claim.terms.amount).await {
+                    Trace::Moved { .. } => Vouched::Good,
+                    Trace::Unused | Trace::Gone | Trace::Unknown => Vouched::Bad { why: reason },
                 }
             }
             Verdict::Invalid { reason } => Vouched::Bad { why: reason },
@@ -499,8 +502,8 @@ impl Rail for X402 {
 
     async fn take(&self, claim: &Claim, _now: UnixSeconds) -> Collected {
         let Standing::Taking { amount, .. } = claim.standing else { return Collected::Unknown };
-        match claim.resend.as_deref().and_then(kept).and_then(|kept| Some((shown::again(&kept.payload)?, kept))) {
-            Some((signed, kept)) => self.settle(&kept, &signed, amount).await,
+        match claim.resend.as_deref().and_then(kept) {
+            Some(kept) => self.settle(&kept, claim.payer.as_deref(), amount, claim.terms.amount).await,
             None => Collected::Unknown,
         }
     }
@@ -508,23 +511,22 @@ impl Rail for X402 {
     /// It was handed in at least once, and nobody knows what came of it.
     async fn look(&self, claim: &Claim, now: UnixSeconds) -> Collected {
         let Some(kept) = claim.resend.as_deref().and_then(kept) else { return Collected::Unknown };
-        let Some(signed) = shown::again(&kept.payload) else { return Collected::Unknown };
         let amount = match claim.standing {
             Standing::Taking { amount, .. } => amount,
             _ => claim.terms.amount,
         };
         // Clocks of chains run apart from ours.
         let is_late = now > claim.collect_until.plus(AFTER_SECONDS);
-        match self.trace(&signed, amount).await {
+        match self.trace(&kept, amount).await {
             Trace::Moved { transaction } => return Collected::Settled { transaction },
             Trace::Gone => return failed("it was used up for something else"),
             Trace::Unused if is_late => return failed("it ran out before it was taken"),
             Trace::Unknown if self.evidence.is_some() => return Collected::Unknown,
             Trace::Unused | Trace::Unknown => {}
         }
-        match self.settle(&kept, &signed, amount).await {
+        match self.settle(&kept, claim.payer.as_deref(), amount, claim.terms.amount).await {
             // An earlier attempt may have landed: a "no" now says nothing about then, unless the chain just said that it is unused.
-            Collected::Failed { why } => match (self.trace(&signed, amount).await, is_late) {
+            Collected::Failed { why } => match (self.trace(&kept, amount).await, is_late) {
                 (Trace::Moved { transaction }, _) => Collected::Settled { transaction },
                 (Trace::Unused, true) | (Trace::Gone, _) => failed(&why),
                 (Trace::Unknown, true) if self.evidence.is_none() => Collected::Unprovable,
@@ -548,7 +550,7 @@ impl Rail for X402 {
     }
 }
 
-fn kept(text: &str) -> Option<Kept> {
+fn kept(text: &str) -> Option<Kept<'_>> {
     serde_json::from_str(text).ok()
 }
 

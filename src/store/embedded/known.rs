@@ -1,21 +1,18 @@
 //! What the writer knows without reading it back: nobody else changes the file, its lock sees to that.
 
+use super::lines::{self, HEAD};
 use super::tables::Fault;
 use crate::journal::chain::Head;
 use crate::journal::{Entry, chain};
-use crate::store::StoreError;
 use redb::ReadableTable;
 use std::collections::HashMap;
 
-/// Where the journal's table keeps its [`Head`], as JSON: behind every line, so that a commit writes the end of that table and
-/// nothing beside it.
-pub(super) const HEAD: u64 = u64::MAX;
 /// Where the table of receipts says up to which line it is complete. No receipt has this id.
 pub(super) const INDEXED: &str = "";
 /// Lines that may be behind that: to find a receipt among them is reading them, and that many ids, which come in order of time,
 /// share a page or two.
 pub(super) const INDEX_EVERY: u64 = 128;
-/// Channels whose revision is remembered; one that is not is read.
+/// Channels whose revision is remembered; that of another is read.
 const MOST_REVISIONS: usize = 1 << 14;
 
 /// As of the last operation. After a transaction that failed nothing of it counts any more, because nothing is written after it.
@@ -27,7 +24,7 @@ pub(super) struct Known {
     pub(super) indexed: u64,
     /// Receipts of the lines behind it, in order.
     pub(super) unindexed: Vec<(String, u64)>,
-    /// Of channels whose record was read, or written, since the start.
+    /// Of channels whose record was written since the start.
     revisions: HashMap<String, u64>,
 }
 
@@ -37,13 +34,15 @@ impl Known {
         journal: &impl ReadableTable<u64, &'static str>,
         receipts: &impl ReadableTable<&'static str, u64>,
     ) -> Result<Self, Fault> {
-        let head = head(journal)?;
+        let head = lines::head(journal)?;
         let indexed = indexed(receipts)?;
         let mut unindexed = Vec::new();
         for row in journal.range(indexed.saturating_add(1)..HEAD)? {
-            let (seq, line) = row?;
-            if let Some(Entry::Receipt(receipt)) = chain::entry_of(line.value()) {
-                unindexed.push((receipt.id, seq.value()));
+            let (last, row) = row?;
+            for (seq, line) in lines::in_order(last.value(), row.value()) {
+                if let Some(Entry::Receipt(receipt)) = chain::entry_of(&line) {
+                    unindexed.push((receipt.id, seq));
+                }
             }
         }
         Ok(Self { head, indexed, unindexed, revisions: HashMap::new() })
@@ -68,12 +67,6 @@ impl Known {
         }
         self.revisions.insert(channel.to_owned(), revision);
     }
-}
-
-/// Where the journal ends, as this table says it.
-pub(super) fn head(journal: &impl ReadableTable<u64, &'static str>) -> Result<Head, Fault> {
-    let text = journal.get(HEAD)?.map(|v| v.value().to_owned()).unwrap_or_default();
-    serde_json::from_str(&text).map_err(|e| Fault::Here(StoreError(format!("the journal's head cannot be read: {e}"))))
 }
 
 /// The line up to which receipts are in their index.

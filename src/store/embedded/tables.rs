@@ -1,7 +1,8 @@
 //! What the file holds, and what one operation does to it inside a write transaction.
 
 use super::brief::Brief;
-use super::known::{self, HEAD, INDEXED, Known};
+use super::known::{INDEXED, Known};
+use super::lines::{self, Loose};
 use crate::channel::Channel;
 use crate::claim::{self, Claim};
 use crate::clock::UnixSeconds;
@@ -18,6 +19,8 @@ const SCHEMA: &str = "2";
 const BEFORE: &str = "1";
 /// Largest claim or journal line. Ours are a few kilobytes; a larger one is a defect and must not fill the disk.
 const MOST_BYTES: usize = 1 << 20;
+/// Bytes of a record that need no second allocation: most have fewer.
+const ROOM: usize = 4 << 10;
 
 /// `schema` → [`SCHEMA`], `gate` → who writes here, `records` → `shared` when they are elsewhere.
 const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
@@ -35,7 +38,7 @@ pub(super) const PAYERS: TableDefinition<'_, (&str, &str, &str), ()> = TableDefi
 const DUE: TableDefinition<'_, (u64, &str), ()> = TableDefinition::new("due");
 /// Receipt id → `seq` of the newest line that holds it; [`INDEXED`] → the line up to which that is so.
 pub(super) const RECEIPTS: TableDefinition<'_, &str, u64> = TableDefinition::new("receipts");
-/// `seq` → line; [`HEAD`] → where they end.
+/// `seq` → the line, and those before it that share a row with it; [`HEAD`](lines::HEAD) → where they end.
 pub(super) const JOURNAL: TableDefinition<'_, u64, &str> = TableDefinition::new("journal");
 /// `(name, day)` → 1e-18 USD.
 pub(super) const TALLIES: TableDefinition<'_, (&str, u64), u128> = TableDefinition::new("tallies");
@@ -139,14 +142,14 @@ pub(super) fn prepare(txn: &WriteTransaction) -> Result<Known, Fault> {
         (txn.open_table(META)?, txn.open_table(JOURNAL)?, txn.open_table(RECEIPTS)?);
     if is_new {
         meta.insert("schema", SCHEMA)?;
-        journal.insert(HEAD, json(&Head::default())?.as_str())?;
+        lines::put_head(&mut journal, &Head::default())?;
     }
     let schema = meta.get("schema")?.map(|v| v.value().to_owned());
     match schema.as_deref() {
         Some(SCHEMA) => {}
         Some(BEFORE) => {
             let head = head_before(&meta)?;
-            journal.insert(HEAD, json(&head)?.as_str())?;
+            lines::put_head(&mut journal, &head)?;
             receipts.insert(INDEXED, head.lines)?;
             meta.remove("head")?;
             meta.insert("schema", SCHEMA)?;
@@ -163,7 +166,7 @@ pub(super) fn prepare(txn: &WriteTransaction) -> Result<Known, Fault> {
         meta.insert("gate", crate::ids::fresh("gate").as_str())?;
     }
     let known = Known::read(&journal, &receipts)?;
-    let last = journal.range(..HEAD)?.next_back().transpose()?.map(|(_, line)| line.value().to_owned());
+    let last = lines::last(&journal)?;
     drop((meta, journal, receipts));
     Book::open(txn, &mut Known::default()).every_table()?;
     match last {
@@ -178,7 +181,7 @@ pub(super) fn head(txn: &redb::ReadTransaction) -> Result<Head, Fault> {
     let meta = txn.open_table(META)?;
     match meta.get("schema")?.is_some_and(|v| v.value() == BEFORE) {
         true => head_before(&meta),
-        false => known::head(&txn.open_table(JOURNAL)?),
+        false => lines::head(&txn.open_table(JOURNAL)?),
     }
 }
 
@@ -243,6 +246,7 @@ pub(super) struct Book<'t> {
     facts: Shelf<'t, &'static str, &'static str>,
     known: &'t mut Known,
     began: Head,
+    loose: Loose,
     changed: bool,
 }
 
@@ -262,6 +266,7 @@ impl<'t> Book<'t> {
             facts: Shelf::new(txn, FACTS),
             began: known.head,
             known,
+            loose: Loose::default(),
             changed: false,
         }
     }
@@ -288,7 +293,9 @@ impl<'t> Book<'t> {
     /// Ends the batch. `false`: nothing changed, so there is nothing to make durable.
     pub(super) fn close(mut self) -> Result<bool, Fault> {
         if self.known.head != self.began {
-            self.journal.table()?.insert(HEAD, json(&self.known.head)?.as_str())?;
+            let journal = self.journal.table()?;
+            self.loose.put(journal)?;
+            lines::put_head(journal, &self.known.head)?;
         }
         if self.changed && self.known.is_behind() {
             let receipts = self.receipts.table()?;
@@ -355,7 +362,7 @@ impl<'t> Book<'t> {
             self.put_channel(channel, &json)?;
         }
         for (seq, line, receipt) in &lines {
-            self.journal.table()?.insert(seq, line.as_str())?;
+            self.loose.add(self.journal.table()?, *seq, line)?;
             if let Some(id) = receipt {
                 self.known.unindexed.push(((*id).to_owned(), *seq));
             }
@@ -387,10 +394,10 @@ impl<'t> Book<'t> {
         }
     }
 
-    fn put_channel(&mut self, channel: &Channel, json: &str) -> Result<(), Fault> {
+    fn put_channel(&mut self, channel: &Channel, json: &[u8]) -> Result<(), Fault> {
         let id = channel.id.0.as_str();
         let payer = (channel.rail.as_str(), channel.descriptor.payer.as_str(), id);
-        self.channels.table()?.insert(id, json.as_bytes())?;
+        self.channels.table()?.insert(id, json)?;
         self.known.has_revision(id, channel.revision);
         if channel.is_over() {
             self.open_channels.table()?.remove(id)?;
@@ -403,9 +410,9 @@ impl<'t> Book<'t> {
     }
 
     /// What stays as it was is not written again: each table costs pages of its own.
-    fn put(&mut self, claim: &Claim, was: Option<&Was>, json: &str) -> Result<(), Fault> {
+    fn put(&mut self, claim: &Claim, was: Option<&Was>, json: &[u8]) -> Result<(), Fault> {
         let (key, until) = (claim.key.0.as_str(), claim.keep_until());
-        self.claims.table()?.insert(key, json.as_bytes())?;
+        self.claims.table()?.insert(key, json)?;
         match (claim.standing.is_end(), was) {
             (true, None) => {}
             (true, Some(_)) => drop(self.open.table()?.remove(key)?),
@@ -511,10 +518,11 @@ fn claim_in(claims: &impl ReadableTable<&'static str, &'static [u8]>, key: &str)
     }
 }
 
-fn json(record: &impl serde::Serialize) -> Result<String, Fault> {
-    match serde_json::to_string(record) {
-        Ok(text) if text.len() <= MOST_BYTES => Ok(text),
-        Ok(text) => here(format!("a record of {} bytes is too large to store", text.len())),
+fn json(record: &impl serde::Serialize) -> Result<Vec<u8>, Fault> {
+    let mut text = Vec::with_capacity(ROOM);
+    match serde_json::to_writer(&mut text, record) {
+        Ok(()) if text.len() <= MOST_BYTES => Ok(text),
+        Ok(()) => here(format!("a record of {} bytes is too large to store", text.len())),
         Err(e) => here(format!("a record cannot be written: {e}")),
     }
 }

@@ -148,6 +148,25 @@ impl Streams {
         self.ask(cmd("GET").arg(key).take()).await
     }
 
+    /// Puts one entry of a hash.
+    pub async fn enter(&self, hash: &str, entry: &str, text: &str) -> Result<(), StoreError> {
+        self.ask(cmd("HSET").arg(hash).arg(entry).arg(text).take()).await
+    }
+
+    /// All of them.
+    pub async fn entries(&self, hash: &str) -> Result<Vec<(String, String)>, StoreError> {
+        self.ask(cmd("HGETALL").arg(hash).take()).await
+    }
+
+    /// Drops some of them.
+    pub async fn leave(&self, hash: &str, entries: &[String]) -> Result<(), StoreError> {
+        if entries.is_empty() { Ok(()) } else { self.ask(cmd("HDEL").arg(hash).arg(entries).take()).await }
+    }
+
+    pub async fn expires(&self, key: &str, seconds: u64) -> Result<(), StoreError> {
+        self.ask(cmd("EXPIRE").arg(key).arg(seconds).take()).await
+    }
+
     /// Tells whoever listens. Nobody is promised to hear it.
     pub async fn publish(&self, channel: &str, text: &str) {
         let told: Result<u64, _> =

@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use super::*;
-use crate::claim::Standing;
 use crate::claim::{Op, sample};
+use crate::money::Atoms;
 use crate::store::conformance::{self, Bench};
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Child, Command, Stdio};
@@ -96,6 +96,11 @@ impl Bench for Server {
         let opening = self.open("journal.redb");
         Arc::new(tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(opening)).unwrap())
     }
+}
+
+/// Who serves a request, as claims have it.
+fn server_of(store: &Redis, request: &str) -> String {
+    format!("{}/{request}", store.gate())
 }
 
 fn put(claim: &Claim) -> Write {
@@ -274,6 +279,57 @@ async fn gates_know_who_of_them_lives() {
     let mut other = a.streams_connection();
     let left: i64 = redis::cmd("TTL").arg(gate_key(&gone)).query_async(&mut other).await.unwrap();
     assert!(left > 0 && left <= 30, "its sign of life ends by itself: {left}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_payer_promises_at_one_gate_counts_at_the_others_until_it_is_over() {
+    let server = Server::with(&SAFE);
+    let (a, b) = (server.open("a.redb").await.unwrap(), server.open("b.redb").await.unwrap());
+    let rail = RailId::from("base/upto");
+    let whose = Whose { rail: &rail, payer: "0xpayer" };
+    let promise = async |store: &Redis, key: &str, revision, amount| {
+        store.promise(whose, (&ClaimKey(key.to_owned()), revision), Usd(amount)).await.unwrap().0
+    };
+    let claim = |store: &Redis, key: &str, revision| Claim {
+        revision,
+        standing: Standing::Promised { by: server_of(store, "r1") },
+        ..sample::claim(key, 100)
+    };
+    assert_eq!(promise(&a, "k1", 1, 60).await, 0);
+    assert_eq!(promise(&b, "k2", 1, 70).await, 60, "entered before its claim is written");
+    assert_eq!(promise(&a, "k3", 1, 1).await, 70, "and here without what this gate counts itself");
+    let k1 = claim(&a, "k1", 1);
+    a.commit(put(&k1)).await.unwrap();
+    let k2 = claim(&b, "k2", 1);
+    b.commit(put(&k2)).await.unwrap();
+    a.unpromise(whose, &ClaimKey("k3".to_owned())).await.unwrap();
+    assert_eq!(promise(&b, "k4", 1, 1).await, 60, "what was taken back does not count");
+    b.unpromise(whose, &ClaimKey("k4".to_owned())).await.unwrap();
+
+    // A copy of the first proof at the other gate makes it nobody else's promise.
+    promise(&b, "k1", 1, 60).await;
+    assert_eq!(promise(&b, "k5", 1, 1).await, 60);
+    assert_eq!(promise(&a, "k6", 1, 1).await, 70 + 1, "nor does the gate that has it count it twice");
+    for (store, key) in [(&b, "k5"), (&a, "k6")] {
+        store.unpromise(whose, &ClaimKey(key.to_owned())).await.unwrap();
+    }
+
+    let next = |claim: &Claim, op| claim.apply(op, UnixSeconds(1_100)).unwrap();
+    let take = Op::Take { by: server_of(&a, "r1"), amount: Atoms(9), receipt: None };
+    let k1 = next(&k1, take);
+    a.commit(put(&k1)).await.unwrap();
+    assert_eq!(promise(&b, "k7", 1, 1).await, 60, "what is being taken is not paid");
+    let settled = Op::Settle { by: server_of(&a, "r1"), transaction: None, receipt: "r".to_owned() };
+    a.commit(put(&next(&k1, settled))).await.unwrap();
+    assert_eq!(promise(&b, "k7", 1, 1).await, 0, "it is paid");
+    let k2 = next(&k2, Op::Forgo { by: server_of(&b, "r1") });
+    b.commit(put(&k2)).await.unwrap();
+    assert_eq!(promise(&a, "k8", 1, 1).await, 1, "and nothing of the other was taken");
+    // The same proof again: what its claim was before says nothing of it.
+    promise(&b, "k2", k2.revision + 1, 50).await;
+    assert_eq!(promise(&a, "k8", 1, 1).await, 1 + 50);
+    let other = Whose { rail: &rail, payer: "0xother" };
+    assert_eq!(a.promise(other, (&ClaimKey("k9".to_owned()), 1), Usd(5)).await, Ok(Usd::ZERO), "another payer");
 }
 
 /// Between a gate and Redis: passes everything, until it is told to take the answer to the next new version of a record.
