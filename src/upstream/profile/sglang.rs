@@ -1,5 +1,6 @@
 //! SGLang's server: as vLLM, with reasoning beside the details. After an error it may still report usage, then `[DONE]`. It reads
-//! `max_completion_tokens` or `max_tokens`; of one field, the older is the one every version has.
+//! `max_completion_tokens` or `max_tokens`; of one field, the older is the one every version has. On
+//! Responses it counts under chat's names.
 
 use super::{BEARER, Profile};
 use crate::catalogue::ProfileAbility;
