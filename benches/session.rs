@@ -190,8 +190,14 @@ fn count(session: bool, kind: Kind, each: u64, body: &str) -> f64 {
     let scratch = tempfile::tempdir().unwrap();
     let (_backend, backend) = backend::start(kind);
     // For whoever wants to know where they go.
-    let out = std::env::var("CALLGRIND_OUT").ok().filter(|_| session);
-    let out = out.map_or("/dev/null".to_owned(), |out| format!("{out}.{each}"));
+    let role = match kind {
+        Kind::Json => String::new(),
+        Kind::Stream { events, running, .. } => {
+            format!(".{}{events}{}", if session { "gate" } else { "bare" }, if running { "r" } else { "" })
+        }
+    };
+    let out = std::env::var("CALLGRIND_OUT").ok().filter(|_| session || !role.is_empty());
+    let out = out.map_or("/dev/null".to_owned(), |out| format!("{out}{role}.{each}"));
     let out = format!("--callgrind-out-file={out}");
     let before = ["valgrind", "--tool=callgrind", &out];
     let gate = Gate::prepare(scratch.path(), &backend, "tempo/session");

@@ -8,7 +8,7 @@
 
 use super::cover::{Count, Cover, Joined, Piece, Queue, Waiting};
 use super::delta::{Delivered, Holder, finishes, is_null, string_at, text_of};
-use super::mould::{self, Mould};
+use super::mould::{self, Cast, Mould};
 use super::reply;
 use super::sse::{DEFAULT_CARRY, Frame, Splitter, TooLong};
 use super::typed::{self, Dialect};
@@ -347,7 +347,13 @@ impl Reading {
 
     /// The frame that `read` begins with, when it is one like the one before: how long it is, and what is to be done with it.
     fn known(&mut self, read: &[u8]) -> Option<(usize, Seen)> {
-        let (text, length) = self.mould.fits(read).filter(|_| !self.verdict.saw_done)?;
+        let Cast { text, figures, length } = self.mould.fits(read).filter(|_| !self.verdict.saw_done)?;
+        if let Some(figures) = figures {
+            if !self.lazy || text.is_empty() || self.passed_over >= READ_EVERY {
+                return None;
+            }
+            self.pass_over(read.get(figures)?);
+        }
         let (_, bytes) = string_at(read, text.start - 1, &mut |said| {
             if let Some(count) = &mut self.count {
                 count.said(said);
@@ -394,29 +400,36 @@ impl Reading {
         let finishes = finishes(&data);
         self.verdict.finished |= finishes;
         let (mut pieces, mut place) = (0u32, None);
+        let here = mould::place(bytes, &data);
         let text = text_of(&data, self.holder, |said| {
-            (pieces, place) = (pieces + 1, mould::place(bytes, &said));
+            (pieces, place) = (pieces + 1, mould::place(bytes, said.raw()));
             if let Some(count) = &mut self.count {
                 count.said(said);
             }
         });
         self.verdict.delivered_chunks += text.texts;
         self.verdict.delivered_bytes += text.bytes;
-        let says_usage = NEEDLES.usage.find_iter(&data).any(|at| !is_null(&data, at + 7));
+        let usage_at = NEEDLES.usage.find_iter(&data).find(|at| !is_null(&data, at + 7));
+        let says_usage = usage_at.is_some();
         let says_error = NEEDLES.error.find_iter(&data).any(|at| !is_null(&data, at + 7));
+        // Of a chunk with one text that neither fails nor ends anything.
+        let plain = pieces == 1 && whole && !finishes && !frame.error && !says_error;
+        let mould = here.zip(place).filter(|_| plain && !self.first);
         if self.lazy && says_usage && !says_error && text.texts > 0 {
-            std::mem::swap(&mut self.unread, &mut self.before);
-            self.unread.clear();
-            self.unread.extend_from_slice(&data);
-            if !self.first && self.passed_over < READ_EVERY {
-                self.passed_over += 1;
+            let passed_over = self.passed_over;
+            self.pass_over(&data);
+            if !self.first && passed_over < READ_EVERY {
+                if let Some((data, text)) = mould {
+                    let usage_at = usage_at.map(|at| data.start + at);
+                    self.mould.take(bytes, &data, text, usage_at);
+                }
                 return Kind::Text(text);
             }
         }
         // The first chunk is parsed for the model that answers.
         if !says_usage && !says_error && !std::mem::take(&mut self.first) {
-            if let (1, false, true, Some(place)) = (pieces, finishes || frame.error, whole, place) {
-                self.mould.take(bytes, place);
+            if let Some((data, text)) = mould {
+                self.mould.take(bytes, &data, text, None);
             }
             return Kind::Text(text);
         }
@@ -449,6 +462,14 @@ impl Reading {
             (true, false) => Kind::Dropped,
             (false, _) => Kind::Text(text),
         }
+    }
+
+    /// Keeps the newest running figure to be read when it must be.
+    fn pass_over(&mut self, data: &[u8]) {
+        std::mem::swap(&mut self.unread, &mut self.before);
+        self.unread.clear();
+        self.unread.extend_from_slice(data);
+        self.passed_over = self.passed_over.saturating_add(1);
     }
 
     fn typed_event(&mut self, data: &[u8]) -> Delivered {
