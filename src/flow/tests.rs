@@ -359,6 +359,9 @@ impl Bed {
 
     /// A new process on the same store and rules; what the old one had in memory is gone.
     fn restart(&mut self) {
+        // What is left of it here is dead: it reads and writes no more.
+        self.store.unreadable.store(true, Ordering::SeqCst);
+        *self.store.fails.lock().unwrap() = Some((0, false));
         self.store.inner.crashes();
         (self.toll, self.store) =
             toll(&self.rules, Arc::clone(&self.store.inner), &self.rail, &self.spare, &self.purse);
