@@ -4,17 +4,16 @@
 //! redirect, no retry of a request that may have been heard, no log line or error that repeats the URL, whose path or user
 //! part often is an API key.
 
-mod line;
-
-use self::line::Lines;
 use crate::secret::Secret;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
-use http_body_util::Full;
-use hyper_rustls::HttpsConnectorBuilder;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,13 +55,11 @@ pub struct Ask<'a> {
     pub at_most: usize,
 }
 
-/// A client for one service. Connections are kept open between requests, and live as long as the Tokio runtime they were made in.
+/// A client for one service. Connections are pooled; any Tokio runtime may use it, each call on the runtime it is made in.
 pub struct Web {
-    lines: Lines,
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     scheme: http::uri::Scheme,
     host: http::uri::Authority,
-    /// The host as requests name it.
-    name: HeaderValue,
     base: String,
     query: Option<String>,
     authorization: Option<HeaderValue>,
@@ -92,12 +89,6 @@ impl Web {
                 Some(value)
             }
         };
-        let host: http::uri::Authority = host.parse().map_err(|_| bad)?;
-        let usual = if scheme.as_str() == "https" { 443 } else { 80 };
-        let name = if host.port_u16() == Some(usual) { host.host() } else { host.as_str() };
-        let name = HeaderValue::try_from(name).map_err(|_| bad)?;
-        let to = Uri::builder().scheme(scheme.clone()).authority(host.clone()).path_and_query("/");
-        let to = to.build().map_err(|_| bad)?;
         let tls = tls(scheme.as_str() == "https")?;
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
@@ -106,9 +97,8 @@ impl Web {
         let connector =
             HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(tcp);
         Ok(Self {
-            lines: Lines::new(connector, to),
-            name,
-            host,
+            client: Client::builder(TokioExecutor::new()).build(connector),
+            host: host.parse().map_err(|_| bad)?,
             scheme,
             base: uri.path().to_owned(),
             query: uri.query().map(str::to_owned),
@@ -147,10 +137,10 @@ impl Web {
 
     /// Asks once.
     pub async fn ask(&self, ask: Ask<'_>) -> Result<Reply, Silence> {
+        let uri = Uri::builder().scheme(self.scheme.clone()).authority(self.host.clone()).path_and_query(ask.path);
         let mut request = Request::builder()
             .method(if ask.json.is_some() { Method::POST } else { Method::GET })
-            .uri(Uri::builder().path_and_query(ask.path).build().map_err(|_| Silence::NotSent)?)
-            .header(header::HOST, &self.name)
+            .uri(uri.build().map_err(|_| Silence::NotSent)?)
             .header(header::ACCEPT, "application/json");
         if ask.json.is_some() {
             request = request.header(header::CONTENT_TYPE, "application/json");
@@ -163,7 +153,13 @@ impl Web {
         }
         let body = Full::new(ask.json.cloned().unwrap_or_default());
         let request = request.body(body).map_err(|_| Silence::NotSent)?;
-        let exchange = self.lines.ask(request, ask.at_most);
+        let exchange = async {
+            let reply = self.client.request(request).await;
+            let reply = reply.map_err(|e| if e.is_connect() { Silence::NotSent } else { Silence::Lost })?;
+            let (head, body) = reply.into_parts();
+            let body = Limited::new(body, ask.at_most).collect().await.map_err(|_| Silence::Lost)?;
+            Ok(Reply { status: head.status, headers: head.headers, body: body.to_bytes() })
+        };
         tokio::time::timeout(ask.within, exchange).await.map_err(|_| Silence::Lost)?
     }
 }
