@@ -1,5 +1,6 @@
 //! Closing a channel: what was used is paid out, the rest goes back.
 
+use super::errand::Errand;
 use super::lease::{denied_refusal, trouble_stop};
 use super::{Stop, Till, Toll, transact};
 use crate::channel::{Channel, ChannelId, GRACE_SECONDS, Op, Phase};
@@ -30,7 +31,7 @@ pub struct Closed {
 pub async fn close(toll: &Arc<Toll>, till: &Arc<Till>, id: &ChannelId) -> Result<Closed, Stop> {
     let (own, till, id) = (Arc::clone(toll), Arc::clone(till), id.clone());
     let work = async move { run(&own, &till, &id).await };
-    tokio::spawn(work).await.unwrap_or_else(|_| Err(super::session::unknown()))
+    Errand::new(work).await.unwrap_or_else(|| Err(super::session::unknown()))
 }
 
 async fn run(toll: &Arc<Toll>, till: &Arc<Till>, id: &ChannelId) -> Result<Closed, Stop> {

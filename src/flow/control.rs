@@ -1,6 +1,7 @@
 //! Management of channels: opening, vouchers, top-ups and closing without content, and the proof by which a payer without memory
 //! finds his channel again. All of it is answered here, with 204, and never forwarded.
 
+use super::errand::Errand;
 use super::lease::{denied_refusal, trouble_stop};
 use super::session::{admit, known, open, unknown};
 use super::{Stop, Till, Toll, closing, transact};
@@ -140,7 +141,7 @@ async fn top_up(
             Outcome::Unknown => Err(unknown()),
         }
     };
-    tokio::spawn(work).await.unwrap_or_else(|_| Err(unknown()))
+    Errand::new(work).await.unwrap_or_else(|| Err(unknown()))
 }
 
 async fn close(

@@ -259,7 +259,7 @@ pub(super) async fn open(
             Err(trouble) => Err(unsure(&trouble)),
         }
     };
-    tokio::spawn(work).await.unwrap_or_else(|_| Err(unknown()))
+    Errand::new(work).await.unwrap_or_else(|| Err(unknown()))
 }
 
 /// What the operator takes as a channel. Nothing has been sent yet.

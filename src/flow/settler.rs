@@ -4,6 +4,7 @@
 //! Only a voucher of at most what was spent is settled (`notes/security.md` §6.4): where none covers it yet, nothing is forced, the
 //! next one will. One transaction of ours per channel is under way at a time, whichever gate has sent it: the record says so.
 
+use super::errand::Errand;
 use super::{Till, Toll, closing, reclaim, transact, watcher};
 use crate::channel::{Channel, Op, Phase, Voucher};
 use crate::clock::UnixSeconds;
@@ -189,7 +190,7 @@ pub async fn settle_now(toll: &Arc<Toll>, till: &Arc<Till>, channel: &Channel) -
             _ => false,
         }
     };
-    tokio::spawn(work).await.unwrap_or(false)
+    Errand::new(work).await.unwrap_or(false)
 }
 
 /// Says how many channels there are, and what they owe.

@@ -151,7 +151,7 @@ const MESSAGE: &[&str] = &[
     "reasoning_content",
     "reasoning",
 ];
-const ONE_TYPE: &str = "must hold what its type says, and nothing else";
+pub(super) const ONE_TYPE: &str = "must hold what its type says, and nothing else";
 const ROLES: &[&str] = &["developer", "system", "user", "assistant", "tool", "function"];
 const PART: &[&str] = &["type", "text", "refusal", "image_url"];
 const IMAGE: &[&str] = &["url", "detail"];

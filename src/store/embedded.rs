@@ -136,10 +136,7 @@ impl Embedded {
 
     /// The claim as it is in the file.
     fn stored(&self, key: &ClaimKey) -> Result<Option<Claim>, StoreError> {
-        self.read(|txn| match txn.open_table(CLAIMS)?.get(key.0.as_str())? {
-            Some(bytes) => read_claim(&key.0, bytes.value()).map(Some).map_err(Fault::Here),
-            None => Ok(None),
-        })
+        self.read(|txn| tables::claim_in(&txn.open_table(CLAIMS)?, &key.0))
     }
 
     /// Reads from the newest durable snapshot. Pages are cached or one `pread` away (microseconds), so this runs where it is
@@ -200,10 +197,7 @@ impl Store for Embedded {
     }
 
     async fn channel(&self, id: &ChannelId) -> Result<Option<Channel>, StoreError> {
-        self.read(|txn| match txn.open_table(CHANNELS)?.get(id.0.as_str())? {
-            Some(bytes) => read_channel(&id.0, bytes.value()).map(Some).map_err(Fault::Here),
-            None => Ok(None),
-        })
+        self.read(|txn| tables::channel_in(&txn.open_table(CHANNELS)?, &id.0))
     }
 
     async fn channels(&self) -> Result<Vec<Channel>, StoreError> {

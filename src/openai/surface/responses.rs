@@ -8,7 +8,7 @@ use super::{
     B, Fields, Form, N, O, Rule, S, SHORT_CACHES, SPEEDS, Told, Weight, bool_of, names, one_of, write_count, write_flag,
 };
 use crate::limits::Limits;
-use crate::openai::prompt::{Found, Reader, bad};
+use crate::openai::prompt::{Found, ONE_TYPE, Reader, bad};
 use crate::openai::request::{Ask, Rewrite};
 use crate::openai::strict::Kind;
 use crate::refusal::Refusal;
@@ -229,5 +229,3 @@ fn parts(reader: &mut Reader<'_, '_>, at: &str) -> Result<(), Refusal> {
     }
     Ok(())
 }
-
-const ONE_TYPE: &str = "must hold what its type says, and nothing else";

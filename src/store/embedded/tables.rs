@@ -375,10 +375,7 @@ impl<'t> Book<'t> {
     }
 
     fn channel(&mut self, id: &str) -> Result<Option<Channel>, Fault> {
-        match self.channels.table()?.get(id)? {
-            Some(bytes) => read_channel(id, bytes.value()).map(Some).map_err(Fault::Here),
-            None => Ok(None),
-        }
+        channel_in(self.channels.table()?, id)
     }
 
     /// Of the channel's record; 0 when there is none.
@@ -511,11 +508,20 @@ impl<'t> Book<'t> {
     }
 }
 
-fn claim_in(claims: &impl ReadableTable<&'static str, &'static [u8]>, key: &str) -> Result<Option<Claim>, Fault> {
-    match claims.get(key)? {
-        Some(bytes) => read_claim(key, bytes.value()).map(Some).map_err(Fault::Here),
-        None => Ok(None),
-    }
+/// The claim as the table has it.
+pub(super) fn claim_in(
+    claims: &impl ReadableTable<&'static str, &'static [u8]>,
+    key: &str,
+) -> Result<Option<Claim>, Fault> {
+    claims.get(key)?.map(|bytes| read_claim(key, bytes.value()).map_err(Fault::Here)).transpose()
+}
+
+/// The channel as the table has it.
+pub(super) fn channel_in(
+    channels: &impl ReadableTable<&'static str, &'static [u8]>,
+    id: &str,
+) -> Result<Option<Channel>, Fault> {
+    channels.get(id)?.map(|bytes| read_channel(id, bytes.value()).map_err(Fault::Here)).transpose()
 }
 
 fn json(record: &impl serde::Serialize) -> Result<Vec<u8>, Fault> {
