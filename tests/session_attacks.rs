@@ -389,8 +389,14 @@ async fn management_in_every_form_is_answered_here_and_never_forwarded() {
     assert!(payer::unpack(reply.header("payment-receipt").unwrap())["txHash"].is_string());
     assert_eq!(bed.reserve.state(&channel.id).await.deposit, 100_000);
     let closed = channel.close_credential(&offer, total);
-    let bytes = [&head("POST", CHAT, &closed, &with_body)[..], body.as_bytes()].concat();
-    assert_eq!(send(&bed, "POST", &bytes).await.status, 204);
+    // Its body comes late, in pieces.
+    let (first, last) = body.as_bytes().split_at(body.len() / 2);
+    let mut raw = Raw::connect(bed.gate.listen).await;
+    for piece in [&head("POST", CHAT, &closed, &with_body)[..], first, last] {
+        raw.send(piece).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(raw.reply_to("POST", SHORT).await.status, 204);
     assert_eq!(bed.served(), 0, "management reached the backend");
     bed.close(&[&channel]).await;
 }
