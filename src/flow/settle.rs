@@ -272,7 +272,12 @@ impl Delivery {
         self.settle(&verdict, End::Whole);
         self.receipt.complete = true;
         self.take_promise().await?;
-        self.write_down().await?;
+        if let Money::Lease(lease) = &mut self.money {
+            lease.sell(self.receipt.charged, &self.receipt).await?;
+            (self.delivered, self.spent) = (true, true);
+        } else {
+            self.write_down().await?;
+        }
         // A block goes into JSON and into nothing that only looks like it.
         let json = self.surface().whole() == Whole::Json;
         let named = self.quoted.allowed.route.receipt.body.as_deref().filter(|_| json && self.is_paid());
