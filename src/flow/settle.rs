@@ -92,6 +92,8 @@ pub struct Delivery {
     ending: Option<End>,
     /// No cover came in time.
     unpaid: bool,
+    /// What it used and costs has been counted. A client that leaves while that is written down changes it no more.
+    settled: bool,
     /// The lease has ended, durably.
     spent: bool,
     /// Of a stream, whose receipt is named before it is written.
@@ -159,6 +161,7 @@ impl Delivery {
             drained: false,
             ending: None,
             unpaid: false,
+            settled: false,
             spent: false,
             _runs: runs,
         }
@@ -275,6 +278,7 @@ impl Delivery {
         if let Money::Lease(lease) = &mut self.money {
             lease.sell(self.receipt.charged, &self.receipt).await?;
             (self.delivered, self.spent) = (true, true);
+            self.count_charge();
         } else {
             self.write_down().await?;
         }
@@ -373,12 +377,15 @@ impl Delivery {
                 Wait::Covered => {}
             }
         }
-        self.toll.metrics.dropped_frames.inc_by(verdict.forged_frames);
         if end == End::Whole {
             self.meter.release(u64::MAX, out);
         }
-        self.settle(&verdict, end);
-        self.receipt.complete = end == End::Whole && !verdict.failed;
+        if !self.settled {
+            self.toll.metrics.dropped_frames.inc_by(verdict.forged_frames);
+            self.settle(&verdict, end);
+            self.receipt.complete = end == End::Whole && !verdict.failed;
+            self.count_charge();
+        }
         let written = self.write_down().await;
         if let Err(stop) = &written {
             tracing::error!(receipt = %self.receipt.id, reason = stop.refusal.code(), "the final receipt was not written");

@@ -1,10 +1,13 @@
 //! What is charged for a stream that is paid by usage and does not end as it should: its client leaves, or its backend fails.
 
 use super::promise::{streamed, words};
-use super::sessions::{BY_TOKEN, ROUTE, audited, channel, delivery, opening};
+use super::sessions::{BY_TOKEN, ROUTE, audited, channel, delivery, opening, voucher};
 use super::*;
-use crate::flow::settle::End;
+use crate::flow::control;
+use crate::flow::settle::{End, Next};
 use crate::usage::UsageSource;
+use std::pin::pin;
+use std::task::{Context, Waker};
 
 fn usage(completion: u64) -> Bytes {
     let said = json!({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": completion}});
@@ -62,6 +65,42 @@ async fn where_the_amount_is_fixed_nobody_is_listened_to() {
     let mut served = delivery(&bed, bed.pay(PATH, &body, &credential).await.unwrap());
     served.body(&bed.pool(), true);
     assert!(!served.drains(), "tokens would be spent and nothing be charged for them");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_while_the_end_is_written_down_is_counted_once_and_the_books_say_what_the_log_says() {
+    let bed = Bed::with(&[ROUTE, ("tiers.toml", "max_output_tokens = 100", "max_output_tokens = 1000")]);
+    let paid = bed.pay(BY_TOKEN, &streamed(1000), &opening("0xaa", 400, 50_000)).await.unwrap();
+    let mut served = delivery(&bed, paid);
+    let mut out = Vec::new();
+    served.chunk(words(10), &mut out).await.unwrap();
+    served.first_byte().await.unwrap();
+    served.chunk(usage(60), &mut out).await.unwrap();
+    assert_eq!(served.end(End::Whole, &mut out).await, Next::Hold, "60 tokens of 32 that are covered");
+    let plan = bed.toll.rules.plan();
+    control::manage(&bed.toll, plan.route(BY_TOKEN).unwrap(), &voucher("0xaa", 2_000)).await.unwrap();
+    let metrics = &bed.toll.metrics;
+    let counted = || metrics.usage.with_label_values(&["p", "reported"]).get();
+    {
+        let mut ending = pin!(served.resume(&mut out));
+        while counted() == 0 {
+            // What was counted is on its way into the store: that takes longer than this.
+            let step = ending.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            assert!(step.is_pending(), "it did not break off in its write");
+            tokio::task::yield_now().await;
+        }
+    }
+    served.end(End::ClientGone, &mut Vec::new()).await;
+    let charged = metrics.charged_usd.with_label_values(&["tempo/session"]).get();
+    let completion = metrics.tokens.with_label_values(&["m", "completion"]).get();
+    let exchanges = metrics.upstream_seconds.with_label_values(&["p"]).get_sample_count();
+    assert_eq!((counted(), (charged * 1e6).round(), completion, exchanges), (1, 609.0, 60, 1));
+    let logged = served.receipt().clone();
+    let booked = bed.store.inner.receipt(&logged.id).await.unwrap();
+    assert_eq!(booked.as_ref(), Some(&logged));
+    assert_eq!((logged.charged, channel(&bed, "0xaa").await.spent()), (Atoms(609), Atoms(609)));
+    drop((plan, served));
+    audited(bed).await;
 }
 
 #[tokio::test]
