@@ -205,11 +205,6 @@ impl Delivery {
             continuous_usage: ability.continuous_usage && (allowed.ask.wants_usage || is_by_token(&self.money)),
             withheld: ability.withheld,
         });
-        self.receipt.pool = pool.name().clone();
-        self.bounds.shape = ability.shape;
-        self.meter.add_up_by(ability.shape);
-        // What is used changes nothing where the amount is fixed: the tokens are better saved.
-        self.drains = ability.on_leave == OnLeave::Drain && is_by_token(&self.money);
         if last {
             self.let_text_go();
         }
@@ -220,6 +215,10 @@ impl Delivery {
     pub fn tried(&mut self, pool: &Pool, who: Option<&Who>, outcome: &str) {
         self.toll.metrics.upstream_attempts.with_label_values(&[pool.name().as_str(), outcome]).inc();
         self.receipt.attempts = self.receipt.attempts.saturating_add(1);
+        // A pool comes again behind its fallback, so whose reply it is says the server that was asked last, not the body written last.
+        if !matches!(outcome, "connect" | "full") {
+            self.is_served_by(pool);
+        }
         if outcome == "answered" {
             self.receipt.server = who.map(Who::name);
             self.who = who.cloned();
@@ -227,6 +226,16 @@ impl Delivery {
             // The next one is not to be blamed for the time that this one took.
             self.sent_at = Instant::now();
         }
+    }
+
+    /// The reply, or the last word on why there is none, is this pool's: what it is called in the books, and how its figures are read.
+    fn is_served_by(&mut self, pool: &Pool) {
+        let ability = pool.profile().ability;
+        self.receipt.pool = pool.name().clone();
+        self.bounds.shape = ability.shape;
+        self.meter.add_up_by(ability.shape);
+        // What is used changes nothing where the amount is fixed: the tokens are better saved.
+        self.drains = ability.on_leave == OnLeave::Drain && is_by_token(&self.money);
     }
 
     /// The `Content-Type` of a body that [`Delivery::body`] gave.

@@ -34,6 +34,7 @@ async fn a_vendor_that_bills_to_the_end_is_heard_to_the_end_as_far_as_it_is_cove
         let prompt = paid.quoted.parts.prompt_tokens.unwrap();
         let mut served = delivery(&bed, paid);
         served.body(&bed.pool(), true);
+        served.tried(&bed.pool(), None, "answered");
         let mut out = Vec::new();
         served.chunk(words(10), &mut out).await.unwrap();
         served.first_byte().await.unwrap();
@@ -64,6 +65,7 @@ async fn where_the_amount_is_fixed_nobody_is_listened_to() {
     let credential = bed.credential(PATH, &body, "a").await;
     let mut served = delivery(&bed, bed.pay(PATH, &body, &credential).await.unwrap());
     served.body(&bed.pool(), true);
+    served.tried(&bed.pool(), None, "answered");
     assert!(!served.drains(), "tokens would be spent and nothing be charged for them");
 }
 
@@ -128,6 +130,45 @@ async fn a_figure_is_missing_only_where_the_answer_came_to_an_end_of_its_own() {
         served.end(End::Whole, &mut out).await;
         assert_eq!(channel(&bed, "0xaa").await.spent() > Atoms(0), charged, "{why}");
         drop(served);
+        audited(bed).await;
+    }
+}
+
+#[tokio::test]
+async fn a_reply_is_read_and_booked_as_that_of_the_pool_that_answered_whatever_was_asked_between() {
+    let other = "[pool.p]\nprofile = \"vllm\"\nfallback = \"q\"\n";
+    let two = format!("[pool.q]\nprofile = \"gemini\"\nservers = [\"http://127.0.0.1:2\"]\n\n{other}");
+    // What came of whom, in order; who is booked, and the output that is charged: 7 as said, 11 when it may be in the total only.
+    for (tried, pool, output, why) in [
+        (
+            &[("p", "status"), ("q", "status"), ("p", "answered")][..],
+            "p",
+            7,
+            "the first comes again behind the fallback",
+        ),
+        (&[("p", "status"), ("q", "answered")], "q", 11, "the fallback"),
+        (&[("p", "answered")], "p", 7, "nobody else"),
+        (&[("q", "connect"), ("p", "answered"), ("q", "full")], "p", 7, "who was not even asked says nothing"),
+    ] {
+        let bed = Bed::with(&[
+            ROUTE,
+            ("pools.toml", "[pool.p]\nprofile = \"vllm\"\n", &two),
+            ("models.toml", "upstream = \"m-up\"\n", "upstream = \"m-up\"\nupstream_in = { q = \"m-q\" }\n"),
+        ]);
+        let paid = bed.pay(BY_TOKEN, &ask("m", 100), &opening("0xaa", 50_000, 50_000)).await.unwrap();
+        let mut served = delivery(&bed, paid);
+        let pools = bed.toll.pools.load();
+        for name in ["p", "q"] {
+            served.body(pools.get(&name.into()).unwrap(), false);
+        }
+        for (name, outcome) in tried {
+            served.tried(pools.get(&(*name).into()).unwrap(), None, outcome);
+        }
+        let reply = br#"{"choices":[{"index":0,"message":{"content":"hi"},"finish_reason":"stop"}],"usage":{"prompt_tokens":9,"completion_tokens":7,"total_tokens":20}}"#;
+        served.whole(Bytes::from_static(reply)).await.unwrap();
+        let receipt = served.receipt();
+        assert_eq!((receipt.pool.as_str(), receipt.usage.unwrap().completion), (pool, output), "{why}");
+        drop((pools, served));
         audited(bed).await;
     }
 }
