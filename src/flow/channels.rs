@@ -37,11 +37,20 @@ pub struct Step {
     pub op: Op,
     /// Beside those that every such change leaves.
     pub journal: Vec<Entry>,
+    /// Under which the record remembers it. Tried again under the same name, a change is made once.
+    pub name: String,
+}
+
+impl Step {
+    /// Under a name of its own.
+    pub fn new(op: Op, journal: Vec<Entry>) -> Self {
+        Self { op, journal, name: ids::change() }
+    }
 }
 
 impl From<Op> for Step {
     fn from(op: Op) -> Self {
-        Self { op, journal: Vec::new() }
+        Self::new(op, Vec::new())
     }
 }
 

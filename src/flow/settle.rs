@@ -92,6 +92,8 @@ pub struct Delivery {
     ending: Option<End>,
     /// No cover came in time.
     unpaid: bool,
+    /// What it used and costs has been counted. A client that leaves while that is written down changes it no more.
+    settled: bool,
     /// The lease has ended, durably.
     spent: bool,
     /// Of a stream, whose receipt is named before it is written.
@@ -159,6 +161,7 @@ impl Delivery {
             drained: false,
             ending: None,
             unpaid: false,
+            settled: false,
             spent: false,
             _runs: runs,
         }
@@ -197,11 +200,6 @@ impl Delivery {
             continuous_usage: ability.continuous_usage && (allowed.ask.wants_usage || is_by_token(&self.money)),
             withheld: ability.withheld,
         });
-        self.receipt.pool = pool.name().clone();
-        self.bounds.shape = ability.shape;
-        self.meter.add_up_by(ability.shape);
-        // What is used changes nothing where the amount is fixed: the tokens are better saved.
-        self.drains = ability.on_leave == OnLeave::Drain && is_by_token(&self.money);
         if last {
             self.let_text_go();
         }
@@ -212,6 +210,10 @@ impl Delivery {
     pub fn tried(&mut self, pool: &Pool, who: Option<&Who>, outcome: &str) {
         self.toll.metrics.upstream_attempts.with_label_values(&[pool.name().as_str(), outcome]).inc();
         self.receipt.attempts = self.receipt.attempts.saturating_add(1);
+        // A pool comes again behind its fallback, so whose reply it is says the server that was asked last, not the body written last.
+        if !matches!(outcome, "connect" | "full") {
+            self.is_served_by(pool);
+        }
         if outcome == "answered" {
             self.receipt.server = who.map(Who::name);
             self.who = who.cloned();
@@ -219,6 +221,16 @@ impl Delivery {
             // The next one is not to be blamed for the time that this one took.
             self.sent_at = Instant::now();
         }
+    }
+
+    /// The reply, or the last word on why there is none, is this pool's: what it is called in the books, and how its figures are read.
+    fn is_served_by(&mut self, pool: &Pool) {
+        let ability = pool.profile().ability;
+        self.receipt.pool = pool.name().clone();
+        self.bounds.shape = ability.shape;
+        self.meter.add_up_by(ability.shape);
+        // What is used changes nothing where the amount is fixed: the tokens are better saved.
+        self.drains = ability.on_leave == OnLeave::Drain && is_by_token(&self.money);
     }
 
     /// The `Content-Type` of a body that [`Delivery::body`] gave.
@@ -267,7 +279,13 @@ impl Delivery {
         self.settle(&verdict, End::Whole);
         self.receipt.complete = true;
         self.take_promise().await?;
-        self.write_down().await?;
+        if let Money::Lease(lease) = &mut self.money {
+            lease.sell(self.receipt.charged, &self.receipt).await?;
+            (self.delivered, self.spent) = (true, true);
+            self.count_charge();
+        } else {
+            self.write_down().await?;
+        }
         // A block goes into JSON and into nothing that only looks like it.
         let json = self.surface().whole() == Whole::Json;
         let named = self.quoted.allowed.route.receipt.body.as_deref().filter(|_| json && self.is_paid());
@@ -363,12 +381,15 @@ impl Delivery {
                 Wait::Covered => {}
             }
         }
-        self.toll.metrics.dropped_frames.inc_by(verdict.forged_frames);
         if end == End::Whole {
             self.meter.release(u64::MAX, out);
         }
-        self.settle(&verdict, end);
-        self.receipt.complete = end == End::Whole && !verdict.failed;
+        if !self.settled {
+            self.toll.metrics.dropped_frames.inc_by(verdict.forged_frames);
+            self.settle(&verdict, end);
+            self.receipt.complete = end == End::Whole && !verdict.failed;
+            self.count_charge();
+        }
         let written = self.write_down().await;
         if let Err(stop) = &written {
             tracing::error!(receipt = %self.receipt.id, reason = stop.refusal.code(), "the final receipt was not written");

@@ -233,6 +233,8 @@ struct Frail {
     inner: Arc<Embedded>,
     commits: AtomicUsize,
     fails: Mutex<Option<(usize, bool)>>,
+    /// So many swaps of a channel, from now on, lose against another gate's.
+    loses: AtomicUsize,
     down: AtomicBool,
     unreadable: AtomicBool,
     /// What other gates count as promised by any payer.
@@ -259,6 +261,10 @@ impl Store for Frail {
     async fn commit(&self, write: Write) -> Result<Swap, StoreError> {
         let n = self.commits.fetch_add(1, Ordering::SeqCst) + 1;
         let fails = *self.fails.lock().unwrap();
+        if self.loses.load(Ordering::SeqCst) > 0 {
+            self.loses.fetch_sub(1, Ordering::SeqCst);
+            return Ok(Swap::Lost(Box::new(None)));
+        }
         match fails {
             Some((at, written)) if at == n => {
                 if written {
@@ -432,6 +438,7 @@ fn toll(
         inner,
         commits: AtomicUsize::new(0),
         fails: Mutex::default(),
+        loses: AtomicUsize::new(0),
         down: AtomicBool::new(false),
         unreadable: AtomicBool::new(false),
         elsewhere: Mutex::new(Usd::ZERO),

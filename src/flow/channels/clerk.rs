@@ -104,11 +104,11 @@ impl Clerk {
         }
         let later = batch.iter().all(|job| job.manner.later);
         let counts: Vec<usize> = batch.iter().map(|job| job.steps.len()).collect();
-        let mut named = Vec::with_capacity(steps);
+        let mut made = Vec::with_capacity(steps);
         for job in &mut batch {
-            named.extend(job.steps.drain(..).map(|step| (ids::change(), step)));
+            made.append(&mut job.steps);
         }
-        match self.swap(&named, later).await {
+        match self.swap(&made, later).await {
             Ok((channel, effects)) => {
                 self.record = Some(Arc::clone(&channel));
                 self.live.seen.send_replace(Some(Arc::clone(&channel)));
@@ -134,7 +134,7 @@ impl Clerk {
     /// Makes the steps. With `later`, leases are not written yet.
     async fn swap(
         &mut self,
-        steps: &[(String, Step)],
+        steps: &[Step],
         later: bool,
     ) -> Result<(Arc<Channel>, Vec<Result<Effect, Denied>>), Trouble> {
         for attempt in 0..ATTEMPTS {
@@ -149,9 +149,9 @@ impl Clerk {
             let mut changed: Option<Channel> = None;
             let mut journal = self.owed.as_ref().map_or_else(Vec::new, |owed| owed.journal.clone());
             let mut effects = Vec::with_capacity(steps.len());
-            for (name, step) in steps {
+            for step in steps {
                 let before = changed.as_ref().unwrap_or(&base);
-                match before.apply(name, step.op.clone(), now) {
+                match before.apply(&step.name, step.op.clone(), now) {
                     Ok((after, effect)) => {
                         if after.revision != before.revision {
                             lines(before, &after, step, &effect, now, &mut journal);

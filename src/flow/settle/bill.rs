@@ -91,6 +91,7 @@ impl Delivery {
         self.charge_lease(well);
         self.charge_promise(well);
         self.count_exchange();
+        self.settled = true;
     }
 
     /// Whether the answer came to an end of its own: only then is a figure missing that should be there. Some backends end a stream
@@ -145,14 +146,22 @@ impl Delivery {
         };
         self.receipt.charged = cost.min(cap);
         self.receipt.charged_usd = self.receipt.charged.to_usd(decimals).unwrap_or(Usd::ZERO);
-        let rail = self.receipt.rail.as_str();
-        let lost = Atoms(cost.0.saturating_sub(cap.0)).to_usd(decimals).unwrap_or(Usd::ZERO);
-        self.toll
-            .metrics
-            .charged_usd
-            .with_label_values(&[rail])
-            .inc_by(crate::metrics::shown(self.receipt.charged_usd));
-        self.toll.metrics.session_loss_usd.with_label_values(&[rail]).inc_by(crate::metrics::shown(lost));
+    }
+
+    /// What was taken out of the channel, and what of the cost could not be: counters.
+    pub(super) fn count_charge(&self) {
+        if !matches!(self.money, Money::Lease(_)) {
+            return;
+        }
+        let (metrics, rail, decimals) = (&self.toll.metrics, self.receipt.rail.as_str(), self.receipt.decimals);
+        let charged = self.receipt.charged;
+        let cost = self.receipt.actual_usd.and_then(|usd| usd.to_atoms(decimals)).unwrap_or(charged);
+        let lost = Atoms(cost.0.saturating_sub(charged.0)).to_usd(decimals).unwrap_or(Usd::ZERO);
+        let count = |counter: &prometheus::CounterVec, usd| {
+            counter.with_label_values(&[rail]).inc_by(crate::metrics::shown(usd));
+        };
+        count(&metrics.charged_usd, self.receipt.charged_usd);
+        count(&metrics.session_loss_usd, lost);
     }
 
     /// Loss that the operator carries, as a line for the store's running totals.

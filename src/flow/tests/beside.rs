@@ -108,7 +108,7 @@ async fn lease(bed: &Bed, name: &str, cap: u128) {
 async fn pay(bed: &Bed, name: &str, charge: u128) {
     let sold = Receipt { rail: "tempo/session".into(), ..receipt(name, "0xaa", charge) };
     let op = Op::Spend { lease: name.to_owned(), charge: Atoms(charge) };
-    done(bed, Step { op, journal: vec![Entry::Receipt(Box::new(sold))] }).await;
+    done(bed, Step::new(op, vec![Entry::Receipt(Box::new(sold))])).await;
 }
 
 /// The payer asks the chain to close, so many seconds ago.

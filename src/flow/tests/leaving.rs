@@ -1,10 +1,13 @@
 //! What is charged for a stream that is paid by usage and does not end as it should: its client leaves, or its backend fails.
 
 use super::promise::{streamed, words};
-use super::sessions::{BY_TOKEN, ROUTE, audited, channel, delivery, opening};
+use super::sessions::{BY_TOKEN, ROUTE, audited, channel, delivery, opening, voucher};
 use super::*;
-use crate::flow::settle::End;
+use crate::flow::control;
+use crate::flow::settle::{End, Next};
 use crate::usage::UsageSource;
+use std::pin::pin;
+use std::task::{Context, Waker};
 
 fn usage(completion: u64) -> Bytes {
     let said = json!({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": completion}});
@@ -31,6 +34,7 @@ async fn a_vendor_that_bills_to_the_end_is_heard_to_the_end_as_far_as_it_is_cove
         let prompt = paid.quoted.parts.prompt_tokens.unwrap();
         let mut served = delivery(&bed, paid);
         served.body(&bed.pool(), true);
+        served.tried(&bed.pool(), None, "answered");
         let mut out = Vec::new();
         served.chunk(words(10), &mut out).await.unwrap();
         served.first_byte().await.unwrap();
@@ -61,7 +65,44 @@ async fn where_the_amount_is_fixed_nobody_is_listened_to() {
     let credential = bed.credential(PATH, &body, "a").await;
     let mut served = delivery(&bed, bed.pay(PATH, &body, &credential).await.unwrap());
     served.body(&bed.pool(), true);
+    served.tried(&bed.pool(), None, "answered");
     assert!(!served.drains(), "tokens would be spent and nothing be charged for them");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_while_the_end_is_written_down_is_counted_once_and_the_books_say_what_the_log_says() {
+    let bed = Bed::with(&[ROUTE, ("tiers.toml", "max_output_tokens = 100", "max_output_tokens = 1000")]);
+    let paid = bed.pay(BY_TOKEN, &streamed(1000), &opening("0xaa", 400, 50_000)).await.unwrap();
+    let mut served = delivery(&bed, paid);
+    let mut out = Vec::new();
+    served.chunk(words(10), &mut out).await.unwrap();
+    served.first_byte().await.unwrap();
+    served.chunk(usage(60), &mut out).await.unwrap();
+    assert_eq!(served.end(End::Whole, &mut out).await, Next::Hold, "60 tokens of 32 that are covered");
+    let plan = bed.toll.rules.plan();
+    control::manage(&bed.toll, plan.route(BY_TOKEN).unwrap(), &voucher("0xaa", 2_000)).await.unwrap();
+    let metrics = &bed.toll.metrics;
+    let counted = || metrics.usage.with_label_values(&["p", "reported"]).get();
+    {
+        let mut ending = pin!(served.resume(&mut out));
+        while counted() == 0 {
+            // What was counted is on its way into the store: that takes longer than this.
+            let step = ending.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            assert!(step.is_pending(), "it did not break off in its write");
+            tokio::task::yield_now().await;
+        }
+    }
+    served.end(End::ClientGone, &mut Vec::new()).await;
+    let charged = metrics.charged_usd.with_label_values(&["tempo/session"]).get();
+    let completion = metrics.tokens.with_label_values(&["m", "completion"]).get();
+    let exchanges = metrics.upstream_seconds.with_label_values(&["p"]).get_sample_count();
+    assert_eq!((counted(), (charged * 1e6).round(), completion, exchanges), (1, 609.0, 60, 1));
+    let logged = served.receipt().clone();
+    let booked = bed.store.inner.receipt(&logged.id).await.unwrap();
+    assert_eq!(booked.as_ref(), Some(&logged));
+    assert_eq!((logged.charged, channel(&bed, "0xaa").await.spent()), (Atoms(609), Atoms(609)));
+    drop((plan, served));
+    audited(bed).await;
 }
 
 #[tokio::test]
@@ -89,6 +130,45 @@ async fn a_figure_is_missing_only_where_the_answer_came_to_an_end_of_its_own() {
         served.end(End::Whole, &mut out).await;
         assert_eq!(channel(&bed, "0xaa").await.spent() > Atoms(0), charged, "{why}");
         drop(served);
+        audited(bed).await;
+    }
+}
+
+#[tokio::test]
+async fn a_reply_is_read_and_booked_as_that_of_the_pool_that_answered_whatever_was_asked_between() {
+    let other = "[pool.p]\nprofile = \"vllm\"\nfallback = \"q\"\n";
+    let two = format!("[pool.q]\nprofile = \"gemini\"\nservers = [\"http://127.0.0.1:2\"]\n\n{other}");
+    // What came of whom, in order; who is booked, and the output that is charged: 7 as said, 11 when it may be in the total only.
+    for (tried, pool, output, why) in [
+        (
+            &[("p", "status"), ("q", "status"), ("p", "answered")][..],
+            "p",
+            7,
+            "the first comes again behind the fallback",
+        ),
+        (&[("p", "status"), ("q", "answered")], "q", 11, "the fallback"),
+        (&[("p", "answered")], "p", 7, "nobody else"),
+        (&[("q", "connect"), ("p", "answered"), ("q", "full")], "p", 7, "who was not even asked says nothing"),
+    ] {
+        let bed = Bed::with(&[
+            ROUTE,
+            ("pools.toml", "[pool.p]\nprofile = \"vllm\"\n", &two),
+            ("models.toml", "upstream = \"m-up\"\n", "upstream = \"m-up\"\nupstream_in = { q = \"m-q\" }\n"),
+        ]);
+        let paid = bed.pay(BY_TOKEN, &ask("m", 100), &opening("0xaa", 50_000, 50_000)).await.unwrap();
+        let mut served = delivery(&bed, paid);
+        let pools = bed.toll.pools.load();
+        for name in ["p", "q"] {
+            served.body(pools.get(&name.into()).unwrap(), false);
+        }
+        for (name, outcome) in tried {
+            served.tried(pools.get(&(*name).into()).unwrap(), None, outcome);
+        }
+        let reply = br#"{"choices":[{"index":0,"message":{"content":"hi"},"finish_reason":"stop"}],"usage":{"prompt_tokens":9,"completion_tokens":7,"total_tokens":20}}"#;
+        served.whole(Bytes::from_static(reply)).await.unwrap();
+        let receipt = served.receipt();
+        assert_eq!((receipt.pool.as_str(), receipt.usage.unwrap().completion), (pool, output), "{why}");
+        drop((pools, served));
         audited(bed).await;
     }
 }

@@ -3,6 +3,7 @@
 use super::sessions::{BY_TOKEN, REPLY, audited, bed, channel, delivery, newest, opening, voucher};
 use super::*;
 use crate::channel::ChannelId;
+use crate::flow::settle::Delivery;
 use crate::money::Atoms;
 use crate::refusal::Moved;
 
@@ -76,21 +77,77 @@ async fn a_call_that_died_with_the_gate_cost_nothing_and_its_credential_is_good_
     audited(bed).await;
 }
 
+/// A second call whose reply has come, of a channel on which the first was charged 79 atoms.
+async fn second_call(bed: &Bed) -> Delivery {
+    let body = ask("m", 100);
+    let first = bed.pay(BY_TOKEN, &body, &opening("0xaa", 2_000, 50_000)).await.unwrap();
+    delivery(bed, first).whole(Bytes::from_static(REPLY)).await.unwrap();
+    delivery(bed, bed.pay(BY_TOKEN, &body, &voucher("0xaa", 2_500)).await.unwrap())
+}
+
 #[tokio::test]
-async fn what_a_call_holds_is_not_forgotten_when_a_write_fails() {
-    for written in [false, true] {
+async fn a_reply_that_was_withheld_is_not_charged_unless_the_record_cannot_be_changed_any_more() {
+    for (written, spent, why) in [
+        (false, 79, "the store took nothing: only the call that was delivered costs anything"),
+        (true, 2 * 79, "it was written, and nobody could say so in time: what is spent never shrinks"),
+    ] {
         let bed = bed();
-        let body = ask("m", 100);
-        let first = bed.pay(BY_TOKEN, &body, &opening("0xaa", 2_000, 50_000)).await.unwrap();
-        delivery(&bed, first).whole(Bytes::from_static(REPLY)).await.unwrap();
-        let paid = bed.pay(BY_TOKEN, &body, &voucher("0xaa", 2_500)).await.unwrap();
+        let mut call = second_call(&bed).await;
         bed.store.fail(1, written);
-        let stop = delivery(&bed, paid).whole(Bytes::from_static(REPLY)).await.unwrap_err();
-        assert_eq!((stop.moved, stop.claimed), (Moved::Unknown, true));
+        let stop = call.whole(Bytes::from_static(REPLY)).await.unwrap_err();
+        assert_eq!((stop.moved, stop.claimed), (Moved::Unknown, true), "{why}");
+        let counted = bed.toll.metrics.charged_usd.with_label_values(&["tempo/session"]).get();
+        assert_eq!((counted * 1e6).round(), 79.0, "{why}: only what was sold");
+        drop(call);
         // The store answers again.
         *bed.store.fails.lock().unwrap() = None;
-        until(|| async { channel(&bed, "0xaa").await.spent() == Atoms(2 * 79) }).await;
+        until(|| async { channel(&bed, "0xaa").await.leases.is_empty() }).await;
+        until(|| async { channel(&bed, "0xaa").await.accepted() == Atoms(2_500) }).await;
+        assert_eq!(channel(&bed, "0xaa").await.spent(), Atoms(spent), "{why}");
+        audited(bed).await;
+    }
+}
+
+#[tokio::test]
+async fn a_reply_that_was_charged_and_withheld_is_not_called_delivered_in_the_books() {
+    let bed = bed();
+    let mut call = second_call(&bed).await;
+    bed.store.fail(1, true);
+    call.whole(Bytes::from_static(REPLY)).await.unwrap_err();
+    *bed.store.fails.lock().unwrap() = None;
+    let id = call.receipt().id.clone();
+    let found = || async { bed.store.inner.receipt(&id).await.unwrap().unwrap() };
+    until(|| async { !found().await.complete }).await;
+    assert_eq!(found().await.charged, Atoms(79));
+    drop(call);
+    audited(bed).await;
+}
+
+#[tokio::test]
+async fn a_store_that_answers_again_in_time_keeps_no_reply_back_and_charges_it_once() {
+    for (written, loses, why) in [
+        (Some(false), 0, "it had taken nothing"),
+        (Some(true), 0, "it had written, and the answer was lost"),
+        (None, 1, "another gate was faster, again and again"),
+    ] {
+        let bed = bed();
+        let mut call = second_call(&bed).await;
+        let before = bed.store.commits.load(Ordering::SeqCst);
+        if let Some(written) = written {
+            bed.store.fail(1, written);
+        }
+        bed.store.loses.store(loses, Ordering::SeqCst);
+        let comes_back = async {
+            until(|| async { bed.store.commits.load(Ordering::SeqCst) > before }).await;
+            *bed.store.fails.lock().unwrap() = None;
+        };
+        let (sent, ()) = tokio::join!(call.whole(Bytes::from_static(REPLY)), comes_back);
+        assert!(sent.is_ok(), "{why}: {sent:?}");
         let after = channel(&bed, "0xaa").await;
-        assert_eq!((after.accepted(), after.leased()), (Atoms(2_500), Atoms(0)), "written: {written}");
+        assert_eq!((after.spent(), after.leased(), after.accepted()), (Atoms(2 * 79), Atoms(0), Atoms(2_500)), "{why}");
+        let receipt = bed.store.inner.receipt(&call.receipt().id).await.unwrap().unwrap();
+        assert_eq!((receipt.charged, receipt.complete), (Atoms(79), true), "{why}");
+        drop(call);
+        audited(bed).await;
     }
 }
