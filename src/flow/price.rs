@@ -72,10 +72,11 @@ impl Quoted {
 pub async fn quote(allowed: Allowed, generation: Generation) -> Result<Quoted, Refusal> {
     let limits = &allowed.route.tier.limits;
     let charge = allowed.route.tier.charge.unwrap_or(Charge::Ceiling);
-    // A flat price needs no count, and no prompt has more tokens than bytes: most requests are within the limit by their size.
-    let by_size = |max| {
-        let prompt = allowed.ask.prompt();
-        tokens::count_plain(Vocabulary::Bytes, prompt.texts(), prompt.given, max).is_some()
+    // A flat price needs no count, and no text has more tokens than bytes: most requests are within the limit by their size.
+    let by_size = |max: u64| {
+        let (prompt, pictures) = (allowed.ask.prompt(), picture_tokens(&allowed));
+        let texts = |max| tokens::count_plain(Vocabulary::Bytes, prompt.texts(), prompt.given, max);
+        max.checked_sub(pictures).and_then(texts).is_some()
     };
     let template = TEMPLATE_TOKENS.saturating_mul(allowed.ask.messages.saturating_add(1));
     let counted = match (charge, limits.max_input_tokens) {
@@ -95,6 +96,11 @@ pub async fn quote(allowed: Allowed, generation: Generation) -> Result<Quoted, R
     Ok(Quoted { allowed, generation, parts })
 }
 
+/// What pictures are by their size, where the model counts them so: a part of the prompt.
+fn picture_tokens(allowed: &Allowed) -> u64 {
+    allowed.model.images.map_or(0, |family| allowed.ask.picture_tokens(family))
+}
+
 /// Tokens of a prompt, and who counted.
 type Counted = Option<(u64, &'static str)>;
 
@@ -105,8 +111,7 @@ async fn count(allowed: Allowed) -> Result<(Allowed, Counted), Refusal> {
     let max = allowed.route.tier.limits.max_input_tokens;
     let run = move || {
         let prompt = allowed.ask.prompt();
-        // What pictures are by their size is a part of the prompt.
-        let pictures = allowed.model.images.map_or(0, |family| allowed.ask.picture_tokens(family));
+        let pictures = picture_tokens(&allowed);
         let Some(most) = max.unwrap_or(u64::MAX).checked_sub(pictures) else { return (allowed, None) };
         let tokens = match prompt.is_plain {
             true => tokens::count_plain(vocabulary, prompt.texts(), prompt.given, most),
@@ -322,7 +327,7 @@ pub struct Used {
 
 /// The most that a token of this request can cost. A prompt that was not counted may be of any length.
 fn dearest(allowed: &Allowed, prompt: Option<u64>) -> Dearest {
-    allowed.model.price.dearest(Size::of(&allowed.ask).reach(prompt.unwrap_or(u64::MAX)))
+    allowed.model.price.dearest(Size::of(&allowed.ask).reach(&allowed.model, prompt.unwrap_or(u64::MAX)))
 }
 
 /// What usage costs at a model's prices, at the speed that served it, with what pictures cost beside it. `None` past the largest amount.
