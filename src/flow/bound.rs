@@ -6,7 +6,7 @@
 //! An amount that cannot be computed pays for nothing.
 
 use crate::limits::{Limits, OverLimit, StreamRule};
-use crate::money::Usd;
+use crate::money::{PerToken, Usd};
 use crate::openai::request::Ask;
 use crate::refusal::Gap;
 use crate::rules::plan::{Access, Charge, Model, Reach, Route};
@@ -50,7 +50,13 @@ impl Size {
         }
     }
 
-    fn room(&self) -> u64 {
+    /// What a price that is asked once has for a chat template, at so much for each token; nothing where there is none.
+    pub fn template(&self, each: PerToken) -> Option<Usd> {
+        each.of(if self.surface.has_template() { self.room() } else { 0 })
+    }
+
+    /// Tokens that may come to those of a prompt beyond what is counted.
+    pub fn room(&self) -> u64 {
         SYSTEM_TOKENS.saturating_add(TEMPLATE_TOKENS.saturating_mul(self.messages.saturating_add(1)))
     }
 

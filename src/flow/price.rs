@@ -32,6 +32,8 @@ pub struct Parts {
     pub prompt_usd: Option<Usd>,
     /// Prompt × the dearest that a prompt token of this request can cost: what is set aside for it.
     pub prompt_most_usd: Option<Usd>,
+    /// Room for what a chat template adds to the prompt beyond what is counted, at the same: in `ceiling` and `estimate/clamp`.
+    pub template_usd: Usd,
     /// Price of a request as such.
     pub request_usd: Usd,
     /// Flat price of the pictures: of those whose tokens are not known, or of all where they are priced apart.
@@ -142,15 +144,23 @@ fn price(allowed: &Allowed, charge: Charge, prompt: Counted) -> Option<Parts> {
     let tier = &allowed.route.tier;
     let n = allowed.ask.n;
     let max_output_tokens = allowed.ask.max_output;
-    let images_usd = Size::of(&allowed.ask).pictures(&allowed.model, &tier.limits)?;
+    let size = Size::of(&allowed.ask);
+    let images_usd = size.pictures(&allowed.model, &tier.limits)?;
     let (prompt_usd, prompt_most_usd) = match prompt {
         Some((tokens, _)) => (Some(prices.at(tokens).standard.input.of(tokens)?), Some(dearest.input.of(tokens)?)),
         None => (None, None),
     };
+    // What the operator absorbs, or a price covers that was set beforehand, is not set aside here.
+    let template_usd = match charge {
+        Charge::Ceiling | Charge::Estimate { shortfall: Shortfall::Clamp { .. }, .. } => {
+            size.template(dearest.input)?
+        }
+        Charge::Flat { .. } | Charge::Estimate { shortfall: Shortfall::Absorb { .. }, .. } => Usd::ZERO,
+    };
     let request_usd = prices.per_request;
     let output_of = |per_choice: u64| dearest.output.of(per_choice.checked_mul(n)?);
     let beside = images_usd.plus(request_usd)?;
-    let base = prompt_most_usd.unwrap_or(Usd::ZERO).plus(beside)?;
+    let base = prompt_most_usd.unwrap_or(Usd::ZERO).plus(template_usd)?.plus(beside)?;
     let (rule, output_usd, price_usd) = match charge {
         Charge::Flat { usd, min_output_tokens: None } => {
             let times = if allowed.route.surface == Surface::Images { n } else { 1 };
@@ -178,6 +188,7 @@ fn price(allowed: &Allowed, charge: Charge, prompt: Counted) -> Option<Parts> {
         counted_by: prompt.map(|p| p.1),
         prompt_usd,
         prompt_most_usd,
+        template_usd,
         request_usd,
         images_usd,
         max_output_tokens,
@@ -276,11 +287,11 @@ impl Quoted {
     pub fn cover(&self, rail: &RailId, decimals: u8) -> Option<Cover> {
         let Self { allowed, parts, .. } = self;
         let dearest = self.dearest();
-        let template = TEMPLATE_TOKENS.saturating_mul(allowed.ask.messages.saturating_add(1));
+        let prompt = parts.prompt_most_usd.unwrap_or(Usd::ZERO);
         let said = parts.prompt_usd.unwrap_or(Usd::ZERO).plus(parts.images_usd)?.plus(parts.request_usd)?;
         Some(Cover {
-            base: parts.most_before_output()?,
-            margin: dearest.input.of(template)?,
+            base: prompt.plus(parts.images_usd)?.plus(parts.request_usd)?,
+            margin: dearest.input.of(Size::of(&allowed.ask).room())?,
             output: dearest.output,
             said,
             said_output: allowed.model.price.at(parts.prompt_tokens.unwrap_or(0)).standard.output,
@@ -310,7 +321,8 @@ impl Quoted {
 impl Parts {
     /// The most that a request can cost before it has any output.
     fn most_before_output(&self) -> Option<Usd> {
-        self.prompt_most_usd.unwrap_or(Usd::ZERO).plus(self.images_usd)?.plus(self.request_usd)
+        let prompt = self.prompt_most_usd.unwrap_or(Usd::ZERO).plus(self.template_usd)?;
+        prompt.plus(self.images_usd)?.plus(self.request_usd)
     }
 }
 
@@ -340,7 +352,7 @@ pub fn cost(prices: &Prices, usage: &Usage, served: ServiceTier, pictures: Usd) 
 pub struct Cover {
     /// Prompt, images and the request as such, at most.
     base: Usd,
-    /// Room for a template that is longer than we think.
+    /// Room for what a template adds to the prompt beyond what is counted.
     margin: Usd,
     /// One output token, at most.
     output: PerToken,

@@ -87,10 +87,15 @@ fn what_a_request_is_quoted_at_covers_it_at_the_dearest_it_can_be() {
         Some(Usd(25_000_000_000_000 * u128::from(prompt))),
         "were all of it put into a cache"
     );
-    let most = Usage { prompt, cache_write: prompt, completion: 50, ..Usage::default() };
+    // A template may have 64 tokens, and 8 for each message and for what opens the answer.
+    let templated = prompt + 64 + 2 * 8;
+    let most = Usage { prompt: templated, cache_write: templated, completion: 50, ..Usage::default() };
     let most = Used { usage: most, served: ServiceTier::Priority, counted: false };
     let dearest = quoted.bill(&full, &most, None).unwrap();
     assert_eq!(quoted.terms(&full, 6).unwrap().price, dearest, "the ceiling is exactly that");
+    let held = quoted.cover(&full, 6).unwrap();
+    assert_eq!(held.of(50), dearest.to_atoms(6), "and so is what is held for all of it");
+    assert_eq!(held.tokens(dearest.to_atoms(6).unwrap()), 50);
     let cheaper = quoted.terms(&less, 6).unwrap();
     assert_eq!(cheaper.price, quoted.bill(&less, &most, None).unwrap());
     assert_eq!(quoted.worth(&less, cheaper.price), dearest, "and buys as much");
