@@ -199,16 +199,18 @@ fn price(allowed: &Allowed, charge: Charge, prompt: Counted) -> Option<Parts> {
 }
 
 impl Quoted {
-    /// The terms of an offer on one rail. Rounds up, once. `None` when the amount does not fit.
+    /// The terms of an offer on one rail. Rounds up, once; of what has a price at least one atom, because an amount of nothing asks
+    /// for no payment. `None` when the amount does not fit.
     pub fn terms(&self, rail: &RailId, decimals: u8) -> Option<Terms> {
         let price = self.share(rail).times(self.parts.price_usd)?;
+        let least = Atoms(u128::from(!self.is_free()));
         Some(Terms {
             rail: rail.clone(),
             route: self.allowed.route.path.clone(),
             model: self.allowed.model.name.clone(),
             tier: self.allowed.route.tier.name.clone(),
             generation: self.generation.clone(),
-            amount: price.to_atoms(decimals)?,
+            amount: price.to_atoms(decimals)?.max(least),
             price,
             decimals,
         })
@@ -240,6 +242,15 @@ impl Quoted {
     pub fn output_covered(&self, rail: &RailId, decimals: u8, amount: Atoms) -> u64 {
         let tokens = self.cover(rail, decimals).map_or(0, |cover| cover.tokens(amount).min(cover.most));
         tokens / self.parts.n.max(1)
+    }
+
+    /// The operator asks nothing for it, whatever it uses.
+    fn is_free(&self) -> bool {
+        let Allowed { route, model, .. } = &self.allowed;
+        match route.tier.charge {
+            Some(Charge::Flat { usd, .. }) => usd == Usd::ZERO,
+            _ => model.price.is_free(),
+        }
     }
 
     /// What a rail asks, as a share of the price: less than all of it where the operator gives a discount.

@@ -102,6 +102,23 @@ fn what_a_request_is_quoted_at_covers_it_at_the_dearest_it_can_be() {
     assert_eq!(quoted.output_bought(quoted.worth(&less, cheaper.price)), 50);
 }
 
+#[test]
+fn what_has_a_price_is_never_offered_for_nothing() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let once = RailId::from("once/charge");
+    for (charge, worth, want, why) in [
+        ("ceiling = true", 0, 1, "a quote of nothing, of a model with a price"),
+        ("ceiling = true", 1, 1, "less than an atom"),
+        ("ceiling = true", 1_000_000_000_001, 2, "rounded up as ever"),
+        ("flat = \"0\"", 0, 0, "the operator gives it away"),
+    ] {
+        let plan = plan_at(charge, "0", "", "");
+        let mut quoted = runtime.block_on(quote_idle(&plan, "/once", with_pictures("hi", &[]).into())).unwrap();
+        quoted.parts.price_usd = Usd(worth);
+        assert_eq!(quoted.terms(&once, 6).unwrap().amount, Atoms(want), "{why}");
+    }
+}
+
 proptest! {
     #[test]
     fn what_covers_tokens_covers_no_less_and_no_more_of_them_on_any_rail(off in 0u32..1_000_000, tokens in 0u64..100_000, cap in 0u128..10_000_000) {
