@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 /// What is signed ahead for a stream, in atoms: more than one can cost.
 const MORE: u128 = 1_000_000;
 /// What a JSON request must hold to start, and what it then costs: payers sign for the first, and then for what they spent.
-const START: u128 = 400;
+const START: u128 = 420;
 const COST: u128 = 84;
 
 fn main() {

@@ -77,8 +77,9 @@ pub fn of_base64(data: &str) -> Option<Size> {
     );
     let read = |most: usize| LENIENT.decode(data.as_bytes().get(..most.min(data.len()))?).ok();
     let start = read(64)?;
-    // All but JPEG say it at once.
-    if start.starts_with(&[0xFF, 0xD8]) { of_jpeg(&read(MOST_READ)?) } else { of_file(&start) }
+    // All but these say it at once.
+    let is_late = start.starts_with(&[0xFF, 0xD8]) || start.starts_with(b"GIF8");
+    if is_late { of_file(&read(MOST_READ)?) } else { of_file(&start) }
 }
 
 /// The size of a picture by the first bytes of its file.
@@ -90,7 +91,7 @@ pub fn of_file(bytes: &[u8]) -> Option<Size> {
     let found = if bytes.starts_with(b"\x89PNG\r\n\x1a\n") && at(12, 4)? == b"IHDR" {
         size(big(16), big(20))
     } else if bytes.starts_with(b"GIF87a") || bytes.starts_with(b"GIF89a") {
-        size(little(6, 2), little(8, 2))
+        of_gif(bytes)
     } else if bytes.starts_with(b"RIFF") && at(8, 4)? == b"WEBP" {
         match at(12, 4)? {
             b"VP8 " if at(23, 3)? == [0x9D, 0x01, 0x2A] => {
@@ -107,6 +108,31 @@ pub fn of_file(bytes: &[u8]) -> Option<Size> {
         of_jpeg(bytes)
     };
     found.filter(|size| size.width > 0 && size.height > 0)
+}
+
+/// The screen of a GIF, or what is drawn on it first where that is larger: viewers differ in which of them they believe.
+fn of_gif(bytes: &[u8]) -> Option<Size> {
+    let word = |at: usize| Some(u32::from(*bytes.get(at)?) | u32::from(*bytes.get(at + 1)?) << 8);
+    let (width, height) = (word(6)?, word(8)?);
+    let colours = |flags: u8| if flags & 0x80 == 0 { 0 } else { 6usize << (flags & 7) };
+    let mut at = 13 + colours(*bytes.get(10)?);
+    loop {
+        match *bytes.get(at)? {
+            0x2C => {
+                let (right, bottom) = (word(at + 1)? + word(at + 5)?, word(at + 3)? + word(at + 7)?);
+                return Some(Size { width: width.max(right), height: height.max(bottom) });
+            }
+            // An extension: its kind, then blocks up to an empty one.
+            0x21 => {
+                at += 2;
+                while let block @ 1.. = usize::from(*bytes.get(at)?) {
+                    at += 1 + block;
+                }
+                at += 1;
+            }
+            _ => return None,
+        }
+    }
 }
 
 /// Passes the segments of a JPEG to the one that starts its picture.
@@ -146,10 +172,20 @@ mod tests {
             [&[0xFF, 0xD8], before, &[0xFF, 0xC2, 0, 17, 8, 0x02, 0x58, 0x03, 0x20, 3][..], &[1, 0x22, 0, 2, 0x11, 1]]
                 .concat()
         };
+        // Four colours, a comment, and how long it is shown.
+        let before = [&b"\x81\0\0"[..], &[0; 12], b"\x21\xfe\x03abc\x01d\0\x21\xf9\x04\0\x0a\0\0\0"].concat();
+        let gif = |screen: &[u8], drawn: &[u8]| [b"GIF89a", screen, &before, b"\x2c", drawn, b"\0\x02"].concat();
         let preview = [&[0xFF, 0xE1, 0xC3, 0x52][..], &vec![0xD8; 0xC350], &[0xFF, 0xFF, 0xC4, 0, 3, 9]].concat();
         vec![
             ("PNG", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x03\x20\0\0\x02\x58\x08\x06".to_vec(), size(800, 600)),
-            ("GIF", b"GIF89a\x20\x03\x58\x02\xf7\0\0".to_vec(), size(800, 600)),
+            ("GIF", gif(b"\x20\x03\x58\x02", b"\0\0\0\0\x20\x03\x58\x02"), size(800, 600)),
+            ("GIF larger than its screen", gif(b"\x01\0\x01\0", b"\0\0\0\0\x20\x03\x58\x02"), size(800, 600)),
+            (
+                "GIF that reaches beyond it",
+                gif(b"\x90\x01\x2c\x01", b"\x90\x01\x2c\x01\x90\x01\x2c\x01"),
+                size(800, 600),
+            ),
+            ("GIF smaller than it", gif(b"\x20\x03\x58\x02", b"\0\0\0\0\x01\0\x01\0"), size(800, 600)),
             (
                 "WebP, lossy",
                 b"RIFF\x24\0\0\0WEBPVP8 \x18\0\0\0\x30\x01\0\x9d\x01\x2a\x20\x03\x58\x02".to_vec(),
@@ -186,7 +222,8 @@ mod tests {
         ] {
             assert_eq!(of_data_url(url), None, "{why}");
         }
-        assert_eq!(of_file(b"GIF89a\0\0\x58\x02"), None, "a width of nothing");
+        assert_eq!(of_file(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\0\0\0\x02\x58\x08\x06"), None, "a width of nothing");
+        assert_eq!(of_file(b"GIF89a\x20\x03\x58\x02\0\0\0\x3b"), None, "a screen with nothing on it");
     }
 
     #[test]
@@ -212,7 +249,7 @@ mod tests {
         #[test]
         fn no_bytes_panic_and_a_larger_picture_is_never_fewer_tokens(
             bytes in proptest::collection::vec(any::<u8>(), 0..200),
-            file in 0usize..7, cut in 0usize..60, w in 1u32..9000, h in 1u32..9000,
+            file in 0usize..10, cut in 0usize..60, w in 1u32..9000, h in 1u32..9000,
         ) {
             let _ = of_file(&bytes);
             let own = &files()[file].1;

@@ -264,7 +264,7 @@ pub enum Refusal {
         /// Which wait, in seconds.
         seconds: u64,
     },
-    /// The backend refused the request itself (4xx other than 401, 402, 403): its status, type, code and param pass,
+    /// The backend refused the request itself (4xx; of 402 and 403 only what is about this request, as 403): its status, type, code and param pass,
     /// its message is scrubbed.
     UpstreamRefused {
         /// 4xx.
@@ -390,7 +390,8 @@ impl Refusal {
     /// Whether the answer is a challenge: it carries every offer of the route. So does the one that a channel is gone, for the
     /// client has to open another.
     pub fn invites_payment(&self) -> bool {
-        matches!(self.status(), 402 | 410)
+        // What a backend said of what it was asked is no word about payment.
+        matches!(self.status(), 402 | 410) && !matches!(self, Self::UpstreamRefused { .. })
     }
 
     /// Problem type suffix behind `https://paymentauth.org/problems/` (draft-httpauth-payment §8), for answers about payment.
@@ -601,9 +602,17 @@ mod tests {
             Refusal::ProofRunning { retry_after_seconds: 1 },
             Refusal::PaymentUnknown { retry_after_seconds: 5 },
             Refusal::Underpaid { need: Atoms(2), paid: Atoms(1) },
+            // A retired model, and a provider that wants money of its own.
+            refused_by_backend(410),
+            refused_by_backend(402),
         ] {
             assert!(!refusal.invites_payment(), "{refusal:?}");
         }
+    }
+
+    fn refused_by_backend(status: u16) -> Refusal {
+        let message = String::new();
+        Refusal::UpstreamRefused { status, kind: None, code: None, param: None, message, retry_after_seconds: None }
     }
 
     #[test]

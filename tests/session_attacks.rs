@@ -316,9 +316,19 @@ fn head(method: &str, path: &str, credential: &str, more: &str) -> Vec<u8> {
 
 /// Sends these bytes on a connection of their own; who is told to wait waits.
 async fn send(bed: &SessionBed, method: &str, bytes: &[u8]) -> RawReply {
+    send_slowly(bed, method, &[bytes]).await
+}
+
+/// The same in pieces, which come one after the other.
+async fn send_slowly(bed: &SessionBed, method: &str, pieces: &[&[u8]]) -> RawReply {
     loop {
         let mut raw = Raw::connect(bed.gate.listen).await;
-        raw.send(bytes).await;
+        for (at, piece) in pieces.iter().enumerate() {
+            if at > 0 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            raw.send(piece).await;
+        }
         let reply = raw.reply_to(method, SHORT).await;
         if reply.status != 429 {
             return reply;
@@ -389,8 +399,10 @@ async fn management_in_every_form_is_answered_here_and_never_forwarded() {
     assert!(payer::unpack(reply.header("payment-receipt").unwrap())["txHash"].is_string());
     assert_eq!(bed.reserve.state(&channel.id).await.deposit, 100_000);
     let closed = channel.close_credential(&offer, total);
-    let bytes = [&head("POST", CHAT, &closed, &with_body)[..], body.as_bytes()].concat();
-    assert_eq!(send(&bed, "POST", &bytes).await.status, 204);
+    // Its body comes late, in pieces.
+    let (first, last) = body.as_bytes().split_at(body.len() / 2);
+    let reply = send_slowly(&bed, "POST", &[&head("POST", CHAT, &closed, &with_body), first, last]).await;
+    assert_eq!(reply.status, 204, "{}", reply.text());
     assert_eq!(bed.served(), 0, "management reached the backend");
     bed.close(&[&channel]).await;
 }

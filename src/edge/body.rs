@@ -82,6 +82,19 @@ pub async fn read(
     }
 }
 
+/// Reads a body that nobody looks at, of at most `limit` bytes within `deadline` from now.
+pub async fn skip(session: &mut Session, limit: usize, deadline: Duration, budget: &Budget) -> Result<(), Unread> {
+    unambiguous(session)?;
+    if is_absent(session) {
+        return Ok(());
+    }
+    let seconds = deadline.as_secs();
+    match tokio::time::timeout(deadline, gather(session, limit, &mut budget.permit())).await {
+        Ok(read) => read.map(drop),
+        Err(_) => Err(Refusal::BodyTooSlow { seconds }.into()),
+    }
+}
+
 async fn gather(session: &mut Session, limit: usize, permit: &mut Permit) -> Result<BytesMut, Unread> {
     let head = session.req_header();
     if head.version == Version::HTTP_11 && names(&head.headers, header::EXPECT, "100-continue") {

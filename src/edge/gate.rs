@@ -211,7 +211,12 @@ impl Gate {
         if let Found::One(shown) = found
             && control::is_management(shown, no_body)
         {
-            return Box::pin(self.manage(session, visit, route, shown)).await;
+            // What comes with it is not looked at, and has to come before anything can be told from the connection.
+            let limit = route.tier.limits.max_body_bytes;
+            return match Box::pin(body::skip(session, limit, self.body_wait, &self.budget)).await {
+                Ok(()) => Box::pin(self.manage(session, visit, route, shown)).await,
+                Err(unread) => unserved(session, unread),
+            };
         }
         if method == Method::GET {
             // Who opens the address in a browser is shown the page of a 402, and not an error of programs.
@@ -226,11 +231,7 @@ impl Gate {
         let read = Box::pin(body::read(session, media, limit, self.body_wait, &self.budget)).await;
         let body = match read {
             Ok(body) => body,
-            Err(body::Unread::ClientGone) => return Outcome::Gone,
-            Err(body::Unread::Refused(refusal)) => {
-                session.set_keepalive(None);
-                return refusal.into();
-            }
+            Err(unread) => return unserved(session, unread),
         };
         // A reply to HEAD has no body: whatever is asked with it asks for nothing, so nothing is forwarded or spent.
         let body = if method == Method::HEAD { Bytes::new() } else { body };
@@ -346,6 +347,17 @@ impl Gate {
             }
             Err(refusal) => Answer::refused(&Stop { refusal, ..stop }),
         })
+    }
+}
+
+/// The answer to a request whose body did not come: what is left of it on the connection cannot be told from the next request.
+fn unserved(session: &mut Session, unread: body::Unread) -> Outcome {
+    match unread {
+        body::Unread::ClientGone => Outcome::Gone,
+        body::Unread::Refused(refusal) => {
+            session.set_keepalive(None);
+            refusal.into()
+        }
     }
 }
 

@@ -58,9 +58,9 @@ impl Drop for Busy<'_> {
 pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Box<Paid>) -> Result<Sent, Stop> {
     let model = Arc::clone(&paid.quoted.allowed.model);
     let surface = paid.quoted.allowed.route.surface;
+    let lane = gate.toll.lane(&paid.quoted);
     let delivery = Delivery::begin(Arc::clone(&gate.toll), Arc::clone(&gate.signet), *paid, &visit.request);
     let mut delivery = Box::new(delivery);
-    let lane = gate.toll.pools.load().lane(&model.pool).for_request(surface, delivery.choices());
     // Whatever the client called it, and also when it called none: who answers.
     let named = HeaderValue::from_str(model.name.as_str()).ok().map(|name| (MODEL, name));
     let extra: Vec<_> = gate.common_headers(session, visit).into_iter().chain(named.clone()).collect();

@@ -6,7 +6,7 @@
 //! An amount that cannot be computed pays for nothing.
 
 use crate::limits::{Limits, OverLimit, StreamRule};
-use crate::money::Usd;
+use crate::money::{PerToken, Usd};
 use crate::openai::request::Ask;
 use crate::refusal::Gap;
 use crate::rules::plan::{Access, Charge, Model, Reach, Route};
@@ -38,17 +38,25 @@ impl Size {
         Self { surface, bytes, messages, images, sized, n: n.max(1), asked_output, stream }
     }
 
-    /// What of a price list can come to bear on a request of this size with a prompt of so many tokens.
-    pub fn reach(&self, prompt: u64) -> Reach {
+    /// What of a price list can come to bear on a request of this size with a prompt of so many tokens. One with a picture that is
+    /// not among them may be of any length.
+    pub fn reach(&self, model: &Model, prompt: u64) -> Reach {
+        let is_whole = self.images == self.counted(model);
         Reach {
-            prompt: prompt.saturating_add(self.room()),
+            prompt: if is_whole { prompt.saturating_add(self.room()) } else { u64::MAX },
             sound: false,
             pictures: self.images > 0,
             hour: self.surface == Surface::Messages,
         }
     }
 
-    fn room(&self) -> u64 {
+    /// What a price that is asked once has for a chat template, at so much for each token; nothing where there is none.
+    pub fn template(&self, each: PerToken) -> Option<Usd> {
+        each.of(if self.surface.has_template() { self.room() } else { 0 })
+    }
+
+    /// Tokens that may come to those of a prompt beyond what is counted.
+    pub fn room(&self) -> u64 {
         SYSTEM_TOKENS.saturating_add(TEMPLATE_TOKENS.saturating_mul(self.messages.saturating_add(1)))
     }
 
@@ -59,13 +67,17 @@ impl Size {
 
     /// What pictures cost beside the tokens that are counted by their size, where the model counts them so.
     pub fn pictures(&self, model: &Model, limits: &Limits) -> Option<Usd> {
-        let sized = if model.images.is_some() { self.sized } else { 0 };
-        limits.image_url.unwrap_or_default().of(self.images, sized)
+        limits.image_url.unwrap_or_default().of(self.images, self.counted(model))
+    }
+
+    /// Pictures whose tokens are among those of the prompt.
+    fn counted(&self, model: &Model) -> u64 {
+        if model.images.is_some() { self.sized } else { 0 }
     }
 
     /// The dearest that a prompt of so many tokens can come to, with images and what a request costs as such.
     fn prompt(&self, model: &Model, limits: &Limits, tokens: u64) -> Option<Usd> {
-        let each = model.price.dearest(self.reach(tokens)).input;
+        let each = model.price.dearest(self.reach(model, tokens)).input;
         each.of(tokens.checked_add(self.room())?)?.plus(self.pictures(model, limits)?)?.plus(model.price.per_request)
     }
 
@@ -73,7 +85,7 @@ impl Size {
     pub fn bought(&self, usd: Usd, model: &Model, limits: &Limits, prompt: u64) -> u64 {
         let Some(spent) = self.prompt(model, limits, prompt).filter(|spent| *spent <= usd) else { return 0 };
         let most = self.output(limits);
-        let each = model.price.dearest(self.reach(prompt)).output;
+        let each = model.price.dearest(self.reach(model, prompt)).output;
         each.affordable(usd.less(spent)).map_or(most, |tokens| most.min(tokens / self.n))
     }
 
@@ -91,7 +103,7 @@ impl Size {
         if output_within >= output {
             return Ok(());
         }
-        let each = model.price.dearest(self.reach(prompt));
+        let each = model.price.dearest(self.reach(model, prompt));
         // What may be left for the prompt's own tokens once images, template and output are paid for.
         let rest = || {
             let output = each.output.of(output.checked_mul(self.n)?)?;

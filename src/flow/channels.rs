@@ -358,6 +358,15 @@ impl Channels {
         Arc::clone(&self.desk(id).1)
     }
 
+    /// The same of a channel whose record was found. Of one that nobody knows nothing is kept: anybody can sign for a name.
+    pub fn live_of(&self, channel: &Arc<Channel>) -> Arc<Live> {
+        let live = self.live(&channel.id);
+        if self.store.changes().is_none() {
+            live.was_found(channel);
+        }
+        live
+    }
+
     /// The chain was read for these channels.
     pub fn were_read(&self, ids: &[ChannelId], now: UnixSeconds) {
         {

@@ -21,19 +21,20 @@ use std::sync::Arc;
 /// Quotes a request under `plan`, with the pools as they are now and the payment it shows.
 pub async fn quote(toll: &Toll, plan: &Plan, path: &str, body: Bytes, found: &Found) -> Result<Quoted, Refusal> {
     let pools = toll.pools.load();
-    quote_by(plan, path, body, |pool| pools.available(pool), || offered(toll, path, found)).await
+    let can_take = |pool: &PoolName, parsed: &Parsed| pools.available_for(pool, parsed.route.surface, parsed.ask.n);
+    quote_by(plan, path, body, can_take, || offered(toll, path, found)).await
 }
 
 /// As [`quote`], where every pool can take the request and nothing is paid yet.
 pub async fn quote_idle(plan: &Plan, path: &str, body: Bytes) -> Result<Quoted, Refusal> {
-    quote_by(plan, path, body, |_| true, || None).await
+    quote_by(plan, path, body, |_, _| true, || None).await
 }
 
 async fn quote_by(
     plan: &Plan,
     path: &str,
     body: Bytes,
-    can_take: impl Fn(&PoolName) -> bool,
+    can_take: impl Fn(&PoolName, &Parsed) -> bool,
     offered: impl FnOnce() -> Option<PublicModel>,
 ) -> Result<Quoted, Refusal> {
     let route = plan.route(path).ok_or(Refusal::UnknownPath)?;
@@ -54,11 +55,11 @@ async fn choose(
     parsed: Parsed,
     choices: Vec<Arc<Model>>,
     plan: &Plan,
-    can_take: impl Fn(&PoolName) -> bool,
+    can_take: impl Fn(&PoolName, &Parsed) -> bool,
 ) -> Result<Quoted, Refusal> {
     let (mut waiting, mut refused) = (None, None);
     for model in choices {
-        let now = can_take(&model.pool);
+        let now = can_take(&model.pool, &parsed);
         if !now && waiting.is_some() {
             continue;
         }

@@ -82,8 +82,8 @@ async fn accept(
     voucher: &Voucher,
     now: UnixSeconds,
 ) -> Result<Arc<Channel>, Stop> {
-    let live = toll.channels.live(id);
     let channel = known(toll, till, id).await?;
+    let live = toll.channels.live_of(&channel);
     admit(&live, &channel, now)?;
     let op = || Op::Accept { voucher: voucher.clone(), min_delta: till.min_delta() };
     let mut tried = toll.channels.one(id, op()).await.map_err(|t| trouble_stop(&t))?;
@@ -109,7 +109,7 @@ async fn top_up(
     now: UnixSeconds,
 ) -> Result<(Arc<Channel>, Option<String>), Stop> {
     let channel = known(toll, till, &presented.channel).await?;
-    let live = toll.channels.live(&presented.channel);
+    let live = toll.channels.live_of(&channel);
     let Action::TopUp { tx, .. } = &presented.action else {
         return Err(Refusal::Internal { place: "control: not a top-up" }.into());
     };

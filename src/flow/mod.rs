@@ -38,6 +38,8 @@ pub mod watcher;
 mod tests;
 
 use self::channels::Channels;
+use self::policy::Allowed;
+use self::price::Quoted;
 use crate::conf::SessionConf;
 use crate::ids::RailId;
 use crate::metrics::Metrics;
@@ -47,7 +49,7 @@ use crate::rail::{Rail, Way};
 use crate::refusal::{Moved, Refusal};
 use crate::rules::watch::Rules;
 use crate::store::Store;
-use crate::upstream::Pools;
+use crate::upstream::{Lane, Pools};
 use arc_swap::ArcSwap;
 use std::sync::Arc;
 
@@ -88,6 +90,18 @@ impl Toll {
     /// The session rail with this name, and its terms.
     pub fn till(&self, id: &RailId) -> Option<&Arc<Till>> {
         self.tills.iter().find(|t| t.rail.id() == id)
+    }
+
+    /// Where a request may go, of the pools as they are now.
+    pub fn lane(&self, quoted: &Quoted) -> Lane {
+        let Allowed { model, route, .. } = &quoted.allowed;
+        self.pools.load().lane(&model.pool, route.surface, quoted.parts.n)
+    }
+
+    /// Whether a request would find a server now: nothing is offered or taken for one that would not.
+    pub fn can_serve(&self, quoted: &Quoted) -> bool {
+        let Allowed { model, route, .. } = &quoted.allowed;
+        self.pools.load().available_for(&model.pool, route.surface, quoted.parts.n)
     }
 
     /// Who serves a request, as claims have it: this gate, and the request.

@@ -103,7 +103,7 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
     if quoted.allowed.ask.nothing_asked {
         return Err(Refusal::NothingAsked { surface: quoted.allowed.ask.surface }.into());
     }
-    if !toll.pools.load().available(&quoted.allowed.model.pool) {
+    if !toll.can_serve(&quoted) {
         return Err(Refusal::UpstreamUnavailable { retry_after_seconds: 5 }.into());
     }
     let server = toll.server(visit.request);
@@ -335,7 +335,8 @@ async fn resume(
     let need = if recognised.digest == Some(visit.digest) {
         claim.paid_amount()
     } else {
-        quoted.parts.price_usd.to_atoms(claim.terms.decimals).ok_or(Refusal::Internal { place: "pay: redeem" })?
+        let terms = quoted.terms(&rail, claim.terms.decimals);
+        terms.ok_or(Refusal::Internal { place: "pay: redeem" })?.amount
     };
     let redeem = Op::Redeem { by: toll.server(visit.request), route: quoted.allowed.route.path.clone(), need };
     let now = UnixSeconds::now();
@@ -485,7 +486,7 @@ pub async fn offers(
     if let Err(e) = toll.store.standing() {
         return Err(store_down(&e).refusal);
     }
-    if !toll.pools.load().available(&allowed.model.pool) {
+    if !toll.can_serve(quoted) {
         return Err(Refusal::NoOffer { retry_after_seconds: 5, why: "no backend can take the request".to_owned() });
     }
     let mut capped = false;

@@ -32,6 +32,8 @@ pub struct Parts {
     pub prompt_usd: Option<Usd>,
     /// Prompt × the dearest that a prompt token of this request can cost: what is set aside for it.
     pub prompt_most_usd: Option<Usd>,
+    /// Room for what a chat template adds to the prompt beyond what is counted, at the same: in `ceiling` and `estimate/clamp`.
+    pub template_usd: Usd,
     /// Price of a request as such.
     pub request_usd: Usd,
     /// Flat price of the pictures: of those whose tokens are not known, or of all where they are priced apart.
@@ -72,10 +74,11 @@ impl Quoted {
 pub async fn quote(allowed: Allowed, generation: Generation) -> Result<Quoted, Refusal> {
     let limits = &allowed.route.tier.limits;
     let charge = allowed.route.tier.charge.unwrap_or(Charge::Ceiling);
-    // A flat price needs no count, and no prompt has more tokens than bytes: most requests are within the limit by their size.
-    let by_size = |max| {
-        let prompt = allowed.ask.prompt();
-        tokens::count_plain(Vocabulary::Bytes, prompt.texts(), prompt.given, max).is_some()
+    // A flat price needs no count, and no text has more tokens than bytes: most requests are within the limit by their size.
+    let by_size = |max: u64| {
+        let (prompt, pictures) = (allowed.ask.prompt(), picture_tokens(&allowed));
+        let texts = |max| tokens::count_plain(Vocabulary::Bytes, prompt.texts(), prompt.given, max);
+        max.checked_sub(pictures).and_then(texts).is_some()
     };
     let template = TEMPLATE_TOKENS.saturating_mul(allowed.ask.messages.saturating_add(1));
     let counted = match (charge, limits.max_input_tokens) {
@@ -95,6 +98,11 @@ pub async fn quote(allowed: Allowed, generation: Generation) -> Result<Quoted, R
     Ok(Quoted { allowed, generation, parts })
 }
 
+/// What pictures are by their size, where the model counts them so: a part of the prompt.
+fn picture_tokens(allowed: &Allowed) -> u64 {
+    allowed.model.images.map_or(0, |family| allowed.ask.picture_tokens(family))
+}
+
 /// Tokens of a prompt, and who counted.
 type Counted = Option<(u64, &'static str)>;
 
@@ -105,8 +113,7 @@ async fn count(allowed: Allowed) -> Result<(Allowed, Counted), Refusal> {
     let max = allowed.route.tier.limits.max_input_tokens;
     let run = move || {
         let prompt = allowed.ask.prompt();
-        // What pictures are by their size is a part of the prompt.
-        let pictures = allowed.model.images.map_or(0, |family| allowed.ask.picture_tokens(family));
+        let pictures = picture_tokens(&allowed);
         let Some(most) = max.unwrap_or(u64::MAX).checked_sub(pictures) else { return (allowed, None) };
         let tokens = match prompt.is_plain {
             true => tokens::count_plain(vocabulary, prompt.texts(), prompt.given, most),
@@ -137,15 +144,23 @@ fn price(allowed: &Allowed, charge: Charge, prompt: Counted) -> Option<Parts> {
     let tier = &allowed.route.tier;
     let n = allowed.ask.n;
     let max_output_tokens = allowed.ask.max_output;
-    let images_usd = Size::of(&allowed.ask).pictures(&allowed.model, &tier.limits)?;
+    let size = Size::of(&allowed.ask);
+    let images_usd = size.pictures(&allowed.model, &tier.limits)?;
     let (prompt_usd, prompt_most_usd) = match prompt {
         Some((tokens, _)) => (Some(prices.at(tokens).standard.input.of(tokens)?), Some(dearest.input.of(tokens)?)),
         None => (None, None),
     };
+    // What the operator absorbs, or a price covers that was set beforehand, is not set aside here.
+    let template_usd = match charge {
+        Charge::Ceiling | Charge::Estimate { shortfall: Shortfall::Clamp { .. }, .. } => {
+            size.template(dearest.input)?
+        }
+        Charge::Flat { .. } | Charge::Estimate { shortfall: Shortfall::Absorb { .. }, .. } => Usd::ZERO,
+    };
     let request_usd = prices.per_request;
     let output_of = |per_choice: u64| dearest.output.of(per_choice.checked_mul(n)?);
     let beside = images_usd.plus(request_usd)?;
-    let base = prompt_most_usd.unwrap_or(Usd::ZERO).plus(beside)?;
+    let base = prompt_most_usd.unwrap_or(Usd::ZERO).plus(template_usd)?.plus(beside)?;
     let (rule, output_usd, price_usd) = match charge {
         Charge::Flat { usd, min_output_tokens: None } => {
             let times = if allowed.route.surface == Surface::Images { n } else { 1 };
@@ -173,6 +188,7 @@ fn price(allowed: &Allowed, charge: Charge, prompt: Counted) -> Option<Parts> {
         counted_by: prompt.map(|p| p.1),
         prompt_usd,
         prompt_most_usd,
+        template_usd,
         request_usd,
         images_usd,
         max_output_tokens,
@@ -183,16 +199,18 @@ fn price(allowed: &Allowed, charge: Charge, prompt: Counted) -> Option<Parts> {
 }
 
 impl Quoted {
-    /// The terms of an offer on one rail. Rounds up, once. `None` when the amount does not fit.
+    /// The terms of an offer on one rail. Rounds up, once; of what has a price at least one atom, because an amount of nothing asks
+    /// for no payment. `None` when the amount does not fit.
     pub fn terms(&self, rail: &RailId, decimals: u8) -> Option<Terms> {
         let price = self.share(rail).times(self.parts.price_usd)?;
+        let least = Atoms(u128::from(!self.is_free()));
         Some(Terms {
             rail: rail.clone(),
             route: self.allowed.route.path.clone(),
             model: self.allowed.model.name.clone(),
             tier: self.allowed.route.tier.name.clone(),
             generation: self.generation.clone(),
-            amount: price.to_atoms(decimals)?,
+            amount: price.to_atoms(decimals)?.max(least),
             price,
             decimals,
         })
@@ -224,6 +242,15 @@ impl Quoted {
     pub fn output_covered(&self, rail: &RailId, decimals: u8, amount: Atoms) -> u64 {
         let tokens = self.cover(rail, decimals).map_or(0, |cover| cover.tokens(amount).min(cover.most));
         tokens / self.parts.n.max(1)
+    }
+
+    /// The operator asks nothing for it, whatever it uses.
+    fn is_free(&self) -> bool {
+        let Allowed { route, model, .. } = &self.allowed;
+        match route.tier.charge {
+            Some(Charge::Flat { usd, .. }) => usd == Usd::ZERO,
+            _ => model.price.is_free(),
+        }
     }
 
     /// What a rail asks, as a share of the price: less than all of it where the operator gives a discount.
@@ -271,11 +298,11 @@ impl Quoted {
     pub fn cover(&self, rail: &RailId, decimals: u8) -> Option<Cover> {
         let Self { allowed, parts, .. } = self;
         let dearest = self.dearest();
-        let template = TEMPLATE_TOKENS.saturating_mul(allowed.ask.messages.saturating_add(1));
+        let prompt = parts.prompt_most_usd.unwrap_or(Usd::ZERO);
         let said = parts.prompt_usd.unwrap_or(Usd::ZERO).plus(parts.images_usd)?.plus(parts.request_usd)?;
         Some(Cover {
-            base: parts.most_before_output()?,
-            margin: dearest.input.of(template)?,
+            base: prompt.plus(parts.images_usd)?.plus(parts.request_usd)?,
+            margin: dearest.input.of(Size::of(&allowed.ask).room())?,
             output: dearest.output,
             said,
             said_output: allowed.model.price.at(parts.prompt_tokens.unwrap_or(0)).standard.output,
@@ -305,7 +332,8 @@ impl Quoted {
 impl Parts {
     /// The most that a request can cost before it has any output.
     fn most_before_output(&self) -> Option<Usd> {
-        self.prompt_most_usd.unwrap_or(Usd::ZERO).plus(self.images_usd)?.plus(self.request_usd)
+        let prompt = self.prompt_most_usd.unwrap_or(Usd::ZERO).plus(self.template_usd)?;
+        prompt.plus(self.images_usd)?.plus(self.request_usd)
     }
 }
 
@@ -322,7 +350,7 @@ pub struct Used {
 
 /// The most that a token of this request can cost. A prompt that was not counted may be of any length.
 fn dearest(allowed: &Allowed, prompt: Option<u64>) -> Dearest {
-    allowed.model.price.dearest(Size::of(&allowed.ask).reach(prompt.unwrap_or(u64::MAX)))
+    allowed.model.price.dearest(Size::of(&allowed.ask).reach(&allowed.model, prompt.unwrap_or(u64::MAX)))
 }
 
 /// What usage costs at a model's prices, at the speed that served it, with what pictures cost beside it. `None` past the largest amount.
@@ -335,7 +363,7 @@ pub fn cost(prices: &Prices, usage: &Usage, served: ServiceTier, pictures: Usd) 
 pub struct Cover {
     /// Prompt, images and the request as such, at most.
     base: Usd,
-    /// Room for a template that is longer than we think.
+    /// Room for what a template adds to the prompt beyond what is counted.
     margin: Usd,
     /// One output token, at most.
     output: PerToken,

@@ -72,24 +72,25 @@ pub async fn buy(
     if quoted.allowed.ask.nothing_asked {
         return Err(Refusal::NothingAsked { surface: quoted.allowed.ask.surface }.into());
     }
-    if !toll.pools.load().available(&quoted.allowed.model.pool) {
+    if !toll.can_serve(quoted) {
         return Err(Refusal::UpstreamUnavailable { retry_after_seconds: 5 }.into());
     }
     let (cover, need) = start(quoted, till.rail.id(), till.rail.decimals(), counts_itself(toll, quoted))?;
-    let live = toll.channels.live(&presented.channel);
-    let voucher = match &presented.action {
+    let (live, voucher) = match &presented.action {
         Action::Voucher(voucher) => {
             let channel = known(toll, &till, &presented.channel).await?;
+            let live = toll.channels.live_of(&channel);
             admit(&live, &channel, now)?;
             transact::fresh(toll, &till, &live, &channel.id, now).await?;
-            voucher.clone()
+            (live, voucher.clone())
         }
         Action::Open { .. } => {
             let voucher = open(toll, &till, &presented, now).await?;
             // An opening is good for as many vouchers as any credential while it lives.
             let channel = known(toll, &till, &presented.channel).await?;
+            let live = toll.channels.live_of(&channel);
             admit(&live, &channel, now)?;
-            voucher
+            (live, voucher)
         }
         Action::TopUp { .. } | Action::Close(_) => {
             return Err(Refusal::Internal { place: "session: management as content" }.into());
@@ -157,7 +158,7 @@ fn counts_itself(toll: &Toll, quoted: &Quoted) -> bool {
     if !quoted.allowed.route.surface.can_count_itself() {
         return false;
     }
-    let lane = toll.pools.load().lane(&quoted.allowed.model.pool);
+    let lane = toll.lane(quoted);
     !lane.pools.is_empty() && lane.pools.iter().all(|pool| pool.profile().ability.continuous_usage)
 }
 

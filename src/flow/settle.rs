@@ -177,11 +177,6 @@ impl Delivery {
         self.quoted.allowed.stream
     }
 
-    /// How many choices are asked for.
-    pub fn choices(&self) -> u64 {
-        self.bounds.choices
-    }
-
     /// Which requests this one is kept together with, where the pool does that.
     pub fn affinity(&self, pool: &Pool) -> Affinity {
         let ask = &self.quoted.allowed.ask;

@@ -479,8 +479,14 @@ fn catalogue() -> Catalogue {
 }
 
 fn write_rules(dir: &Path, edits: &[(&str, &str, &str)]) {
-    for (file, text) in [("models.toml", MODELS), ("tiers.toml", TIERS), ("routes.toml", ROUTES), ("pools.toml", POOLS)]
-    {
+    let files = [
+        ("models.toml", MODELS),
+        ("tiers.toml", TIERS),
+        ("routes.toml", ROUTES),
+        ("pools.toml", POOLS),
+        ("prices.toml", ""),
+    ];
+    for (file, text) in files {
         let mut text = text.to_owned();
         for (_, from, to) in edits.iter().filter(|(name, ..)| *name == file) {
             assert!(text.contains(from), "{from:?} is not in {file}");

@@ -64,11 +64,24 @@ pub fn read_upstream(status: u16, body: &[u8], upstream: &UpstreamModel) -> Told
     }
 }
 
+/// Whether a backend that answered 402 or 403 speaks of this one request, and not of the key: its moderation has refused it
+/// (OpenRouter: `metadata.flagged_input`), or what is left of the account does not cover so much output. Whoever sends such requests must
+/// not be able to have a server taken for one that refuses its key.
+pub fn is_about_the_request(body: &[u8]) -> bool {
+    let reply: Value = serde_json::from_slice(body).unwrap_or_default();
+    let error = reply.get("error").unwrap_or(&reply);
+    let moderated =
+        error.get("metadata").is_some_and(|m| m.get("flagged_input").is_some() || m.get("reasons").is_some());
+    let message = error.get("message").and_then(Value::as_str).unwrap_or("").to_ascii_lowercase();
+    moderated || ["flagged", "moderation", "fewer max_tokens"].iter().any(|word| message.contains(word))
+}
+
 /// What we say when the backend's words cannot pass.
 fn ours(status: u16) -> &'static str {
     match status {
         404 => "the backend does not have what was asked for",
         408 => "the backend gave up waiting for the request",
+        403 => "the backend does not take this request: its moderation refuses it, or it is too large for it",
         413 => "the request is too large for the backend",
         422 => "the backend cannot process the request",
         429 => "the backend is over its rate limit; try again later",
@@ -161,6 +174,37 @@ mod tests {
     fn told(message: &str) -> String {
         let body = json!({"error": {"message": message, "type": "invalid_request_error", "code": null}}).to_string();
         read_upstream(400, body.as_bytes(), &UpstreamModel::from("org/hidden")).message
+    }
+
+    #[test]
+    fn a_refusal_of_one_request_is_told_from_one_of_the_key() {
+        for (body, want, why) in [
+            (
+                r#"{"error":{"code":403,"message":"m requires moderation on p. Your input was flagged for \"violence\"","metadata":{"reasons":["violence"],"flagged_input":"x"}}}"#,
+                true,
+                "moderation",
+            ),
+            (
+                r#"{"error":{"code":402,"message":"This request requires more credits, or fewer max_tokens. You requested up to 32000 tokens"}}"#,
+                true,
+                "more output than the account covers",
+            ),
+            (
+                r#"{"error":{"code":402,"message":"Insufficient credits. Add more using the page"}}"#,
+                false,
+                "no money left",
+            ),
+            (
+                r#"{"error":{"message":"Your API key does not have permission","type":"permission_error"}}"#,
+                false,
+                "the key",
+            ),
+            (r#"{"message":"Forbidden"}"#, false, "nothing said"),
+            ("<html>", false, "no JSON"),
+            ("", false, "nothing"),
+        ] {
+            assert_eq!(is_about_the_request(body.as_bytes()), want, "{why}");
+        }
     }
 
     #[test]

@@ -64,6 +64,13 @@ pub(super) struct Found {
     pub cuts: Vec<Range<usize>>,
 }
 
+impl Found {
+    /// Not one character and not one token, however many empty texts there are.
+    pub fn is_silent(&self) -> bool {
+        self.pieces.is_empty() && self.given == 0
+    }
+}
+
 impl From<Mistake> for Refusal {
     fn from(m: Mistake) -> Self {
         Self::BadJson { at: m.at, why: m.why.to_owned() }

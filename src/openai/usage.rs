@@ -313,26 +313,38 @@ struct Beside {
 fn read_figures(text: &str, shape: Shape) -> Result<Option<(Usage, Beside)>, Absurd> {
     let figures: Figures<'_> = object(text.as_bytes()).ok_or(Absurd)?;
     let said = (count(figures.prompt_tokens)?, count(figures.completion_tokens)?);
-    let (prompt, mut completion) = (said.0.unwrap_or(0), said.1.unwrap_or(0));
+    let (prompt, completion) = (said.0.unwrap_or(0), said.1.unwrap_or(0));
     if prompt == 0 && completion == 0 {
         return Ok(None);
     }
-    // A larger total is output that some vendors keep out of the rest; a smaller one contradicts itself.
-    let total = count(figures.total_tokens)?.unwrap_or(prompt + completion);
-    let unsaid = total.checked_sub(prompt + completion).ok_or(Absurd)?;
     let mut usage = prompt_parts(&figures, Usage { prompt, ..Usage::default() })?;
     let details = figures.completion_tokens_details.as_ref();
     usage.audio_output = most(count(details.and_then(|d| d.audio_tokens))?, completion)?;
     let reasoning = count(details.and_then(|d| d.reasoning_tokens).or(figures.reasoning_tokens))?.unwrap_or(0);
-    usage.reasoning = if shape.output_in_total {
-        completion += unsaid;
-        reasoning.max(unsaid).min(completion)
-    } else {
-        reasoning.min(completion)
-    };
-    usage.completion = completion;
+    let total = count(figures.total_tokens)?;
+    (usage.completion, usage.reasoning) = output(prompt, completion, reasoning, total, shape)?;
     let cost = figures.cost.and_then(|cost| Usd::of_number(cost.get()));
     Ok(Some((usage, Beside { tier: tier_of(figures.service_tier), cost })))
+}
+
+/// All output, and the reasoning in it. Most vendors count reasoning as output; some beside it (xAI, in chat), which their total shows,
+/// or, where there is none, that it is more than the output. What is then in a total and in no part is output too where a backend's
+/// shape says so, else it is nobody's. A total below its parts, or reasoning that no reading has room for, contradicts itself.
+pub(super) fn output(
+    prompt: u64,
+    said: u64,
+    reasoning: u64,
+    total: Option<u64>,
+    shape: Shape,
+) -> Result<(u64, u64), Absurd> {
+    let unsaid = total.map(|total| total.checked_sub(prompt + said).ok_or(Absurd)).transpose()?;
+    let (all, reasoning) = match unsaid {
+        Some(unsaid) if unsaid == reasoning => (said + reasoning, reasoning),
+        Some(unsaid) if shape.output_in_total => (said + unsaid, reasoning.max(unsaid)),
+        None if reasoning > said => (said + reasoning, reasoning),
+        _ => (said, reasoning),
+    };
+    Ok((all, most(Some(reasoning), all)?))
 }
 
 /// The kinds of prompt tokens. None is more than the prompt: some vendors count a cached part twice, and which of their figures would

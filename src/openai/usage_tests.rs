@@ -41,9 +41,9 @@ fn a_figure_that_cannot_be_true_counts_as_none_and_is_flagged() {
         ),
         (
             r#"{"prompt_tokens":5,"completion_tokens":7,"reasoning_tokens":9}"#,
-            usage(5, 7, 0, 7),
+            usage(5, 16, 0, 9),
             false,
-            "SGLang's place",
+            "SGLang's place; more than the output, so it stands beside it",
         ),
         (
             r#"{"prompt_tokens":5,"completion_tokens":7,"prompt_cache_hit_tokens":2}"#,
@@ -180,6 +180,51 @@ fn figures_add_up_as_the_backends_kind_says() {
     let mut tally = Tally::new(Bounds { choices: 1, completion: Some(10), shape: in_total });
     tally.add(&figure(5, 7, 20), &[]);
     assert_eq!(tally.total(), (None, true), "thoughts count against what was asked");
+}
+
+#[test]
+fn reasoning_is_billed_once_wherever_it_is_counted_and_never_cut() {
+    let in_total = Shape { output_in_total: true, ..Shape::PLAIN };
+    let (p, t) = (Shape::PLAIN, in_total);
+    for (shape, output, reasoning, total, want, why) in [
+        (p, 1, 386, Some(399), Some((387, 386)), "xAI: beside the output, and the total says so"),
+        (t, 1, 386, Some(399), Some((387, 386)), "the same where a total may hold more"),
+        (p, 7, 3, Some(22), Some((10, 3)), "less of it than output, and still beside"),
+        (p, 7, 3, Some(19), Some((7, 3)), "OpenAI: among the output"),
+        (t, 7, 3, Some(19), Some((7, 3)), "and among it where a total may hold more"),
+        (p, 7, 7, Some(19), Some((7, 7)), "all of it"),
+        (p, 7, 3, Some(20), Some((7, 3)), "a larger total means nothing"),
+        (t, 7, 3, Some(20), Some((8, 3)), "but where it is output"),
+        (p, 7, 3, None, Some((7, 3)), "no total, and there is room for it"),
+        (p, 7, 9, None, Some((16, 9)), "no total, and there is none"),
+        (t, 7, 9, None, Some((16, 9)), "nor here"),
+        (p, 0, 9, None, Some((9, 9)), "nothing but reasoning"),
+        (p, 7, 9, Some(19), None, "a total that knows nothing of it"),
+        (t, 7, 9, Some(19), None, "nor here"),
+        (p, 7, 9, Some(27), None, "one that has room for a part of it"),
+        (t, 7, 9, Some(27), Some((15, 9)), "which is enough where it is output"),
+        (t, 7, 9, Some(20), None, "too little of it"),
+        (p, 7, 9, Some(30), None, "one that is neither"),
+        (p, 7, 9, Some(18), None, "one below its parts"),
+    ] {
+        let mut said = serde_json::json!({"prompt_tokens": 12, "completion_tokens": output,
+            "completion_tokens_details": {"reasoning_tokens": reasoning}});
+        let mut typed = serde_json::json!({"input_tokens": 12, "output_tokens": output,
+            "output_tokens_details": {"reasoning_tokens": reasoning}});
+        if let Some(total) = total {
+            said["total_tokens"] = total.into();
+            typed["total_tokens"] = total.into();
+        }
+        let bounds = Bounds { choices: 1, completion: Some(1000), shape };
+        let want = want.and_then(|(completion, reasoning)| usage(12, completion, 0, reasoning));
+        let got = read_json(serde_json::json!({"choices": [], "usage": said}).to_string().as_bytes(), bounds);
+        assert_eq!((got.usage, got.absurd), (want, want.is_none()), "{why}");
+        if shape == Shape::PLAIN {
+            let body = serde_json::json!({"status": "completed", "output": [], "usage": typed}).to_string();
+            let got = crate::openai::reply::whole(crate::surface::Surface::Responses, body.as_bytes(), bounds);
+            assert_eq!((got.usage, got.absurd), (want, want.is_none()), "{why}: in a response");
+        }
+    }
 }
 
 #[test]

@@ -178,7 +178,7 @@ pub struct Recognised {
     pub challenge_id: String,
     /// The terms as we wrote them into the offer.
     pub terms: Terms,
-    /// The body digest we wrote into it.
+    /// The body digest we wrote into it; the body's own where the client repeats nothing of ours and the challenge is of that body.
     pub digest: Option<[u8; 32]>,
     /// When the offer ends.
     pub expires: UnixSeconds,

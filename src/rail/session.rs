@@ -156,8 +156,8 @@ pub trait Session: Way {
     /// Everything about a credential that can be known without I/O. `Ok(None)`: it is another rail's. Order: MAC, parties, form,
     /// channel id, signatures; amounts are not compared with anything here, so that no answer tells a stranger what was spent.
     fn present(&self, shown: &Shown, now: UnixSeconds) -> Result<Option<Presented>, Refusal>;
-    /// The intent of a payer's transaction, ready to be made durable and sent. Only a sponsored one causes I/O: it is simulated,
-    /// reserved in the budget and co-signed here.
+    /// The intent of a payer's transaction, ready to be made durable and sent. The chain is asked whether it would land; a sponsored
+    /// one is also reserved in the budget and co-signed here.
     async fn complete(&self, presented: &Presented, now: UnixSeconds) -> Result<Intent, Refusal>;
     /// Sends a transaction whose intent is durable and waits for it, some seconds.
     async fn submit(&self, channel: &Channel, intent: &Intent) -> Outcome;

@@ -106,6 +106,12 @@ impl Prices {
         &self.base.standard
     }
 
+    /// Nothing a request may use costs anything.
+    pub fn is_free(&self) -> bool {
+        let everything = Reach { prompt: u64::MAX, sound: true, pictures: true, hour: true };
+        self.per_request == Usd::ZERO && self.dearest(everything) == Dearest::default()
+    }
+
     /// The most that a token of a request can cost that stays within `reach`, whatever speed serves it.
     pub fn dearest(&self, reach: Reach) -> Dearest {
         let steps = self.steps.iter().filter(|step| reach.prompt > step.above).map(|step| &step.speeds);

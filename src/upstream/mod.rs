@@ -98,14 +98,20 @@ impl Pools {
         self.live.get(name).or_else(|| self.former.iter().find(|(n, _, _)| n == name).map(|(_, pool, _)| pool))
     }
 
-    /// Whether a request for that pool would find a server now, there or where the pool falls back to: an offer is made only then.
+    /// Whether that pool has a server now, or one that it falls back to.
     pub fn available(&self, name: &PoolName) -> bool {
         self.follow(name).any(|pool| pool.available())
     }
 
-    /// Where a request for that pool may go.
-    pub fn lane(&self, name: &PoolName) -> Lane {
-        Lane { pools: self.follow(name).cloned().collect() }
+    /// Whether a request for that pool would find a server now that can be asked it: an offer is made only then.
+    pub fn available_for(&self, name: &PoolName, surface: Surface, choices: u64) -> bool {
+        self.follow(name).any(|pool| pool.takes(surface, choices) && pool.available())
+    }
+
+    /// Where a request for that pool may go: not to those pools whose backends cannot be asked this, or do not make as many
+    /// choices of one request.
+    pub fn lane(&self, name: &PoolName, surface: Surface, choices: u64) -> Lane {
+        Lane { pools: self.follow(name).filter(|pool| pool.takes(surface, choices)).cloned().collect() }
     }
 
     /// That pool, and those that it falls back to.
@@ -125,17 +131,8 @@ const LONGEST_LANE: usize = 8;
 /// Where one request may go: a pool, then those that it falls back to, in order.
 #[derive(Clone, Debug)]
 pub struct Lane {
-    /// At least one, unless the pool is unknown.
+    /// None, where the pool is unknown or none can be asked this.
     pub pools: Vec<Arc<Pool>>,
-}
-
-impl Lane {
-    /// Without those pools whose backends cannot be asked this, or do not make as many choices of one request.
-    pub fn for_request(mut self, surface: Surface, choices: u64) -> Self {
-        let makes = |pool: &Pool| pool.profile().ability.most_choices.is_none_or(|most| choices <= most);
-        self.pools.retain(|pool| pool.serves(surface) && makes(pool));
-        self
-    }
 }
 
 /// How the gate names itself to backends.
@@ -145,6 +142,26 @@ pub const USER_AGENT: &str = concat!("pontage/", env!("CARGO_PKG_VERSION"));
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
+
+    #[test]
+    fn a_fallback_that_cannot_be_asked_this_is_no_reason_to_offer_it() {
+        let rules = [("a", "vllm", Some("b")), ("b", "anthropic", None)].map(|(name, profile, fallback)| {
+            let fallback = fallback.map(PoolName::from);
+            let rules =
+                PoolRules { name: name.into(), profile: profile.into(), fallback, ..pool::tests::rules(&[(1, 1)]) };
+            (rules.name.clone(), Arc::new(rules))
+        });
+        let (pools, name) = (Pools::build(&BTreeMap::from(rules), None).unwrap(), PoolName::from("a"));
+        let asked = [(Surface::Chat, 1, true), (Surface::Chat, 2, false), (Surface::Responses, 1, false)];
+        for (surface, n, _) in asked {
+            assert!(pools.available_for(&name, surface, n), "{surface:?}, n = {n}: its own pool");
+        }
+        pools.get(&name).unwrap().pick(crate::upstream::Affinity::NONE, &[]).unwrap().eject_for_auth();
+        assert!(pools.available(&name), "the fallback stands");
+        for (surface, n, want) in asked {
+            assert_eq!(pools.available_for(&name, surface, n), want, "{surface:?}, n = {n}: the fallback alone");
+        }
+    }
 
     #[test]
     fn a_pool_that_makes_fewer_choices_or_speaks_less_is_no_fallback_for_more() {
@@ -163,7 +180,7 @@ mod tests {
             (Surface::Messages, 1, &["a", "b"]),
             (Surface::Responses, 1, &["a", "c"]),
         ] {
-            let lane = pools.lane(&"a".into()).for_request(surface, n);
+            let lane = pools.lane(&"a".into(), surface, n);
             let names: Vec<_> = lane.pools.iter().map(|pool| pool.name().as_str()).collect();
             assert_eq!(names, want, "{surface:?}, n = {n}");
         }

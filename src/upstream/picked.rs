@@ -81,7 +81,7 @@ impl Picked {
         server.standing.answered_well(now);
     }
 
-    /// It answered 401, 402 or 403: our key is wrong, revoked or out of funds there. The server rests for 30 s, and
+    /// It answered 401, 402 or 403, and not for what this one request asks: our key is wrong, revoked or out of funds there. The server rests for 30 s, and
     /// the alarm counter of its status rises.
     pub fn eject_for_auth(&self) {
         if let Some(server) = self.server() {

@@ -185,6 +185,11 @@ impl Pool {
         self.profile.ability.surfaces.contains(&surface) || self.rules.surfaces.contains(&surface)
     }
 
+    /// Whether its servers can be asked this, for so many choices at once.
+    pub fn takes(&self, surface: Surface, choices: u64) -> bool {
+        self.serves(surface) && self.profile.ability.most_choices.is_none_or(|most| choices <= most)
+    }
+
     /// Its name in the rules.
     pub fn name(&self) -> &PoolName {
         &self.rules.name

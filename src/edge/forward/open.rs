@@ -5,8 +5,8 @@
 //! - a *reused* connection turned out dead at once, without a single byte of an answer: once more, to the same server, on
 //!   a new connection. Backends close idle connections, and a request can cross that close;
 //! - HTTP/2 said in so many words that the request was not worked on (RFC 9113 §8.7);
-//! - the answer is a refusal to serve: 429, 5xx, or one of our own key (401, 402, 403). The next server is asked, at most
-//!   [`MOST_ASKED`] of a pool, then the pool's fallback. When nobody is left the last refusal is the answer.
+//! - the answer is a refusal to serve: 429, 5xx, or one of our own key or account (401, 402, 403). The next server is asked, at
+//!   most [`MOST_ASKED`] of a pool, then the pool's fallback. When nobody is left the last refusal is the answer.
 //!
 //! Never otherwise: a backend that took the request and fell silent may have generated, and been paid for, an answer. All of it is before
 //! the first byte for the client, under one payment: what was quoted is what is charged, whoever serves.
@@ -16,6 +16,7 @@
 
 use super::{Attempt, Clock, Cut, Filter, Lines, Outgoing, watched};
 use crate::edge::scrub;
+use crate::openai::error;
 use crate::refusal::Refusal;
 use crate::upstream::{Lane, Picked, Pool, USER_AGENT, Unplaced, Who};
 use http::{HeaderMap, HeaderValue, header};
@@ -34,6 +35,8 @@ use tokio::time::Instant;
 const STALE_WITHIN: Duration = Duration::from_secs(1);
 /// Servers of one pool that are asked in turn: when so many refuse, the next will too, and asking on makes it worse.
 const MOST_ASKED: usize = 3;
+/// Longest answer that is read for whether it speaks of the request or of our key, in bytes.
+const MOST_WORDS: usize = 64 * 1024;
 
 /// A reply whose head has come; boxed, because it is handed on several times and its waits may be long. Dropping it closes the connection (HTTP/2: resets the stream).
 pub(super) struct Opened {
@@ -117,7 +120,7 @@ pub(super) async fn open(
                 tell(filter, Some(&who), "connect");
                 continue;
             };
-            match accept(line, picked, pool.reuse_for(), sent_at.elapsed()) {
+            match Box::pin(accept(client, clock, line, picked, pool.reuse_for(), sent_at.elapsed())).await? {
                 Ok(mut opened) if is_refusal_to_serve(opened.status) => {
                     tell(filter, Some(&who), "status");
                     // It has said what it had to say. Two requests that each kept a place while waiting for the other's would wait long.
@@ -130,6 +133,10 @@ pub(super) async fn open(
                 }
                 Err(refusal) if refusal == failed(super::REFUSED_OUR_KEY) => {
                     tell(filter, Some(&who), "auth");
+                    refused = Some(Err(refusal));
+                }
+                Err(refusal @ Refusal::UpstreamRefused { .. }) => {
+                    tell(filter, Some(&who), "status");
                     refused = Some(Err(refusal));
                 }
                 Err(refusal) => {
@@ -300,11 +307,54 @@ fn never_worked_on(e: &Error, line: &Line) -> bool {
 }
 
 /// Judges the head of a reply by what holds for every filter.
-fn accept(line: Line, picked: Picked, reuse_for: Duration, waited: Duration) -> Result<Box<Opened>, Refusal> {
+async fn accept(
+    client: &mut Session,
+    clock: &Clock,
+    mut line: Line,
+    picked: Picked,
+    reuse_for: Duration,
+    waited: Duration,
+) -> Result<Result<Box<Opened>, Refusal>, Cut> {
     picked.connected();
-    let Some(head) = line.session.response_header() else { return Err(failed("it sent no head")) };
+    let Some(head) = line.session.response_header() else { return Ok(Err(failed("it sent no head"))) };
     let status = head.status.as_u16();
     picked.answered(status, waited, retry_after(&head.headers));
+    if matches!(status, 402 | 403) {
+        let said = watched(client, clock, clock.timeouts.idle_seconds, words(&mut line.session)).await;
+        let said = match said {
+            Err(Cut::ClientGone) => return Err(Cut::ClientGone),
+            said => said.unwrap_or_default(),
+        };
+        if error::is_about_the_request(&said) {
+            tracing::warn!(server = %picked.host(), status, "a backend refused one request, by its moderation or for want of credit");
+            return Ok(Err(not_this_one()));
+        }
+    }
+    Ok(judge(line, picked, reuse_for))
+}
+
+/// What a backend says in a short answer; nothing of a longer one.
+async fn words(session: &mut HttpSession) -> Vec<u8> {
+    let mut said = Vec::new();
+    while let Ok(Some(chunk)) = session.read_response_body().await {
+        if said.len() + chunk.len() > MOST_WORDS {
+            return Vec::new();
+        }
+        said.extend_from_slice(&chunk);
+    }
+    said
+}
+
+/// It is no refusal of the key, so it is the client's to know; 403 whatever the backend called it, for 402 is about the client's money.
+fn not_this_one() -> Refusal {
+    let told = error::read_upstream(403, b"", &"".into());
+    let (kind, code, param) = (None, None, None);
+    Refusal::UpstreamRefused { status: 403, kind, code, param, message: told.message, retry_after_seconds: None }
+}
+
+fn judge(line: Line, picked: Picked, reuse_for: Duration) -> Result<Box<Opened>, Refusal> {
+    let Some(head) = line.session.response_header() else { return Err(failed("it sent no head")) };
+    let status = head.status.as_u16();
     match status {
         101 => return Err(failed("it switched protocols")),
         100..=199 => return Err(failed("it sent no final head")),

@@ -11,6 +11,7 @@ use crate::edge::scrub;
 use crate::ids::PoolName;
 use crate::rules::plan::{Balance, Discovery, PoolRules, Queue, ServerRules};
 use crate::secret::SecretRef;
+use crate::surface::Surface;
 use crate::upstream::Pools;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -175,7 +176,7 @@ impl Bed {
 
     async fn with(rules: PoolRules, room: usize, version: &str) -> (Self, DuplexStream) {
         let pools = Pools::build(&BTreeMap::from([(rules.name.clone(), Arc::new(rules))]), None).unwrap();
-        let lane = pools.lane(&PoolName::from("p"));
+        let lane = pools.lane(&PoolName::from("p"), Surface::Chat, 1);
         let (session, client) = visit(room, version).await;
         let mut seen = HeaderMap::new();
         for name in ["accept", "authorization", "x-payment", "cookie", "x-forwarded-for", "accept-encoding", "te"] {
@@ -285,7 +286,7 @@ fn failed(outcome: &Outcome) -> &Refusal {
 fn the_pump_can_run_on_any_thread() {
     fn sendable<T: Send>(_: impl FnOnce(&'static mut Session, &'static mut dyn Filter) -> T) {}
     sendable(|session, filter| async move {
-        let (lines, lane) = (Lines::default(), Pools::default().lane(&PoolName::from("p")));
+        let (lines, lane) = (Lines::default(), Pools::default().lane(&PoolName::from("p"), Surface::Chat, 1));
         forward(session, &lines, &lane, filter).await;
     });
 }
@@ -434,6 +435,25 @@ async fn a_backend_that_refuses_our_key_is_taken_out_and_the_client_sees_502() {
             let Outcome::Buffered { status: got, headers, .. } = outcome else { panic!("{status}") };
             assert_eq!((got, headers.keys().map(|k| k.as_str()).collect::<Vec<_>>()), (status, vec!["retry-after"]));
         }
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_a_backend_moderates_takes_no_server_out() {
+    let flagged = r#"{"error":{"code":403,"message":"your input was flagged","metadata":{"flagged_input":"x"}}}"#;
+    let dear = r#"{"error":{"code":402,"message":"requires more credits, or fewer max_tokens"}}"#;
+    for (status, said) in [(403, flagged), (402, dear)] {
+        let ((one, first), (two, second)) = (listen().await, listen().await);
+        let (mut bed, client) = Bed::new(&[first, second], ROOMY).await;
+        let bytes = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n{said}", said.len());
+        let both = async { drop(tokio::join!(answer(&one, &bytes), answer(&two, &bytes))) };
+        let (outcome, ()) = tokio::join!(bed.run(), both);
+        let refusal = failed(&outcome);
+        assert_eq!((refusal.status(), refusal.code()), (403, "upstream_refused"), "{said}");
+        assert!(!refusal.message().contains("credit") && !refusal.invites_payment(), "{}", refusal.message());
+        let status = bed.pool().status();
+        assert!(bed.pool().available() && status.iter().all(|s| s.key_alarms == 0), "{said}");
+        assert_eq!(bed.told(client).await, "");
     }
 }
 

@@ -139,3 +139,27 @@ fn a_picture_whose_tokens_are_counted_costs_no_flat_price_beside_them_unless_pic
         assert_eq!(size.pictures(model, &limits), Some(Usd(want)), "{why}");
     }
 }
+
+#[test]
+fn a_picture_that_nobody_has_counted_may_make_a_prompt_of_any_length() {
+    let (counts, plain) = (Model { images: Some(crate::picture::Family::Tiles), ..model(1, 1, 1) }, model(1, 1, 1));
+    let size = |images, sized| Size {
+        surface: Surface::Chat,
+        bytes: 1,
+        messages: 1,
+        images,
+        sized,
+        n: 1,
+        asked_output: None,
+        stream: false,
+    };
+    for (model, images, sized, want, why) in [
+        (&counts, 0, 0, 10 + 80, "no picture: as long as was counted, with room for a template"),
+        (&plain, 0, 0, 10 + 80, "nor here"),
+        (&counts, 2, 2, 10 + 80, "each is in the count"),
+        (&counts, 2, 1, u64::MAX, "one lies elsewhere"),
+        (&plain, 2, 2, u64::MAX, "this model counts none"),
+    ] {
+        assert_eq!(size(images, sized).reach(model, 10).prompt, want, "{why}");
+    }
+}

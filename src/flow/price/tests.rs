@@ -16,7 +16,12 @@ fn plan(off: &str, more: &str) -> Plan {
 
 /// The same, with more said of the tier.
 fn plan_of(off: &str, more: &str, tier: &str) -> Plan {
-    let tier = &format!("[tier.t]\nmodels = [\"m\"]\nmax_output_tokens = 100\ncharge = {{ ceiling = true }}\n{tier}\n");
+    plan_at("ceiling = true", off, more, tier)
+}
+
+/// The same at another `charge`; on `/once` the amount is fixed.
+fn plan_at(charge: &str, off: &str, more: &str, tier: &str) -> Plan {
+    let tier = &format!("[tier.t]\nmodels = [\"m\"]\nmax_output_tokens = 100\ncharge = {{ {charge} }}\n{tier}\n");
     let models = format!("[model.m]\nupstream = \"up\"\npool = \"p\"\nprice_as = \"row\"\n{more}\n");
     let prices = format!("registry = \"list.json\"\nmarkup = \"2\"\n[rail.\"less/session\"]\ndiscount = {off:?}\n");
     let files = [
@@ -24,15 +29,16 @@ fn plan_of(off: &str, more: &str, tier: &str) -> Plan {
         ("tiers.toml", tier.as_str()),
         (
             "routes.toml",
-            "[[route]]\npath = \"/c\"\nsurface = \"chat\"\ntier = \"t\"\naccept = [\"less/session\", \"full/session\"]\n",
+            "[[route]]\npath = \"/c\"\nsurface = \"chat\"\ntier = \"t\"\naccept = [\"less/session\", \"full/session\"]\n\
+             [[route]]\npath = \"/once\"\nsurface = \"chat\"\ntier = \"t\"\naccept = [\"once/charge\"]\n",
         ),
         ("pools.toml", "[pool.p]\nprofile = \"vllm\"\nservers = [\"http://127.0.0.1:1\"]\n"),
         ("prices.toml", &prices),
         ("list.json", LIST),
     ];
-    let rail = |id: &str| (RailId::from(id), RailAbility { fixed_amount: false, decimals: 6 });
+    let rail = |id: &str| (RailId::from(id), RailAbility { fixed_amount: id == "once/charge", decimals: 6 });
     let catalogue = Catalogue {
-        rails: [rail("less/session"), rail("full/session")].into(),
+        rails: [rail("less/session"), rail("full/session"), rail("once/charge")].into(),
         profiles: [("vllm", ProfileAbility::PLAIN)].into(),
         vocabularies: Vocabulary::NAMES.to_vec(),
     };
@@ -81,14 +87,36 @@ fn what_a_request_is_quoted_at_covers_it_at_the_dearest_it_can_be() {
         Some(Usd(25_000_000_000_000 * u128::from(prompt))),
         "were all of it put into a cache"
     );
-    let most = Usage { prompt, cache_write: prompt, completion: 50, ..Usage::default() };
+    // A template may have 64 tokens, and 8 for each message and for what opens the answer.
+    let templated = prompt + 64 + 2 * 8;
+    let most = Usage { prompt: templated, cache_write: templated, completion: 50, ..Usage::default() };
     let most = Used { usage: most, served: ServiceTier::Priority, counted: false };
     let dearest = quoted.bill(&full, &most, None).unwrap();
     assert_eq!(quoted.terms(&full, 6).unwrap().price, dearest, "the ceiling is exactly that");
+    let held = quoted.cover(&full, 6).unwrap();
+    assert_eq!(held.of(50), dearest.to_atoms(6), "and so is what is held for all of it");
+    assert_eq!(held.tokens(dearest.to_atoms(6).unwrap()), 50);
     let cheaper = quoted.terms(&less, 6).unwrap();
     assert_eq!(cheaper.price, quoted.bill(&less, &most, None).unwrap());
     assert_eq!(quoted.worth(&less, cheaper.price), dearest, "and buys as much");
     assert_eq!(quoted.output_bought(quoted.worth(&less, cheaper.price)), 50);
+}
+
+#[test]
+fn what_has_a_price_is_never_offered_for_nothing() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let once = RailId::from("once/charge");
+    for (charge, worth, want, why) in [
+        ("ceiling = true", 0, 1, "a quote of nothing, of a model with a price"),
+        ("ceiling = true", 1, 1, "less than an atom"),
+        ("ceiling = true", 1_000_000_000_001, 2, "rounded up as ever"),
+        ("flat = \"0\"", 0, 0, "the operator gives it away"),
+    ] {
+        let plan = plan_at(charge, "0", "", "");
+        let mut quoted = runtime.block_on(quote_idle(&plan, "/once", with_pictures("hi", &[]).into())).unwrap();
+        quoted.parts.price_usd = Usd(worth);
+        assert_eq!(quoted.terms(&once, 6).unwrap().amount, Atoms(want), "{why}");
+    }
 }
 
 proptest! {
@@ -138,11 +166,57 @@ fn a_long_text_is_counted_off_the_async_threads_and_what_takes_no_time_is_not() 
     });
 }
 
+/// 1,024 by 1,024: 765 tokens as `tiles`.
+const SIZED: &str = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAABAAAAAQACAY=";
+/// Of no size that is known here.
+const URL: &str = "https://a.test/b.png";
+
+/// A request with these pictures.
+fn with_pictures(text: &str, pictures: &[&str]) -> String {
+    let parts = pictures.iter().map(|url| format!(r#",{{"type":"image_url","image_url":{{"url":"{url}"}}}}"#));
+    let parts: String = parts.collect();
+    format!(r#"{{"model":"m","messages":[{{"role":"user","content":[{{"type":"text","text":"{text}"}}{parts}]}}]}}"#)
+}
+
+#[test]
+fn a_limit_on_the_prompt_holds_for_pictures_whatever_the_way_to_pay() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let tier = "max_input_tokens = 8000\nmax_body_bytes = 1048576\nimage_url = { flat = \"0.1\" }";
+    for (path, charge, pictures, taken, why) in [
+        ("/once", "flat = \"0.02\"", 80, false, "a few bytes of text, and 61,200 tokens of pictures"),
+        ("/once", "flat = \"0.02\"", 2, true, "1,530 of them"),
+        ("/once", "flat = \"0.02\"", 10, true, "7,650 of them"),
+        ("/once", "ceiling = true", 80, false, "where the prompt is counted anyway"),
+        ("/c", "flat = \"0.02\"", 80, false, "paid by usage"),
+    ] {
+        let plan = plan_at(charge, "0", "images = \"tiles\"", tier);
+        let got = runtime.block_on(quote_idle(&plan, path, with_pictures("hi", &vec![SIZED; pictures]).into()));
+        match got {
+            Ok(_) => assert!(taken, "{why}"),
+            Err(Refusal::PromptTooLong { max: 8000, .. }) => assert!(!taken, "{why}"),
+            Err(other) => panic!("{why}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_prompt_with_a_picture_that_nobody_counted_is_priced_as_a_long_one() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    // Of prompts above 1,000 tokens a token costs 60, of others 20, or 25 were it put into a cache; all of it USD of 1e-6.
+    for (family, url, each, why) in [
+        ("images = \"tiles\"", SIZED, 25, "its size is known"),
+        ("images = \"tiles\"", URL, 60, "it lies elsewhere"),
+        ("", SIZED, 60, "the model counts none"),
+    ] {
+        let plan = plan_of("0", family, "image_url = { flat = \"0.1\" }");
+        let quoted = runtime.block_on(quote_idle(&plan, "/c", with_pictures("hi", &[url]).into()));
+        let quoted = quoted.unwrap_or_else(|_| panic!("{why}"));
+        assert_eq!(quoted.dearest().input, PerToken(each * 1_000_000_000_000), "{why}");
+    }
+}
+
 #[test]
 fn a_picture_is_paid_for_once_and_what_is_quoted_covers_what_is_billed() {
-    const URL: &str = "https://a.test/b.png";
-    // 1,024 by 1,024: 765 tokens of this family.
-    const SIZED: &str = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAABAAAAAQACAY=";
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let full = RailId::from("full/session");
     let usd = |text: &str| Usd::parse(text).unwrap();
@@ -157,9 +231,7 @@ fn a_picture_is_paid_for_once_and_what_is_quoted_covers_what_is_billed() {
         ("{ flat = \"0.1\" }", &[SIZED], 780, true, "0.0176", "its size has"),
     ] {
         let plan = plan_of("0", "images = \"tiles\"", &format!("image_url = {price}"));
-        let parts: Vec<_> =
-            pictures.iter().map(|url| format!(r#"{{"type":"image_url","image_url":{{"url":"{url}"}}}}"#)).collect();
-        let body = format!(r#"{{"model":"m","messages":[{{"role":"user","content":[{}]}}]}}"#, parts.join(","));
+        let body = with_pictures("", pictures);
         let quoted = runtime.block_on(quote_idle(&plan, "/c", body.into())).unwrap_or_else(|_| panic!("{why}"));
         let used = Used { usage: Usage { prompt, ..Usage::default() }, served: ServiceTier::Standard, counted };
         assert_eq!(quoted.bill(&full, &used, None), Some(usd(want)), "{why}");

@@ -319,6 +319,36 @@ async fn an_outcome_that_does_not_come_in_time_stays_unknown_and_the_credential_
 }
 
 #[tokio::test]
+async fn what_was_bought_at_a_discount_is_redeemed_at_the_same_discount() {
+    let bed = Bed::with(&[("prices.toml", "", "[rail.\"tempo/charge\"]\ndiscount = \"0.5\"\n")]);
+    let bought = ask("m", 10);
+    let credential = bed.credential(PATH, &bought, "a").await;
+    put(&bed, &credential, &[Op::PayUnserved { transaction: None }], UnixSeconds::now()).await;
+    let paid = bed.claim("a").await.unwrap().paid_amount();
+    assert!(paid < bed.quote(PATH, &bought).await.unwrap().parts.price_usd.to_atoms(6).unwrap(), "a discount");
+    let dearer = stopped(bed.pay(PATH, &ask("m", 11), &credential).await);
+    assert_eq!(dearer.refusal.code(), "underpaid");
+    assert!(bed.pay(PATH, &bought.replace("hi", "ho"), &credential).await.is_ok(), "another body of the same price");
+}
+
+#[tokio::test]
+async fn nothing_is_taken_for_what_only_a_fallback_stands_for_that_cannot_be_asked_it() {
+    let two = "profile = \"vllm\"\nfallback = \"q\"\nservers = [\"http://127.0.0.1:1\"]\n\n[pool.q]\nprofile = \"anthropic\"\napi_key = \"env:PATH\"\n";
+    let bed = Bed::with(&[("pools.toml", "profile = \"vllm\"\n", two)]);
+    let several = ask("m", 10).replacen('{', "{\"n\":2,", 1);
+    let credential = bed.credential(PATH, &several, "a").await;
+    let single = bed.credential(PATH, &ask("m", 10), "b").await;
+    bed.pool().pick(crate::upstream::Affinity::NONE, &[]).unwrap().eject_for_auth();
+    let stop = stopped(bed.pay(PATH, &several, &credential).await);
+    assert_eq!((stop.refusal.code(), stop.moved), ("upstream_unavailable", Moved::No));
+    let quoted = bed.quote(PATH, &several).await.unwrap();
+    let none = pay::offers(&bed.toll, &quoted, digest(&several), &http::HeaderMap::new(), None).await;
+    assert_eq!(none.unwrap_err().code(), "no_offer");
+    assert_eq!((bed.rail.collects(), bed.claim("a").await), (0, None));
+    assert!(bed.pay(PATH, &ask("m", 10), &single).await.is_ok(), "what it can be asked");
+}
+
+#[tokio::test]
 async fn a_payment_that_fails_at_once_or_late_is_dead_and_moved_nothing() {
     let why = || "reverted".to_owned();
     for (first, later) in

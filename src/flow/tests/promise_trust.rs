@@ -12,7 +12,7 @@ use crate::refusal::Moved;
 #[tokio::test]
 async fn a_delivered_stream_that_could_not_be_paid_is_lost_and_its_payer_is_trusted_less() {
     for late in [false, true] {
-        let exposure = Usd(150_000_000_000_000); // 150 atoms
+        let exposure = Usd(200_000_000_000_000); // 200 atoms
         let bed = bed(When::After { most: Some(Usd::ONE), exposure });
         let body = streamed(10);
         let credential = bed.credential(PATH, &body, "a").await;
@@ -56,7 +56,7 @@ async fn a_payer_promises_no_more_at_a_time_than_he_is_trusted_with() {
 #[tokio::test]
 async fn what_other_gates_count_as_promised_is_part_of_what_a_payer_is_trusted_with() {
     for (elsewhere, taken, why) in
-        [(40, true, "what is promised beside it fits into 200"), (100, false, "and here it does not")]
+        [(40, true, "what is promised beside it fits into 250"), (100, false, "and here it does not")]
     {
         let bed = bed(When::After { most: Some(Usd::ONE), exposure: ONE_AT_A_TIME });
         let body = streamed(10);
@@ -77,8 +77,8 @@ async fn what_other_gates_count_as_promised_is_part_of_what_a_payer_is_trusted_w
     }
 }
 
-/// 110 atoms or so are promised at a time.
-const ONE_AT_A_TIME: Usd = Usd(200_000_000_000_000);
+/// 190 atoms or so are promised at a time.
+const ONE_AT_A_TIME: Usd = Usd(250_000_000_000_000);
 
 #[tokio::test]
 async fn a_promise_in_doubt_counts_against_its_payer_until_it_is_known_whatever_restarts() {
@@ -188,8 +188,8 @@ async fn an_old_offer_that_covers_no_answer_any_more_is_refused_unclaimed() {
 
 #[tokio::test]
 async fn what_is_owed_buys_no_more_output_than_was_authorized() {
-    // 10 tokens are asked for, and the rail asks for no more than 60 atoms.
-    let bed = bed(When::After { most: Some(Usd(60_000_000_000_000)), exposure: Usd::ONE });
+    // 10 tokens are asked for, and the rail asks for no more than 124 atoms.
+    let bed = bed(When::After { most: Some(Usd(124_000_000_000_000)), exposure: Usd::ONE });
     let body = ask("m", 10);
     let credential = bed.credential(PATH, &body, "a").await;
     let paid = bed.pay(PATH, &body, &credential).await.unwrap();

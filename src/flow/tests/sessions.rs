@@ -337,7 +337,7 @@ async fn a_plain_answer_holds_what_it_can_cost_and_is_charged_what_it_used() {
 async fn a_stream_is_let_out_as_far_as_it_is_covered_and_goes_on_when_a_voucher_comes() {
     let bed = bed();
     let body = streamed(1_000);
-    let paid = bed.pay(BY_TOKEN, &body, &opening("0xaa", 400, 50_000)).await.unwrap();
+    let paid = bed.pay(BY_TOKEN, &body, &opening("0xaa", 450, 50_000)).await.unwrap();
     let mut stream = delivery(&bed, paid);
     let mut out = Vec::new();
     assert_eq!(stream.chunk(words(20), &mut out).await.unwrap(), Next::Go);
@@ -379,7 +379,7 @@ async fn a_stream_is_let_out_as_far_as_it_is_covered_and_goes_on_when_a_voucher_
 #[tokio::test]
 async fn a_stream_nobody_pays_for_ends_and_is_charged_what_left() {
     let bed = bed();
-    let paid = bed.pay(BY_TOKEN, &streamed(1_000), &opening("0xaa", 400, 50_000)).await.unwrap();
+    let paid = bed.pay(BY_TOKEN, &streamed(1_000), &opening("0xaa", 450, 50_000)).await.unwrap();
     let mut stream = delivery(&bed, paid);
     let mut out = Vec::new();
     stream.chunk(words(20), &mut out).await.unwrap();
@@ -405,12 +405,12 @@ async fn a_stream_nobody_pays_for_ends_and_is_charged_what_left() {
 #[tokio::test]
 async fn many_streams_never_get_more_than_was_signed() {
     let bed = Arc::new(bed());
-    // A start is 32 tokens and the prompt, some 350 atoms; there is money for three and a half.
-    let first = bed.pay(BY_TOKEN, &streamed(1_000), &opening("0xaa", 1_250, 50_000)).await.unwrap();
+    // A start is 32 tokens and the prompt, some 410 atoms; there is money for three and a half.
+    let first = bed.pay(BY_TOKEN, &streamed(1_000), &opening("0xaa", 1_430, 50_000)).await.unwrap();
     let tries: Vec<_> = (0..20)
         .map(|_| {
             let bed = Arc::clone(&bed);
-            tokio::spawn(async move { bed.pay(BY_TOKEN, &streamed(1_000), &voucher("0xaa", 1_250)).await })
+            tokio::spawn(async move { bed.pay(BY_TOKEN, &streamed(1_000), &voucher("0xaa", 1_430)).await })
         })
         .collect();
     let mut taken = vec![first];
@@ -424,7 +424,7 @@ async fn many_streams_never_get_more_than_was_signed() {
     }
     let now = channel(&bed, "0xaa").await;
     assert_eq!((taken.len(), now.leases.len()), (3, 3));
-    assert!(now.leased() <= Atoms(1_250));
+    assert!(now.leased() <= Atoms(1_430));
 }
 
 #[tokio::test]

@@ -86,7 +86,7 @@ async fn what_could_not_be_told_is_told_with_the_next_word() {
 #[tokio::test]
 async fn the_first_word_leases_a_second_window_in_one_write_where_the_channel_is_paid_far_ahead() {
     for (accepted, pace, window, why) in [
-        (400, None, 0, "there is cover for the first alone"),
+        (450, None, 0, "there is cover for the first alone"),
         (1_500, None, 0, "and for three more, but not for four"),
         (1_700, None, 320, "and for four: as large as the first, nobody having seen how fast this model is"),
         (1_700, Some(100), 0, "four of a fast model are more"),

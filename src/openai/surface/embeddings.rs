@@ -37,7 +37,7 @@ fn take(name: &'static str, told: &mut Told, reader: &mut Reader<'_, '_>) -> Res
 
 fn weigh(_: &Told, found: &Found, _: &Limits) -> Result<Weight, Refusal> {
     at_most("input", found.messages, MOST_INPUTS)?;
-    Ok(Weight { n: 1, max_output: 0, asked_output: Some(0), nothing_asked: found.messages == 0, ..Weight::default() })
+    Ok(Weight { n: 1, max_output: 0, asked_output: Some(0), nothing_asked: found.is_silent(), ..Weight::default() })
 }
 
 fn write(_: &Ask, _: &Rewrite<'_>, _: &mut Vec<u8>) {}

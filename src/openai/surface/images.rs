@@ -55,7 +55,7 @@ fn weigh(told: &Told, found: &Found, limits: &Limits) -> Result<Weight, Refusal>
     let unsaid = fields.into_iter().filter(|(name, _)| !told.copied.iter().any(|(said, _)| said == name));
     // No backend's own default decides what it draws.
     let filled_in = unsaid.filter_map(|(name, sold)| Some((name, sold.first()?.clone()))).collect();
-    Ok(Weight { n, asked_output: Some(0), nothing_asked: found.messages == 0, filled_in, ..Weight::default() })
+    Ok(Weight { n, asked_output: Some(0), nothing_asked: found.is_silent(), filled_in, ..Weight::default() })
 }
 
 fn write(ask: &Ask, _: &Rewrite<'_>, out: &mut Vec<u8>) {

@@ -30,7 +30,7 @@ const FIELDS: Fields = &[
     ("prompt", Rule::Checked),
     ("prompt_cache_key", Rule::Copied(&[S])),
     ("prompt_cache_retention", Rule::Checked),
-    ("reasoning", Rule::Copied(&[O])),
+    ("reasoning", Rule::Checked),
     ("safety_identifier", Rule::Copied(&[S])),
     ("service_tier", Rule::Checked),
     ("store", Rule::Ours),
@@ -52,6 +52,9 @@ pub(super) static FORM: Form =
 /// What may come back beside the answer, all of it free of charge.
 const INCLUDED: &[&str] = &["reasoning.encrypted_content", "message.output_text.logprobs"];
 
+/// How much is thought, which the limit of the output bounds, and what is told of it.
+const REASONING: &[&str] = &["effort", "generate_summary", "mode", "summary"];
+
 const KEPT: &str = "nothing is kept here: send the whole conversation as input";
 
 fn check(name: &'static str, reader: &mut Reader<'_, '_>) -> Result<(), Refusal> {
@@ -62,6 +65,11 @@ fn check(name: &'static str, reader: &mut Reader<'_, '_>) -> Result<(), Refusal>
         // The schema of the answer is rendered into the prompt.
         "text" => reader.raw_piece().map(drop),
         "include" => reader.items(name, |reader, _| one_of(INCLUDED, name, reader)),
+        "reasoning" => reader.members(REASONING, &|rest| format!("{name}{rest}"), |this, key| match key {
+            // Another mode is another model at some backends, and several passes for one at others.
+            "mode" => one_of(&["standard"], "reasoning.mode", this),
+            _ => Ok(drop(this.scanner.value()?)),
+        }),
         "service_tier" => one_of(SPEEDS, name, reader),
         "prompt_cache_retention" => one_of(SHORT_CACHES, name, reader),
         "background" if bool_of(reader, name)? => Err(bad(name, "an answer is given here or not at all")),

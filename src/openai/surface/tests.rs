@@ -47,14 +47,20 @@ fn a_prompt_is_one_text_or_several_or_the_numbers_of_their_tokens() {
         (r#"["a","b\n"]"#, vec!["a", "b\n"], 0, 2, "texts"),
         ("[1, 0, 50256]", vec![], 3, 1, "one text in numbers"),
         ("[[1,2],[3]]", vec![], 3, 2, "texts in numbers"),
-        (r#""""#, vec![], 0, 1, "an empty text is asked about all the same"),
+        (r#""""#, vec![], 0, 1, "an empty text"),
+        (r#"["","a"]"#, vec!["a"], 0, 2, "one of them empty"),
+        (r#"["",""]"#, vec![], 0, 2, "empty texts"),
+        ("[[],[]]", vec![], 0, 2, "the same in numbers"),
         ("[]", vec![], 0, 0, "none"),
     ] {
         for (surface, field) in [(Surface::Completions, "prompt"), (Surface::Embeddings, "input")] {
             let ask = read(surface, format!(r#"{{"model":"m","{field}":{prompt}}}"#)).unwrap();
             let prompt = ask.prompt();
             assert_eq!(prompt.texts().collect::<Vec<_>>(), texts, "{why}");
-            assert_eq!((prompt.given, ask.messages, ask.nothing_asked), (given, prompts, prompts == 0), "{why}");
+            assert_eq!((prompt.given, ask.messages), (given, prompts), "{why}");
+            // An empty prompt is continued; of an empty text there is nothing to say.
+            let nothing = if surface == Surface::Completions { prompts == 0 } else { texts.is_empty() && given == 0 };
+            assert_eq!(ask.nothing_asked, nothing, "{why}: {surface:?}");
             assert!(prompt.is_plain, "no template stands around it");
         }
     }
@@ -244,6 +250,15 @@ fn output_is_limited_where_there_is_any() {
     assert_eq!((ask.max_output, ask.asked_output), (100, Some(900)));
     let strict = Limits { over_limit: OverLimit::Refuse, ..limits() };
     assert_eq!(code(read_under(Surface::Completions, r#"{"prompt":"a","max_tokens":900}"#, &strict)), "over_limit");
+}
+
+#[test]
+fn an_empty_text_is_neither_drawn_nor_spoken() {
+    for (surface, body) in [(Surface::Images, r#"{"prompt":"T"}"#), (Surface::Speech, r#"{"input":"T","voice":"a"}"#)] {
+        for (text, nothing) in [("", true), ("a", false)] {
+            assert_eq!(read(surface, body.replace('T', text)).unwrap().nothing_asked, nothing, "{surface:?}: {text:?}");
+        }
+    }
 }
 
 /// A form as browsers write it.

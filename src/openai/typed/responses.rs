@@ -2,8 +2,8 @@
 
 use super::{Event, Reader, Tally};
 use crate::openai::delta::{Delivered, Said, past_colon, string_at, text_in};
-use crate::openai::usage::{Absurd, Bounds, Verdict, count, object};
-use crate::usage::{ServiceTier, Usage};
+use crate::openai::usage::{Absurd, Bounds, Verdict, count, object, output};
+use crate::usage::{ServiceTier, Shape, Usage};
 use memchr::memmem::Finder;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -180,15 +180,9 @@ fn read_figures(text: &str) -> Result<Option<Usage>, Absurd> {
     let reasoning = figures.output_tokens_details.and_then(|d| d.reasoning_tokens).or(figures.reasoning_tokens);
     let reasoning = count(reasoning)?.unwrap_or(0);
     let total = count(figures.total_tokens)?;
-    if cached + cache_write > prompt || total.is_some_and(|total| total < prompt + completion) {
+    let (completion, reasoning) = output(prompt, completion, reasoning, total, Shape::PLAIN)?;
+    if cached + cache_write > prompt {
         return Err(Absurd);
     }
-    Ok(Some(Usage {
-        prompt,
-        completion,
-        cached,
-        cache_write,
-        reasoning: reasoning.min(completion),
-        ..Usage::default()
-    }))
+    Ok(Some(Usage { prompt, completion, cached, cache_write, reasoning, ..Usage::default() }))
 }

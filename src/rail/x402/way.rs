@@ -389,7 +389,8 @@ impl Rail for X402 {
                     terms.generation = "".into();
                 }
                 entry.amount = amount;
-                (None, UnixSeconds(u64::MAX))
+                // Its challenge stands for this body and no other.
+                (Some(live.digest), UnixSeconds(u64::MAX))
             }
         };
         let key = payment.signed.key(&self.settings.network, &self.settings.asset.address);

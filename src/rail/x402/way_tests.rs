@@ -439,7 +439,7 @@ fn an_old_client_pays_one_of_our_recent_prices_and_what_it_pays_is_found_by_it()
     let bed = Bed::new("v1-eip3009", &[]);
     let shown = bed.shown(&bed.ask(), bed.now());
     let known = bed.rail.recognise(&shown, &bed.ask()).unwrap().unwrap();
-    assert_eq!((&known.terms, known.digest), (&bed.terms, None), "the price in force");
+    assert_eq!((&known.terms, known.digest), (&bed.terms, Some(bed.ask().digest)), "the price in force, of this body");
     let dearer = Terms { amount: Atoms(20_001), ..bed.terms.clone() };
     let known = bed.rail.recognise(&shown, &Ask { terms: &dearer, ..bed.ask() }).unwrap().unwrap();
     assert_eq!(
