@@ -282,8 +282,9 @@ impl Channel {
                 held.window = by;
                 held.used = held.used.max(used.map(|used| used.min(held.cap)));
             }
-            Op::Mark { lease, used } => {
+            Op::Mark { lease, used, window } => {
                 let held = self.leases.get_mut(&lease).ok_or(Denied::OutOfOrder)?;
+                held.window = window;
                 held.used = held.used.max(Some(used.min(held.cap)));
             }
             Op::Spend { lease, charge } => {

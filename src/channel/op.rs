@@ -109,6 +109,8 @@ pub enum Op {
         lease: String,
         /// In total.
         used: Atoms,
+        /// Most that is used before it says so again.
+        window: Atoms,
     },
     /// A lease ends.
     Spend {

@@ -138,7 +138,8 @@ pub struct Lease {
     pub cap: Atoms,
     /// What it had used when it last said so. `None`: no byte has left yet.
     pub used: Option<Atoms>,
-    /// Most that can be used before it says so again: what a crash can hide.
+    /// Most that is used before it says so again, be that as it leases more or, where all is leased, alone: what a crash can hide,
+    /// beside what leaves while that is being written.
     pub window: Atoms,
     /// When it was taken.
     pub since: UnixSeconds,

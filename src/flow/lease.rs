@@ -64,9 +64,11 @@ pub struct Lease {
     /// Size of the next window, in tokens.
     window: u64,
     first_word: Option<Instant>,
-    /// The record says, or will soon, that something was delivered. What could not be written is tried with the next word.
-    marked: bool,
+    /// At how many delivered tokens the record is told anew how many there are: with the first, and a window after it was told last. What
+    /// could not be written is tried with the next word.
+    tells_at: u64,
     extending: Option<JoinHandle<Result<Applied, Trouble>>>,
+    marking: Option<JoinHandle<bool>>,
     /// The record lets nothing new be leased: closing, or taken away.
     stopped: bool,
     /// The store did not answer when it was asked last.
@@ -105,8 +107,9 @@ impl Lease {
             delivered: 0,
             window: super::price::FIRST_WINDOW,
             first_word: None,
-            marked: false,
+            tells_at: 0,
             extending: None,
+            marking: None,
             stopped: false,
             troubled: false,
             waiting_since: None,
@@ -136,33 +139,44 @@ impl Lease {
     }
 
     /// Output was delivered, `delivered` tokens so far. Leases the next window when half of this one is used, or asks the payer
-    /// for it. Never waits; what is to be sent goes into `out`.
+    /// for it, and tells the record once for each window, leased or not, how far it is: a gate that is killed hides one window, and what
+    /// left while that was being written. Never waits; what is to be sent goes into `out`.
     pub async fn progress(&mut self, delivered: u64, out: &mut Vec<Bytes>) {
         if delivered == 0 {
             return;
         }
         self.delivered = delivered;
         let since = *self.first_word.get_or_insert_with(Instant::now);
-        if !std::mem::replace(&mut self.marked, true) && !self.extend_at_once() {
-            // Not waited for: a crash before it is durable costs us one window, not the payer.
-            let (channels, channel, op) = (Arc::clone(&self.toll.channels), self.channel.id.clone(), self.mark());
-            tokio::spawn(async move { channels.one(&channel, op).await });
-        }
         if self.extending.as_ref().is_some_and(JoinHandle::is_finished) {
             self.extended().await;
         }
-        let left = self.covered.saturating_sub(delivered);
-        if self.covered >= self.cover.most || left > self.window / 2 || self.stopped || self.extending.is_some() {
-            return;
+        if self.marking.as_ref().is_some_and(JoinHandle::is_finished) {
+            self.marked().await;
         }
+        if self.tells_at == 0 {
+            self.extend_at_once();
+        }
+        let more = self.cover.most.saturating_sub(self.covered);
+        let left = self.covered.saturating_sub(delivered);
+        if more > 0 && left <= self.window / 2 && !self.stopped && self.extending.is_none() {
+            self.keep_pace(since);
+            let more = self.window.min(more);
+            if !self.extend(more) {
+                self.ask(more, false, out);
+            }
+        }
+        if delivered >= self.tells_at && self.marking.is_none() {
+            self.keep_pace(since);
+            self.start_marking();
+        }
+    }
+
+    /// Makes the window as large as what the stream brings in half a second.
+    fn keep_pace(&mut self, since: Instant) {
         let elapsed = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
         if elapsed >= 100 {
-            self.window = (delivered.saturating_mul(500) / elapsed).clamp(WINDOW.0, WINDOW.1);
+            self.window = (self.delivered.saturating_mul(500) / elapsed).clamp(WINDOW.0, WINDOW.1);
             self.toll.channels.streams_at(&self.held.purchase.model, self.window);
-        }
-        let more = self.window.min(self.cover.most - self.covered);
-        if !self.extend(more) {
-            self.ask(more, false, out);
         }
     }
 
@@ -222,7 +236,7 @@ impl Lease {
             }
             let missing = Atoms(charge.0.saturating_sub(self.held.cap.0));
             if self.available() >= missing {
-                self.start_extending(missing);
+                self.start_extending(missing, self.window);
                 continue;
             }
             let accepted = self.newest().accepted();
@@ -336,10 +350,6 @@ impl Lease {
         self.cover.used(self.delivered).unwrap_or(self.held.cap).min(self.held.cap)
     }
 
-    fn mark(&self) -> Op {
-        Op::Mark { lease: self.id.clone(), used: self.used() }
-    }
-
     fn newest(&self) -> Arc<Channel> {
         self.live.channel().filter(|c| c.revision >= self.channel.revision).unwrap_or_else(|| Arc::clone(&self.channel))
     }
@@ -350,17 +360,15 @@ impl Lease {
 
     /// Leases the second window with the first word, which that marks: one write instead of two. How much half a second is, streams of
     /// the same model have said before. Only of a channel that is paid far ahead, so that no other stream is the poorer for it.
-    fn extend_at_once(&mut self) -> bool {
+    fn extend_at_once(&mut self) {
         let window = self.toll.channels.window_of(&self.held.purchase.model).unwrap_or(self.window);
         let streams = u64::try_from(self.newest().leases.len().max(1)).unwrap_or(u64::MAX);
         let ahead = self.cover.window(window.saturating_mul(WINDOWS_ASKED).saturating_mul(streams));
         let more = window.min(self.cover.most.saturating_sub(self.covered));
         let may = !self.stopped && self.extending.is_none() && ahead <= self.available();
-        let begun = may && self.extend(more);
-        if begun {
+        if may && self.extend(more) {
             self.window = window;
         }
-        begun
     }
 
     /// Begins to lease `tokens` more when the channel has cover for them.
@@ -368,7 +376,7 @@ impl Lease {
         let by = self.step(tokens);
         let covered = tokens > 0 && by <= self.available();
         if covered {
-            self.start_extending(by);
+            self.start_extending(by, tokens);
         }
         covered
     }
@@ -379,12 +387,32 @@ impl Lease {
         until.map_or(Atoms(u128::MAX), |until| Atoms(until.0.saturating_sub(self.held.cap.0)))
     }
 
-    fn start_extending(&mut self, by: Atoms) {
+    /// Leases `by` more, a window of `tokens`, and tells the record how far it is.
+    fn start_extending(&mut self, by: Atoms, tokens: u64) {
         let (channels, id) = (Arc::clone(&self.toll.channels), self.channel.id.clone());
         let used = (self.delivered > 0).then(|| self.used());
+        if used.is_some() {
+            self.tells_at = self.delivered.saturating_add(tokens);
+        }
         let op = Op::Extend { lease: self.id.clone(), by, used };
         let task = tokio::spawn(async move { channels.apply(&id, vec![op.into()]).await });
         self.extending = Some(task);
+    }
+
+    /// Tells the record how far it is, where nothing is leased with it.
+    fn start_marking(&mut self) {
+        let (channels, id) = (Arc::clone(&self.toll.channels), self.channel.id.clone());
+        let op = Op::Mark { lease: self.id.clone(), used: self.used(), window: self.cover.window(self.window) };
+        self.tells_at = self.delivered.saturating_add(self.window);
+        self.marking = Some(tokio::spawn(async move { channels.one(&id, op).await.is_ok() }));
+    }
+
+    /// Takes the outcome of that, waiting for it if it must. What ends a lease does not: it says more.
+    async fn marked(&mut self) {
+        let Some(task) = self.marking.take() else { return };
+        if !task.await.unwrap_or(false) {
+            self.tells_at = 0;
+        }
     }
 
     /// Takes the outcome of an extension, waiting for it if it must.
@@ -404,12 +432,12 @@ impl Lease {
                         }
                     }
                     // Another stream was faster: the next look asks for more.
-                    Some(Err(Denied::Short { .. })) => self.marked = false,
-                    Some(Err(_)) | None => (self.stopped, self.marked) = (true, false),
+                    Some(Err(Denied::Short { .. })) => self.tells_at = 0,
+                    Some(Err(_)) | None => (self.stopped, self.tells_at) = (true, 0),
                 }
             }
             Ok(Err(trouble)) => {
-                self.marked = false;
+                self.tells_at = 0;
                 tracing::warn!(channel = %self.channel.id, ?trouble, "a window could not be leased");
                 self.stopped |= trouble == Trouble::Unknown;
                 self.troubled = true;

@@ -323,7 +323,8 @@ impl World {
                 }
             }
             At::Bought => {
-                go(all, name::MARK, Op::Mark { lease: id.clone(), used: Atoms(1) }, At::Marked);
+                let op = Op::Mark { lease: id.clone(), used: Atoms(1), window: Atoms(WINDOW) };
+                go(all, name::MARK, op, At::Marked);
                 go(all, name::SPEND, spend(0), At::Ended);
             }
             At::Marked => {

@@ -133,7 +133,9 @@ impl World {
             return match self.dice.below(4) {
                 0 => Op::Spend { lease, charge: used },
                 // The next window is leased when half of one is left.
-                _ if !actor.started || self.left(&lease, used) * 2 > WINDOW => Op::Mark { lease, used },
+                _ if !actor.started || self.left(&lease, used) * 2 > WINDOW => {
+                    Op::Mark { lease, used, window: Atoms(WINDOW) }
+                }
                 _ => Op::Extend { lease, by: Atoms(WINDOW), used: Some(used) },
             };
         }

@@ -45,7 +45,7 @@ fn extend(name: &str, by: u128, used: Option<u128>) -> Op {
 }
 
 fn mark(name: &str, used: u128) -> Op {
-    Op::Mark { lease: name.to_owned(), used: Atoms(used) }
+    Op::Mark { lease: name.to_owned(), used: Atoms(used), window: Atoms(20) }
 }
 
 fn intend(act: Act, tx: &str) -> Op {
@@ -201,6 +201,12 @@ fn a_lease_whose_gate_died_is_charged_what_was_said_and_a_window_more_and_nothin
         (vec![mark("l", 10)], Refund, 10, "the operator bears the window"),
         (vec![mark("l", 45)], Charge, 50, "never more than its cap"),
         (vec![mark("l", 45), extend("l", 40, Some(48))], Charge, 88, "the window is what was leased last"),
+        (
+            vec![mark("l", 10), Op::Mark { lease: "l".to_owned(), used: Atoms(15), window: Atoms(7) }],
+            Charge,
+            22,
+            "or what was said last to be used before it says more",
+        ),
         (vec![mark("l", 45), mark("l", 5)], Refund, 45, "what was used only grows"),
     ] {
         let (c, effect) = on(&after(&busy(), ops), Op::Orphan { gate: "a".to_owned(), policy }).unwrap();

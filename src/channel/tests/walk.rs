@@ -153,7 +153,8 @@ impl Walk {
             (8..13, Some(lease)) if serves => self.extend(lease),
             (13..16, Some(lease)) if self.used(&lease) > 0 => {
                 let used = Atoms(self.used(&lease));
-                Op::Mark { lease, used }
+                let window = self.record.leases[&lease].window;
+                Op::Mark { lease, used, window }
             }
             (16..22, Some(lease)) => {
                 let mut charge = Atoms(self.used(&lease));

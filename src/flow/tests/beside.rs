@@ -382,7 +382,7 @@ async fn leases_of_a_former_life_end_as_the_operator_decided() {
         open(&bed, &[2_000_000], 300).await;
         lease(&bed, "cut", 500).await;
         if let Some(used) = used {
-            done(&bed, Op::Mark { lease: "cut".into(), used: Atoms(used) }).await;
+            done(&bed, Op::Mark { lease: "cut".into(), used: Atoms(used), window: Atoms(100) }).await;
         }
         bed.purse.terms.lock().unwrap().orphan = policy;
         bed.restart();
