@@ -72,7 +72,7 @@ async fn where_the_amount_is_fixed_nobody_is_listened_to() {
 #[tokio::test]
 async fn a_client_that_leaves_while_the_end_is_written_down_is_counted_once_and_the_books_say_what_the_log_says() {
     let bed = Bed::with(&[ROUTE, ("tiers.toml", "max_output_tokens = 100", "max_output_tokens = 1000")]);
-    let paid = bed.pay(BY_TOKEN, &streamed(1000), &opening("0xaa", 400, 50_000)).await.unwrap();
+    let paid = bed.pay(BY_TOKEN, &streamed(1000), &opening("0xaa", 500, 50_000)).await.unwrap();
     let mut served = delivery(&bed, paid);
     let mut out = Vec::new();
     served.chunk(words(10), &mut out).await.unwrap();
