@@ -329,7 +329,8 @@ fn read_figures(text: &str, shape: Shape) -> Result<Option<(Usage, Beside)>, Abs
 
 /// All output, and the reasoning in it. Most vendors count reasoning as output; some beside it (xAI, in chat), which their total shows,
 /// or, where there is none, that it is more than the output. What is then in a total and in no part is output too where a backend's
-/// shape says so, else it is nobody's. A total below its parts, or reasoning that no reading has room for, contradicts itself.
+/// shape says so, else it is nobody's. A total below its parts, or above them with reasoning that no reading has room for, contradicts
+/// itself.
 pub(super) fn output(
     prompt: u64,
     said: u64,
@@ -340,6 +341,8 @@ pub(super) fn output(
     let unsaid = total.map(|total| total.checked_sub(prompt + said).ok_or(Absurd)).transpose()?;
     let (all, reasoning) = match unsaid {
         Some(unsaid) if unsaid == reasoning => (said + reasoning, reasoning),
+        // The total has all of the output: how much of it was reasoning changes no sum.
+        Some(0) => (said, reasoning.min(said)),
         Some(unsaid) if shape.output_in_total => (said + unsaid, reasoning.max(unsaid)),
         None if reasoning > said => (said + reasoning, reasoning),
         _ => (said, reasoning),
