@@ -6,15 +6,16 @@
 //! stream stands still until one comes. Whatever ends the request ends the lease: by spending what was used, and a lease that is
 //! dropped spends what it last knew to be used.
 
-use super::channels::{Applied, Live, Step, Trouble, orphan};
+mod ending;
+
+use super::channels::{Applied, Live, Step, Trouble};
 use super::price::Cover;
 use super::{Stop, Till, Toll};
-use crate::channel::{Channel, ChannelId, Denied, Effect, Lease as Held, Op};
-use crate::clock::UnixSeconds;
-use crate::journal::{Entry, Receipt};
+use crate::channel::{Channel, Denied, Lease as Held, Op};
+use crate::journal::Receipt;
 use crate::money::Atoms;
 use crate::rail::session::SessionReceipt;
-use crate::refusal::{Moved, Refusal};
+use crate::refusal::Refusal;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use std::sync::Arc;
@@ -30,9 +31,6 @@ const WINDOWS_ASKED: u64 = 4;
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// What it says: a comment (HTML §9.2.6), which every reader passes over.
 const HEARTBEAT_FRAME: &[u8] = b": waiting for a voucher\n\n";
-
-/// How long the answer to a call waits for a store that does not take what it cost.
-const HESITATES: Duration = Duration::from_secs(2);
 
 /// What a stream that stands still is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -253,70 +251,6 @@ impl Lease {
         }
     }
 
-    /// Ends it: `charge`, at most what is leased, is spent, and the receipt is in the books with it. On `Err` it is not known to be
-    /// durable, and will be tried until it is: its words have left. Begun again after it was broken off, it goes on with what it began.
-    pub async fn spend(&mut self, charge: Atoms, receipt: Option<&Receipt>) -> Result<(), Stop> {
-        let step = self.begin_to_end(charge, receipt).await;
-        self.end(&step).await.map_err(|trouble| {
-            self.open = false;
-            insist(Arc::clone(&self.toll), self.channel.id.clone(), step);
-            unknown(&trouble)
-        })
-    }
-
-    /// Ends it before a byte has left, which may leave on `Ok` only. A store that does not take it is given a moment; after that
-    /// nothing is delivered, and the lease ends without a charge.
-    ///
-    /// One case is left in which the payer is charged for nothing: the spend was written, its answer was lost, and for as long as we
-    /// waited nobody could say so. What is spent never shrinks, so the record stands, and the books say that it was not delivered.
-    pub async fn sell(&mut self, charge: Atoms, receipt: &Receipt) -> Result<(), Stop> {
-        let step = self.begin_to_end(charge, Some(receipt)).await;
-        let mut until = None;
-        let mut wait = Duration::from_millis(20);
-        loop {
-            let Err(trouble) = self.end(&step).await else { return Ok(()) };
-            let until = *until.get_or_insert_with(|| Instant::now() + HESITATES);
-            if trouble == Trouble::Unknown || Instant::now() + wait >= until {
-                self.open = false;
-                let nothing = Step::from(Op::Spend { lease: self.id.clone(), charge: Atoms(0) });
-                self.last = Some(nothing.clone());
-                withdraw(Arc::clone(&self.toll), self.channel.id.clone(), nothing, step.name, receipt.clone());
-                return Err(unknown(&trouble));
-            }
-            tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(Duration::from_millis(250));
-        }
-    }
-
-    /// What ends it: the same, whenever it is asked.
-    async fn begin_to_end(&mut self, charge: Atoms, receipt: Option<&Receipt>) -> Step {
-        self.extended().await;
-        self.live.stop_asking(&self.id);
-        let (lease, charge) = (self.id.clone(), charge.min(self.held.cap));
-        let begin = || {
-            let journal = receipt.map(|r| Entry::Receipt(Box::new(r.clone()))).into_iter().collect();
-            Step::new(Op::Spend { lease, charge }, journal)
-        };
-        self.last.get_or_insert_with(begin).clone()
-    }
-
-    async fn end(&mut self, step: &Step) -> Result<(), Trouble> {
-        self.channel = made(&self.toll, &self.channel.id, step).await?;
-        self.open = false;
-        self.toll.channels.let_go(&self.id);
-        Ok(())
-    }
-
-    /// Nothing was delivered: nothing is charged.
-    pub async fn release(mut self) -> Moved {
-        // Nor is it by an end that was broken off before it was made.
-        self.last = None;
-        match self.spend(Atoms(0), None).await {
-            Ok(()) => Moved::No,
-            Err(_) => Moved::Unknown,
-        }
-    }
-
     /// What a request that ends here for want of cover is told.
     pub fn short(&self) -> Refusal {
         let channel = self.newest();
@@ -474,85 +408,6 @@ impl Lease {
         let seen = self.toll.channels.wait(&self.live, &self.channel.id, until, enough).await;
         self.stopped |= seen.is_ok_and(|channel| channel.serves().is_err());
     }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        if !self.open {
-            return;
-        }
-        self.live.stop_asking(&self.id);
-        let (toll, channel) = (Arc::clone(&self.toll), Arc::clone(&self.channel));
-        let charge = if self.delivered > 0 { self.used() } else { Atoms(0) };
-        let journal = (charge > Atoms(0))
-            .then(|| Entry::Receipt(Box::new(orphan(&channel, &self.held, charge, UnixSeconds::now()))))
-            .into_iter()
-            .collect();
-        let spend = Op::Spend { lease: std::mem::take(&mut self.id), charge };
-        // What was broken off on its way may be made by now.
-        let step = self.last.take().unwrap_or_else(|| Step::new(spend, journal));
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { insist(toll, channel.id.clone(), step) });
-        }
-    }
-}
-
-/// Makes the change that ends a lease, if it was not made before. The record after it; its receipt is durable.
-async fn made(toll: &Toll, channel: &ChannelId, step: &Step) -> Result<Arc<Channel>, Trouble> {
-    let (record, effect) = toll.channels.one(channel, step.clone()).await?;
-    match effect {
-        // The try whose answer was lost may have died between the record and the journal.
-        Ok(Effect::Nothing) => toll.channels.note(step.journal.clone()).await?,
-        Ok(_) => {}
-        // Somebody took this gate for dead and ended its leases: what they charged stands.
-        Err(_) => tracing::error!(%channel, op = ?step.op, "the lease was ended by somebody else"),
-    }
-    Ok(record)
-}
-
-/// Ends a lease although the store does not answer now: again and again, until it says that it is done, or that it was done.
-fn insist(toll: Arc<Toll>, channel: ChannelId, step: Step) {
-    tokio::spawn(async move {
-        until_told(|| made(&toll, &channel, &step)).await;
-        if let Op::Spend { lease, .. } = &step.op {
-            toll.channels.let_go(lease);
-        }
-    });
-}
-
-/// Ends a lease without a charge (`nothing`), because its answer was not delivered. Where the change `sale` was made after all the
-/// books say that it was not.
-fn withdraw(toll: Arc<Toll>, channel: ChannelId, nothing: Step, sale: String, receipt: Receipt) {
-    tokio::spawn(async move {
-        let seen = until_told(|| toll.channels.one(&channel, nothing.clone())).await;
-        if let Op::Spend { lease, .. } = &nothing.op {
-            toll.channels.let_go(lease);
-        }
-        if seen.is_some_and(|(record, _)| record.recent.iter().any(|name| **name == *sale)) {
-            tracing::error!(%channel, receipt = %receipt.id, charged = %receipt.charged, "an answer was charged and not delivered");
-            let line = Entry::Receipt(Box::new(Receipt { complete: false, ..receipt }));
-            until_told(|| toll.channels.note(vec![line.clone()])).await;
-        }
-    });
-}
-
-/// Tries until the store answers. `None`: it knows no such channel.
-async fn until_told<T, F: Future<Output = Result<T, Trouble>>>(mut attempt: impl FnMut() -> F) -> Option<T> {
-    let mut wait = Duration::from_millis(50);
-    loop {
-        match attempt().await {
-            Ok(told) => return Some(told),
-            Err(Trouble::Unknown) => return None,
-            Err(_) => {}
-        }
-        tokio::time::sleep(wait).await;
-        wait = (wait * 2).min(Duration::from_secs(5));
-    }
-}
-
-/// What a client is told when nobody knows how his lease ends.
-fn unknown(trouble: &Trouble) -> Stop {
-    Stop { moved: Moved::Unknown, claimed: true, ..trouble_stop(trouble) }
 }
 
 /// What a client is told when a channel could not be changed.

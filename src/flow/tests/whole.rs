@@ -6,6 +6,8 @@ use crate::channel::ChannelId;
 use crate::flow::settle::Delivery;
 use crate::money::Atoms;
 use crate::refusal::Moved;
+use std::pin::pin;
+use std::task::{Context, Waker};
 
 #[tokio::test]
 async fn a_call_that_comes_whole_is_one_write_and_every_other_answer_waits_for_it() {
@@ -106,6 +108,26 @@ async fn a_reply_that_was_withheld_is_not_charged_unless_the_record_cannot_be_ch
         assert_eq!(channel(&bed, "0xaa").await.spent(), Atoms(spent), "{why}");
         audited(bed).await;
     }
+}
+
+#[tokio::test]
+async fn a_reply_that_breaks_off_while_the_store_fails_is_not_charged() {
+    let bed = bed();
+    let mut call = second_call(&bed).await;
+    let before = bed.store.commits.load(Ordering::SeqCst);
+    bed.store.fail(1, false);
+    {
+        let mut sending = pin!(call.whole(Bytes::from_static(REPLY)));
+        while bed.store.commits.load(Ordering::SeqCst) == before {
+            assert!(sending.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            tokio::task::yield_now().await;
+        }
+    }
+    drop(call);
+    *bed.store.fails.lock().unwrap() = None;
+    until(|| async { newest(&bed, "0xaa").await.leases.is_empty() }).await;
+    assert_eq!(channel(&bed, "0xaa").await.spent(), Atoms(79));
+    audited(bed).await;
 }
 
 #[tokio::test]
