@@ -156,7 +156,6 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     crate::flow::settler::start(&toll, crate::flow::settler::Pace::default());
     tokio::spawn(crate::flow::recover::sweep(Arc::clone(&toll)));
     tokio::spawn(crate::flow::recover::watch(Arc::clone(&toll)));
-    tokio::spawn(Arc::clone(&toll.channels).listen());
 
     let stopping = Arc::new(AtomicBool::new(false));
     let (stop, stopped) = watch::channel(false);

@@ -65,7 +65,12 @@ fn local(_: &X402Conf) -> Result<Arc<dyn Facilitator>, String> {
 }
 
 fn evidence(conf: &X402Conf) -> Result<Option<Arc<dyn Evidence>>, String> {
-    let Some(rpc) = &conf.rpc else { return Ok(None) };
+    // A facilitator in this process has a node, which can be asked what became of its own transactions.
+    let own = match &conf.facilitator {
+        FacilitatorConf::Local { rpc, .. } => Some(rpc),
+        FacilitatorConf::Remote { .. } => None,
+    };
+    let Some(rpc) = conf.rpc.as_ref().or(own) else { return Ok(None) };
     let rpc = rpc.read().map_err(|e| format!("rpc: {e}"))?;
     Ok(Some(match conf.network.family {
         Family::Evm { .. } => Arc::new(

@@ -15,8 +15,9 @@ use tokio::time::Instant;
 const DRAIN: Duration = Duration::from_secs(10);
 /// Longest wait for our own signature on a transaction.
 const SIGN: Duration = Duration::from_secs(10);
-/// How long a close that the payer forces waits for requests that still use the channel.
-const PATIENCE: Duration = Duration::from_secs(90);
+/// How long a close that the payer forces waits for requests that still use the channel: what they cost is claimed with it or never. Less
+/// than the third of the grace after which a forced close is late.
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// A channel that is over.
 #[derive(Clone, Debug)]
@@ -182,7 +183,7 @@ pub(super) fn forced(toll: &Arc<Toll>, till: &Arc<Till>, id: &ChannelId) {
     });
 }
 
-/// How long a forced close waits for requests in progress: 90 seconds, and never more than a third of what is left.
+/// How long a forced close waits for requests in progress: 4 minutes, and never more than a third of what is left.
 fn patience_until(now: UnixSeconds, deadline: UnixSeconds) -> Duration {
     PATIENCE.min(Duration::from_secs(deadline.0.saturating_sub(now.0) / 3))
 }

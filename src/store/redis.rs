@@ -308,7 +308,11 @@ async fn watch(mut connection: ConnectionManager, probe: Probe, mut run: String,
                 })
             }
             Ok(_) => continue,
-            Err(error) => Err(error),
+            Err(error) => {
+                // What is asked from here on is asked of whoever answers next, which may be another Redis.
+                link.went();
+                Err(error)
+            }
         };
         match &now {
             Err(error) if was_well => tracing::error!(%error, "paid traffic is refused"),

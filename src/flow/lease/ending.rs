@@ -6,11 +6,11 @@
 use super::super::channels::{Step, Trouble, orphan};
 use super::super::{Stop, Toll};
 use super::{Lease, trouble_stop};
-use crate::channel::{Channel, ChannelId, Effect, Op};
+use crate::channel::{Channel, ChannelId, Denied, Effect, Op};
 use crate::clock::UnixSeconds;
 use crate::journal::{Entry, Receipt};
 use crate::money::Atoms;
-use crate::refusal::Moved;
+use crate::refusal::{Moved, Refusal};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -36,12 +36,24 @@ impl Lease {
     ///
     /// One case is left in which the payer is charged for nothing: the spend was written, its answer was lost, and for as long as we
     /// waited nobody could say so. What is spent never shrinks, so the record stands, and the books say that it was not delivered.
+    ///
+    /// Nor does it leave where the lease is gone, because this gate was taken for dead, or where the channel was closed meanwhile:
+    /// nobody would pay for it.
     pub async fn sell(&mut self, charge: Atoms, receipt: &Receipt) -> Result<(), Stop> {
+        if self.newest().serves() == Err(Denied::Over) {
+            tracing::error!(channel = %self.channel.id, %charge, "the channel was closed before the answer came: it is not delivered");
+            let ended = self.spend(Atoms(0), None).await;
+            return ended.and(Err(Stop { claimed: true, ..Refusal::ChannelOver.into() }));
+        }
         self.begin_to_end(charge, Some(receipt)).await;
         let mut until = None;
         let mut wait = Duration::from_millis(20);
         loop {
-            let Err(trouble) = self.end().await else { return Ok(()) };
+            let trouble = match self.end().await {
+                Ok(Ending::Ours) => return Ok(()),
+                Ok(Ending::Anothers) => return Err(unknown(&Trouble::Contended)),
+                Err(trouble) => trouble,
+            };
             let until = *until.get_or_insert_with(|| Instant::now() + HESITATES);
             if trouble == Trouble::Unknown || Instant::now() + wait >= until {
                 self.open = false;
@@ -68,12 +80,13 @@ impl Lease {
     }
 
     /// Tries that.
-    async fn end(&mut self) -> Result<(), Trouble> {
-        let Some(step) = &self.last else { return Ok(()) };
-        self.channel = made(&self.toll, &self.channel.id, step).await?;
+    async fn end(&mut self) -> Result<Ending, Trouble> {
+        let Some(step) = &self.last else { return Ok(Ending::Ours) };
+        let (channel, ending) = made(&self.toll, &self.channel.id, step).await?;
+        self.channel = channel;
         self.open = false;
         self.toll.channels.let_go(&self.id);
-        Ok(())
+        Ok(ending)
     }
 
     /// Nothing was delivered: nothing is charged.
@@ -109,17 +122,27 @@ impl Drop for Lease {
     }
 }
 
+/// Who ended a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    Ours,
+    /// Somebody took this gate for dead and ended its leases: what they charged stands.
+    Anothers,
+}
+
 /// Makes the change that ends a lease, if it was not made before. The record after it; its receipt is durable.
-async fn made(toll: &Toll, channel: &ChannelId, step: &Step) -> Result<Arc<Channel>, Trouble> {
+async fn made(toll: &Toll, channel: &ChannelId, step: &Step) -> Result<(Arc<Channel>, Ending), Trouble> {
     let (record, effect) = toll.channels.one(channel, step.clone()).await?;
     match effect {
         // The try whose answer was lost may have died between the record and the journal.
         Ok(Effect::Nothing) => toll.channels.note(step.journal.clone()).await?,
         Ok(_) => {}
-        // Somebody took this gate for dead and ended its leases: what they charged stands.
-        Err(_) => tracing::error!(%channel, op = ?step.op, "the lease was ended by somebody else"),
+        Err(_) => {
+            tracing::error!(%channel, op = ?step.op, "the lease was ended by somebody else");
+            return Ok((record, Ending::Anothers));
+        }
     }
-    Ok(record)
+    Ok((record, Ending::Ours))
 }
 
 /// Ends a lease although the store does not answer now: again and again, until it says that it is done, or that it was done.

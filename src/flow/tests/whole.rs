@@ -2,7 +2,7 @@
 
 use super::sessions::{BY_TOKEN, REPLY, audited, bed, channel, delivery, newest, opening, voucher};
 use super::*;
-use crate::channel::ChannelId;
+use crate::channel::{ChannelId, Op, OrphanPolicy, View};
 use crate::flow::settle::Delivery;
 use crate::money::Atoms;
 use crate::refusal::Moved;
@@ -44,7 +44,7 @@ async fn a_call_that_comes_whole_is_one_write_and_every_other_answer_waits_for_i
     let paid = bed.pay(BY_TOKEN, &body, &voucher("0xaa", 3_500)).await.unwrap();
     assert_eq!(channel(&bed, "0xaa").await.accepted(), Atoms(3_000));
     let highest = newest(&bed, "0xaa").await.highest().unwrap().clone();
-    let op = crate::channel::Op::Accept { voucher: highest, min_delta: Atoms(0) };
+    let op = Op::Accept { voucher: highest, min_delta: Atoms(0) };
     bed.toll.channels.one(&id, op).await.unwrap().1.unwrap();
     let now = channel(&bed, "0xaa").await;
     assert_eq!((now.accepted(), now.leases.len()), (Atoms(3_500), 1));
@@ -107,6 +107,25 @@ async fn a_reply_that_was_withheld_is_not_charged_unless_the_record_cannot_be_ch
         until(|| async { channel(&bed, "0xaa").await.accepted() == Atoms(2_500) }).await;
         assert_eq!(channel(&bed, "0xaa").await.spent(), Atoms(spent), "{why}");
         audited(bed).await;
+    }
+}
+
+#[tokio::test]
+async fn a_reply_that_nobody_will_pay_for_does_not_leave() {
+    let gone = View { block: u64::MAX, deposit: Atoms(0), settled: Atoms(0), close_requested_at: None };
+    let orphaned = |bed: &Bed| Op::Orphan { gate: bed.store.gate().to_owned(), policy: OrphanPolicy::default() };
+    for (op, code, why) in [
+        (&orphaned as &dyn Fn(&Bed) -> Op, "channel_busy", "this gate was taken for dead"),
+        (&|_| Op::Look { view: gone }, "channel_finalized", "the payer has withdrawn"),
+    ] {
+        let bed = bed();
+        let mut call = second_call(&bed).await;
+        bed.toll.channels.one(&ChannelId("0xaa".into()), op(&bed)).await.unwrap().1.unwrap();
+        let stop = call.whole(Bytes::from_static(REPLY)).await.unwrap_err();
+        assert_eq!((stop.refusal.code(), stop.claimed), (code, true), "{why}");
+        drop(call);
+        let after = channel(&bed, "0xaa").await;
+        assert_eq!((after.spent(), after.leases.len()), (Atoms(79), 0), "{why}: nor does it cost anything");
     }
 }
 

@@ -108,6 +108,11 @@ impl Local {
 
     /// Whoever is in charge of a call, and what to hand them.
     fn pick(ready: &Ready, call: &Call<'_>) -> Option<(VerifyRequest, Scheme)> {
+        // Such a signature brings a call to a factory of the client's choice, for which this key would pay the gas (ERC-6492).
+        let said: serde_json::Value = serde_json::from_str(call.payload.get()).ok()?;
+        if said["payload"]["signature"].as_str().is_some_and(|signature| signature.ends_with(OF_NO_ACCOUNT_YET)) {
+            return None;
+        }
         let raw = serde_json::value::to_raw_value(call).ok()?;
         let request = VerifyRequest::from(raw);
         let slug = request.scheme_handler_slug()?;
@@ -148,6 +153,9 @@ fn is_definite(error: &PaymentVerificationError) -> bool {
             | Refused::Expired
     )
 }
+
+/// Ends a signature of an account that is not deployed yet (ERC-6492), as hex.
+const OF_NO_ACCOUNT_YET: &str = "6492649264926492649264926492649264926492649264926492649264926492";
 
 const NOT_READY: &str = "the chain has not been reached yet, or lacks the contracts that x402 needs";
 

@@ -19,7 +19,7 @@ use std::sync::LazyLock;
 pub const MAX_SIGNATURE: usize = 8 * 1024;
 
 /// What a signature may be good for beyond what is needed: as long as it is, its claim is remembered.
-const LONGEST_SECONDS: u64 = 86_400;
+const LONGEST_SECONDS: u64 = 3_600;
 
 /// Permit2, the same on every network.
 pub const PERMIT2: Address = address!("0x000000000022D473030F116dDEE9F6B43aC78BA3");

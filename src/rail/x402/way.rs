@@ -36,6 +36,8 @@ const OFFER_SECONDS: u64 = 300;
 const MARGIN_SECONDS: u64 = 15;
 /// What a signature should outlive the request by.
 const AFTER_SECONDS: u64 = 60;
+/// How long after that a node is asked what it could not say.
+const GIVEN_UP_SECONDS: u64 = 6 * 3_600;
 /// How long a Solana transaction can land after it was signed: the life of its blockhash, with room.
 const SOLANA_SECONDS: u64 = 180;
 /// How often a transaction that a facilitator names is looked for before the answer is left to the recovery.
@@ -522,7 +524,12 @@ impl Rail for X402 {
             Trace::Moved { transaction } => return Collected::Settled { transaction },
             Trace::Gone => return failed("it was used up for something else"),
             Trace::Unused if is_late => return failed("it ran out before it was taken"),
-            Trace::Unknown if self.evidence.is_some() => return Collected::Unknown,
+            // A node that could not say for so long never will: it does not look that far back.
+            Trace::Unknown if self.evidence.is_some() && now > claim.collect_until.plus(GIVEN_UP_SECONDS) => {
+                return Collected::Unprovable;
+            }
+            // Until then it is handed in again while it can still be taken: it moves once.
+            Trace::Unknown if self.evidence.is_some() && is_late => return Collected::Unknown,
             Trace::Unused | Trace::Unknown => {}
         }
         match self.settle(&kept, claim.payer.as_deref(), amount, claim.terms.amount).await {

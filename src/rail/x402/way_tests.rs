@@ -330,6 +330,7 @@ type Row<'a> = (&'a [Trace], Settlement, u64, Collected, usize, &'a str);
 async fn what_became_of_a_payment_is_asked_of_the_chain_and_else_handed_in_again() {
     const EARLY: u64 = 0;
     const LATE: u64 = 10_000;
+    const NEVER: u64 = 100_000;
     let ran_out = || failed("it ran out before it was taken");
     let no = || refused("authorization_expired");
     let gone = || failed("it was used up for something else");
@@ -343,8 +344,10 @@ async fn what_became_of_a_payment_is_asked_of_the_chain_and_else_handed_in_again
         (&[Trace::Unused], no(), EARLY, Collected::Unknown, 1, "a no now, and an earlier hand-in may be on its way"),
         (&[Trace::Unused, moved()], no(), EARLY, settled("0xchain"), 1, "it was on its way"),
         (&[Trace::Unused, Trace::Gone], no(), EARLY, failed("authorization_expired"), 1, "it went elsewhere"),
-        (&[Trace::Unknown], paid(), EARLY, Collected::Unknown, 0, "there is a node, and it is down"),
-        (&[Trace::Unknown], paid(), LATE, Collected::Unknown, 0, "and still down"),
+        (&[Trace::Unknown], paid(), EARLY, settled("0xfacilitator"), 1, "a node that cannot tell: it moves once"),
+        (&[Trace::Unknown], no(), EARLY, Collected::Unknown, 1, "nor does a no"),
+        (&[Trace::Unknown], paid(), LATE, Collected::Unknown, 0, "too late to be handed in"),
+        (&[Trace::Unknown], paid(), NEVER, Collected::Unprovable, 0, "and it never will"),
         (&[], paid(), EARLY, settled("0xfacilitator"), 1, "no node: handed in again"),
         (&[], silent(), LATE, Collected::Unknown, 1, "no node, and silence"),
         (&[], no(), EARLY, Collected::Unknown, 1, "no node: a no says nothing about the first time"),

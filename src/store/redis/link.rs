@@ -58,6 +58,11 @@ impl Link {
         error
     }
 
+    /// The watch itself finds that it is gone: it looks again anyway.
+    pub fn went(&self) {
+        self.losses.fetch_add(1, Ordering::SeqCst);
+    }
+
     /// Nothing is offered any more.
     pub fn fail(&self, error: StoreError) {
         self.standing.store(Arc::new(Err(error)));

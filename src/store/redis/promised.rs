@@ -62,9 +62,7 @@ pub(super) async fn enter(
     let name = name(whose);
     streams.enter(&name, &entry(gate, key), &format!("{revision} {} {}", amount.0, now.0)).await?;
     let all = streams.entries(&name).await?;
-    if all.len() == 1 {
-        streams.expires(&name, KEPT_SECONDS).await?;
-    }
+    streams.expires(&name, KEPT_SECONDS).await?;
     let unreadable = || StoreError(format!("what {} has promised cannot be read", whose.payer));
     let mut by_key: BTreeMap<String, Vec<Promised>> = BTreeMap::new();
     for (name, text) in all {
