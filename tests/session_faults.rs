@@ -192,7 +192,7 @@ async fn a_backend_that_fails_before_the_first_word_costs_nothing_and_the_lease_
     };
     for stream in [false, true] {
         for (reply, why) in failing() {
-            total += 1_000;
+            total += 2_000;
             bed.backend.always(reply);
             let answer = bed.buy(&channel.voucher_credential(&offer, total), &long(10, stream)).await;
             bed.backend.always(None);
@@ -207,7 +207,7 @@ async fn a_backend_that_fails_before_the_first_word_costs_nothing_and_the_lease_
                 assert_eq!(answer.json()["payment"]["moved"], "no", "{why}: {}", answer.text());
             }
             // And then one that succeeds, which is all there is to pay; a pool of one server must have it back by then.
-            total += 1_000;
+            total += 2_000;
             let good = bed.buy(&channel.voucher_credential(&bed.fresh().await, total), &chat()).await;
             assert_eq!(good.status, 200, "{why}: {}", good.text());
             sold += cost(10);
