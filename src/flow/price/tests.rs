@@ -103,6 +103,26 @@ fn what_a_request_is_quoted_at_covers_it_at_the_dearest_it_can_be() {
 }
 
 #[test]
+fn what_a_payer_carries_of_an_estimate_holds_the_template_and_what_the_operator_absorbs_does_not() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let once = RailId::from("once/charge");
+    // Set aside are 25 for a token of the prompt, 80 for one of output at the priority speed, and a fee of 2,000: USD of 1e-6.
+    for (shortfall, room, output, bought) in [
+        ("shortfall = \"clamp\", min_output_tokens = 10", 80, 10, 10),
+        ("shortfall = \"absorb\", loss_cap_per_call = \"1\", loss_cap_per_day = \"1\"", 0, 0, 0),
+    ] {
+        let charge = format!("estimate = {{ overhead = \"1.25\", {shortfall} }}");
+        let quoted =
+            runtime.block_on(quote_idle(&plan_at(&charge, "0", "", ""), "/once", with_pictures("hi", &[]).into()));
+        let quoted = quoted.unwrap_or_else(|_| panic!("{shortfall}"));
+        let prompt = u128::from(quoted.parts.prompt_tokens.unwrap());
+        let terms = quoted.terms(&once, 6).unwrap();
+        assert_eq!(terms.amount, Atoms((prompt + room) * 25 + output * 80 + 2_000), "{shortfall}");
+        assert_eq!(quoted.output_bought(terms.price), bought, "{shortfall}");
+    }
+}
+
+#[test]
 fn what_has_a_price_is_never_offered_for_nothing() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let once = RailId::from("once/charge");

@@ -68,7 +68,10 @@ fn check(name: &'static str, reader: &mut Reader<'_, '_>) -> Result<(), Refusal>
         "reasoning" => reader.members(REASONING, &|rest| format!("{name}{rest}"), |this, key| match key {
             // Another mode is another model at some backends, and several passes for one at others.
             "mode" => one_of(&["standard"], "reasoning.mode", this),
-            _ => Ok(drop(this.scanner.value()?)),
+            _ => {
+                this.scanner.value()?;
+                Ok(())
+            }
         }),
         "service_tier" => one_of(SPEEDS, name, reader),
         "prompt_cache_retention" => one_of(SHORT_CACHES, name, reader),
