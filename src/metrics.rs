@@ -4,6 +4,7 @@
 use crate::money::Usd;
 use prometheus::{CounterVec, GaugeVec, IntCounter, IntGauge};
 use prometheus::{Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
+use std::sync::{Mutex, PoisonError};
 
 /// Every series of the gate, in a registry of its own so that two gates in one process do not collide.
 pub struct Metrics {
@@ -60,7 +61,8 @@ pub struct Metrics {
     /// `pontage_rules_reload_total{outcome}`: `ok`, `failed`.
     pub rules_reload: IntCounterVec,
     /// `pontage_plan_info{generation}`: 1 for the plan in force.
-    pub plan_info: IntGaugeVec,
+    plan_info: IntGaugeVec,
+    plan: Mutex<Option<String>>,
     /// `pontage_rail_up{rail}`: 1 when offers are made on it.
     pub rail_up: IntGaugeVec,
     /// `pontage_store_unsafe`: 1 when the operator accepts that a crash of the store loses payments it confirmed.
@@ -146,6 +148,7 @@ impl Metrics {
             ),
             rules_reload: counter("pontage_rules_reload_total", "Reloads of the rules", &["outcome"]),
             plan_info: gauge("pontage_plan_info", "The plan in force", &["generation"]),
+            plan: Mutex::default(),
             rail_up: gauge("pontage_rail_up", "Whether offers are made on a rail", &["rail"]),
             store_unsafe: put(
                 &registry,
@@ -168,10 +171,14 @@ impl Metrics {
         String::from_utf8(out).unwrap_or_default()
     }
 
-    /// The one plan in force.
+    /// The one plan in force. Whoever looks in that instant may see the one before as well, and never none.
     pub fn set_plan(&self, generation: &str) {
-        self.plan_info.reset();
+        let mut plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
         self.plan_info.with_label_values(&[generation]).set(1);
+        if let Some(old) = plan.replace(generation.to_owned()).filter(|old| old != generation) {
+            // It was there.
+            let _ = self.plan_info.remove_label_values(&[&old]);
+        }
     }
 }
 
@@ -197,6 +204,19 @@ fn put<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, ma
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_looks_while_the_plan_changes_sees_one() {
+        let m = Metrics::new();
+        m.set_plan("a");
+        std::thread::scope(|scope| {
+            let changing = scope.spawn(|| (0..2_000).for_each(|n| m.set_plan(["b", "c"][n % 2])));
+            while !changing.is_finished() {
+                let text = m.text();
+                assert!(text.contains("pontage_plan_info{"), "{text}");
+            }
+        });
+    }
 
     #[test]
     fn every_series_has_its_fixed_name() {

@@ -274,7 +274,8 @@ async fn what_a_gate_that_died_for_good_had_leased_is_ended_by_the_other() {
         atoms(&serde_json::from_str::<Value>(&line).unwrap()["spent"])
     };
     let came = 3 * INPUT + words(&text(&stream)) * OUTPUT;
-    assert!(spent <= came + 80 * OUTPUT, "{spent} for {came} and a window");
+    // At this pace a window is the largest there is; some words were still on their way.
+    assert!(spent <= came + (256 + 80) * OUTPUT, "{spent} for {came} and a window");
 }
 
 #[tokio::test(flavor = "multi_thread")]

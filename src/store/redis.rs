@@ -384,6 +384,10 @@ impl Store for Redis {
             (None, Some(channel)) => {
                 self.doubts.settle(&channel.id).await?;
                 match self.put_channel(channel).await {
+                    Ok(Swap::Done) => {
+                        self.doubts.are_over(&channel.id).await;
+                        Swap::Done
+                    }
                     Ok(swap) => swap,
                     Err(error) => {
                         self.doubts.keep(channel, write.journal).await;

@@ -528,8 +528,7 @@ impl Rail for X402 {
             Trace::Unknown if self.evidence.is_some() && now > claim.collect_until.plus(GIVEN_UP_SECONDS) => {
                 return Collected::Unprovable;
             }
-            // Until then it is handed in again while it can still be taken: it moves once.
-            Trace::Unknown if self.evidence.is_some() && is_late => return Collected::Unknown,
+            Trace::Unknown if self.evidence.is_some() => return Collected::Unknown,
             Trace::Unused | Trace::Unknown => {}
         }
         match self.settle(&kept, claim.payer.as_deref(), amount, claim.terms.amount).await {

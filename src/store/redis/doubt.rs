@@ -108,7 +108,18 @@ impl Doubts {
         Ok(())
     }
 
-    /// The same for all of them, now and then: a channel may never be used again. Ends with its store, which alone may hold the
+    /// A swap to the channel was taken. What was still open was made on the same record and has lost to it, or is this very change, made
+    /// again under its name: its lines go with this swap.
+    pub async fn are_over(&self, id: &ChannelId) {
+        if self.count.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        if let Some(gone) = self.open.lock().await.remove(id) {
+            self.count.fetch_sub(gone.len(), Ordering::SeqCst);
+        }
+    }
+
+    /// Settles all of them, now and then: a channel may never be used again. Ends with its store, which alone may hold the
     /// journal's file open.
     pub async fn look(doubts: Weak<Self>, pause: Duration) {
         loop {

@@ -471,6 +471,24 @@ async fn a_write_that_was_never_made_leaves_no_line_however_its_end_was_learnt()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_is_tried_again_under_its_name_leaves_its_lines_once() {
+    let server = Server::with(&SAFE);
+    let store = server.open("a.redb").await.unwrap();
+    let mut channel = crate::channel::sample::open("0xaa", 10);
+    channel.revision = 1;
+    let channel = Arc::new(channel);
+    store.commit(Write { channel: Some(channel.clone()), ..Write::default() }).await.unwrap();
+    server.kill();
+    assert!(store.commit(signed(&channel, "ours", 100)).await.is_err());
+    server.start(&SAFE);
+    until(|| async { store.standing().is_ok() }).await;
+    assert_eq!(store.commit(signed(&channel, "ours", 100)).await, Ok(Swap::Done));
+    let now = store.channel(&channel.id).await.unwrap().unwrap();
+    assert_eq!(store.commit(signed(&now, "next", 200)).await, Ok(Swap::Done));
+    assert_eq!((lines_of(&store, 100), lines_of(&store, 200)), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_that_was_started_again_is_looked_at_before_it_is_asked_anything() {
     let server = Server::with(&SAFE);
     let store = server.open("journal.redb").await.unwrap();
