@@ -210,11 +210,16 @@ impl Channel {
         self.our_tx.as_ref().is_some_and(|intent| matches!(intent.act, Act::Close { .. }))
     }
 
+    /// Whether a change of this name is among the newest.
+    pub fn remembers(&self, name: &str) -> bool {
+        self.recent.iter().any(|done| **done == *name)
+    }
+
     /// The next record and what the change did. `name` names this change: a second try under the same name changes nothing, so
     /// that one whose outcome was lost can be tried again. On `Err`, or when nothing is new, the record stays as it is;
     /// otherwise its revision grows by one.
     pub fn apply(&self, name: &str, op: Op, now: UnixSeconds) -> Result<(Channel, Effect), Denied> {
-        if self.recent.iter().any(|done| **done == *name) {
+        if self.remembers(name) {
             return Ok((self.clone(), Effect::Nothing));
         }
         let mut next = self.clone();

@@ -67,18 +67,14 @@ pub async fn read(
     if declared_length(&head.headers).is_some_and(|length| length > limit) {
         return Err(Refusal::BodyTooLarge { limit }.into());
     }
-    let seconds = deadline.as_secs();
-    match tokio::time::timeout(deadline, gather(session, limit, &mut permit)).await {
-        Ok(Ok(bytes)) => match boundary {
-            // The gate goes by the body, other readers by the header.
-            Some(boundary) if !bytes.is_empty() && !multipart::begins_with(&bytes, &boundary) => {
-                let why = "it does not begin with the boundary that its header says".to_owned();
-                Err(Refusal::BadForm { at: 0, why }.into())
-            }
-            _ => Ok(Bytes::from_owner(Received { bytes, _permit: permit })),
-        },
-        Ok(Err(unread)) => Err(unread),
-        Err(_) => Err(Refusal::BodyTooSlow { seconds }.into()),
+    let bytes = in_time(session, limit, deadline, &mut permit).await?;
+    match boundary {
+        // The gate goes by the body, other readers by the header.
+        Some(boundary) if !bytes.is_empty() && !multipart::begins_with(&bytes, &boundary) => {
+            let why = "it does not begin with the boundary that its header says".to_owned();
+            Err(Refusal::BadForm { at: 0, why }.into())
+        }
+        _ => Ok(Bytes::from_owner(Received { bytes, _permit: permit })),
     }
 }
 
@@ -88,11 +84,18 @@ pub async fn skip(session: &mut Session, limit: usize, deadline: Duration, budge
     if is_absent(session) {
         return Ok(());
     }
+    in_time(session, limit, deadline, &mut budget.permit()).await.map(drop)
+}
+
+async fn in_time(
+    session: &mut Session,
+    limit: usize,
+    deadline: Duration,
+    permit: &mut Permit,
+) -> Result<BytesMut, Unread> {
     let seconds = deadline.as_secs();
-    match tokio::time::timeout(deadline, gather(session, limit, &mut budget.permit())).await {
-        Ok(read) => read.map(drop),
-        Err(_) => Err(Refusal::BodyTooSlow { seconds }.into()),
-    }
+    let read = tokio::time::timeout(deadline, gather(session, limit, permit)).await;
+    read.unwrap_or_else(|_| Err(Refusal::BodyTooSlow { seconds }.into()))
 }
 
 async fn gather(session: &mut Session, limit: usize, permit: &mut Permit) -> Result<BytesMut, Unread> {

@@ -76,26 +76,20 @@ pub async fn buy(
         return Err(Refusal::UpstreamUnavailable { retry_after_seconds: 5 }.into());
     }
     let (cover, need) = start(quoted, till.rail.id(), till.rail.decimals(), counts_itself(toll, quoted))?;
-    let (live, voucher) = match &presented.action {
-        Action::Voucher(voucher) => {
-            let channel = known(toll, &till, &presented.channel).await?;
-            let live = toll.channels.live_of(&channel);
-            admit(&live, &channel, now)?;
-            transact::fresh(toll, &till, &live, &channel.id, now).await?;
-            (live, voucher.clone())
-        }
-        Action::Open { .. } => {
-            let voucher = open(toll, &till, &presented, now).await?;
-            // An opening is good for as many vouchers as any credential while it lives.
-            let channel = known(toll, &till, &presented.channel).await?;
-            let live = toll.channels.live_of(&channel);
-            admit(&live, &channel, now)?;
-            (live, voucher)
-        }
+    let voucher = match &presented.action {
+        Action::Voucher(voucher) => voucher.clone(),
+        // It is good for as many vouchers as any credential while it lives.
+        Action::Open { .. } => open(toll, &till, &presented, now).await?,
         Action::TopUp { .. } | Action::Close(_) => {
             return Err(Refusal::Internal { place: "session: management as content" }.into());
         }
     };
+    let channel = known(toll, &till, &presented.channel).await?;
+    let live = toll.channels.live_of(&channel);
+    admit(&live, &channel, now)?;
+    if let Action::Voucher(_) = &presented.action {
+        transact::fresh(toll, &till, &live, &channel.id, now).await?;
+    }
     let lease = ids::fresh("lease");
     let held = Held {
         gate: toll.store.gate().to_owned(),

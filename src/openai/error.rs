@@ -77,11 +77,11 @@ pub fn is_about_the_request(body: &[u8]) -> bool {
 }
 
 /// What we say when the backend's words cannot pass.
-fn ours(status: u16) -> &'static str {
+pub fn ours(status: u16) -> &'static str {
     match status {
+        403 => "the backend does not take this request: its moderation refuses it, or it is too large for it",
         404 => "the backend does not have what was asked for",
         408 => "the backend gave up waiting for the request",
-        403 => "the backend does not take this request: its moderation refuses it, or it is too large for it",
         413 => "the request is too large for the backend",
         422 => "the backend cannot process the request",
         429 => "the backend is over its rate limit; try again later",

@@ -188,7 +188,7 @@ impl Redis {
                 // It was made, and another gate went on from it before this one heard so.
                 let name = channel.recent.last().filter(|_| in_doubt);
                 if let (Some(name), Some(top)) = (name, &top)
-                    && doubt::names(top, name)
+                    && top.remembers(name)
                 {
                     return Ok(Swap::Done);
                 }

@@ -116,11 +116,13 @@ pub(super) async fn open(
                     return Err(Cut::Refused(refusal));
                 }
             };
-            let Some(line) = answer else {
+            let Some(mut line) = answer else {
                 tell(filter, Some(&who), "connect");
                 continue;
             };
-            match Box::pin(accept(client, clock, line, picked, pool.reuse_for(), sent_at.elapsed())).await? {
+            let waited = sent_at.elapsed();
+            let for_itself = is_about_the_request(client, &mut line, clock).await?;
+            match accept(line, picked, pool.reuse_for(), waited, for_itself) {
                 Ok(mut opened) if is_refusal_to_serve(opened.status) => {
                     tell(filter, Some(&who), "status");
                     // It has said what it had to say. Two requests that each kept a place while waiting for the other's would wait long.
@@ -306,31 +308,16 @@ fn never_worked_on(e: &Error, line: &Line) -> bool {
     }
 }
 
-/// Judges the head of a reply by what holds for every filter.
-async fn accept(
-    client: &mut Session,
-    clock: &Clock,
-    mut line: Line,
-    picked: Picked,
-    reuse_for: Duration,
-    waited: Duration,
-) -> Result<Result<Box<Opened>, Refusal>, Cut> {
-    picked.connected();
-    let Some(head) = line.session.response_header() else { return Ok(Err(failed("it sent no head"))) };
-    let status = head.status.as_u16();
-    picked.answered(status, waited, retry_after(&head.headers));
-    if matches!(status, 402 | 403) {
-        let said = watched(client, clock, clock.timeouts.idle_seconds, words(&mut line.session)).await;
-        let said = match said {
-            Err(Cut::ClientGone) => return Err(Cut::ClientGone),
-            said => said.unwrap_or_default(),
-        };
-        if error::is_about_the_request(&said) {
-            tracing::warn!(server = %picked.host(), status, "a backend refused one request, by its moderation or for want of credit");
-            return Ok(Err(not_this_one()));
-        }
+/// Whether a 402 or 403 speaks of this one request, and not of our key or account; false of every other status.
+async fn is_about_the_request(client: &mut Session, line: &mut Line, clock: &Clock) -> Result<bool, Cut> {
+    if !line.session.response_header().is_some_and(|head| matches!(head.status.as_u16(), 402 | 403)) {
+        return Ok(false);
     }
-    Ok(judge(line, picked, reuse_for))
+    // Boxed: hardly any request comes here.
+    match Box::pin(watched(client, clock, clock.timeouts.idle_seconds, words(&mut line.session))).await {
+        Err(Cut::ClientGone) => Err(Cut::ClientGone),
+        said => Ok(error::is_about_the_request(&said.unwrap_or_default())),
+    }
 }
 
 /// What a backend says in a short answer; nothing of a longer one.
@@ -347,17 +334,29 @@ async fn words(session: &mut HttpSession) -> Vec<u8> {
 
 /// It is no refusal of the key, so it is the client's to know; 403 whatever the backend called it, for 402 is about the client's money.
 fn not_this_one() -> Refusal {
-    let told = error::read_upstream(403, b"", &"".into());
-    let (kind, code, param) = (None, None, None);
-    Refusal::UpstreamRefused { status: 403, kind, code, param, message: told.message, retry_after_seconds: None }
+    let (kind, code, param, message) = (None, None, None, error::ours(403).to_owned());
+    Refusal::UpstreamRefused { status: 403, kind, code, param, message, retry_after_seconds: None }
 }
 
-fn judge(line: Line, picked: Picked, reuse_for: Duration) -> Result<Box<Opened>, Refusal> {
+/// Judges the head of a reply by what holds for every filter. `for_itself`: a 402 or 403 speaks of this request.
+fn accept(
+    line: Line,
+    picked: Picked,
+    reuse_for: Duration,
+    waited: Duration,
+    for_itself: bool,
+) -> Result<Box<Opened>, Refusal> {
+    picked.connected();
     let Some(head) = line.session.response_header() else { return Err(failed("it sent no head")) };
     let status = head.status.as_u16();
+    picked.answered(status, waited, retry_after(&head.headers));
     match status {
         101 => return Err(failed("it switched protocols")),
         100..=199 => return Err(failed("it sent no final head")),
+        402 | 403 if for_itself => {
+            tracing::warn!(server = %picked.host(), status, "a backend refused one request, by its moderation or for want of credit");
+            return Err(not_this_one());
+        }
         401..=403 => {
             picked.eject_for_auth();
             return Err(failed(super::REFUSED_OUR_KEY));

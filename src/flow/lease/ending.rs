@@ -163,8 +163,9 @@ fn withdraw(toll: Arc<Toll>, channel: ChannelId, nothing: Step, sale: Option<Str
         if let Op::Spend { lease, .. } = &nothing.op {
             toll.channels.let_go(lease);
         }
-        let is_made = |record: &Channel| record.recent.iter().any(|name| Some(&**name) == sale.as_deref());
-        if seen.is_some_and(|(record, _)| is_made(&record)) {
+        if let (Some((record, _)), Some(sale)) = (seen, sale)
+            && record.remembers(&sale)
+        {
             tracing::error!(%channel, receipt = %receipt.id, charged = %receipt.charged, "an answer was charged and not delivered");
             let line = Entry::Receipt(Box::new(Receipt { complete: false, ..receipt }));
             until_told(|| toll.channels.note(vec![line.clone()])).await;

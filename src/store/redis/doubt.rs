@@ -46,17 +46,12 @@ impl Doubt {
         match record {
             None if self.since.elapsed() < ABSENT => Outcome::Open,
             None => Outcome::NotMade,
-            Some(record) if names(record, &self.name) => Outcome::Made,
+            Some(record) if record.remembers(&self.name) => Outcome::Made,
             Some(record) if record.revision < self.revision => Outcome::Open,
             Some(record) if record.revision < self.revision.saturating_add(REMEMBERED) => Outcome::NotMade,
             Some(_) => Outcome::Forgotten,
         }
     }
-}
-
-/// Whether a change of this name is among the newest of a record.
-pub(super) fn names(record: &Channel, name: &str) -> bool {
-    record.recent.iter().any(|done| **done == *name)
 }
 
 /// All of this gate's.
