@@ -5,12 +5,11 @@ use crate::chain::Address;
 use crate::chain::fees::Fees;
 use crate::chain::relay::HttpRelay;
 use crate::chain::tempo::Tempo;
-use crate::claim::Standing as ClaimStanding;
 use crate::clock::UnixSeconds;
 use crate::conf::{Conf, RailConf, RailKind, Rails, Secrets, SponsorConf, StoreConf, TempoConf};
 use crate::edge::admin::Admin;
 use crate::edge::body::Budget;
-use crate::edge::door::{Door, DoorLimits, Guests, tls};
+use crate::edge::door::{Door, DoorLimits, Guests, Refused, tls};
 use crate::edge::flood::{Flood, UnpaidLimits};
 use crate::edge::forward::Lines;
 use crate::edge::gate::{Gate, KEEP_ALIVE_SECONDS};
@@ -30,6 +29,7 @@ use crate::rail::mpp::sponsor::{self, Hand, Sponsor};
 use crate::rail::ring::KeyRing;
 use crate::rail::x402::facilitator::Facilitator;
 use crate::rules::watch::{Rules, Standing};
+use crate::secret::Secret;
 use crate::store::embedded::Embedded;
 use crate::store::redis::Redis;
 use crate::store::{self, Store};
@@ -37,27 +37,36 @@ use crate::upstream::Pools;
 use crate::upstream::shown::Shown;
 use arc_swap::ArcSwap;
 use pingora::apps::http_app::HttpServer;
-use std::path::Path;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+mod mistakes;
+mod payee;
+mod reread;
 mod x402;
 
-/// Name under which the store remembers the host of `public_url`.
-const REALM: &str = "listen.public_url";
+pub use mistakes::{mistakes, plain_mistakes};
+use reread::{Kept, Reread};
+
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 1024;
 
 /// Everything `serve` was given.
 pub struct Start {
-    /// `pontage.toml`.
+    /// Where `pontage.toml` is.
+    pub path: PathBuf,
+    /// What it says.
     pub conf: Conf,
     /// The secrets it names.
     pub secrets: Secrets,
     /// Rules directory.
-    pub rules: std::path::PathBuf,
+    pub rules: PathBuf,
     /// Payee, asset or chain may differ from the last run.
     pub accept_payee_change: bool,
 }
@@ -71,33 +80,9 @@ pub fn catalogue(rails: Rails) -> Catalogue {
     }
 }
 
-/// What `serve` would stumble over after the gate's own secrets: a sample's payee, the rails' and pools' secrets, and the rules. Opens nothing;
-/// said together with the rest, so that nobody mends a first start one variable at a time.
-pub fn mistakes(conf: &Conf, rules: &Path) -> Vec<String> {
-    let unread = |section: &RailConf| {
-        let why = "is the sample's placeholder: what is paid to it is gone, put your own address there";
-        let mut found: Vec<_> = section.kind.pays_nobody().map(|key| (key, why.to_owned())).into_iter().collect();
-        match &section.kind {
-            RailKind::MppTempo(tempo) => {
-                found.extend(tempo.rpc.read().err().map(|e| ("rpc", e)));
-                found.extend(tempo.session.and_then(|_| tempo.read_settle_key().err()).map(|e| ("settle_key", e)));
-                found.extend(tempo.sponsor.as_ref().and_then(|s| s.read().err()).map(|e| ("sponsor", e)));
-            }
-            RailKind::X402(x402) => found.extend(x402::unread(x402)),
-        }
-        found.into_iter().map(|(key, e)| format!("rail.{}.{key}: {e}", section.name)).collect::<Vec<_>>()
-    };
-    let mut found: Vec<_> = conf.rails.iter().flat_map(unread).collect();
-    match crate::rules::load(rules, &catalogue(conf.offered())) {
-        Ok(plan) => found.extend(Pools::build(&plan.pools, None).err().unwrap_or_default()),
-        Err(mistakes) => found.extend(mistakes.iter().map(ToString::to_string)),
-    }
-    found
-}
-
 /// Runs a gate until SIGTERM or SIGINT. The error is every reason it could not start.
 pub async fn run(start: Start) -> Result<(), Vec<String>> {
-    let Start { conf, secrets, rules: rules_dir, accept_payee_change } = start;
+    let Start { path, conf, secrets, rules: rules_dir, accept_payee_change } = start;
     let one = |e: String| vec![e];
     let defect = |e: prometheus::Error| one(format!("metrics: {e}"));
     // First of all: a signal that nobody listens for would end a gate that is only starting.
@@ -111,13 +96,20 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     );
     let metrics = Arc::new(Metrics::new());
     let Configured { rails, tills, charges, facilitators } = rails(&conf, &ring, &store, &metrics)?;
-    let facts = rails.iter().map(|r| r.facts()).chain(tills.iter().map(|t| t.rail.facts())).collect();
-    same_payee(store.as_ref(), facts, &conf.listen.realm, accept_payee_change).await?;
-
     let pools: Arc<ArcSwap<Pools>> = Arc::new(ArcSwap::from_pointee(Pools::default()));
     let rules = watched_rules(&rules_dir, &conf, &pools, &metrics)?;
-    pools.load_full().first_look().await;
     metrics.show(Shown::of(Arc::clone(&pools)).map_err(defect)?).map_err(defect)?;
+    let certificate = match &conf.listen.tls {
+        Some(files) => Some(Arc::new(ArcSwap::new(tls(&files.cert, &files.key).map_err(one)?))),
+        None => None,
+    };
+    let public = bind("listen.address", conf.listen.address)?;
+    let private = bind("listen.admin", conf.listen.admin)?;
+    // A changed payee is remembered as meant only by a gate that has everything else it needs to run.
+    let facts = rails.iter().map(|r| r.facts()).chain(tills.iter().map(|t| t.rail.facts())).collect();
+    payee::same_payee(store.as_ref(), facts, &conf.listen.realm, accept_payee_change).await?;
+
+    pools.load_full().first_look().await;
     let toll = Arc::new(Toll {
         rules: Arc::clone(&rules),
         rails,
@@ -170,10 +162,8 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
             head: Duration::from_secs(conf.listen.limits.header_seconds),
             keep_alive: Duration::from_secs(KEEP_ALIVE_SECONDS),
         },
-        tls: match &conf.listen.tls {
-            Some(files) => Some(tls(&files.cert, &files.key).map_err(one)?),
-            None => None,
-        },
+        refused: Refused::new(toll.metrics.connections_refused.clone()),
+        tls: certificate.clone(),
     });
     let admin = Admin { toll: Arc::clone(&toll), stopping: Arc::clone(&stopping), receipt_key: signet.public_key() };
     let admin_door = Arc::new(Door {
@@ -185,66 +175,25 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
             head: Duration::from_secs(10),
             keep_alive: Duration::from_secs(60),
         },
+        refused: Refused::new(toll.metrics.connections_refused.clone()),
         tls: None,
     });
-    let listener = bind("listen.address", conf.listen.address).await?;
-    let admin_listener = bind("listen.admin", conf.listen.admin).await?;
+    let listener = public.listen()?;
+    let admin_listener = private.listen()?;
     let serving = tokio::spawn(door.run(listener, stopped.clone()));
     // The admin address stays open while those inside are served to their end.
     let (_open, always_open) = watch::channel(false);
     tokio::spawn(admin_door.run(admin_listener, always_open));
     tracing::info!(address = %conf.listen.address, admin = %conf.listen.admin, generation = %rules.plan().generation, "listening");
 
-    until_told_to_stop(signals, &rules, &conf, &ring).await;
+    let reread = Reread { kept: Kept::of(&conf), path, conf, rules, ring, certificate };
+    until_told_to_stop(signals, &reread).await;
     stopping.store(true, Ordering::Relaxed);
     let _ = stop.send(true);
     let _ = serving.await;
-    drain(&toll, Duration::from_secs(conf.listen.grace_seconds)).await;
+    drain(&toll, Duration::from_secs(reread.conf.listen.grace_seconds)).await;
     tracing::info!("stopped");
     Ok(())
-}
-
-/// Payments must not silently go elsewhere than in the last run, and one whose outcome is open can be judged only by the payee,
-/// asset, chain and realm it was made for.
-async fn same_payee(
-    store: &dyn Store,
-    mut facts: Vec<(String, String)>,
-    realm: &str,
-    accept: bool,
-) -> Result<(), Vec<String>> {
-    let broken = |e: crate::store::StoreError| vec![format!("store: {e}")];
-    facts.push((REALM.to_owned(), realm.to_owned()));
-    let mut changed = store.facts(&facts, false).await.map_err(broken)?;
-    if changed.is_empty() {
-        return Ok(());
-    }
-    let claims = store.open_claims(UnixSeconds::now()).await.map_err(broken)?;
-    let open = claims.iter().filter(|c| matches!(c.standing, ClaimStanding::Claimed { .. })).count();
-    if open > 0 {
-        changed.push(format!(
-            "the outcome of {open} payments made before the change is not known yet: start once more with the old settings until \
-             the log says their outcome"
-        ));
-        return Err(changed);
-    }
-    let channels = store.channels().await.map_err(broken)?;
-    let stranded = |said: &String| channels.iter().any(|c| said.starts_with(&format!("{} was ", c.rail)));
-    if changed.iter().any(stranded) {
-        changed.push(format!(
-            "{} channels are open under the old settings and can be settled only with them: start once more with those, and close \
-             them (pontage channels close)",
-            channels.len()
-        ));
-        return Err(changed);
-    }
-    if !accept && changed.iter().any(|said| !said.contains(REALM)) {
-        changed.push(
-            "payments would go elsewhere than in the last run; start with --accept-payee-change if that is meant"
-                .to_owned(),
-        );
-        return Err(changed);
-    }
-    store.facts(&facts, true).await.map_err(broken).map(drop)
 }
 
 /// The configured store. A new kind adds one line.
@@ -257,8 +206,33 @@ async fn store(conf: &StoreConf) -> Result<Arc<dyn Store>, String> {
     Ok(Arc::new(store))
 }
 
-async fn bind(key: &str, address: std::net::SocketAddr) -> Result<TcpListener, Vec<String>> {
-    TcpListener::bind(address).await.map_err(|e| vec![format!("{key}: cannot listen on {address}: {e}")])
+/// An address that is ours and that nobody can connect to yet.
+struct Bound {
+    key: &'static str,
+    address: SocketAddr,
+    socket: TcpSocket,
+}
+
+fn bind(key: &'static str, address: SocketAddr) -> Result<Bound, Vec<String>> {
+    let bound = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // What closed connections of the last run leave behind must not keep the next one out.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        Ok(socket)
+    };
+    bound().map(|socket| Bound { key, address, socket }).map_err(|e| cannot_listen(key, address, &e))
+}
+
+impl Bound {
+    fn listen(self) -> Result<TcpListener, Vec<String>> {
+        let Self { key, address, socket } = self;
+        socket.listen(BACKLOG).map_err(|e| cannot_listen(key, address, &e))
+    }
+}
+
+fn cannot_listen(key: &str, address: SocketAddr, why: &std::io::Error) -> Vec<String> {
+    vec![format!("{key}: cannot listen on {address}: {why}")]
 }
 
 /// A configured limit as a count of things in memory.
@@ -335,7 +309,7 @@ fn tempo(
     let till = match &tempo.session {
         None => None,
         Some(terms) => {
-            let settle = SettleKey::new(&tempo.read_settle_key()?).ok_or("settle_key: not a key")?;
+            let settle = settle_key(tempo).map_err(|e| format!("settle_key: {e}"))?;
             let settings = session::Settings {
                 id: format!("{}/session", section.name).into(),
                 realm: realm.to_owned(),
@@ -351,7 +325,31 @@ fn tempo(
     Ok((charge, till))
 }
 
-/// Who carries the fees of a rail's payers. Never the key that settles, whatever name it is kept under.
+fn settle_key(tempo: &TempoConf) -> Result<SettleKey, String> {
+    SettleKey::new(&tempo.read_settle_key()?).ok_or_else(|| "it is no key of an account".to_owned())
+}
+
+fn relay(url: &Secret) -> Result<HttpRelay, String> {
+    HttpRelay::new(url).map_err(|e| format!("relay: {e}"))
+}
+
+/// Key or address of whoever carries the fees of a rail's payers. Never the key that settles, whatever name it is kept under.
+fn sponsors_secret(tempo: &TempoConf) -> Result<Option<(&SponsorConf, Secret)>, String> {
+    let Some(conf) = &tempo.sponsor else { return Ok(None) };
+    let secret = conf.read()?;
+    match conf {
+        SponsorConf::Relay { .. } => relay(&secret).map(drop)?,
+        SponsorConf::Key { .. } if tempo.read_settle_key().is_ok_and(|settle| settle == secret) => {
+            return Err(
+                "its key is the settle key: what was earned and what may be spent on fees are kept by two keys".into(),
+            );
+        }
+        SponsorConf::Key { .. } => {}
+    }
+    Ok(Some((conf, secret)))
+}
+
+/// Who carries the fees of a rail's payers.
 fn sponsor(
     section: &str,
     tempo: &TempoConf,
@@ -359,15 +357,9 @@ fn sponsor(
     store: &Arc<dyn Store>,
     metrics: &Arc<Metrics>,
 ) -> Result<Option<Arc<Sponsor>>, String> {
-    let Some(conf) = &tempo.sponsor else { return Ok(None) };
-    let secret = conf.read()?;
+    let Some((conf, secret)) = sponsors_secret(tempo)? else { return Ok(None) };
     let hand = match conf {
-        SponsorConf::Relay { .. } => Hand::Relay(Arc::new(HttpRelay::new(&secret).map_err(|e| format!("relay: {e}"))?)),
-        SponsorConf::Key { .. } if tempo.read_settle_key().is_ok_and(|settle| settle == secret) => {
-            return Err(
-                "its key is the settle key: what was earned and what may be spent on fees are kept by two keys".into(),
-            );
-        }
+        SponsorConf::Relay { .. } => Hand::Relay(Arc::new(relay(&secret)?)),
         SponsorConf::Key { usd_per_day, .. } => {
             Hand::Own { key: secret, usd_per_day: *usd_per_day, store: Arc::clone(store) }
         }
@@ -406,9 +398,7 @@ fn watched_rules(
         counted.set_plan(standing.generation.as_str());
         let outcome = if standing.last_error.is_none() { "ok" } else { "failed" };
         counted.rules_reload.with_label_values(&[outcome]).inc();
-        for mistake in standing.last_error.iter().flatten() {
-            tracing::error!(%mistake, "the rules stay as they were");
-        }
+        counted.rules_rejected.set(i64::from(standing.last_error.is_some()));
     };
     let rules = Rules::start(dir, catalogue(conf.offered()), prepare, told)?;
     metrics.set_plan(rules.plan().generation.as_str());
@@ -458,27 +448,14 @@ impl Signals {
     }
 }
 
-/// SIGHUP reads the rules and `file:` secrets again; SIGTERM and SIGINT end the wait.
-async fn until_told_to_stop(signals: Signals, rules: &Rules, conf: &Conf, ring: &KeyRing) {
+/// SIGHUP reads again what can be; SIGTERM and SIGINT end the wait.
+async fn until_told_to_stop(signals: Signals, reread: &Reread) {
     let Signals { mut term, mut int, mut hup } = signals;
     loop {
         tokio::select! {
             _ = term.recv() => return,
             _ = int.recv() => return,
-            _ = hup.recv() => {
-                rules.reload();
-                match conf.read_secrets() {
-                    Ok(secrets) => match ring.swap(&secrets.challenge_keys) {
-                        Ok(()) => tracing::info!("challenge keys read again"),
-                        Err(e) => tracing::error!(error = %e, "challenge keys stay as they were"),
-                    },
-                    Err(mistakes) => {
-                        for mistake in mistakes {
-                            tracing::error!(%mistake, "secrets stay as they were");
-                        }
-                    }
-                }
-            }
+            _ = hup.recv() => reread.all(),
         }
     }
 }

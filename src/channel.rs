@@ -4,7 +4,7 @@
 //! Opening ──► Open ──► Closing ───────► Closed
 //!    │         │ ▲        ▲                ▲
 //!    ▼         ▼ │        │                │
-//!  Failed   ForcedClosing ┴────────────────┘     (any of them) ──► Quarantined: a person has to look
+//!  Failed   ForcedClosing ┴────────────────┘     (any of them) ──► Quarantined: a person has to look, and releases it
 //! ```
 //!
 //! The payer locks a deposit on chain and signs vouchers: each says how much of it, in total, is the payee's. Accepting a
@@ -205,6 +205,12 @@ impl Channel {
         }
     }
 
+    /// Whether what is used from now on can still be paid out: not once a closing transaction of ours says how much is, nor of a channel
+    /// that is over or waits for a person.
+    pub fn still_pays(&self) -> bool {
+        !self.closes() && !matches!(self.phase, Phase::Closed { .. } | Phase::Failed | Phase::Quarantined { .. })
+    }
+
     /// Whether a closing transaction of ours is on its way.
     fn closes(&self) -> bool {
         self.our_tx.as_ref().is_some_and(|intent| matches!(intent.act, Act::Close { .. }))
@@ -330,23 +336,18 @@ impl Channel {
                 Phase::Closing | Phase::ForcedClosing { .. } => return Ok(Effect::Nothing),
                 _ => return Err(self.serves().err().unwrap_or(Denied::OutOfOrder)),
             },
-            Op::Reassert { gate, spent, voucher } => {
-                let known = self.spent.get(&gate).copied().unwrap_or_default();
-                let missing = spent.0.saturating_sub(known.0);
-                let higher = voucher.filter(|v| v.amount > self.accepted() && v.amount <= self.view.deposit);
-                if missing == 0 && higher.is_none() {
+            Op::Release => {
+                if !matches!(self.phase, Phase::Quarantined { .. }) {
                     return Ok(Effect::Nothing);
                 }
-                self.vouchers.extend(higher);
-                // What the chain had paid out of it was counted already, by nobody's name.
-                self.base = Atoms(self.base.0.saturating_sub(missing));
-                self.add_spent(gate, Atoms(missing));
-            }
-            Op::Quarantine { why } => {
-                if let Phase::Quarantined { .. } = self.phase {
-                    return Ok(Effect::Nothing);
+                if self.contradiction().is_some() {
+                    return Err(Denied::Quarantined);
                 }
-                self.phase = Phase::Quarantined { why };
+                self.phase = match self.view.close_requested_at {
+                    Some(at) => Phase::ForcedClosing { deadline: at.plus(GRACE_SECONDS) },
+                    None => Phase::Open,
+                };
+                self.touched_at = now;
             }
         }
         Ok(Effect::Done)
@@ -481,7 +482,7 @@ impl Channel {
             // The slot is deleted. Whoever closed it, no voucher is worth anything any more.
             self.view = View { block: view.block, close_requested_at: None, ..self.view };
             // What became of a close of ours says who closed it, and for how much: until that is known it stays as it is.
-            if !matches!(self.phase, Phase::Quarantined { .. }) && !self.closes() {
+            if !self.closes() {
                 self.our_tx = None;
                 self.phase = Phase::Closed { tx: None };
             }
@@ -493,8 +494,7 @@ impl Channel {
         if settled > spent {
             self.base = Atoms(self.base.0.saturating_add(settled.0 - spent.0));
         }
-        if self.highest().is_some_and(|v| v.amount > view.deposit) && !matches!(self.phase, Phase::Quarantined { .. }) {
-            let why = format!("a voucher of {} stands against a deposit of {}", self.accepted(), view.deposit);
+        if let Some(why) = self.contradiction() {
             self.phase = Phase::Quarantined { why };
             return;
         }
@@ -508,6 +508,12 @@ impl Channel {
             }
             _ => {}
         }
+    }
+
+    /// What the record says against the chain's word.
+    fn contradiction(&self) -> Option<String> {
+        let signed = self.highest().filter(|v| v.amount > self.view.deposit)?.amount;
+        Some(format!("a voucher of {signed} stands against a deposit of {}", self.view.deposit))
     }
 
     /// Drops vouchers that are of no use any more: below the settleable one, and more than a handful above it.

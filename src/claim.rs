@@ -13,7 +13,8 @@
 //!     └─► Untaken ◄─┘                              nothing was taken, nothing delivered: the proof is as good as new
 //! ```
 //!
-//! `Claimed` is durable before anybody else hears of the proof, and `Promised` is what everybody sees of it; a crash may forget a
+//! `Claimed` is durable before anybody else hears of the proof, and `Promised` is what everybody sees of it before a backend does (a facilitator may
+//! be asked whether it is good while gates that share a store are told); a crash may forget a
 //! promise, because of what a dead process promised nothing is taken: it becomes `Untaken`, as good as never shown. `Serving` before the first upstream byte, `Taking`
 //! with its amount before that amount is asked for, `Delivered` before the first byte to the client (where it was paid before).
 //! What can never be proven either way ends in `Unproven`. The store replaces a record only if its revision matches;
@@ -26,6 +27,10 @@ use serde::{Deserialize, Serialize};
 
 /// How long a paid and undelivered proof may be redeemed, counted from payment.
 pub const REDEEM_SECONDS: u64 = 15 * 60;
+
+/// How often the client of a payment that is held may leave while a backend works for it. The last of them spends it: each
+/// may have cost what was paid.
+pub const MOST_DEPARTURES: u8 = 3;
 
 /// Identity of a payment proof, made from decoded, typed values (never from header text), so that two spellings of one
 /// proof are one key. `<rail kind>:<chain id>:<what>`, lower-case, ASCII.
@@ -155,9 +160,20 @@ pub struct Claim {
     /// What was taken, where it is not the terms' amount.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub taken: Option<Atoms>,
+    /// Output tokens of the answer that this was taken for, per choice, where what was used is what is taken: more of it is not owed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<u64>,
     /// The transaction that paid it, where that is not its reference.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transaction: Option<String>,
+    /// How often its client left while a backend worked for it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub departures: u8,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_zero(count: &u8) -> bool {
+    *count == 0
 }
 
 /// One change.
@@ -197,6 +213,8 @@ pub enum Op {
         by: String,
         /// At most the terms' amount.
         amount: Atoms,
+        /// Output tokens per choice that it is for, where what was used decides the amount.
+        output: Option<u64>,
         /// The receipt's id, when the answer has left already.
         receipt: Option<String>,
     },
@@ -220,6 +238,11 @@ pub enum Op {
     },
     /// 0 bytes were delivered. From `Serving` of the same request.
     GiveBack {
+        /// The request.
+        by: String,
+    },
+    /// The same, because the client left while a backend worked for it: at most [`MOST_DEPARTURES`] − 1 times.
+    Depart {
         /// The request.
         by: String,
     },
@@ -286,6 +309,11 @@ impl Claim {
         self.standing == Standing::Untaken || (self.standing == Standing::Dead && self.challenge_id != challenge_id)
     }
 
+    /// Whether it is still good for another request when the client of this one leaves.
+    pub fn may_depart(&self) -> bool {
+        self.departures.saturating_add(1) < MOST_DEPARTURES
+    }
+
     /// What was paid, once it is.
     pub fn paid_amount(&self) -> Atoms {
         self.taken.unwrap_or(self.terms.amount)
@@ -319,10 +347,11 @@ impl Claim {
                 next.resend = None;
                 next.standing = Standing::Untaken;
             }
-            (Standing::Promised { by: had }, Op::Take { by, amount, receipt })
+            (Standing::Promised { by: had }, Op::Take { by, amount, output, receipt })
                 if *had == by && amount <= self.terms.amount =>
             {
                 next.taken = (amount != self.terms.amount).then_some(amount);
+                next.output = output;
                 next.standing = Standing::Taking { by, amount, receipt };
             }
             (Standing::Taking { by: had, receipt: None, .. }, Op::Settle { by, transaction, receipt })
@@ -344,7 +373,7 @@ impl Claim {
             }
             (Standing::Taking { receipt, .. }, Op::Die | Op::Doubt) => {
                 next.resend = None;
-                next.taken = None;
+                (next.taken, next.output) = (None, None);
                 next.standing = match receipt {
                     Some(receipt) => Standing::Lost { receipt: receipt.clone() },
                     None => Standing::Untaken,
@@ -363,6 +392,10 @@ impl Claim {
                 next.standing = Standing::Serving { by };
             }
             (Standing::Serving { by: had }, Op::GiveBack { by }) if *had == by => next.standing = Standing::Owed,
+            (Standing::Serving { by: had }, Op::Depart { by }) if *had == by && self.may_depart() => {
+                next.departures = self.departures.saturating_add(1);
+                next.standing = Standing::Owed;
+            }
             (Standing::Serving { by: had }, Op::Deliver { by, receipt }) if *had == by => {
                 next.standing = Standing::Delivered { receipt };
             }
@@ -431,7 +464,9 @@ pub mod sample {
             collect_until: UnixSeconds(1_300),
             paid_at: None,
             taken: None,
+            output: None,
             transaction: None,
+            departures: 0,
         }
     }
 }

@@ -9,7 +9,7 @@ pub struct UnixSeconds(pub u64);
 
 impl UnixSeconds {
     /// The wall clock. A clock set before 1970 reads as 0, which makes every deadline lie in the future: safe for
-    /// payers, and `doctor` reports it.
+    /// payers.
     pub fn now() -> Self {
         Self(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()))
     }

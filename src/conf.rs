@@ -11,30 +11,27 @@ use crate::network::Family;
 use crate::origin::Origin;
 use crate::secret::{Secret, SecretRef};
 use crate::written::{Mistake, Page, Said, Section, Spot, Value, plain_name};
+use payee::address;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
+mod payee;
+mod places;
 mod session;
+mod sponsor;
 mod x402;
 
 pub use session::SessionConf;
+pub use sponsor::SponsorConf;
 pub use x402::{AuthConf, FacilitatorConf, Place, X402Conf};
 
 /// Fewest bytes of a challenge key: the output size of the HMAC-SHA-256 it is for.
 const SHORTEST_KEY: usize = 32;
-/// What one sponsored transaction may cost at most: a daily budget below it would carry no fee at all.
-const LEAST_SPONSORED: Usd = Usd(50_000_000_000_000_000);
 /// Every Tempo stablecoin (TIP-20) counts in millionths.
 const TEMPO_DECIMALS: u8 = 6;
-
-/// The payee of samples for real networks. Nobody has its key, so a gate does not start with it.
-const PLACEHOLDER: [u8; 20] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xde, 0xad];
-
-/// The same on Solana: the address of the program that burns what it is sent.
-const SOLANA_PLACEHOLDER: &str = "1nc1nerator11111111111111111111111111111111";
 
 /// Rails by the name routes use.
 pub type Rails = BTreeMap<RailId, RailAbility>;
@@ -103,7 +100,7 @@ pub struct ListenLimits {
     pub header_seconds: u64,
     /// Until the request body is complete.
     pub body_seconds: u64,
-    /// Request bodies held in memory, in MiB.
+    /// Request bodies held in memory, in MiB; an eighth of it may be bodies that are still arriving from one address.
     pub bodies_in_flight_mib: usize,
     /// Concurrent streams of one HTTP/2 connection.
     pub h2_streams: u32,
@@ -166,46 +163,6 @@ pub struct TempoConf {
     pub sponsor: Option<SponsorConf>,
 }
 
-/// `sponsor` of an `mpp-tempo` rail.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SponsorConf {
-    /// An account of ours.
-    Key {
-        /// Its key.
-        key: SecretRef,
-        /// The most that is spent on fees in a day (UTC).
-        usd_per_day: Usd,
-    },
-    /// A service that carries fees.
-    Relay {
-        /// Its JSON-RPC address. A reference, because such addresses often carry a key.
-        url: SecretRef,
-    },
-}
-
-impl SponsorConf {
-    /// Fetches the key (exactly 32 bytes, decoded) or the address. The error names the place, never what was found there.
-    pub fn read(&self) -> Result<Secret, String> {
-        match self {
-            Self::Key { key, .. } => key.read().and_then(seed),
-            Self::Relay { url } => url.read(),
-        }
-    }
-}
-
-impl RailKind {
-    /// The key of a payee that still is what the sample said: payments to it would be gone.
-    pub fn pays_nobody(&self) -> Option<&'static str> {
-        match self {
-            Self::MppTempo(tempo) => (tempo.recipient == PLACEHOLDER).then_some("recipient"),
-            Self::X402(x402) => {
-                let evm = address(&x402.pay_to) == Ok(PLACEHOLDER);
-                (evm || x402.pay_to == SOLANA_PLACEHOLDER).then_some("pay_to")
-            }
-        }
-    }
-}
-
 impl TempoConf {
     /// Fetches the settle key: exactly 32 bytes, decoded. The error names the place, never what was found there.
     pub fn read_settle_key(&self) -> Result<Secret, String> {
@@ -235,12 +192,15 @@ impl Conf {
     }
 
     /// As [`Conf::load`], with the rails that the file names even when something else in it is wrong, so that
-    /// `pontage check` can go on to the rules.
-    pub fn inspect(path: &Path) -> (Rails, Result<Self, Vec<Mistake>>) {
+    /// `pontage check` can go on to the rules; `None` when it cannot be read.
+    pub fn inspect(path: &Path) -> (Option<Rails>, Result<Self, Vec<Mistake>>) {
         let name = path.display().to_string();
         match std::fs::read_to_string(path) {
-            Ok(text) => Self::inspect_text(&name, &text),
-            Err(why) => (Rails::new(), Err(vec![Spot::file(&name).mistake(format!("cannot be read: {why}"))])),
+            Ok(text) => {
+                let (rails, conf) = Self::inspect_text(&name, &text);
+                (Some(rails), conf)
+            }
+            Err(why) => (None, Err(vec![Spot::file(&name).mistake(format!("cannot be read: {why}"))])),
         }
     }
 
@@ -270,6 +230,22 @@ impl Conf {
         &self.listen.realm
     }
 
+    /// The parts in which another reading of the file says something else. Where it stands in the file is no difference.
+    pub fn differs(&self, now: &Self) -> Vec<&'static str> {
+        let keys =
+            |conf: &Self| -> Vec<SecretRef> { conf.challenge_keys.iter().map(|key| key.value.clone()).collect() };
+        let secrets = keys(self) != keys(now) || self.receipt_key.value != now.receipt_key.value;
+        let shared = |conf: &Self| conf.store.redis.as_ref().map(|r| (r.url.value.clone(), r.accept_data_loss));
+        let store = self.store.path != now.store.path || shared(self) != shared(now);
+        let parts = [
+            ("listen", self.listen != now.listen),
+            ("secrets", secrets),
+            ("store", store),
+            ("rail", self.rails != now.rails),
+        ];
+        parts.into_iter().filter(|(_, differs)| *differs).map(|(part, _)| part).collect()
+    }
+
     /// The rails that rules may name.
     pub fn offered(&self) -> Rails {
         let of = |rail: &RailConf| match &rail.kind {
@@ -277,6 +253,15 @@ impl Conf {
             RailKind::X402(x402) => x402_offers(&rail.name, x402.network.family == Family::Solana, x402.asset.decimals),
         };
         self.rails.iter().flat_map(of).collect()
+    }
+
+    /// The most that one request is signed for on a rail where what was used of it is taken; `None` for other rails.
+    pub fn ceiling(&self, rail: &RailId) -> Option<Usd> {
+        let section = rail.as_str().strip_suffix("/upto")?;
+        self.rails.iter().find(|conf| conf.name == section).and_then(|conf| match &conf.kind {
+            RailKind::X402(x402) => Some(x402.ceiling),
+            RailKind::MppTempo(_) => None,
+        })
     }
 
     /// Fetches the gate's own secrets; at start, and again on SIGHUP for those kept in files. Mistakes name the place a
@@ -352,8 +337,8 @@ fn conf(root: &Section<'_>) -> Option<Conf> {
         Some(table.entries().iter().filter_map(|(name, value)| rail(name, value)).collect())
     });
     for rail in rails.iter().flatten() {
-        if let Some(key) = rail.kind.pays_nobody() {
-            warnings.push(format!("rail.{}.{key} is the sample's placeholder: `serve` refuses it", rail.name));
+        if let Some((key, why)) = rail.kind.pays_nobody() {
+            warnings.push(format!("rail.{}.{key} {why}: `serve` refuses it", rail.name));
         }
     }
     let (challenge_keys, receipt_key) = secrets?;
@@ -373,8 +358,10 @@ fn listen(s: &Section<'_>, warnings: &mut Vec<String>) -> Option<Listen> {
         }
         if !admin.ip().is_loopback() {
             let line = admin_spot.and_then(|spot| spot.line).map_or(String::new(), |line| format!(" (line {line})"));
-            warnings
-                .push(format!("listen.admin{line} is {admin}: metrics and status are open to whoever can reach it"));
+            warnings.push(format!(
+                "listen.admin{line} is {admin}: metrics, status and channels (to settle and close them, too) are open to whoever can \
+                 reach it"
+            ));
         }
     }
     let public = s.need("public_url").and_then(|v| public_url(&v));
@@ -392,6 +379,7 @@ fn listen(s: &Section<'_>, warnings: &mut Vec<String>) -> Option<Listen> {
     };
     let cors = s.take("cors").map_or(Some(Vec::new()), |v| cors(&v.section()?));
     let (public_url, realm) = public?;
+    warnings.extend(address.and_then(|address| as_strangers_see(&public_url, &realm, address)));
     Some(Listen {
         address: address?,
         public_url,
@@ -417,6 +405,21 @@ fn public_url(value: &Value<'_>) -> Option<(String, String)> {
         other => other,
     })?;
     Some((value.text()?.trim_end_matches('/').to_owned(), origin.host))
+}
+
+/// What is odd about the name of a gate that others can reach.
+fn as_strangers_see(public_url: &str, realm: &str, address: SocketAddr) -> Option<String> {
+    let bare = realm.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(realm);
+    let is_here = bare == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    let why = match public_url.split_once("://")?.0 {
+        _ if is_here => "means its own machine to every caller",
+        scheme if scheme.eq_ignore_ascii_case("http") => {
+            "is plain HTTP: whoever is on the way sees and changes what is paid for"
+        }
+        _ => return None,
+    };
+    (!address.ip().is_loopback())
+        .then(|| format!("listen.public_url is {public_url}, which {why}, and the gate listens on {address}"))
 }
 
 fn limits(s: Option<&Section<'_>>) -> Option<ListenLimits> {
@@ -513,7 +516,13 @@ fn tempo(s: &Section<'_>) -> Option<TempoConf> {
     let chain_id = s.need("chain_id").and_then(|v| v.count(1..=u64::MAX));
     let rpc = s.need("rpc").and_then(|v| v.secret());
     let currency = s.need("currency").and_then(|v| v.read(address));
-    let recipient = s.need("recipient").and_then(|v| v.read(address));
+    let recipient = s.need("recipient").and_then(|v| {
+        let recipient = v.read(address);
+        if recipient.is_some() && recipient == currency {
+            v.wrong(payee::IS_THE_TOKEN);
+        }
+        recipient
+    });
     let settle_key = s.take("settle_key").map_or(Some(None), |v| v.secret().map(Some));
     let accept_push = s.take("accept_push").map_or(Some(false), |v| v.flag());
     let session = s.take("session").map(|v| {
@@ -522,7 +531,8 @@ fn tempo(s: &Section<'_>) -> Option<TempoConf> {
         }
         v.section().and_then(|terms| session::read(&terms))
     });
-    let sponsor = s.take("sponsor").map(|v| sponsor(&v, settle_key.as_ref().and_then(Option::as_ref), accept_push));
+    let sponsor =
+        s.take("sponsor").map(|v| sponsor::read(&v, settle_key.as_ref().and_then(Option::as_ref), accept_push));
     Some(TempoConf {
         chain_id: chain_id?,
         rpc: rpc?,
@@ -533,38 +543,6 @@ fn tempo(s: &Section<'_>) -> Option<TempoConf> {
         session: session.map_or(Some(None), |terms| terms.map(Some))?,
         sponsor: sponsor.map_or(Some(None), |terms| terms.map(Some))?,
     })
-}
-
-fn sponsor(value: &Value<'_>, settle_key: Option<&SecretRef>, accept_push: Option<bool>) -> Option<SponsorConf> {
-    let s = value.section()?;
-    if let Some(relay) = s.take("relay") {
-        if accept_push == Some(true) {
-            relay.wrong("does not go with `accept_push`: one payment could be shown in two ways and bought with twice");
-        }
-        return relay.secret().map(|url| SponsorConf::Relay { url });
-    }
-    let key = s.need("key").and_then(|v| {
-        let key = v.secret()?;
-        if Some(&key) == settle_key {
-            v.wrong("is `settle_key`: what was earned and what may be spent on fees are kept by two keys");
-        }
-        Some(key)
-    });
-    let usd_per_day = s.need("usd_per_day").and_then(|v| {
-        v.amount(|text| match Usd::parse(text) {
-            Ok(usd) if usd < LEAST_SPONSORED => Err("is less than one transaction may cost (0.05)".to_owned()),
-            other => other.map_err(|e| e.to_string()),
-        })
-    });
-    Some(SponsorConf::Key { key: key?, usd_per_day: usd_per_day? })
-}
-
-/// `0x` and 40 hex digits, any case. Zero is refused: money sent there is gone.
-fn address(text: &str) -> Result<[u8; 20], &'static str> {
-    let mut bytes = [0; 20];
-    let digits = text.strip_prefix("0x").ok_or("is not an address: 0x and 40 hex digits")?;
-    hex::decode_to_slice(digits, &mut bytes).map_err(|_| "is not an address: 0x and 40 hex digits")?;
-    if bytes == [0; 20] { Err("is the zero address: what is paid to it is gone") } else { Ok(bytes) }
 }
 
 #[cfg(test)]

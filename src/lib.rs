@@ -16,6 +16,7 @@
 //! | 2 | [`store`], [`chain`], [`upstream`] |
 //! | 1 | [`rules`], [`openai`], [`journal`], [`tokens`], [`conf`] |
 //! | 0 | [`money`], [`channel`], [`claim`], [`limits`], [`ids`], [`refusal`], [`metrics`], [`clock`], [`secret`], [`catalogue`], [`usage`], [`surface`]: pure |
+//! | 0 | [`network`], [`picture`]: what is known of chains and of pictures |
 //! | 0 | [`origin`], [`written`]: reading what an operator wrote |
 
 pub mod assemble;

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 pub struct Metrics {
     registry: Registry,
     /// `pontage_requests_total{route,outcome}`: answered requests. `route` is a configured path or `other`; `outcome` is
-    /// `served`, `redeemed`, `client_gone` or a refusal's code.
+    /// `served`, `managed`, `preflight`, `unpaid`, `upstream_died`, `client_gone` or a refusal's code.
     pub requests: IntCounterVec,
     /// `pontage_challenges_total{rail}`: offers made.
     pub challenges: IntCounterVec,
@@ -63,7 +63,11 @@ pub struct Metrics {
     /// `pontage_plan_info{generation}`: 1 for the plan in force.
     plan_info: IntGaugeVec,
     plan: Mutex<Option<String>>,
-    /// `pontage_rail_up{rail}`: 1 when offers are made on it.
+    /// `pontage_connections_refused_total`: connections closed at the door, because their address or the gate had its fill.
+    pub connections_refused: IntCounter,
+    /// `pontage_rules_rejected`: 1 while the files hold a set that was refused.
+    pub rules_rejected: IntGauge,
+    /// `pontage_rail_up{rail}`: 1 when offers are made on it; of rails that some route accepts.
     pub rail_up: IntGaugeVec,
     /// `pontage_store_unsafe`: 1 when the operator accepts that a crash of the store loses payments it confirmed.
     pub store_unsafe: IntGauge,
@@ -147,6 +151,20 @@ impl Metrics {
                 IntCounter::new("pontage_dropped_frames_total", "Backend SSE frames with a reserved event name"),
             ),
             rules_reload: counter("pontage_rules_reload_total", "Reloads of the rules", &["outcome"]),
+            connections_refused: put(
+                &registry,
+                IntCounter::new(
+                    "pontage_connections_refused_total",
+                    "Connections closed at the door: a limit was reached",
+                ),
+            ),
+            rules_rejected: put(
+                &registry,
+                IntGauge::new(
+                    "pontage_rules_rejected",
+                    "Whether the rules on disk were refused: older ones are in force",
+                ),
+            ),
             plan_info: gauge("pontage_plan_info", "The plan in force", &["generation"]),
             plan: Mutex::default(),
             rail_up: gauge("pontage_rail_up", "Whether offers are made on a rail", &["rail"]),
@@ -219,13 +237,11 @@ mod tests {
     }
 
     #[test]
-    fn every_series_has_its_fixed_name() {
+    fn the_plan_before_is_not_shown_any_more() {
         let m = Metrics::new();
-        m.requests.with_label_values(&["/v1/chat/completions", "served"]).inc();
         m.set_plan("a");
         m.set_plan("b");
         let text = m.text();
-        assert!(text.contains("pontage_requests_total{outcome=\"served\",route=\"/v1/chat/completions\"} 1"), "{text}");
         assert!(text.contains("generation=\"b\"") && !text.contains("generation=\"a\""), "{text}");
     }
 }

@@ -82,6 +82,17 @@ const USDC: &[(&str, &str, &str, &str)] = &[
     ("solana:4uhcVJyU9pJkvQyS88uRDiswHXSCkY3z", "4zMMC9srt5Ri5X14GAgXhaHii3GnPAEERYPJgZJDncDU", "", ""),
 ];
 
+/// EVM networks whose money is worth nothing, beside those with a name: local chains, Tempo's, and those of Ethereum,
+/// Arbitrum, Optimism, Linea, Monad and others.
+const FOR_TESTS: &[u64] = &[
+    300, 1_337, 1_338, 4_801, 10_143, 17_000, 31_318, 31_337, 42_429, 42_431, 44_787, 59_141, 421_614, 560_048,
+    11_155_111, 11_155_420,
+];
+
+/// Those among the named.
+const NAMED_FOR_TESTS: &[&str] =
+    &["base-sepolia", "polygon-amoy", "avalanche-fuji", "abstract-testnet", "sei-testnet", "skale-base-sepolia"];
+
 /// Length of a Solana network's reference: the start of its genesis hash in base58.
 const SOLANA_REFERENCE: usize = 32;
 
@@ -120,6 +131,22 @@ impl Network {
             Family::Solana => None,
         }
     }
+}
+
+/// Whether the money of an EVM network is known to be worth nothing. Of a network that is not known it is not.
+pub fn is_for_tests(chain_id: u64) -> bool {
+    let id = format!("eip155:{chain_id}");
+    FOR_TESTS.contains(&chain_id) || NAMED.iter().any(|(of, name, _)| *of == id && NAMED_FOR_TESTS.contains(name))
+}
+
+/// Whether two addresses of one network are one account: in hex the case of letters is only a checksum, in base58 it is not.
+pub fn same_account(one: &str, other: &str) -> bool {
+    one == other || (one.starts_with("0x") && one.eq_ignore_ascii_case(other))
+}
+
+/// The built-in token at an address, however that is written.
+pub fn at(network: &Network, address: &str) -> Option<Asset> {
+    asset(network, "usdc").filter(|known| same_account(&known.address, address))
 }
 
 /// What a word such as `usdc` means on a network; `None` for what is not built in.
@@ -241,6 +268,24 @@ mod tests {
         }
         assert_eq!(asset(&Network::parse("eip155:8453").unwrap(), "usdt"), None);
         assert_eq!(asset(&Network::parse("eip155:7").unwrap(), "usdc"), None);
+    }
+
+    #[test]
+    fn a_network_is_for_tests_only_where_that_is_known() {
+        for (chain_id, want, why) in [
+            (31_337, true, "anvil, hardhat"),
+            (42_431, true, "Tempo's test network"),
+            (84_532, true, "Base Sepolia"),
+            (421_614, true, "Arbitrum Sepolia"),
+            (4_217, false, "Tempo"),
+            (8_453, false, "Base"),
+            (137, false, "Polygon"),
+            (7, false, "whatever that is"),
+        ] {
+            assert_eq!(is_for_tests(chain_id), want, "{why}");
+        }
+        let named = |name: &&&str| NAMED.iter().any(|(_, of, _)| of == *name);
+        assert_eq!(NAMED_FOR_TESTS.iter().filter(named).count(), NAMED_FOR_TESTS.len(), "no name is misspelt");
     }
 
     #[test]

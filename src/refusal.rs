@@ -309,6 +309,9 @@ pub enum Moved {
     Yes,
     /// Not known yet; the same credential stays good.
     Unknown,
+    /// Nothing was delivered over a channel, and whether that was charged could not be written down; the challenge is used up and the voucher
+    /// is not.
+    Undelivered,
 }
 
 impl Refusal {
@@ -535,7 +538,7 @@ impl Refusal {
             ),
             Self::RedeemElsewhere { route } => format!("this payment is for {route}; it can be redeemed only there"),
             Self::ProofRunning { .. } => "a request with this payment is running; wait for its answer".to_owned(),
-            Self::ProofSpent => "this payment has bought its answer already".to_owned(),
+            Self::ProofSpent => "this payment has bought its answer already, or came too late for one".to_owned(),
             Self::PaymentFailed { why } => format!("the payment did not go through: {why}"),
             Self::PaymentUnproven => {
                 "the payment was handed in and used up, and nobody can show that it paid us: ask the operator"

@@ -81,6 +81,8 @@ export async function startChain() {
     if (Date.now() > deadline) { child.kill('SIGKILL'); throw new Error('the local chain did not answer within 15 s') }
     await sleep(50)
   }
+  // Its first block is of 1970: to a node with nothing newer every expiring nonce is too far off.
+  await rpc(url, 'evm_mine')
   return {
     url, pid: child.pid,
     stop: () => new Promise((resolve) => { if (gone) return resolve(); child.once('exit', resolve); child.kill('SIGTERM'); setTimeout(() => child.kill('SIGKILL'), 3000).unref() }),

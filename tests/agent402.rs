@@ -7,8 +7,8 @@ mod common;
 
 use common::agent402::{self, AUTO, NANO, PREMIUM, PRO, STANDARD, TIERS, replaced, sample};
 use common::paying::{AGENT402, ARBITRUM, BASE, NETWORKS, On, POLYGON};
-use common::x402::{Client, decode, encode};
-use common::{Backend, DEV, EvmBed, Facilitator, Gate, GateOptions, RawReply, Script, SvmBed, client, raw};
+use common::x402::{Client, PAYEE, decode, encode};
+use common::{Backend, EvmBed, Facilitator, Gate, GateOptions, RawReply, Script, SvmBed, client, raw};
 use serde_json::{Value, json};
 
 /// What each buyer has.
@@ -34,7 +34,7 @@ impl Market {
         for (from, to) in [
             ("address = \"127.0.0.1:8402\"", "address = \"{listen}\"\nadmin = \"{admin}\""),
             ("var/agent402.redb", "{dir}/var/agent402.redb"),
-            ("0x000000000000000000000000000000000000dEaD", DEV[1].address),
+            ("0x000000000000000000000000000000000000dEaD", PAYEE),
             ("1nc1nerator11111111111111111111111111111111", &svm.payee()),
         ] {
             conf = replaced(conf, from, to);
@@ -132,9 +132,9 @@ async fn one_402_asks_the_price_of_its_tier_on_four_networks_and_a_client_pays_o
     let market = Market::open().await;
     let payee = market.svm.payee();
     let offered = [
-        ("eip155:8453", "base", "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913", DEV[1].address),
-        ("eip155:137", "polygon", "0x3c499c542cEF5E3811e1192ce70d8cC03d5c3359", DEV[1].address),
-        ("eip155:42161", "", "0xaf88d065e77c8cC2239327C5EDb3A432268e5831", DEV[1].address),
+        ("eip155:8453", "base", "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913", PAYEE),
+        ("eip155:137", "polygon", "0x3c499c542cEF5E3811e1192ce70d8cC03d5c3359", PAYEE),
+        ("eip155:42161", "", "0xaf88d065e77c8cC2239327C5EDb3A432268e5831", PAYEE),
         ("solana:5eykt4UsFv8P8NJdTREpY1vzqKqZKvdp", "solana", "EPjFWdd5AufqSSqeM2qN1xzybapC8G4wEGGkZwyTDt1v", &payee),
     ];
     let unnamed = json!({"messages": [{"role": "user", "content": "one two three"}]});

@@ -126,13 +126,16 @@ async fn live_through(bridge: &Bridge, rpc: &RpcProxy) -> Heard {
         Fault::Status(500),
         Fault::Refuse,
     ] {
-        let paying = bridge.paying(&payer, &ask(&prompt)).await;
-        for method in ["eth_sendRawTransaction", "eth_sendRawTransactionSync", "eth_call", "eth_estimateGas"] {
-            rpc.once(method, fault.clone());
+        // While it is tried, and once it is handed in.
+        for methods in [["eth_call", "eth_estimateGas"], ["eth_sendRawTransaction", "eth_sendRawTransactionSync"]] {
+            let paying = bridge.paying(&payer, &ask(&prompt)).await;
+            for method in methods {
+                rpc.once(method, fault.clone());
+            }
+            heard.keep(bridge.send(&paying).await);
+            rpc.clear();
+            heard.keep(bridge.send(&paying).await);
         }
-        heard.keep(bridge.send(&paying).await);
-        rpc.clear();
-        heard.keep(bridge.send(&paying).await);
     }
 
     let sent = rpc.calls().iter().filter(|m| m.starts_with("eth_sendRawTransaction")).count();

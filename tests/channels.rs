@@ -71,7 +71,7 @@ impl Scene {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_operator_lists_settles_and_closes_channels_of_the_running_gate() {
+async fn an_operator_lists_releases_settles_and_closes_channels_of_the_running_gate() {
     let s = scene().await;
     let id = s.channel.id.to_string();
     let (code, listed, said) = s.verb(&["list"]);
@@ -79,6 +79,11 @@ async fn an_operator_lists_settles_and_closes_channels_of_the_running_gate() {
     let row: Vec<&str> = listed.lines().nth(1).expect("a channel").split('\t').collect();
     let spent = s.spent.to_string();
     assert_eq!(row[..8], [&id, "tempo/session", "open", "1000000", "500000", &spent, "0", "0"], "{listed}");
+
+    let (code, out, said) = s.verb(&["release", &id]);
+    assert_eq!(code, Some(0), "{said}");
+    let answer: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((&answer["phase"], &answer["why"]), (&Value::from("open"), &Value::Null), "nothing blocked it: {out}");
 
     let (code, out, said) = s.verb(&["settle", &id]);
     assert_eq!(code, Some(0), "{said}");

@@ -185,17 +185,30 @@ async fn a_payment_that_the_chain_refuses_or_reverts_buys_nothing_and_a_fresh_of
     let empty = common::Payer::new(&common::DEV[7].key.replace("4bbb", "4bbc"), &bed.chain.url());
     let proofs = [bed.proof(&poor, CHAT, &chat()).await, bed.proof(&poor, CHAT, &chat()).await];
     let bad = bed.proof(&empty, CHAT, &chat()).await;
+    let refused = bed.proof(&bed.payer().await, CHAT, &chat()).await;
     assert_eq!(bed.show(&proofs[0], CHAT, &chat()).await.status, 200, "the first is covered");
-    for proof in [&proofs[1], &bad] {
+    let sent = bed.rpc.broadcasts();
+    for (proof, sends, why) in [
+        (&proofs[1], 0, "not enough of the token is left"),
+        (&bad, 0, "an account without anything"),
+        (&refused, 1, "it would have gone through, and the chain does not take it"),
+    ] {
+        let message = "Insufficient funds for gas * price + value".to_owned();
+        bed.rpc.always("eth_sendRawTransactionSync", Fault::Error { code: -32003, message });
+        let (before, tried) = (bed.rpc.broadcasts(), bed.rpc.count("eth_call"));
         let reply = bed.show(proof, CHAT, &chat()).await;
         assert_challenge(&reply, "payment_failed");
-        assert_eq!(reply.header("x-should-retry"), Some("false"));
-        assert_eq!(reply.json()["payment"]["moved"], "no");
-        // Shown again it is not tried again.
-        let (calls, again) = (bed.rpc.broadcasts(), bed.show(proof, CHAT, &chat()).await);
+        // Of what was never claimed there is nothing that a retry could use up.
+        assert_eq!(reply.header("x-should-retry"), (sends > 0).then_some("false"), "{why}");
+        assert_eq!(reply.json()["payment"]["moved"].as_str(), (sends > 0).then_some("no"), "{why}");
+        assert_eq!((bed.rpc.broadcasts() - before, bed.rpc.count("eth_call") - tried), (sends, 1), "{why}");
+        // Shown again it is not sent again.
+        let again = bed.show(proof, CHAT, &chat()).await;
         assert_challenge(&again, "payment_failed");
-        assert_eq!(bed.rpc.broadcasts(), calls);
+        assert_eq!(bed.rpc.broadcasts() - before, sends, "{why}");
     }
+    assert_eq!(bed.rpc.broadcasts() - sent, 1);
+    bed.rpc.clear();
     assert_eq!(bed.served(), 1);
     bed.close(Unseen::default()).await;
 }
@@ -361,4 +374,20 @@ async fn a_client_that_leaves_before_the_first_byte_may_come_back_for_its_answer
         assert!(served, "paid, and nothing to be had for it");
     }
     bed.close(Unseen::default()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_lags_is_no_word_about_a_payers_money() {
+    let bed = Bed::open().await;
+    let payer = bed.payer().await;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    bed.chain.set_time(now - 60).await;
+    let proof = bed.proof(&payer, CHAT, &chat()).await;
+    let reply = bed.show(&proof, CHAT, &chat()).await;
+    assert_eq!((reply.status, reply.json()["error"]["code"].as_str()), (503, Some("no_offer")), "{}", reply.text());
+    assert_eq!(reply.header("retry-after"), Some("5"));
+    assert_eq!((bed.rpc.broadcasts(), bed.served()), (0, 0));
+    bed.chain.set_time(now).await;
+    assert_eq!(bed.show(&proof, CHAT, &chat()).await.status, 200, "the same payment, once the node has caught up");
+    assert_eq!(bed.close(Unseen::default()).await.charged, PRICE);
 }

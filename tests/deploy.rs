@@ -130,6 +130,24 @@ fn the_configuration_for_containers_passes_the_check() {
 }
 
 #[test]
+fn the_first_steps_of_the_readme_go_as_they_are_written() {
+    let readme = text("README.md");
+    let (_, steps) = readme.split_once("## For real").unwrap();
+    let steps = steps.split("```").nth(1).unwrap();
+    let mut taken = 0;
+    for line in steps.lines().filter_map(|line| line.strip_prefix("pontage ")) {
+        let words: Vec<&str> = line.split('#').next().unwrap().split_whitespace().collect();
+        // What runs until it is stopped needs a chain; what it is given is checked.
+        let verb = if words[0] == "serve" { "check" } else { words[0] };
+        let gate = Command::new(env!("CARGO_BIN_EXE_pontage")).arg(verb).args(&words[1..]).current_dir(at("")).output();
+        let gate = gate.unwrap();
+        assert!(gate.status.success(), "{line}: {}", String::from_utf8_lossy(&gate.stderr));
+        taken += 1;
+    }
+    assert_eq!(taken, 3);
+}
+
+#[test]
 fn every_secret_that_the_container_needs_is_in_its_example() {
     let example = text("deploy/gate.env.example");
     for name in text("deploy/pontage.toml").split("env:").skip(1).filter_map(|rest| rest.split('"').next()) {

@@ -17,7 +17,7 @@ async fn gate(servers: &[String], hosted: &Backend) -> Bridge {
 /// The same with `more` about the pool.
 async fn gate_with(servers: &[String], more: &str, hosted: &Backend) -> Bridge {
     let urls: Vec<_> = servers.iter().map(|url| format!("{url:?}")).collect();
-    let waits = "timeouts = { connect_seconds = 2, first_byte_seconds = 1, idle_seconds = 2, total_seconds = 30 }";
+    let waits = "timeouts = { connect_seconds = 2, first_byte_seconds = 1, idle_seconds = 2, total_seconds = 6 }";
     let pools = format!(
         "[pool.gpt-oss]\nprofile = \"vllm\"\nservers = [{}]\nfallback = \"hosted\"\n{waits}\n{more}\n\n\
          [pool.hosted]\nprofile = \"openai\"\nservers = [{{ url = \"{}\", name = \"vendor\" }}]\napi_key = \"env:UPSTREAM_KEY\"\n{waits}\n",

@@ -10,15 +10,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-/// A connection from another address of this machine.
-async fn from(ip: [u8; 4], to: SocketAddr) -> Raw {
-    let socket = tokio::net::TcpSocket::new_v4().unwrap();
-    socket.bind((ip, 0).into()).unwrap();
-    let stream = socket.connect(to).await.unwrap();
-    stream.set_nodelay(true).unwrap();
-    Raw { stream, seen: Vec::new() }
-}
-
 fn unpaid() -> Vec<u8> {
     raw::post(CHAT, &[], ask("for nothing").to_string().as_bytes())
 }
@@ -38,7 +29,7 @@ async fn one_address_has_so_many_connections_and_another_has_its_own() {
         outside.try_send(&unpaid()).await;
         assert!(outside.closed(PATIENCE).await && outside.seen.is_empty(), "it was let in as the ninth");
     }
-    let mut other = from([127, 0, 0, 2], bridge.gate.listen).await;
+    let mut other = Raw::connect_from([127, 0, 0, 2], bridge.gate.listen).await;
     other.send(&unpaid()).await;
     assert_eq!(other.reply(PATIENCE).await.status, 402, "another address");
     // Those inside are still served, and a place that is left is free.
@@ -114,13 +105,32 @@ async fn an_address_that_asks_too_often_without_paying_is_429_and_whoever_pays_f
         flood.is_felt().await;
         let paid = bridge.send(request).await;
         assert_eq!(paid.status, 200, "{}", paid.text());
-        let mut elsewhere = from([127, 0, 0, 3], bridge.gate.listen).await;
+        let mut elsewhere = Raw::connect_from([127, 0, 0, 3], bridge.gate.listen).await;
         elsewhere.send(&unpaid()).await;
         assert_eq!(elsewhere.reply(PATIENCE).await.status, 402, "another address does not feel it");
     }
     flood.end().await;
     let forgiven = common::eventually(PATIENCE, || async { bridge.send(&unpaid()).await.status == 402 }).await;
     assert!(forgiven, "after the flood the address is served again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_anybody_may_read_is_read_as_often_as_one_may_ask_without_paying() {
+    let bridge = Bridge::with(|o| limits(o, "connections_per_ip = 10000, unpaid_per_ip_per_second = 5")).await;
+    for path in ["/openapi.json", "/llms.txt", "/agents.md", "/v1/models", "/v1/models/openai/gpt-oss-120b"] {
+        for method in ["GET", "HEAD"] {
+            let asked = format!("{method} {path} HTTP/1.1\r\nhost: gate\r\nconnection: close\r\n\r\n");
+            let read = common::eventually(PATIENCE, || async { bridge.send(asked.as_bytes()).await.status == 200 });
+            assert!(read.await, "{method} {path}: another second has room again");
+            let felt = common::eventually(PATIENCE, || async {
+                let got = futures::future::join_all((0..20).map(|_| bridge.send(asked.as_bytes()))).await;
+                let refused: Vec<_> = got.iter().filter(|got| got.status == 429).collect();
+                assert!(refused.iter().all(|got| got.header("retry-after").is_some()));
+                refused.len() >= 10
+            });
+            assert!(felt.await, "{method} {path}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

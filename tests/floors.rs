@@ -241,6 +241,18 @@ fn child(path: &str, name: &str, at: Option<&str>) -> String {
     }
 }
 
+#[test]
+fn the_plan_of_the_house_names_every_room() {
+    let plan = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
+    for (floor, rooms) in FLOORS.iter().enumerate() {
+        for room in rooms.iter().filter(|room| !["main", "lib"].contains(room)) {
+            let on_it =
+                |line: &str| line.starts_with(&format!("//! | {floor} |")) && line.contains(&format!("[`{room}`]"));
+            assert!(plan.lines().any(on_it), "src/lib.rs does not say that {room} is on floor {floor}");
+        }
+    }
+}
+
 /// Applies a rule to the whole house.
 fn kept(rule: fn(&File) -> Vec<String>) {
     let broken: Vec<_> = house().iter().flat_map(rule).collect();

@@ -104,7 +104,7 @@ fn cors(options: GateOptions, origins: &str) -> GateOptions {
 fn preflight(origin: &str) -> Vec<u8> {
     format!(
         "OPTIONS {CHAT} HTTP/1.1\r\nhost: gate\r\norigin: {origin}\r\naccess-control-request-method: POST\r\n\
-         access-control-request-headers: authorization, content-type\r\n\r\n"
+         access-control-request-headers: authorization,content-type,x-stainless-os\r\n\r\n"
     )
     .into_bytes()
 }
@@ -138,6 +138,8 @@ async fn only_pages_of_configured_origins_may_look() {
             assert_eq!((served.status, shared(&served)), (200, want), "{origin}");
         }
         if want.is_some() {
+            let allowed = asked.headers("access-control-allow-headers").join(",");
+            assert!(allowed.contains("x-stainless-os"), "{allowed}");
             let exposed = unpaid.header("access-control-expose-headers").unwrap().to_ascii_lowercase();
             assert!(exposed.contains("www-authenticate") && exposed.contains("payment-receipt"), "{exposed}");
             assert!(unpaid.headers("vary").iter().any(|v| v.eq_ignore_ascii_case("origin")));
@@ -146,5 +148,9 @@ async fn only_pages_of_configured_origins_may_look() {
     drop(some);
 
     let all = Bridge::with(|o| cors(o, "[\"*\"]")).await;
+    for path in ["/v1/models/openai%2Fgpt-oss-120b", "/openapi.json", "/receipts/rcpt_x"] {
+        let entry = String::from_utf8(preflight("https://anyone.example")).unwrap().replace(CHAT, path);
+        assert_eq!(all.send(entry.as_bytes()).await.status, 204, "{path}");
+    }
     assert_eq!(shared(&all.send(&unpaid(&[("origin", "https://anyone.example")])).await), Some("*"));
 }

@@ -8,8 +8,8 @@ mod common;
 use common::client::{self, node};
 use common::paying::BASE;
 use common::wallet::Wallet;
-use common::x402::{Client, decode};
-use common::{Backend, Chain, DEV, EvmBed, Facilitator, Gate, GateOptions, RawReply, Reply, Reserve, Script};
+use common::x402::{Client, PAYEE, decode};
+use common::{Backend, Chain, EvmBed, Facilitator, Gate, GateOptions, RawReply, Reply, Reserve, Script};
 use common::{ledger, payer, raw};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -49,7 +49,7 @@ fn khala(rpc: &str, facilitator: &str, workers: [&str; 2], hosted: &str) -> Gate
             ("chain_id = 4217 ", "chain_id = {chain_id} "),
             ("0x20C000000000000000000000b9537d11c60E8b50", "{currency}"),
             ("recipient = \"0x000000000000000000000000000000000000dEaD\"", "recipient = \"{recipient}\""),
-            ("pay_to = \"0x000000000000000000000000000000000000dEaD\"", &format!("pay_to = \"{}\"", DEV[1].address)),
+            ("pay_to = \"0x000000000000000000000000000000000000dEaD\"", &format!("pay_to = \"{PAYEE}\"")),
         ],
     );
     let mut options = GateOptions::new(rpc, workers[0]).env("X402_FACILITATOR_URL", facilitator);

@@ -54,6 +54,8 @@ async fn a_chain_that_falls_silent_after_the_broadcast_costs_20_seconds_and_no_m
     let payer = bed.payer().await;
     let proof = bed.proof(&payer, CHAT, &chat()).await;
     bed.rpc.always(BOTH[0], Fault::DropReply);
+    // It still says that the payment would go through.
+    bed.rpc.always("eth_call", Fault::Delay(Duration::ZERO));
     bed.rpc.always("*", Fault::Hang);
     let began = Instant::now();
     let reply = bed.show(&proof, CHAT, &chat()).await;

@@ -102,6 +102,8 @@ fn claim(proof: &Proof) -> Claim {
         collect_until: proof.collect_until,
         paid_at: None,
         taken: None,
+        output: None,
+        departures: 0,
         transaction: None,
     }
 }

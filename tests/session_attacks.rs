@@ -13,7 +13,7 @@ use common::gate::CHALLENGE_KEY;
 use common::wallet::{self, Wallet};
 use common::{Raw, RawReply, payer};
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const SHORT: Duration = Duration::from_secs(20);
 
@@ -309,6 +309,24 @@ async fn a_captured_credential_buys_nothing_its_signer_did_not_ask_for() {
     bed.close(&[&channel]).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn vouchers_do_not_count_against_their_address_and_what_else_is_asked_of_a_channel_does() {
+    let few = |o: common::GateOptions| o.conf_edit("unpaid_per_ip_per_second = 100000", "unpaid_per_ip_per_second = 2");
+    let bed = SessionBed::with(few).await;
+    let (channel, offer) = bed.channel(80_000, 1_000).await;
+    let ask = async |credential: String| bed.post(CHAT, &[("authorization", &credential)], b"").await.status;
+    for number in 0..8 {
+        assert_eq!(ask(channel.voucher_credential(&offer, 1_000)).await, 204, "voucher {number} of ten in a second");
+    }
+    // One after the other: a burst is counted before any of it is forgiven.
+    let mut closes = 0;
+    while ask(channel.close_credential(&offer, 1_000)).await == 204 {
+        closes += 1;
+        assert!(closes < 200, "a close that changes nothing could be asked for without end");
+    }
+    assert!(closes >= 1, "the first is answered");
+}
+
 /// Bytes of a request head without a body's framing.
 fn head(method: &str, path: &str, credential: &str, more: &str) -> Vec<u8> {
     format!("{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: {credential}\r\n{more}\r\n").into_bytes()
@@ -321,6 +339,7 @@ async fn send(bed: &SessionBed, method: &str, bytes: &[u8]) -> RawReply {
 
 /// The same in pieces, which come one after the other.
 async fn send_slowly(bed: &SessionBed, method: &str, pieces: &[&[u8]]) -> RawReply {
+    let end = Instant::now() + SHORT;
     loop {
         let mut raw = Raw::connect(bed.gate.listen).await;
         for (at, piece) in pieces.iter().enumerate() {
@@ -333,6 +352,7 @@ async fn send_slowly(bed: &SessionBed, method: &str, pieces: &[&[u8]]) -> RawRep
         if reply.status != 429 {
             return reply;
         }
+        assert!(Instant::now() < end, "told to wait for ever: {}", reply.text());
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
@@ -368,12 +388,14 @@ async fn management_in_every_form_is_answered_here_and_never_forwarded() {
     for (method, path) in [("POST", CHAT), ("HEAD", CHAT), ("POST", &queried)] {
         total += 100;
         let credential = channel.voucher_credential(&offer, total);
+        let end = Instant::now() + SHORT;
         let reply = loop {
             let request = h2.request(method.parse().unwrap(), format!("{}{path}", bed.gate.url()));
             let reply = request.header("authorization", &credential).send().await.unwrap();
             if reply.status() != 429 {
                 break reply;
             }
+            assert!(Instant::now() < end, "told to wait for ever");
             // A channel takes so many vouchers a second.
             tokio::time::sleep(Duration::from_secs(1)).await;
         };

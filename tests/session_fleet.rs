@@ -98,6 +98,11 @@ async fn fleet(tokens: u64) -> Fleet {
 }
 
 async fn fleet_on(line: Line, tokens: u64) -> Fleet {
+    fleet_with(line, tokens, None).await
+}
+
+/// With a `holder`, the second gate reaches Redis through it.
+async fn fleet_with(line: Line, tokens: u64, holder: Option<&std::sync::Arc<Holder>>) -> Fleet {
     let redis = redis(line);
     let scheme = if line == Line::Tls { "rediss" } else { "redis" };
     let url = format!("{scheme}://127.0.0.1:{}/", redis.port);
@@ -115,8 +120,62 @@ async fn fleet_on(line: Line, tokens: u64) -> Fleet {
     bed.backend.tune(|script| (script.tokens, script.per_token) = (tokens, Duration::from_millis(10)));
     // Its operator accepts what the first one's does not, and Redis never makes use of it.
     let accepting = "kind = \"redis\"\naccept_data_loss = true";
-    let second = Gate::start(kept.expect("options").conf_edit("kind = \"redis\"", accepting)).await;
+    let mut options = kept.expect("options").conf_edit("kind = \"redis\"", accepting);
+    if let Some(holder) = holder {
+        let port = std::sync::Arc::clone(holder).before(redis.port).await;
+        options = options.env("REDIS_URL", &format!("redis://127.0.0.1:{port}/"));
+    }
+    let second = Gate::start(options).await;
     Fleet { bed, second, _redis: redis }
+}
+
+/// Between a gate and Redis: passes everything, until it is told to hold the answer to the next change that leaves a receipt.
+#[derive(Default)]
+struct Holder {
+    armed: std::sync::atomic::AtomicBool,
+    /// The change is made, and nobody hears so.
+    holds: tokio::sync::Notify,
+}
+
+impl Holder {
+    async fn before(self: std::sync::Arc<Self>, port: u16) -> u16 {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let own = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let Ok(server) = tokio::net::TcpStream::connect(("127.0.0.1", port)).await else { continue };
+                tokio::spawn(std::sync::Arc::clone(&self).pass(client, server));
+            }
+        });
+        own
+    }
+
+    async fn pass(self: std::sync::Arc<Self>, mut client: tokio::net::TcpStream, mut server: tokio::net::TcpStream) {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let (mut asked, mut said) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+        let mut take = false;
+        loop {
+            tokio::select! {
+                n = client.read(&mut asked) => {
+                    let Ok(n @ 1..) = n else { return };
+                    let text = String::from_utf8_lossy(&asked[..n]);
+                    let sells = text.contains("XADD") && text.contains("\"entry\":\"receipt\"");
+                    take |= sells && self.armed.swap(false, std::sync::atomic::Ordering::SeqCst);
+                    if server.write_all(&asked[..n]).await.is_err() { return }
+                }
+                n = server.read(&mut said) => {
+                    let Ok(n @ 1..) = n else { return };
+                    if take {
+                        self.holds.notify_one();
+                        // Until the gate is gone.
+                        while let Ok(1..) = client.read(&mut asked).await {}
+                        return;
+                    }
+                    if client.write_all(&said[..n]).await.is_err() { return }
+                }
+            }
+        }
+    }
 }
 
 fn long(tokens: u64) -> String {
@@ -307,4 +366,58 @@ async fn the_journals_of_two_gates_add_up_to_what_their_channel_was_closed_at() 
     // Without the gate that opened the channel the books are not whole.
     let (alone, said, _) = fleet.bed.gate.verb(&["audit", "--store", other, "--store", other]);
     assert!(!alone.success() && said.contains("was opened 0 times"), "{said}");
+}
+
+/// What a channel has spent, as a gate lists it.
+async fn spent(gate: &Gate, channel: &Channel) -> u128 {
+    let (_, all) = gate.admin_get("/channels").await.expect("alive");
+    let id = format!("{:#x}", channel.id);
+    let line = all.lines().find(|line| line.contains(&id)).expect("listed").to_owned();
+    atoms(&serde_json::from_str::<Value>(&line).unwrap()["spent"])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_charge_whose_gate_was_killed_before_it_wrote_it_down_is_written_once_and_doubted() {
+    for comes_back in [true, false] {
+        let holder = std::sync::Arc::new(Holder::default());
+        let mut fleet = fleet_with(Line::Plain, 30, Some(&holder)).await;
+        let (channel, _) = fleet.bed.channel(1_000_000, 0).await;
+        let offer = fleet.bed.fresh().await;
+        holder.armed.store(true, std::sync::atomic::Ordering::SeqCst);
+        let mut line = Raw::connect(fleet.second.listen).await;
+        let voucher = channel.voucher_credential(&offer, 400_000);
+        line.send(&raw::post(CHAT, &[("authorization", &voucher)], common::channels::chat().to_string().as_bytes()))
+            .await;
+        let held = tokio::time::timeout(SHORT, holder.holds.notified()).await;
+        fleet.second.kill();
+        assert!(held.is_ok(), "{}", text(&line));
+        assert!(line.closed(SHORT).await);
+        assert_eq!(text(&line), "", "nothing has left");
+        let charged = spent(&fleet.bed.gate, &channel).await;
+        assert!(charged > 0, "what is spent never shrinks");
+        if comes_back {
+            fleet.second.restart().await;
+        } else {
+            let taken = common::eventually(Duration::from_secs(120), || async {
+                fleet.bed.gate.log().contains("its lines are written here")
+            });
+            assert!(taken.await, "nobody looks after it: {}", fleet.bed.gate.log());
+        }
+        let close = channel.close_credential(&fleet.bed.fresh().await, 400_000);
+        let done = common::eventually(SHORT, || async { fleet.bed.manage(&close).await.status == 204 });
+        assert!(done.await, "the channel is not closed");
+        fleet.bed.gate.stop().await;
+        if comes_back {
+            fleet.second.stop().await;
+        }
+        let other = fleet.second.dir().join("var/pontage.redb");
+        let stores = ["audit", "--store", "var/pontage.redb", "--store", other.to_str().unwrap()];
+        let (status, said, complaint) = fleet.bed.gate.verb(&stores);
+        assert!(status.success(), "{said}{complaint}");
+        assert!(said.contains(&format!("{charged} atoms charged by 1 gates")), "{said}");
+        assert!(said.contains(&format!("closed at {charged}\n")) && said.contains("; 1 receipts\n"), "{said}");
+        let doubted: Vec<&str> = said.lines().filter(|line| line.starts_with("doubted ")).collect();
+        let about = format!("charged {charged} atoms");
+        assert!(matches!(doubted[..], [line] if line.contains(&about)), "comes back: {comes_back}: {said}");
+    }
 }

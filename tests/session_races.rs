@@ -279,7 +279,7 @@ async fn top_ups_race_each_other_a_close_and_a_forced_close_and_no_atom_is_lost(
     assert_eq!(atoms(&bed.snapshot(&channel).await["deposit"]), locked);
     // Shown again, a top-up that landed tops up nothing.
     let again = bed.manage(&one).await;
-    assert_ne!(again.status, 500, "{}", again.text());
+    assert!([204, 402, 409].contains(&again.status), "{}: {}", again.status, again.text());
     assert_eq!(bed.reserve.state(&channel.id).await.deposit, locked, "{}", again.text());
 
     // While it closes: either the top-up was first and comes back with the rest, or the channel is gone.

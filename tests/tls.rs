@@ -7,7 +7,7 @@ mod common;
 
 use common::bridge::{Bridge, CHAT, FREE, PATIENCE, ROOMY, ask, free_route, limits};
 use common::gate::Wait;
-use common::{Backend, Chain, Gate, GateOptions, Raw, Script, raw};
+use common::{Backend, Chain, Gate, GateOptions, Raw, Script, eventually, raw};
 use http::{Method, Request, Version};
 use http_body_util::{BodyExt, Full};
 use hyper_rustls::HttpsConnectorBuilder;
@@ -21,6 +21,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 /// A certificate for `localhost` and 127.0.0.1, signed by itself.
@@ -137,6 +138,29 @@ async fn a_connection_that_does_not_shake_hands_is_closed_in_time_and_plain_http
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_agrees_on_http2_and_then_asks_for_nothing_is_closed_in_time() {
+    let identity = Identity::new();
+    let bridge = Bridge::with(|o| identity.on(limits(o, &format!("{ROOMY}, header_seconds = 1")))).await;
+    let mut config = identity.client();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    for (says, why) in [
+        (Vec::new(), "nothing"),
+        (preface.to_vec(), "half a greeting"),
+        ([&preface[..], &settings].concat(), "no request"),
+    ] {
+        let tcp = TcpStream::connect(bridge.gate.listen).await.unwrap();
+        let mut inside = connector.connect("localhost".try_into().unwrap(), tcp).await.unwrap();
+        assert_eq!(inside.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+        inside.write_all(&says).await.unwrap();
+        let closed = async { while inside.read(&mut [0; 1024]).await.is_ok_and(|read| read > 0) {} };
+        assert!(tokio::time::timeout(PATIENCE, closed).await.is_ok(), "{why}: it may stay for ever");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn files_that_do_not_fit_stop_the_start_with_a_sentence() {
     let (identity, other) = (Identity::new(), Identity::new());
     let chain = Chain::start().await;
@@ -155,6 +179,41 @@ async fn files_that_do_not_fit_stop_the_start_with_a_sentence() {
             Gate::try_start(options.wait(Wait::Alive)).await.err().unwrap_or_else(|| panic!("{says}: it started"));
         assert!(said.contains(says) && !said.contains("panicked"), "{says}: {said}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_certificate_is_used_after_sighup_and_one_that_does_not_fit_is_not() {
+    let (identity, renewed) = (Identity::new(), Identity::new());
+    let bridge = Bridge::with(|o| identity.on(limits(o, ROOMY))).await;
+    let gate = &bridge.gate;
+    let put = |file: &str, to: &str| std::fs::copy(renewed.path(file), identity.path(to)).unwrap();
+    let old = Identity { dir: tempfile::tempdir().unwrap() };
+    std::fs::copy(identity.path("cert.pem"), old.path("cert.pem")).unwrap();
+    let greets = async |who: &Identity| {
+        let tls = tokio_rustls::TlsConnector::from(Arc::new(who.client()));
+        let tcp = TcpStream::connect(gate.listen).await.unwrap();
+        let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
+        tokio::time::timeout(PATIENCE, tls.connect(name, tcp)).await.expect("an answer in time").is_ok()
+    };
+    assert!(greets(&old).await && !greets(&renewed).await);
+
+    // Half of a renewal: the new certificate, and still the old key.
+    put("cert.pem", "cert.pem");
+    gate.hup();
+    assert!(
+        eventually(PATIENCE, async || gate.log().contains("the certificate stays as it was")).await,
+        "{}",
+        gate.log()
+    );
+    assert!(greets(&old).await && !greets(&renewed).await);
+
+    put("key.pem", "key.pem");
+    gate.write_conf(&gate.conf().replace("grace_seconds = 5", "grace_seconds = 6"));
+    gate.hup();
+    assert!(eventually(PATIENCE, async || greets(&renewed).await).await, "{}", gate.log());
+    assert!(!greets(&old).await);
+    let unused = "pontage.toml: listen changed, and is read at start only: restart the gate";
+    assert!(eventually(PATIENCE, async || gate.log().contains(unused)).await, "{}", gate.log());
 }
 
 /// Takes TLS off what comes in, at every address of loopback, and hands it to `backend`. Returns its URL.

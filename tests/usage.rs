@@ -455,14 +455,15 @@ async fn a_session_is_charged_what_the_table_says_of_every_row() {
         let credential = channel.voucher_credential(&offer, SIGNED + 1_000 * turn as u128);
         let before = bed.charged(&channel.id);
         bed.backend.next(scripted(case, 1 << 22));
-        let mut got;
-        loop {
-            got = bed.post(&path, &[("authorization", &credential)], body.to_string().as_bytes()).await;
-            if got.status != 429 {
-                break;
+        let end = std::time::Instant::now() + Duration::from_secs(30);
+        let got = loop {
+            let reply = bed.post(&path, &[("authorization", &credential)], body.to_string().as_bytes()).await;
+            if reply.status != 429 {
+                break reply;
             }
+            assert!(std::time::Instant::now() < end, "{why}: told to wait for ever");
             tokio::time::sleep(Duration::from_millis(200)).await;
-        }
+        };
         assert_eq!(got.status, case.status, "{why}: {}", got.text());
         let due = case.cost().to_atoms(6).unwrap().0;
         assert_eq!(bed.charged(&channel.id) - before, due, "{why}: {}", got.text());

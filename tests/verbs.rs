@@ -140,6 +140,43 @@ async fn quote_says_in_parts_what_the_live_gate_asks() {
     assert_eq!(different.len(), amounts.len(), "six requests, six prices: {amounts:?}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn status_and_metrics_tell_what_is_sold_and_what_may_be_lost() {
+    let backend = Backend::start(Script::default()).await;
+    let settle = "settle_key = \"env:PONTAGE_SETTLE_KEY\"";
+    let options = GateOptions::new(NOWHERE, &backend.url())
+        .conf_edit(settle, &format!("{settle}\nsession = {{}}"))
+        .rule("tiers.toml", TIERS)
+        .rule("routes.toml", &four_tiers())
+        .wait(Wait::Alive);
+    let gate = Gate::start(options).await;
+    let status = gate.status().await;
+    let rails: Vec<_> =
+        status["rails"].as_array().unwrap().iter().map(|r| (r["rail"].clone(), r["sold"].clone())).collect();
+    assert_eq!(rails, [(json!("tempo/charge"), json!(true)), (json!("tempo/session"), json!(false))]);
+    assert!(
+        status["rails"].as_array().unwrap().iter().all(|r| r["why_not"].is_string()),
+        "its chain is away: {status}"
+    );
+    let cap = json!([{
+        "tier": "absorb", "lost_today_usd": "0", "loss_cap_per_day": "50", "loss_cap_per_call": "0.05", "capped": false
+    }]);
+    assert_eq!(status["absorbing_tiers"], cap);
+    let metrics = gate.metrics().await;
+    assert!(metrics.contains("pontage_rail_up{rail=\"tempo/charge\"} 0"), "{metrics}");
+    assert!(
+        !metrics.contains("pontage_rail_up{rail=\"tempo/session\"}"),
+        "no route accepts it, so nobody is woken for it"
+    );
+    let (code, why) = gate.admin_get("/readyz").await.unwrap();
+    assert!(code == 503 && why.contains("no rail can be offered (tempo/charge: "), "{why}");
+    let free = four_tiers().replace("accept = [\"tempo/charge\"]", "access = \"free\"");
+    gate.write_rules("routes.toml", &free);
+    let ready = async || gate.admin_get("/readyz").await.is_some_and(|(code, _)| code == 200);
+    assert!(common::eventually(std::time::Duration::from_secs(20), ready).await, "nothing is paid any more");
+    assert!(!gate.metrics().await.contains("pontage_rail_up{"), "and no rail is sold");
+}
+
 #[test]
 fn quote_reads_standard_input_and_refuses_as_the_gate_would() {
     let gate = Gate::prepare(GateOptions::new(NOWHERE, NOWHERE));
@@ -156,6 +193,7 @@ fn quote_reads_standard_input_and_refuses_as_the_gate_would() {
     assert_eq!(serde_json::from_str::<Value>(&out).unwrap()["rails"][0]["amount"], "20000");
     for (path, text, want) in [
         ("/v1/other", body().to_string(), "unknown_path"),
+        ("/v1/models", body().to_string(), "/v1/models lists models: it takes no body, and costs nothing"),
         (CHAT, "{".into(), "invalid_json"),
         (CHAT, chat("gpt-oss-120b", "the backend's name").to_string(), "model_not_found"),
     ] {
@@ -166,6 +204,36 @@ fn quote_reads_standard_input_and_refuses_as_the_gate_would() {
     let (status, _, said) = gate.verb(&["quote", "--path", CHAT, "missing.json"]);
     assert_eq!(status.code(), Some(1));
     assert!(said.contains("missing.json"), "{said}");
+}
+
+#[test]
+fn quote_says_what_is_signed_where_what_was_used_is_taken() {
+    for (ceiling, want, why) in [
+        ("1.00", Some("1243"), "what it can cost is less: 0.15 and 0.60 a million, so many tokens"),
+        ("0.0005", Some("500"), "the rail lets nobody sign more"),
+        ("0.000001", None, "that buys no word"),
+    ] {
+        let rail = format!(
+            "accept_push = false\n\n[rail.base]\nkind = \"x402\"\nnetwork = \"eip155:84532\"\nasset = \"usdc\"\n\
+             pay_to = \"0x8ba1f109551bD432803012645Ac136ddd64DBA72\"\nfacilitator = {{ url = \"http://127.0.0.1:9\" }}\nceiling = \"{ceiling}\"\n"
+        );
+        let options = GateOptions::new(NOWHERE, NOWHERE).conf_edit("accept_push = false", &rail).rule_edit(
+            "routes.toml",
+            "accept = [\"tempo/charge\"]",
+            "accept = [\"base/upto\"]",
+        );
+        let gate = Gate::prepare(options);
+        std::fs::write(gate.dir().join("request.json"), body().to_string()).unwrap();
+        let (status, quoted, said) = gate.verb(&["quote", "--path", CHAT, "request.json"]);
+        assert!(status.success(), "{said}");
+        let quoted: Value = serde_json::from_str(&quoted).unwrap();
+        let told = &quoted["rails"][0];
+        assert_eq!(told["rail"], "base/upto");
+        assert_eq!(told["ceiling"].as_str(), want, "{why}: {told}");
+        assert_eq!(told["not_offered"].is_string(), want.is_none(), "{why}: {told}");
+        let (status, table, said) = gate.verb(&["quote", "--table", "--path", CHAT, "request.json"]);
+        assert!(status.success() && table.contains("base/upto") && !table.contains("null"), "{table}{said}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -278,6 +346,69 @@ async fn a_gate_that_would_pay_nobody_or_could_not_settle_does_not_start() {
         status.success() && said.starts_with("warning: rail.tempo.recipient is the sample's placeholder"),
         "{said}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_with_files_addresses_and_keys_is_said_before_anything_is_opened() {
+    let redis = "kind = \"redis\"\nurl = \"env:REDIS_URL\"";
+    let options = GateOptions::new("ws://canary.example", NOWHERE)
+        .conf_edit("grace_seconds = 5", "grace_seconds = 5\ntls = { cert = \"no-cert.pem\", key = \"no-key.pem\" }")
+        .conf_edit("kind = \"embedded\"", redis)
+        .conf_edit("accept_push = false", "sponsor = { relay = \"env:RELAY\" }")
+        .env("REDIS_URL", "http://canary")
+        .env("RELAY", "canary");
+    let certificate = "listen.tls.cert: no-cert.pem cannot be read";
+    let said = Gate::try_start(options.clone()).await.err().expect("it must not start");
+    for want in
+        [certificate, "store.url: is no redis:// or rediss:// URL", "rail.tempo.rpc: ", "rail.tempo.sponsor: relay: "]
+    {
+        assert!(said.contains(want), "nothing of {want:?}: {said}");
+    }
+    assert!(said.contains("4 mistakes") && !said.contains("canary"), "{said}");
+    let gate = Gate::prepare(options);
+    let (status, _, said) = gate.verb(&["check"]);
+    assert!(!status.success() && said.contains(certificate) && said.ends_with("1 mistake\n"), "{said}");
+    assert!(!gate.dir().join("var/pontage.redb").exists(), "nothing was opened");
+}
+
+#[test]
+fn a_file_or_directory_that_is_not_there_is_the_only_mistake() {
+    let gate = Gate::prepare(GateOptions::new(NOWHERE, NOWHERE));
+    for (conf, rules, want) in [
+        ("conf/other.toml", "lua-free-rules", "conf/other.toml: cannot be read: "),
+        ("conf/pontage.toml", "lua-free-rulez", "lua-free-rulez: is no directory of rules: "),
+    ] {
+        let out = gate.command().args(["check", "--conf", conf, "--rules", rules]).output().unwrap();
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(!out.status.success() && said.starts_with(want) && said.ends_with("\n1 mistake\n"), "{said}");
+    }
+}
+
+#[cfg(not(feature = "local-facilitator"))]
+#[test]
+fn a_facilitator_that_this_build_lacks_does_not_pass_the_check() {
+    let rail = "accept_push = false\n\n[rail.base]\nkind = \"x402\"\nnetwork = \"eip155:84532\"\nasset = \"usdc\"\n\
+                pay_to = \"0x8ba1f109551bD432803012645Ac136ddd64DBA72\"\nfacilitator = { local = { rpc = \"env:R\", key = \"env:K\" } }\n";
+    let gate = Gate::prepare(GateOptions::new(NOWHERE, NOWHERE).conf_edit("accept_push = false", rail));
+    let (status, _, said) = gate.verb(&["check"]);
+    assert!(!status.success() && said.starts_with("rail.base.facilitator: `local` is not in this build"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_payee_is_remembered_as_meant_only_by_a_gate_that_runs() {
+    let mut gate = Gate::start(GateOptions::new(NOWHERE, NOWHERE).wait(Wait::Alive)).await;
+    gate.stop().await;
+    let conf = gate.conf();
+    let changed = conf.replace(common::DEV[1].address, common::DEV[8].address);
+    assert_ne!(changed, conf);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let busy = changed.replace(&gate.listen.to_string(), &taken.local_addr().unwrap().to_string());
+    gate.write_conf(&busy);
+    let why = gate.restart_with(&["--accept-payee-change"]).await.expect_err("its address is taken");
+    assert!(why.contains("cannot listen"), "{why}");
+    gate.write_conf(&changed);
+    let why = gate.restart_with(&[]).await.expect_err("nobody said that again");
+    assert!(why.contains("--accept-payee-change"), "{why}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -161,8 +161,8 @@ async fn what_a_backend_did_not_answer_is_not_paid_for_and_the_payment_stays_goo
     let bed = Brittle::with(|options| {
         options.rule_edit(
             "pools.toml",
-            "first_byte_seconds = 10, idle_seconds = 10",
-            "first_byte_seconds = 1, idle_seconds = 1",
+            "first_byte_seconds = 10, idle_seconds = 10, total_seconds = 60",
+            "first_byte_seconds = 1, idle_seconds = 1, total_seconds = 3",
         )
     })
     .await;

@@ -10,6 +10,7 @@ use alloy::signers::SignerSync as _;
 use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::{Eip712Domain, SolStruct};
 use common::{EvmBed, Facilitator as Service};
+use pontage::clock::UnixSeconds;
 use pontage::money::Atoms;
 use pontage::network::Network;
 use pontage::rail::x402::evidence::{Evidence, Movement, Trace};
@@ -71,7 +72,7 @@ impl Handed {
 
     fn call(&self) -> Call<'_> {
         let expects = Expects { network: &self.network, payer: Some(&self.payer), amount: Atoms(self.amount) };
-        Call { version: Version::V2, payload: &self.payload, requirements: &self.requirements, expects }
+        Call { version: Version::V2, payload: &self.payload, requirements: &self.requirements, expects, again: false }
     }
 }
 
@@ -79,7 +80,7 @@ impl Handed {
 async fn what_became_of_an_authorization_is_seen_whoever_did_it() {
     let bed = EvmBed::start().await;
     let evidence = evidence(&bed);
-    let movement = Movement { token: bed.usdc, to: bed.payee(), amount: Atoms(PRICE) };
+    let movement = Movement { token: bed.usdc, to: bed.payee(), amount: Atoms(PRICE), since: UnixSeconds(0) };
     let asked = bed.requirements(PRICE);
     let buyer = bed.buyer(10 * PRICE).await;
     let pay = || bed.authorize(&buyer, &asked, |_| ());
@@ -130,7 +131,7 @@ async fn pays_once(bed: &EvmBed, facilitator: &dyn Facilitator) {
     assert!(upto.sponsors_approval);
 
     let (evidence, asked) = (evidence(bed), bed.requirements(PRICE));
-    let movement = Movement { token: bed.usdc, to: bed.payee(), amount: Atoms(PRICE) };
+    let movement = Movement { token: bed.usdc, to: bed.payee(), amount: Atoms(PRICE), since: UnixSeconds(0) };
     let buyer = bed.buyer(3 * PRICE).await;
     let payment = bed.authorize(&buyer, &asked, |_| ());
     let handed = Handed::new(bed, &buyer, &payment, &asked);
@@ -229,7 +230,7 @@ async fn permits_pay_what_was_used(bed: &EvmBed, facilitator: &dyn Facilitator) 
     for (scheme, actual) in [(Scheme::Exact, PRICE), (Scheme::Upto, PRICE), (Scheme::Upto, 1_234)] {
         let before = bed.usdc(bed.payee()).await;
         let (payment, mut requirements) = permit(bed, &buyer, scheme);
-        let movement = Movement { token: bed.usdc, to: bed.payee(), amount: Atoms(actual) };
+        let movement = Movement { token: bed.usdc, to: bed.payee(), amount: Atoms(actual), since: UnixSeconds(0) };
         assert_eq!(evidence.trace(&signed(&payment), &movement).await, Trace::Unused, "{scheme:?}");
         let verdict = facilitator.verify(&Handed::new(bed, &buyer, &payment, &requirements).call()).await;
         assert!(matches!(verdict, Verdict::Valid { .. }), "{scheme:?}: {verdict:?}");
@@ -279,6 +280,38 @@ mod local {
         permits_pay_what_was_used(&bed, &local(&bed)).await;
     }
 
+    /// Says yes to every signature, after so many rounds of nothing.
+    fn wallet(rounds: u16) -> String {
+        format!("0x61{rounds:04x}5b60019003806003575063{}60e01b60005260206000f3", "1626ba7e")
+    }
+
+    #[tokio::test]
+    async fn an_account_whose_own_check_burns_gas_is_refused_before_anything_is_sent() {
+        let bed = EvmBed::start().await;
+        let facilitator = local(&bed);
+        facilitator.probe().await;
+        let asked = bed.requirements(PRICE);
+        for (rounds, dear, why) in [(1, false, "it says yes at once"), (24_000, true, "it burns 600,000 gas first")] {
+            let buyer = bed.buyer(10 * PRICE).await;
+            bed.rpc("anvil_setCode", json!([buyer.address(), wallet(rounds)])).await;
+            let payment = bed.authorize(&buyer, &asked, |_| ());
+            let handed = Handed::new(&bed, &buyer, &payment, &asked);
+            let sent = || bed.rpc("eth_getTransactionCount", json!([bed.facilitator(), "pending"]));
+            let before = sent().await;
+            let verdict = facilitator.verify(&handed.call()).await;
+            assert_eq!(matches!(verdict, Verdict::Valid { .. }), !dear, "{why}: {verdict:?}");
+            assert_eq!(sent().await, before, "{why}: looking sends nothing");
+            let settled = facilitator.settle(&handed.call()).await;
+            if dear {
+                assert!(matches!(&verdict, Verdict::Invalid { reason } if reason.contains("gas")), "{verdict:?}");
+                assert!(matches!(&settled, Settlement::Failed { reason } if reason.contains("gas")), "{settled:?}");
+                assert_eq!(sent().await, before, "{why}: nothing was sent");
+            } else {
+                assert!(matches!(settled, Settlement::Settled { .. }), "{why}: {settled:?}");
+            }
+        }
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn a_gate_that_is_its_own_facilitator_is_paid_by_published_clients() {
         let bed = EvmBed::start().await;
@@ -299,16 +332,18 @@ mod local {
             let buyer = stall.chain.buyer(1_000_000).await;
             stall.chain.approve_permit2(&buyer.address().to_string()).await;
             let before = stall.earned().await;
+            let used = || {
+                let (prompt, completion) = stall.backend.usage_reported();
+                u128::from(prompt + 2 * completion) * PER_TOKEN
+            };
+            let had = used();
             let got = client.pay(&stall.chain, &buyer, &stall.server(server), flags).await;
             let said = format!("{client:?} {server} {flags:?}: {got:#}");
             assert_eq!(got["status"], 200, "{said}");
-            let (prompt, completion) = stall.backend.usage_reported();
-            let used = u128::from(prompt + 2 * completion) * PER_TOKEN;
+            let used = used() - had;
             let earned = stall.earned().await - before;
             match server {
-                server::UPTO => {
-                    assert!(earned > 0 && earned <= used && earned.is_multiple_of(PER_TOKEN), "{earned}: {said}")
-                }
+                server::UPTO => assert_eq!((earned, earned > 0), (used, true), "{said}"),
                 _ => assert_eq!(earned, FLAT, "{said}"),
             }
         }

@@ -241,7 +241,7 @@ async fn pages_of_a_configured_origin_may_pay_and_read_what_they_paid() {
     let (stall, _facilitator) = stall_everywhere().await;
     let path = chat_at(server::EXACT);
     let words = |reply: &RawReply, name: &str| -> Vec<String> {
-        let list = reply.header(name).unwrap_or_default().to_ascii_lowercase();
+        let list = reply.headers(name).join(",").to_ascii_lowercase();
         list.split(',').map(|word| word.trim().to_owned()).collect()
     };
     for (origin, may) in [(PAGE, true), ("https://shop.example.evil.example", false)] {

@@ -6,7 +6,8 @@ pub mod books;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use pontage::chain::{B256, Chain, Head, Inclusion, Sent, Unreachable};
+use pontage::chain::fees::Tried;
+use pontage::chain::{Address, B256, Chain, Head, Inclusion, Sent, Unreachable};
 use pontage::clock::UnixSeconds;
 use pontage::edge::reply::Answer;
 use pontage::flow::Stop;
@@ -37,6 +38,7 @@ use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::path::Path;
 use std::sync::Arc;
+use tempo_alloy::primitives::TempoTransaction;
 
 /// A chain that nothing asks.
 struct Nowhere;
@@ -46,7 +48,13 @@ impl Chain for Nowhere {
     async fn head(&self) -> Result<Head, Unreachable> {
         Err(Unreachable { why: "no chain here" })
     }
+    async fn time_of(&self, _: u64) -> Result<UnixSeconds, Unreachable> {
+        Err(Unreachable { why: "no chain here" })
+    }
     async fn inclusion(&self, _: B256) -> Result<Inclusion, Unreachable> {
+        Err(Unreachable { why: "no chain here" })
+    }
+    async fn rehearse(&self, _: Address, _: &TempoTransaction) -> Result<Tried, Unreachable> {
         Err(Unreachable { why: "no chain here" })
     }
     async fn send(&self, _: &[u8]) -> Sent {

@@ -11,6 +11,7 @@ use crate::rail::x402::remote::{self, Auth, Remote, Times};
 use crate::rail::x402::solana_evidence::{self, SolanaEvidence};
 use crate::rail::x402::wire::Scheme;
 use crate::rail::x402::{Settings, X402};
+use crate::secret::SecretRef;
 use std::sync::Arc;
 
 /// Facilitators by what was written about them: sections that name the same one share it.
@@ -52,6 +53,8 @@ fn facilitator(conf: &X402Conf) -> Result<Arc<dyn Facilitator>, String> {
     }
 }
 
+const UNBUILT: &str = "`local` is not in this build: build with --features local-facilitator";
+
 #[cfg(feature = "local-facilitator")]
 fn local(conf: &X402Conf) -> Result<Arc<dyn Facilitator>, String> {
     use crate::rail::x402::local::{Local, Settings};
@@ -61,7 +64,7 @@ fn local(conf: &X402Conf) -> Result<Arc<dyn Facilitator>, String> {
 
 #[cfg(not(feature = "local-facilitator"))]
 fn local(_: &X402Conf) -> Result<Arc<dyn Facilitator>, String> {
-    Err("`local` is not in this build: build with --features local-facilitator".to_owned())
+    Err(UNBUILT.to_owned())
 }
 
 fn evidence(conf: &X402Conf) -> Result<Option<Arc<dyn Evidence>>, String> {
@@ -71,16 +74,16 @@ fn evidence(conf: &X402Conf) -> Result<Option<Arc<dyn Evidence>>, String> {
         FacilitatorConf::Remote { .. } => None,
     };
     let Some(rpc) = conf.rpc.as_ref().or(own) else { return Ok(None) };
-    let rpc = rpc.read().map_err(|e| format!("rpc: {e}"))?;
-    Ok(Some(match conf.network.family {
-        Family::Evm { .. } => Arc::new(
-            EvmEvidence::new(&rpc, &conf.network, evm_evidence::Look::default()).map_err(|e| format!("rpc: {e}"))?,
-        ),
-        Family::Solana => Arc::new(
-            SolanaEvidence::new(&rpc, &conf.network, solana_evidence::Look::default())
-                .map_err(|e| format!("rpc: {e}"))?,
-        ),
-    }))
+    node(rpc, conf).map(Some).map_err(|e| format!("rpc: {e}"))
+}
+
+/// The chain as a node shows it.
+fn node(rpc: &SecretRef, conf: &X402Conf) -> Result<Arc<dyn Evidence>, String> {
+    let rpc = rpc.read()?;
+    Ok(match conf.network.family {
+        Family::Evm { .. } => Arc::new(EvmEvidence::new(&rpc, &conf.network, evm_evidence::Look::default())?),
+        Family::Solana => Arc::new(SolanaEvidence::new(&rpc, &conf.network, solana_evidence::Look::default())?),
+    })
 }
 
 /// The rails of one section.
@@ -116,12 +119,18 @@ pub(super) fn rails(
     Ok(rails)
 }
 
-/// What of a section's secrets cannot be read, by key.
-pub(super) fn unread(conf: &X402Conf) -> Vec<(&'static str, String)> {
-    let rpc = conf.rpc.as_ref().and_then(|rpc| rpc.read().err()).map(|e| ("rpc", e));
+/// What of a section's secrets cannot be read or is not what it should be, by key.
+pub(super) fn mistakes(conf: &X402Conf) -> Vec<(&'static str, String)> {
+    let rpc = conf.rpc.as_ref().and_then(|rpc| node(rpc, conf).err()).map(|e| ("rpc", e));
     let facilitator = match &conf.facilitator {
         FacilitatorConf::Remote { .. } => facilitator(conf).err(),
-        FacilitatorConf::Local { rpc, key } => rpc.read().err().or_else(|| key.read().err()),
+        FacilitatorConf::Local { rpc, key } => node(rpc, conf).err().or_else(|| key.read().err()),
     };
     rpc.into_iter().chain(facilitator.map(|e| ("facilitator", e))).collect()
+}
+
+/// Why this build has not got what a section names.
+pub(super) fn unbuilt(conf: &X402Conf) -> Option<&'static str> {
+    let is_local = matches!(conf.facilitator, FacilitatorConf::Local { .. });
+    (is_local && cfg!(not(feature = "local-facilitator"))).then_some(UNBUILT)
 }

@@ -2,6 +2,7 @@
 
 use super::rpc::Rpc;
 use super::{Address, B256, Head, Unreachable};
+use crate::clock::UnixSeconds;
 use crate::secret::Secret;
 use alloy::primitives::{Bytes, U64};
 use serde::Deserialize;
@@ -101,6 +102,11 @@ impl Evm {
     /// The newest block, and which chain this is.
     pub async fn head(&self) -> Result<Head, Unreachable> {
         self.0.head().await.map_err(|e| Unreachable { why: e.words() })
+    }
+
+    /// When a block was made. A block that the node does not have is nonsense.
+    pub async fn time(&self, block: u64) -> Result<UnixSeconds, Unreachable> {
+        self.0.time(block).await.map_err(|e| Unreachable { why: e.words() })?.ok_or(NONSENSE)
     }
 
     /// The receipt of a transaction, `None` while it is in no block. A receipt of another transaction is nonsense.

@@ -9,7 +9,7 @@ use alloy::primitives::{Bytes, U64, U128, U256};
 use alloy::sol_types::SolCall as _;
 use async_trait::async_trait;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tempo_alloy::contracts::precompiles::ITIP20;
 use tempo_alloy::primitives::transaction::TEMPO_EXPIRING_NONCE_KEY;
 
@@ -60,14 +60,29 @@ struct Receipt {
 
 const NONSENSE: Unreachable = Unreachable { why: "the chain's node answered with nonsense" };
 
-/// Whether a node's refusal of a trial is about the call itself. Anything else (a rate limit, a method it does not know) says
-/// nothing about it.
+/// Whether a node's refusal of a trial is about the call itself. Anything else (a rate limit, a method it does not know, a newest
+/// block so old that an end half a minute from now is too far off) says nothing about it.
 pub(super) fn is_about_the_call(code: i64, message: &str) -> bool {
     let text = message.to_ascii_lowercase();
+    let about_its_clock = text.contains("too far in the future");
     code == 3
-        || ["revert", "out of gas", "outofgas", "oog", "intrinsic gas", "insufficient", "tempo transaction error"]
-            .iter()
-            .any(|said| text.contains(said))
+        || !about_its_clock
+            && ["revert", "out of gas", "outofgas", "oog", "intrinsic gas", "insufficient", "tempo transaction error"]
+                .iter()
+                .any(|said| text.contains(said))
+}
+
+impl Tempo {
+    pub(super) async fn try_call(&self, call: Value) -> Result<Tried, Unreachable> {
+        match self.0.ask::<_, Bytes>("eth_call", (call, "latest")).await {
+            Ok(_) => Ok(Tried::Passes),
+            Err(Fault::Refused { code, message }) if is_about_the_call(code, &message) => {
+                tracing::debug!(code, %message, "a trial fails");
+                Ok(Tried::Fails)
+            }
+            Err(fault) => Err(Unreachable { why: fault.words() }),
+        }
+    }
 }
 
 #[async_trait]
@@ -84,11 +99,7 @@ impl Fees for Tempo {
             "nonce": U64::ZERO,
             "validBefore": U64::from(call.valid_until.0),
         });
-        match self.0.ask::<_, Bytes>("eth_call", (asked, "latest")).await {
-            Ok(_) => Ok(Tried::Passes),
-            Err(Fault::Refused { code, message }) if is_about_the_call(code, &message) => Ok(Tried::Fails),
-            Err(fault) => Err(Unreachable { why: fault.words() }),
-        }
+        self.try_call(asked).await
     }
 
     async fn fee(&self, tx: B256) -> Result<Option<Usd>, Unreachable> {
@@ -133,6 +144,12 @@ mod tests {
             (-32603, "EVM error PrecompileOOG", true),
             (-32000, "intrinsic gas too high -- CallGasCostMoreThanGasLimit", true),
             (-32003, "tempo transaction error: expiring nonce transaction expired", true),
+            // As a node says it whose newest block is old.
+            (
+                -32603,
+                "tempo transaction error: nonce manager error: expiring nonce valid_before (1795324155) too far in the future: must be within 30s of block timestamp (1795324100), max allowed is 1795324130",
+                false,
+            ),
             (-32005, "rate limit exceeded", false),
             (-32601, "the method eth_call does not exist", false),
             (-32603, "internal error", false),

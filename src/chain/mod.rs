@@ -14,6 +14,8 @@ pub mod web;
 
 use crate::clock::UnixSeconds;
 use async_trait::async_trait;
+use fees::Tried;
+use tempo_alloy::primitives::TempoTransaction;
 
 pub use alloy::primitives::{Address, B256};
 
@@ -101,8 +103,13 @@ pub enum Sent {
 pub trait Chain: Send + Sync {
     /// The newest block, and which chain this is.
     async fn head(&self) -> Result<Head, Unreachable>;
+    /// The own time of the block at this height.
+    async fn time_of(&self, block: u64) -> Result<UnixSeconds, Unreachable>;
     /// What became of the transaction with this hash.
     async fn inclusion(&self, tx: B256) -> Result<Inclusion, Unreachable>;
+    /// Makes the calls of a payer's transaction on the newest state, its fee included, and throws the result away. A node that
+    /// cannot try several calls at once says nothing against them.
+    async fn rehearse(&self, sender: Address, tx: &TempoTransaction) -> Result<Tried, Unreachable>;
     /// Hands in a signed transaction, waiting for its block where the node can. The same bytes twice are harmless: a
     /// transaction is mined at most once.
     async fn send(&self, raw: &[u8]) -> Sent;

@@ -1,7 +1,7 @@
 //! The channel reserve (TIP-1034): what it says about channels, what a mined transaction did to them, and what a call to it costs.
 
 use super::rpc::Fault;
-use super::tempo::{METHOD_NOT_FOUND, Tempo};
+use super::tempo::Tempo;
 use super::{Address, B256, Chain, Unreachable};
 use crate::channel::View;
 use crate::clock::UnixSeconds;
@@ -209,8 +209,9 @@ impl Reserve for Tempo {
                 }
                 Ok(Some(tried.iter().all(|call| call.status == U64::ONE)))
             }
-            Err(Fault::Refused { code: METHOD_NOT_FOUND, .. }) => Ok(None),
             Err(Fault::Refused { code, message }) if super::fees::is_about_the_call(code, &message) => Ok(Some(false)),
+            // It cannot, or may not, in whatever words: that says nothing against them.
+            Err(Fault::Refused { .. }) => Ok(None),
             Err(fault) => Err(unreachable(&fault)),
         }
     }

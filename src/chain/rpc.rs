@@ -109,6 +109,12 @@ impl Rpc {
         .await?;
         Ok(Head { chain_id: id.to(), number: block.number.to(), time: UnixSeconds(block.timestamp.to()) })
     }
+
+    /// When a block was made; `None` for one that the node does not have.
+    pub async fn time(&self, block: u64) -> Result<Option<UnixSeconds>, Fault> {
+        let found = self.ask::<_, Option<Block>>("eth_getBlockByNumber", (U64::from(block), false)).await?;
+        Ok(found.map(|block| UnixSeconds(block.timestamp.to())))
+    }
 }
 
 #[cfg(test)]

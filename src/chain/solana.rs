@@ -66,6 +66,9 @@ pub struct Listed {
     /// Its memos with their lengths, if it has any and the node keeps them.
     #[serde(default)]
     pub memo: Option<String>,
+    /// When its block was made, as far as the node knows.
+    #[serde(default, rename = "blockTime")]
+    pub time: Option<u64>,
 }
 
 #[derive(Deserialize)]

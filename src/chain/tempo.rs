@@ -1,17 +1,22 @@
 //! Tempo over JSON-RPC. Answers are read into the few fields used here, so that a node may add what it likes.
 
+use super::fees::Tried;
+use super::reserve::Reserve as _;
 use super::rpc::{Fault, Rpc};
 use super::{Address, B256, Chain, Head, Inclusion, Rejection, Sent, Transfer, Unreachable};
+use crate::clock::UnixSeconds;
 use crate::secret::Secret;
-use alloy::primitives::{Bytes, LogData, U64};
+use alloy::primitives::{Bytes, LogData, U64, U128};
 use alloy::sol_types::SolEvent;
 use async_trait::async_trait;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde_json::json;
 use tempo_alloy::contracts::precompiles::ITIP20;
+use tempo_alloy::primitives::TempoTransaction;
 
 /// JSON-RPC: the node does not know this method.
-pub(super) const METHOD_NOT_FOUND: i64 = -32601;
+const METHOD_NOT_FOUND: i64 = -32601;
 
 /// One Tempo node. Share it behind an `Arc`; any runtime may use it.
 pub struct Tempo(pub(super) Rpc);
@@ -87,7 +92,15 @@ fn rejection(message: &str) -> Option<Rejection> {
         Some(Rejection::Nonce)
     } else if says(&["insufficient funds", "insufficient balance", "insufficientbalance", "insufficient fee"]) {
         Some(Rejection::Funds)
-    } else if says(&["invalid signature", "intrinsic gas", "must be > current time", "transaction expired"]) {
+    } else if says(&[
+        "invalid signature",
+        "intrinsic gas",
+        "must be > current time",
+        "transaction expired",
+        "exceeds block gas limit",
+        "less than block base fee",
+        "higher than max fee per gas",
+    ]) {
         Some(Rejection::Invalid)
     } else {
         None
@@ -107,6 +120,11 @@ impl Chain for Tempo {
         self.0.head().await.map_err(|e| Unreachable { why: e.words() })
     }
 
+    async fn time_of(&self, block: u64) -> Result<UnixSeconds, Unreachable> {
+        let time = self.0.time(block).await.map_err(|e| Unreachable { why: e.words() })?;
+        time.ok_or(Unreachable { why: "the chain's node does not know its own block" })
+    }
+
     async fn inclusion(&self, tx: B256) -> Result<Inclusion, Unreachable> {
         let receipt: Option<Receipt> =
             self.0.ask("eth_getTransactionReceipt", (tx,)).await.map_err(|e| Unreachable { why: e.words() })?;
@@ -114,6 +132,30 @@ impl Chain for Tempo {
             None => Ok(Inclusion::Absent),
             Some(r) => r.inclusion(tx).ok_or(Unreachable { why: "the chain's node answered with nonsense" }),
         }
+    }
+
+    async fn rehearse(&self, sender: Address, tx: &TempoTransaction) -> Result<Tried, Unreachable> {
+        let [call] = tx.calls.as_slice() else {
+            let passes = self.in_turn(sender, &tx.calls).await?.unwrap_or(true);
+            return Ok(if passes { Tried::Passes } else { Tried::Fails });
+        };
+        let mut asked = json!({
+            "from": sender,
+            "to": call.to.to(),
+            "value": call.value,
+            "input": call.input,
+            "gas": U64::from(tx.gas_limit),
+            // With them the node asks for the fee as well.
+            "maxFeePerGas": U128::from(tx.max_fee_per_gas),
+            "maxPriorityFeePerGas": U128::from(tx.max_priority_fee_per_gas),
+            "nonceKey": tx.nonce_key,
+            "nonce": U64::from(tx.nonce),
+        });
+        if let Some(said) = asked.as_object_mut() {
+            said.extend(tx.fee_token.map(|token| ("feeToken".to_owned(), json!(token))));
+            said.extend(tx.valid_before.map(|end| ("validBefore".to_owned(), json!(U64::from(end.get())))));
+        }
+        self.try_call(asked).await
     }
 
     async fn send(&self, raw: &[u8]) -> Sent {
@@ -136,7 +178,6 @@ impl Chain for Tempo {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
-    use serde_json::json;
 
     fn receipt(change: impl FnOnce(&mut serde_json::Value)) -> Receipt {
         let token = "0x20c0000000000000000000000000000000000000";
@@ -192,6 +233,10 @@ mod tests {
             ("Insufficient funds for gas * price + value", Some(Rejection::Funds)),
             ("insufficient fee token balance: have 0, need 12300", Some(Rejection::Funds)),
             ("Tempo tx valid_before (1795231566) must be > current time + 3s (1795231589)", Some(Rejection::Invalid)),
+            ("exceeds block gas limit", Some(Rejection::Invalid)),
+            ("max fee per gas less than block base fee: address 0x1", Some(Rejection::Invalid)),
+            ("max priority fee per gas higher than max fee per gas", Some(Rejection::Invalid)),
+            ("expiring nonce valid_before (9) too far in the future: must be within 30s", None),
             ("Transaction confirmation timeout", None),
             ("already known", None),
             ("transaction already imported", None),

@@ -133,20 +133,8 @@ pub enum Op {
     },
     /// Nothing new is served; close when the last lease has ended.
     Close,
-    /// What a gate's own journal knows: taken where it says more than the record.
-    Reassert {
-        /// The gate.
-        gate: String,
-        /// What it has spent.
-        spent: Atoms,
-        /// The highest voucher it accepted.
-        voucher: Option<Voucher>,
-    },
-    /// Nothing is served until a person has looked.
-    Quarantine {
-        /// Why.
-        why: String,
-    },
+    /// A person has looked at what was quarantined: it goes on as the chain says, unless that still contradicts the record.
+    Release,
 }
 
 /// What a change did, beyond the record.
@@ -176,7 +164,7 @@ pub enum Denied {
     Closing,
     /// Over, or never opened.
     Over,
-    /// Waits for a person.
+    /// Waits for a person, or for the chain to say what the record says.
     Quarantined,
     /// Below the highest accepted voucher, or at most what is settled.
     Lower {

@@ -32,6 +32,7 @@ enum Try {
         need: u128,
     },
     GiveBack,
+    Depart,
     Deliver,
     Doubt,
     Forgo,
@@ -71,6 +72,7 @@ fn tries() -> impl Strategy<Value = Try> {
         1 => Just(Try::Die),
         4 => (prop::bool::weighted(0.2), 0..=PAID + PAID / 4).prop_map(|(elsewhere, need)| Try::Redeem { elsewhere, need }),
         3 => Just(Try::GiveBack),
+        1 => Just(Try::Depart),
         2 => Just(Try::Deliver),
         1 => Just(Try::Doubt),
         1 => Just(Try::Forgo),
@@ -128,7 +130,7 @@ impl Gate {
         }
         match op {
             Op::Pay { by, .. } | Op::Redeem { by, .. } => self.serving.push(by.clone()),
-            Op::GiveBack { by } | Op::Forgo { by } => self.serving.retain(|s| s != by),
+            Op::GiveBack { by } | Op::Depart { by } | Op::Forgo { by } => self.serving.retain(|s| s != by),
             Op::Deliver { by, .. } | Op::Settle { by, .. } | Op::Take { by, receipt: Some(_), .. } => {
                 self.serving.retain(|s| s != by);
                 self.deliveries += 1;
@@ -178,11 +180,12 @@ impl Gate {
                 Op::Redeem { by, route, need: Atoms(need) }
             }
             Try::GiveBack => Op::GiveBack { by },
+            Try::Depart => Op::Depart { by },
             Try::Deliver => Op::Deliver { by, receipt: format!("rcpt_{who}") },
             Try::Doubt => Op::Doubt,
             Try::Forgo => Op::Forgo { by },
             Try::Take { amount, left } => {
-                Op::Take { by, amount: Atoms(amount), receipt: left.then(|| format!("rcpt_{who}")) }
+                Op::Take { by, amount: Atoms(amount), output: None, receipt: left.then(|| format!("rcpt_{who}")) }
             }
             Try::Settle => Op::Settle { by, transaction: None, receipt: format!("rcpt_{who}") },
         }
@@ -236,6 +239,7 @@ fn every_op(gate: &Gate) -> Vec<Op> {
             Try::Die,
             Try::Redeem { elsewhere: false, need: 0 },
             Try::GiveBack,
+            Try::Depart,
             Try::Deliver,
             Try::Doubt,
             Try::Forgo,
@@ -292,9 +296,10 @@ fn paid_money_is_never_forgotten_and_never_changes() {
             let collectable =
                 matches!(now.standing, Standing::Claimed { .. } | Standing::Promised { .. } | Standing::Taking { .. });
             assert_eq!(now.resend.is_some(), collectable, "kept while it can be needed, and no longer");
-            let Claim { revision, resend, standing, paid_at, taken, .. } = now.clone();
+            let Claim { revision, resend, standing, paid_at, taken, departures, .. } = now.clone();
+            assert!(departures < MOST_DEPARTURES, "the last one spends it");
             assert!(taken.is_none_or(|taken| promised && taken < first.terms.amount), "never more than was agreed");
-            let same = Claim { revision, resend, standing, paid_at, taken, ..first.clone() };
+            let same = Claim { revision, resend, standing, paid_at, taken, departures, ..first.clone() };
             assert_eq!(*now, same, "what was bought stays");
             delivered.set(delivered.get() + u32::from(matches!(now.standing, Standing::Delivered { .. })));
         }

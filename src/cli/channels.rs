@@ -13,7 +13,8 @@ use std::time::Duration;
 /// Longest wait for an answer: closing waits for requests and for the chain.
 const ANSWER: Duration = Duration::from_secs(60);
 /// Columns of the list.
-const COLUMNS: [&str; 9] = ["id", "rail", "phase", "deposit", "accepted", "spent", "leased", "settled", "idle_seconds"];
+const COLUMNS: [&str; 10] =
+    ["id", "rail", "phase", "deposit", "accepted", "spent", "leased", "settled", "idle_seconds", "why"];
 
 /// Prints the channels that are not over, one a line.
 pub fn list(conf: &Path) -> ExitCode {
@@ -27,7 +28,7 @@ pub fn list(conf: &Path) -> ExitCode {
     })
 }
 
-/// Settles or closes one channel and prints how it stands then. Exit code 1 when that was refused.
+/// Settles, closes or releases one channel and prints how it stands then. Exit code 1 when that was refused.
 pub fn act(conf: &Path, id: &str, verb: &str) -> ExitCode {
     let digits = id.strip_prefix("0x").unwrap_or_default();
     if digits.len() != 64 || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
@@ -37,7 +38,11 @@ pub fn act(conf: &Path, id: &str, verb: &str) -> ExitCode {
 }
 
 fn cell(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => String::new(),
+        other => other.to_string(),
+    }
 }
 
 fn ask(conf: &Path, method: &str, path: &str, show: impl FnOnce(&str) -> String) -> ExitCode {

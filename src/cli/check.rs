@@ -1,21 +1,29 @@
 //! `pontage check`: says every mistake of `pontage.toml` and of the rule set, and touches nothing.
 
-use crate::assemble::catalogue;
+use super::complain;
+use crate::assemble::{self, catalogue};
 use crate::conf::Conf;
 use crate::rules;
 use std::path::Path;
 use std::process::ExitCode;
 
 /// Checks both and prints every mistake to standard error, one a line, as `file:line: key: what is wrong`. Success means that
-/// `serve` would take them; secrets are not read, so that this runs where there are none, and a sample's payee is only a
-/// warning. Exit code 1 after any mistake.
+/// `serve` would take them; secrets are not read (but for the key of `listen.tls`), so that this runs where there are none, and a
+/// sample's payee is only a warning. Exit code 1 after any mistake.
 pub fn run(conf: &Path, rules: &Path) -> ExitCode {
     let (rails, conf) = Conf::inspect(conf);
+    let Some(rails) = rails else {
+        // What the rules name is nobody's mistake as long as nobody knows what there is.
+        return complain(&conf.err().unwrap_or_default());
+    };
     let plan = rules::load(rules, &catalogue(rails));
     let mut mistakes = Vec::new();
     match conf {
-        Ok(conf) => conf.warnings.iter().for_each(|warning| eprintln!("warning: {warning}")),
-        Err(found) => mistakes.extend(found),
+        Ok(conf) => {
+            conf.warnings.iter().chain(&conf.exposed()).for_each(|warning| eprintln!("warning: {warning}"));
+            mistakes.extend(assemble::plain_mistakes(&conf));
+        }
+        Err(found) => mistakes.extend(found.iter().map(ToString::to_string)),
     }
     match plan {
         Ok(plan) if mistakes.is_empty() => {
@@ -30,13 +38,9 @@ pub fn run(conf: &Path, rules: &Path) -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Ok(_) => {}
-        Err(found) => mistakes.extend(found),
+        Err(found) => mistakes.extend(found.iter().map(ToString::to_string)),
     }
-    for mistake in &mistakes {
-        eprintln!("{mistake}");
-    }
-    eprintln!("{} mistake{}", mistakes.len(), if mistakes.len() == 1 { "" } else { "s" });
-    ExitCode::FAILURE
+    complain(&mistakes)
 }
 
 #[cfg(test)]
@@ -49,7 +53,7 @@ mod tests {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let (rails, conf) = Conf::inspect(&root.join("conf/pontage.toml"));
         assert!(conf.is_ok());
-        let plan = rules::load(&root.join("lua-free-rules/default"), &catalogue(rails)).unwrap();
+        let plan = rules::load(&root.join("lua-free-rules/default"), &catalogue(rails.unwrap())).unwrap();
         assert_eq!(plan.resolve("gpt-oss-120b").unwrap().upstream.as_str(), "gpt-oss-120b");
         assert!(plan.route("/v1/chat/completions").is_some() && plan.route("/v1/models").is_some());
     }

@@ -93,6 +93,11 @@ enum ChannelsVerb {
         /// Its id.
         id: String,
     },
+    /// Let one go on that is quarantined (`list` says why), once you have looked at it. Refused while the chain still contradicts it.
+    Release {
+        /// Its id.
+        id: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -117,6 +122,7 @@ pub fn main() -> ExitCode {
         Verb::Channels { verb: ChannelsVerb::List, conf } => channels::list(&conf),
         Verb::Channels { verb: ChannelsVerb::Settle { id }, conf } => channels::act(&conf, &id, "settle"),
         Verb::Channels { verb: ChannelsVerb::Close { id }, conf } => channels::act(&conf, &id, "close"),
+        Verb::Channels { verb: ChannelsVerb::Release { id }, conf } => channels::act(&conf, &id, "release"),
         Verb::Receipt { verb: ReceiptVerb::Verify { key, sealed } } => receipt::verify(&key, &sealed),
     }
 }

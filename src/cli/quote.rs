@@ -7,9 +7,10 @@ use crate::flow::choose::quote_idle;
 use crate::flow::price::Quoted;
 use crate::flow::session;
 use crate::ids::RailId;
+use crate::money::Usd;
 use crate::refusal::Refusal;
 use crate::rules;
-use crate::rules::plan::{Model, Rates, Speeds, Step};
+use crate::rules::plan::{Model, Rates, Speeds, Step, Surface};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::ExitCode;
@@ -25,6 +26,9 @@ pub fn run(places: &Places, path: &str, request: &Path, as_table: bool) -> ExitC
         Ok(plan) => plan,
         Err(mistakes) => return complain(&mistakes),
     };
+    if plan.route(path).is_some_and(|route| route.surface == Surface::Models) {
+        return complain(&[format!("{path} lists models: it takes no body, and costs nothing")]);
+    }
     let body = if request.as_os_str() == "-" {
         let mut body = Vec::new();
         std::io::Read::read_to_end(&mut std::io::stdin(), &mut body).map(|_| body)
@@ -46,7 +50,11 @@ pub fn run(places: &Places, path: &str, request: &Path, as_table: bool) -> ExitC
     let profile = pool.and_then(|pool| catalogue.profiles.get(pool.profile.as_str()));
     let counts_itself = profile.is_some_and(|ability| ability.continuous_usage);
     let rails = (quoted.allowed.route.accept.iter())
-        .filter_map(|id| catalogue.rails.get(id).map(|ability| rail(id, *ability, &quoted, counts_itself)))
+        .filter_map(|id| Some((id, *catalogue.rails.get(id)?)))
+        .map(|(id, ability)| match conf.ceiling(id) {
+            Some(most) => Ok(signed(id, ability.decimals, &quoted, most)),
+            None => rail(id, ability, &quoted, counts_itself),
+        })
         .collect::<Result<Vec<_>, _>>();
     let rails = match rails {
         Ok(rails) => rails,
@@ -90,6 +98,24 @@ fn rail(id: &RailId, ability: RailAbility, quoted: &Quoted, counts_itself: bool)
         "decimals": decimals,
     });
     Ok(less(quoted, id, priced))
+}
+
+/// What the request costs where a sum is signed and what was used of it is taken: `most` is what the rail lets anybody sign at once.
+fn signed(id: &RailId, decimals: u8, quoted: &Quoted, most: Usd) -> Value {
+    let Some(terms) = quoted.terms_by_usage(id, decimals, most) else {
+        let why = format!("its ceiling of {most} USD does not cover the prompt and a word of output");
+        return json!({ "rail": id, "decimals": decimals, "not_offered": why });
+    };
+    let usd = terms.amount.to_usd(decimals);
+    let priced = json!({
+        "rail": id,
+        "start": terms.amount,
+        "start_usd": usd,
+        "ceiling": terms.amount,
+        "ceiling_usd": usd,
+        "decimals": decimals,
+    });
+    less(quoted, id, priced)
 }
 
 /// What is taken off on this rail, and who says so.
@@ -162,6 +188,9 @@ fn table(shown: &Value) -> String {
         };
         let decimals = text(&rail["decimals"]);
         match &rail["amount"] {
+            Value::Null if !rail["not_offered"].is_null() => {
+                row(&text(&rail["rail"]), "not offered".to_owned(), text(&rail["not_offered"]));
+            }
             Value::Null => {
                 let number =
                     format!("{} to start, at most {} USD", text(&rail["start_usd"]), text(&rail["ceiling_usd"]));

@@ -21,7 +21,7 @@ pub fn run(places: &Places, accept_payee_change: bool) -> ExitCode {
         Ok(conf) => conf,
         Err(mistakes) => return complain(&mistakes),
     };
-    for warning in &conf.warnings {
+    for warning in conf.warnings.iter().chain(&conf.exposed()) {
         tracing::warn!("{warning}");
     }
     let (secrets, mut mistakes) = match conf.read_secrets() {
@@ -35,7 +35,7 @@ pub fn run(places: &Places, accept_payee_change: bool) -> ExitCode {
         Ok(runtime) => runtime,
         Err(e) => return complain(&[format!("no runtime: {e}")]),
     };
-    let start = Start { conf, secrets, rules: places.rules.clone(), accept_payee_change };
+    let start = Start { path: places.conf.clone(), conf, secrets, rules: places.rules.clone(), accept_payee_change };
     let ended = runtime.block_on(assemble::run(start));
     // Tasks that follow up payments get a moment; what they cannot finish, recovery does at the next start.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));

@@ -99,6 +99,16 @@ fn every_single_mistake_is_named_with_its_line_and_key() {
             "16: rail.tempo.recipient: \"0x0000000000000000000000000000000000000000\" is the zero address: what is paid to it is gone",
         ),
         (
+            "0x70997970C51812dc3A010C7d01b50e0d17dc79C8",
+            "0x70997970C51812dc3A010C7d01b50e0d17dC79C8",
+            "16: rail.tempo.recipient: \"0x70997970C51812dc3A010C7d01b50e0d17dC79C8\" is mistyped: its checksum (EIP-55, the case of its letters) does not fit",
+        ),
+        (
+            "0x70997970C51812dc3A010C7d01b50e0d17dc79C8",
+            "0x20C0000000000000000000000000000000000000",
+            "16: rail.tempo.recipient: is the token's own contract: what is paid to it is gone",
+        ),
+        (
             "chain_id",
             "session = {}\nchain_id",
             "13: rail.tempo.session: needs `settle_key` beside it: channels are settled and closed with that key",
@@ -273,13 +283,132 @@ fn all_mistakes_come_at_once_and_the_rails_are_known_all_the_same() {
     assert!(conf.is_err() && rails.contains_key("tempo/session"), "even when it is not TOML");
 }
 
+/// The base file with an x402 rail: `asset` and `pay_to` on Base.
+fn on_base(asset: &str, pay_to: &str) -> Result<Conf, Vec<String>> {
+    let rail = format!(
+        "[rail.base]\nkind = \"x402\"\nnetwork = \"eip155:8453\"\nasset = {asset}\npay_to = \"{pay_to}\"\nfacilitator = {{ url = \"https://f.example\" }}\n"
+    );
+    with("[rail.tempo]", &format!("{rail}[rail.tempo]"))
+}
+
+const NOBODYS: &str = "0x8ba1f109551bD432803012645Ac136ddd64DBA72";
+
+#[test]
+fn a_built_in_token_has_the_decimals_and_the_domain_that_it_has() {
+    let usdc = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913";
+    let lower = usdc.to_ascii_lowercase();
+    let written = |address: &str, decimals: u8, name: &str, version: &str| {
+        format!("{{ address = \"{address}\", decimals = {decimals}, name = \"{name}\", version = \"{version}\" }}")
+    };
+    for (asset, right, why) in [
+        (written(usdc, 6, "USD Coin", "2"), true, "as it is"),
+        (written(usdc, 18, "USD Coin", "2"), false, "a million millions of the price would be asked"),
+        (written(&lower, 2, "USD Coin", "2"), false, "a ten-thousandth of the price would be asked"),
+        (written(usdc, 6, "USDC", "2"), false, "its name elsewhere: every signature would fail"),
+        (written(usdc, 6, "USD Coin", "1"), false, "another version"),
+        (written("0x20c0000000000000000000000000000000000000", 18, "Other", "1"), true, "a token that is not built in"),
+    ] {
+        let got = on_base(&asset, NOBODYS);
+        assert_eq!(got.is_ok(), right, "{why}: {got:?}");
+        if let Err(said) = got {
+            let want = "rail.base.asset: is \"usdc\", which has decimals 6, name \"USD Coin\", version \"2\": write asset = \"usdc\"";
+            assert!(said.len() == 1 && said[0].ends_with(want), "{said:?}");
+        }
+    }
+    let said = on_base("\"usdc\"", &lower).unwrap_err();
+    assert!(
+        said.len() == 1
+            && said[0].ends_with("rail.base.pay_to: is the token's own contract: what is paid to it is gone")
+    );
+}
+
+#[test]
+fn a_payee_whose_key_nobody_or_everybody_has_is_refused_where_money_is_worth_something() {
+    let tempo = "0x70997970C51812dc3A010C7d01b50e0d17dc79C8";
+    for (chain_id, recipient, lost, why) in [
+        ("42431", tempo, false, "Tempo's test network: the sample as it is"),
+        ("31337", tempo, false, "a local chain"),
+        ("4217", tempo, true, "Tempo itself"),
+        ("4217", "0xf39fd6e51aad88f6f4ce6ab8827279cfffb92266", true, "another of them"),
+        ("7", tempo, true, "whatever that is"),
+        ("4217", NOBODYS, false, "somebody's own"),
+        ("42431", "0x000000000000000000000000000000000000dEaD", true, "the placeholder of samples, anywhere"),
+    ] {
+        let text = BASE.replace("42431", chain_id).replace(tempo, recipient);
+        let conf = Conf::inspect_text("pontage.toml", &text).1.unwrap();
+        assert_eq!(conf.rails[0].kind.pays_nobody().map(|(key, _)| key), lost.then_some("recipient"), "{why}");
+        assert_eq!(conf.warnings.len(), usize::from(lost), "{why}: `check` says so too");
+    }
+    for (pay_to, lost) in [(tempo, true), (NOBODYS, false), ("0x000000000000000000000000000000000000dEaD", true)] {
+        let conf = on_base("\"usdc\"", pay_to).unwrap();
+        assert_eq!(conf.rails.iter().find_map(|rail| rail.kind.pays_nobody()).is_some(), lost, "{pay_to}");
+    }
+}
+
 #[test]
 fn an_admin_listener_that_others_can_reach_is_allowed_with_a_warning() {
     let conf = with("[secrets]", "admin = \"0.0.0.0:9402\"\n[secrets]").unwrap();
     assert_eq!(
         conf.warnings,
-        ["listen.admin (line 5) is 0.0.0.0:9402: metrics and status are open to whoever can reach it"]
+        [
+            "listen.admin (line 5) is 0.0.0.0:9402: metrics, status and channels (to settle and close them, too) are open to whoever \
+             can reach it"
+        ]
     );
+}
+
+#[test]
+fn a_gate_that_others_can_reach_and_cannot_find_or_trust_by_its_name_is_told_of() {
+    let open = "address = \"0.0.0.0:8402\"";
+    for (url, address, want, why) in [
+        ("https://gate.example", open, "", "as it should be"),
+        ("http://gate.example", "", "", "behind something that nobody else can reach, for a try"),
+        ("http://127.0.0.1:8402", "", "", "the sample"),
+        ("http://gate.example", open, "is plain HTTP", "a man in the middle puts his own payee into offers"),
+        ("https://localhost", open, "means its own machine", "offers name it to everybody"),
+        ("http://127.0.0.1:8402", open, "means its own machine", "the sample, opened"),
+        ("http://[::1]:8402", open, "means its own machine", "IPv6"),
+    ] {
+        let text =
+            BASE.replace("https://Gate.example:8443/", url).replace("[secrets]", &format!("{address}\n[secrets]"));
+        let warnings = Conf::inspect_text("pontage.toml", &text).1.unwrap().warnings;
+        assert_eq!(warnings.len(), usize::from(!want.is_empty()), "{why}: {warnings:?}");
+        assert!(warnings.iter().all(|said| said.contains(want)), "{why}: {warnings:?}");
+    }
+}
+
+#[test]
+fn a_secret_in_a_file_that_others_can_read_is_told_of() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("seed");
+    std::fs::write(&path, "canary").unwrap();
+    for (mode, exposed) in [(0o600, false), (0o400, false), (0o640, true), (0o604, true), (0o644, true)] {
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        let conf = with("env:B", &format!("file:{}", path.display())).unwrap();
+        let said = conf.exposed();
+        assert_eq!(said.len(), usize::from(exposed), "{mode:o}: {said:?}");
+        assert!(said.iter().all(|s| s.starts_with("secrets.receipt_key: ") && !s.contains("canary")), "{said:?}");
+    }
+    std::fs::remove_file(&path).unwrap();
+    let conf = with("env:B", &format!("file:{}", path.display())).unwrap();
+    assert!(conf.exposed().is_empty(), "one that is not there is somebody else's complaint");
+}
+
+#[test]
+fn a_reading_differs_by_what_it_says_and_not_by_where_it_says_it() {
+    let now = with("kind", "kind").unwrap();
+    for (from, to, want) in [
+        ("[store]", "# a remark\n\n[store]", &[][..]),
+        ("[secrets]", "threads = 3\n[secrets]", &["listen"][..]),
+        ("[\"env:A\"]", "[\"env:C\", \"env:A\"]", &["secrets"][..]),
+        ("[store]", "[store]\npath = \"elsewhere\"", &["store"][..]),
+        ("42431", "4217", &["rail"][..]),
+        ("https://Gate.example:8443/", "https://gate.example\"\ngrace_seconds = 7 # \"", &["listen"][..]),
+    ] {
+        let later = Conf::inspect_text("pontage.toml", &BASE.replacen(from, to, 1)).1.unwrap();
+        assert_eq!(now.differs(&later), want, "{to}");
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `[rail.<name>]` of kind `x402`: one payee in one token on one network, through one facilitator.
 
-use super::address;
+use super::payee::{self, address};
 use crate::money::Usd;
 use crate::network::{self, Asset, Family, Network, from_base58};
 use crate::origin::Origin;
@@ -109,12 +109,18 @@ pub(super) fn read(s: &Section<'_>) -> Option<X402Conf> {
     let is_solana = family == Some(Family::Solana);
     let asset = s.need("asset").and_then(|v| asset(&v, network.as_ref()));
     let pay_to = s.need("pay_to").and_then(|v| {
-        v.read(|text| match family {
+        let pay_to = v.read(|text| match family {
             Some(Family::Solana) => {
                 from_base58::<32>(text).map(|_| text.to_owned()).ok_or("is not a Solana address in base58")
             }
             _ => address(text).map(|_| text.to_owned()),
-        })
+        });
+        if let (Some(pay_to), Some(asset)) = (&pay_to, &asset)
+            && network::same_account(pay_to, &asset.address)
+        {
+            v.wrong(payee::IS_THE_TOKEN);
+        }
+        pay_to
     });
     let facilitator = s.need("facilitator").and_then(|v| facilitator(&v.section()?));
     let on_evm = |v: &Value<'_>, word: &str| {
@@ -189,7 +195,15 @@ fn asset(value: &Value<'_>, network: Option<&Network>) -> Option<Asset> {
         false => s.need(key).and_then(|v| Some(v.text()?.to_owned())),
     };
     let (name, version) = (word("name"), word("version"));
-    Some(Asset { address: address?, decimals: decimals?.try_into().ok()?, name: name?, version: version? })
+    let asset = Asset { address: address?, decimals: decimals?.try_into().ok()?, name: name?, version: version? };
+    if let Some(known) = network.and_then(|network| network::at(network, &asset.address))
+        && (known.decimals, &known.name, &known.version) != (asset.decimals, &asset.name, &asset.version)
+    {
+        let domain =
+            if solana { String::new() } else { format!(", name {:?}, version {:?}", known.name, known.version) };
+        value.wrong(format!("is \"usdc\", which has decimals {}{domain}: write asset = \"usdc\"", known.decimals));
+    }
+    Some(asset)
 }
 
 fn facilitator(s: &Section<'_>) -> Option<FacilitatorConf> {

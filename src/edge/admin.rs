@@ -1,11 +1,17 @@
 //! `/metrics`, `/healthz`, `/readyz`, `/status`, `/channels` on an address of their own.
 
 mod channels;
+mod ready;
 
 pub use channels::OPERATOR;
 
+use crate::clock::UnixSeconds;
 use crate::flow::Toll;
-use crate::ids::PoolName;
+use crate::flow::loss::Losses;
+use crate::ids::{PoolName, RailId};
+use crate::rail::Way;
+use crate::rules::Plan;
+use crate::rules::plan::{Charge, Shortfall};
 use crate::upstream::{PoolStatus, Pools, ServerStatus};
 use async_trait::async_trait;
 use http::{Response, StatusCode, header};
@@ -35,25 +41,65 @@ impl Admin {
         if let Err(e) = self.toll.store.standing() {
             why.push(format!("store: {e}"));
         }
-        if !self.toll.rails.iter().any(|rail| rail.standing().is_ok()) {
-            let reasons = self.toll.rails.iter().filter_map(|r| r.standing().err().map(|e| format!("{}: {e}", r.id())));
-            why.push(format!("no rail can be offered ({})", reasons.collect::<Vec<_>>().join("; ")));
-        }
         let plan = self.toll.rules.plan();
         let pools = self.toll.pools.load();
-        if !plan.pools.keys().any(|name| pools.available(name)) {
-            why.push("no pool has a usable server".to_owned());
-        }
+        let standing = |rail: &RailId| self.toll.way(rail).map_or(Err("not configured".to_owned()), Way::standing);
+        why.extend(ready::obstacles(&plan, standing, |model, surface| {
+            pools.available_for(&model.pool, surface, 1, |pool| model.upstream_in(pool))
+        }));
         why
     }
 
-    fn status(&self) -> String {
+    /// Every way to pay, by the call and by the token.
+    fn ways(&self) -> impl Iterator<Item = &dyn Way> {
+        let fixed = self.toll.rails.iter().map(|rail| -> &dyn Way { rail.as_ref() });
+        fixed.chain(self.toll.tills.iter().map(|till| -> &dyn Way { till.rail.as_ref() }))
+    }
+
+    /// A rail that no route accepts is nobody's concern: it has no value at all.
+    fn measure(&self) {
+        let (plan, metrics) = (self.toll.rules.plan(), &self.toll.metrics);
+        let sold = ready::sold(&plan);
+        for way in self.ways() {
+            if sold.contains(way.id()) {
+                metrics.rail_up.with_label_values(&[way.id().as_str()]).set(i64::from(way.standing().is_ok()));
+            } else {
+                // It was not there, most of the time.
+                let _ = metrics.rail_up.remove_label_values(&[way.id().as_str()]);
+            }
+        }
+        metrics.store_unsafe.set(i64::from(self.toll.store.accepts_data_loss()));
+    }
+
+    /// What operators carry in tiers that absorb, by the day (UTC): the store's figure, which gates of one store share.
+    async fn losses(&self, plan: &Plan) -> Vec<Value> {
+        let now = UnixSeconds::now();
+        let mut tiers = Vec::new();
+        for tier in plan.tiers.values() {
+            if let Some(Charge::Estimate { shortfall: Shortfall::Absorb { per_call, per_day }, .. }) = tier.charge {
+                let lost = self.toll.store.tally(&Losses::tally_name(&tier.name), now.day()).await.ok();
+                tiers.push(json!({
+                    "tier": tier.name,
+                    "lost_today_usd": lost,
+                    "loss_cap_per_day": per_day,
+                    "loss_cap_per_call": per_call,
+                    "capped": lost.map(|lost| lost >= per_day),
+                }));
+            }
+        }
+        tiers
+    }
+
+    async fn status(&self) -> String {
         let plan = self.toll.rules.plan();
         let rules = self.toll.rules.standing();
         let pools = self.toll.pools.load();
-        let rails: Vec<_> = (self.toll.rails.iter())
-            .map(|r| json!({ "rail": r.id(), "offered": r.standing().is_ok(), "why_not": r.standing().err() }))
-            .collect();
+        let sold = ready::sold(&plan);
+        let rail = |way: &dyn Way| {
+            let standing = way.standing();
+            json!({ "rail": way.id(), "sold": sold.contains(way.id()), "offered": standing.is_ok(), "why_not": standing.err() })
+        };
+        let rails: Vec<_> = self.ways().map(rail).collect();
         let pools: Vec<_> = plan.pools.keys().map(|name| pool(name, &pools)).collect();
         let ready = self.unready();
         json!({
@@ -69,6 +115,7 @@ impl Admin {
             },
             "rails": rails,
             "pools": pools,
+            "absorbing_tiers": self.losses(&plan).await,
             "store": { "accept_data_loss": self.toll.store.accepts_data_loss() },
             "vocabularies_loaded": crate::tokens::loaded(),
             "receipt_key": self.receipt_key,
@@ -87,6 +134,8 @@ fn pool(name: &PoolName, pools: &Pools) -> Value {
             "address": s.address,
             "group": s.group,
             "usable": s.usable,
+            "why_not": s.why_not,
+            "models_resting": s.resting_models,
             "in_flight": s.in_flight,
             "max_concurrent": s.max_concurrent,
             "first_byte_ms": s.first_byte_micros.map(|micros| micros / 1000),
@@ -112,22 +161,19 @@ impl ServeHttp for Admin {
     async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
         let head = session.req_header();
         let (path, method, sent) = (head.uri.path().to_owned(), head.method.clone(), head.headers.clone());
+        let host = head.uri.host().map(str::to_owned);
         let (status, kind, body) = match path.as_str() {
             "/healthz" => (StatusCode::OK, "text/plain", "ok\n".to_owned()),
             "/readyz" => match self.unready() {
                 why if why.is_empty() => (StatusCode::OK, "text/plain", "ready\n".to_owned()),
                 why => (StatusCode::SERVICE_UNAVAILABLE, "text/plain", why.join("\n") + "\n"),
             },
-            "/status" => (StatusCode::OK, "application/json", self.status()),
+            "/status" => (StatusCode::OK, "application/json", self.status().await),
             "/metrics" => {
-                for rail in &self.toll.rails {
-                    let up = i64::from(rail.standing().is_ok());
-                    self.toll.metrics.rail_up.with_label_values(&[rail.id().as_str()]).set(up);
-                }
-                self.toll.metrics.store_unsafe.set(i64::from(self.toll.store.accepts_data_loss()));
+                self.measure();
                 (StatusCode::OK, "text/plain; version=0.0.4", self.toll.metrics.text())
             }
-            path => match channels::answer(&self.toll, &method, path, &sent).await {
+            path => match channels::answer(&self.toll, &method, path, host, &sent).await {
                 Some((status, body)) => (status, "application/json", body),
                 None => (StatusCode::NOT_FOUND, "text/plain", "no such path\n".to_owned()),
             },

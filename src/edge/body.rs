@@ -1,8 +1,11 @@
-//! The request body, read whole within three bounds: its size, its time, and what all bodies may hold together.
+//! The request body, read whole within four bounds: its size, its time, what all bodies may hold together, and what those of one
+//! address may hold while they arrive.
 //!
 //! Nothing here trusts a declared length for more than refusing early: memory is counted as bytes arrive, so a client
-//! that announces much and sends nothing takes nothing (security H6, H7).
+//! that announces much and sends nothing takes nothing (security H6, H7). A body that does not come to its end costs its sender
+//! nothing, so no address may fill the budget with such; what has arrived whole is answered at once, or was paid.
 
+use super::door::neighbourhood;
 use crate::limits::room_for_body;
 use crate::openai::multipart;
 use crate::refusal::Refusal;
@@ -10,9 +13,14 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Version, header};
 use pingora::ErrorType;
 use pingora::proxy::Session;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+/// Least share of an address: most bodies are smaller by far.
+const LEAST_SHARE: usize = 1024 * 1024;
 
 /// A body that was read, counted in the budget until the last copy of its bytes is gone.
 struct Received {
@@ -47,18 +55,17 @@ pub fn is_absent(session: &mut Session) -> bool {
     session.as_downstream_mut().is_body_empty()
 }
 
-/// Reads the whole body of at most `limit` bytes within `deadline` from now; empty when there is none. It counts in `budget`
-/// until the last copy of it is dropped. A client that waits for `100 Continue` gets it, after everything that can be
+/// Reads the whole body of at most `limit` bytes within `deadline` from now; empty when there is none. It counts in the
+/// budget of `permit` until the last copy of it is dropped. A client that waits for `100 Continue` gets it, after everything that can be
 /// refused by the head was.
 pub async fn read(
     session: &mut Session,
     media: Media,
     limit: usize,
     deadline: Duration,
-    budget: &Budget,
+    mut permit: Permit,
 ) -> Result<Bytes, Unread> {
     unambiguous(session)?;
-    let mut permit = budget.permit();
     if is_absent(session) {
         return Ok(Bytes::new());
     }
@@ -68,6 +75,7 @@ pub async fn read(
         return Err(Refusal::BodyTooLarge { limit }.into());
     }
     let bytes = in_time(session, limit, deadline, &mut permit).await?;
+    permit.arrived();
     match boundary {
         // The gate goes by the body, other readers by the header.
         Some(boundary) if !bytes.is_empty() && !multipart::begins_with(&bytes, &boundary) => {
@@ -79,12 +87,12 @@ pub async fn read(
 }
 
 /// Reads a body that nobody looks at, of at most `limit` bytes within `deadline` from now.
-pub async fn skip(session: &mut Session, limit: usize, deadline: Duration, budget: &Budget) -> Result<(), Unread> {
+pub async fn skip(session: &mut Session, limit: usize, deadline: Duration, mut permit: Permit) -> Result<(), Unread> {
     unambiguous(session)?;
     if is_absent(session) {
         return Ok(());
     }
-    in_time(session, limit, deadline, &mut budget.permit()).await.map(drop)
+    in_time(session, limit, deadline, &mut permit).await.map(drop)
 }
 
 async fn in_time(
@@ -210,12 +218,14 @@ pub struct Budget(Arc<Ledger>);
 struct Ledger {
     limit: usize,
     used: AtomicUsize,
+    /// What of it arrives, by where it comes from. Nobody is in it with nothing.
+    arriving: Mutex<HashMap<IpAddr, usize>>,
 }
 
 impl Budget {
-    /// A budget of `limit` bytes.
+    /// A budget of `limit` bytes. Of those that are still arriving an eighth may come from one address, or one body.
     pub fn new(limit: usize) -> Self {
-        Self(Arc::new(Ledger { limit, used: AtomicUsize::new(0) }))
+        Self(Arc::new(Ledger { limit, used: AtomicUsize::new(0), arriving: Mutex::default() }))
     }
 
     /// Bytes counted now.
@@ -223,10 +233,42 @@ impl Budget {
         self.0.used.load(Ordering::Relaxed)
     }
 
-    /// A share of nothing yet.
-    pub fn permit(&self) -> Permit {
-        Permit { ledger: Arc::clone(&self.0), held: 0 }
+    /// A share of nothing yet, for a body that comes from `client`.
+    pub fn permit(&self, client: Option<IpAddr>) -> Permit {
+        Permit { ledger: Arc::clone(&self.0), held: 0, from: client.map(neighbourhood) }
     }
+}
+
+impl Ledger {
+    /// Counts `bytes` more of a body of which `held` have come from there.
+    fn arrive(&self, from: IpAddr, held: usize, bytes: usize) -> Result<(), Refusal> {
+        let share = (self.limit / 8).max(LEAST_SHARE);
+        let mut arriving = self.arriving.lock().unwrap_or_else(PoisonError::into_inner);
+        let here = arriving.get(&from).copied().unwrap_or(0);
+        let total = here.saturating_add(bytes);
+        // The only one may be as large as any.
+        if here > held && total > share {
+            return Err(busy(true));
+        }
+        if total > 0 {
+            arriving.insert(from, total);
+        }
+        Ok(())
+    }
+
+    /// Counts them no more.
+    fn leave(&self, from: IpAddr, bytes: usize) {
+        let mut arriving = self.arriving.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(here) = arriving.get_mut(&from) else { return };
+        *here = here.saturating_sub(bytes);
+        if *here == 0 {
+            arriving.remove(&from);
+        }
+    }
+}
+
+fn busy(address_at_fault: bool) -> Refusal {
+    Refusal::TooBusy { address_at_fault, retry_after_seconds: 1, limit: "bodies_in_flight_mib" }
 }
 
 /// A share of a [`Budget`], given back when dropped.
@@ -235,11 +277,16 @@ impl Budget {
 pub struct Permit {
     ledger: Arc<Ledger>,
     held: usize,
+    /// Where it comes from, while it does.
+    from: Option<IpAddr>,
 }
 
 impl Permit {
-    /// Takes `bytes` more, or refuses with 503 when the budget is spent.
+    /// Takes `bytes` more, or refuses: with 429 when the address has its share, with 503 when the budget is spent.
     pub fn grow(&mut self, bytes: usize) -> Result<(), Refusal> {
+        if let Some(from) = self.from {
+            self.ledger.arrive(from, self.held, bytes)?;
+        }
         let limit = self.ledger.limit;
         let fits = |used: usize| used.checked_add(bytes).filter(|total| *total <= limit);
         match self.ledger.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
@@ -248,14 +295,23 @@ impl Permit {
                 Ok(())
             }
             Err(_) => {
-                Err(Refusal::TooBusy { address_at_fault: false, retry_after_seconds: 1, limit: "bodies_in_flight_mib" })
+                self.from.inspect(|from| self.ledger.leave(*from, bytes));
+                Err(busy(false))
             }
+        }
+    }
+
+    /// It is whole: it counts in the budget, and no more as something that arrives.
+    pub fn arrived(&mut self) {
+        if let Some(from) = self.from.take() {
+            self.ledger.leave(from, self.held);
         }
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
+        self.arrived();
         self.ledger.used.fetch_sub(self.held, Ordering::Relaxed);
     }
 }
@@ -356,7 +412,7 @@ mod tests {
                 assert!(want.is_err(), "{why}");
                 continue;
             }
-            let got = read(&mut session, Media::Json, 10, LONG, &Budget::new(1000)).await;
+            let got = read(&mut session, Media::Json, 10, LONG, Budget::new(1000).permit(None)).await;
             let got = got.map(|r| String::from_utf8_lossy(&r).into_owned());
             assert_eq!(got, want.map(str::to_owned).map_err(Unread::Refused), "{why}");
         }
@@ -379,7 +435,7 @@ mod tests {
     async fn a_client_that_waits_for_100_continue_gets_it_unless_its_head_is_refused_already() {
         let (mut session, mut peer) = client(&request("expect: 100-continue\r\ncontent-length: 2\r\n", "")).await;
         let budget = Budget::new(1000);
-        let (got, ()) = tokio::join!(read(&mut session, Media::Json, 10, LONG, &budget), async {
+        let (got, ()) = tokio::join!(read(&mut session, Media::Json, 10, LONG, budget.permit(None)), async {
             let mut buf = [0; 25];
             peer.read_exact(&mut buf).await.unwrap();
             assert_eq!(&buf, b"HTTP/1.1 100 Continue\r\n\r\n");
@@ -388,7 +444,7 @@ mod tests {
         assert_eq!(got.unwrap(), "{}");
 
         let (mut session, mut peer) = client(&request("expect: 100-continue\r\ncontent-length: 11\r\n", "")).await;
-        assert!(read(&mut session, Media::Json, 10, LONG, &budget).await.is_err());
+        assert!(read(&mut session, Media::Json, 10, LONG, budget.permit(None)).await.is_err());
         drop(session);
         let mut sent = Vec::new();
         peer.read_to_end(&mut sent).await.unwrap();
@@ -405,7 +461,7 @@ mod tests {
             }
         };
         let got = tokio::select! {
-            got = read(&mut session, Media::Json, 1000, Duration::from_secs(30), &budget) => got,
+            got = read(&mut session, Media::Json, 1000, Duration::from_secs(30), budget.permit(None)) => got,
             () = drip => panic!("nobody hung up"),
         };
         assert_eq!(got.unwrap_err(), Unread::Refused(Refusal::BodyTooSlow { seconds: 30 }));
@@ -417,7 +473,7 @@ mod tests {
         let (mut session, peer) = client(&request("content-length: 100\r\n", "{")).await;
         drop(peer);
         assert_eq!(
-            read(&mut session, Media::Json, 1000, LONG, &Budget::new(1000)).await.unwrap_err(),
+            read(&mut session, Media::Json, 1000, LONG, Budget::new(1000).permit(None)).await.unwrap_err(),
             Unread::ClientGone
         );
     }
@@ -426,10 +482,10 @@ mod tests {
     async fn the_budget_counts_what_arrived_and_gets_it_back() {
         let budget = Budget::new(6);
         let (mut session, _peer) = client(&request("content-length: 4\r\n", "{  }")).await;
-        let held = read(&mut session, Media::Json, 10, LONG, &budget).await.unwrap();
+        let held = read(&mut session, Media::Json, 10, LONG, budget.permit(None)).await.unwrap();
         assert_eq!(budget.used(), 4);
         let (mut session, _peer) = client(&request("content-length: 4\r\n", "{  }")).await;
-        let refused = read(&mut session, Media::Json, 10, LONG, &budget).await.unwrap_err();
+        let refused = read(&mut session, Media::Json, 10, LONG, budget.permit(None)).await.unwrap_err();
         assert!(matches!(refused, Unread::Refused(r) if r.status() == 503 && r.retry_after().is_some()));
         let copy = held.slice(1..2);
         drop(held);
@@ -437,6 +493,29 @@ mod tests {
         drop(copy);
         assert_eq!(budget.used(), 0);
         let (mut session, _peer) = client(&request("content-length: 4\r\n", "{  }")).await;
-        assert!(read(&mut session, Media::Json, 10, LONG, &budget).await.is_ok());
+        assert!(read(&mut session, Media::Json, 10, LONG, budget.permit(None)).await.is_ok());
+    }
+
+    #[test]
+    fn bodies_that_arrive_from_one_address_leave_the_budget_to_others() {
+        const MIB: usize = 1024 * 1024;
+        let budget = Budget::new(16 * MIB);
+        let from = |text: &str| Some(text.parse().unwrap());
+        let status = |permit: &mut Permit, bytes| permit.grow(bytes).map_or_else(|r| r.status(), |()| 200);
+        let mut slow: Vec<_> = (0..4).map(|_| budget.permit(from("2001:db8::1"))).collect();
+        let got: Vec<_> = slow.iter_mut().map(|body| status(body, MIB)).collect();
+        assert_eq!(got, [200, 200, 429, 429], "an eighth");
+        assert_eq!(status(&mut budget.permit(from("2001:db8::2")), 1), 429, "one network, one address");
+        let mut other = budget.permit(from("192.0.2.1"));
+        assert_eq!(status(&mut other, 10 * MIB), 200, "the only one of its address may be as large as any");
+        assert_eq!(status(&mut budget.permit(from("::ffff:192.0.2.1")), 1), 429, "and leaves no room to a second one");
+        other.arrived();
+        assert_eq!(status(&mut budget.permit(from("192.0.2.1")), MIB), 200, "what is whole is answered or was paid");
+        assert_eq!(status(&mut budget.permit(from("192.0.2.2")), 5 * MIB), 503, "nobody's fault");
+        assert_eq!(status(&mut slow[0], 1), 429, "nor may one that has begun take more");
+        slow.clear();
+        assert_eq!(status(&mut budget.permit(from("2001:db8::2")), MIB), 200);
+        drop(other);
+        assert_eq!((budget.used(), budget.0.arriving.lock().unwrap().len()), (0, 0), "nothing is kept of who was here");
     }
 }

@@ -5,20 +5,26 @@
 //! (`notes/pingora.md` §4, H7). Its listeners' TLS, its HTTP/1 and HTTP/2 sessions and its proxy are.
 
 use super::outlet::Outlet;
+use crate::clock::UnixSeconds;
+use arc_swap::ArcSwap;
 use pingora::apps::ServerApp;
 use pingora::listeners::tls::Acceptor;
 use pingora::protocols::l4::stream::Stream as L4Stream;
-use pingora::protocols::{ALPN, GetSocketDigest, SocketDigest, Stream};
+use pingora::protocols::{GetSocketDigest, SocketDigest, Stream};
 use pingora::server::ShutdownWatch;
+use prometheus::IntCounter;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+
+/// Between two words in the log about refused connections.
+const QUIET_SECONDS: u64 = 60;
 
 /// Limits of the door.
 #[derive(Clone, Copy, Debug)]
@@ -135,6 +141,32 @@ impl Drop for Place {
     }
 }
 
+/// Counts who was not let in, and says so in the log once a minute at most: behind something that ends TLS all callers have one address,
+/// and nobody else would tell.
+pub struct Refused {
+    count: IntCounter,
+    silent_until: AtomicU64,
+}
+
+impl Refused {
+    /// Counted there.
+    pub fn new(count: IntCounter) -> Self {
+        Self { count, silent_until: AtomicU64::new(0) }
+    }
+
+    fn count(&self, peer: SocketAddr, limits: &DoorLimits, now: UnixSeconds) -> bool {
+        self.count.inc();
+        let speak = self.silent_until.load(Ordering::Relaxed) <= now.0;
+        if speak {
+            self.silent_until.store(now.plus(QUIET_SECONDS).0, Ordering::Relaxed);
+            let (per_ip, total) = (limits.per_ip, limits.total);
+            let who = neighbourhood(peer.ip());
+            tracing::warn!(address = %who, connections_per_ip = per_ip, connections = total, "a connection was refused: listen.limits");
+        }
+        speak
+    }
+}
+
 /// An application behind a door.
 pub struct Door<A> {
     /// The application.
@@ -143,8 +175,10 @@ pub struct Door<A> {
     pub guests: Arc<Guests>,
     /// Limits.
     pub limits: DoorLimits,
-    /// TLS, when configured.
-    pub tls: Option<Arc<Acceptor>>,
+    /// Those who were not let in.
+    pub refused: Refused,
+    /// TLS, when configured; whoever comes next is greeted with what is in here then.
+    pub tls: Option<Arc<ArcSwap<Acceptor>>>,
 }
 
 /// Reads certificate and key. The error is a sentence; Pingora's own builder would panic with it.
@@ -182,7 +216,10 @@ impl<A: ServerApp + Send + Sync + 'static> Door<A> {
                     continue;
                 }
             };
-            let Some(place) = self.guests.enter(peer, &self.limits) else { continue };
+            let Some(place) = self.guests.enter(peer, &self.limits) else {
+                self.refused.count(peer, &self.limits, UnixSeconds::now());
+                continue;
+            };
             let (door, shutdown) = (Arc::clone(&self), shutdown.clone());
             tokio::spawn(async move {
                 let _ = tcp.set_nodelay(true);
@@ -202,7 +239,7 @@ impl<A: ServerApp + Send + Sync + 'static> Door<A> {
         stream.set_socket_digest(digest);
         match &self.tls {
             None => Some(Box::new(stream)),
-            Some(acceptor) => match acceptor.tls_handshake(stream).await {
+            Some(acceptor) => match acceptor.load_full().tls_handshake(stream).await {
                 Ok(stream) => Some(Box::new(stream)),
                 Err(e) => {
                     tracing::debug!(error = %e, "TLS handshake failed");
@@ -212,12 +249,9 @@ impl<A: ServerApp + Send + Sync + 'static> Door<A> {
         }
     }
 
-    /// One request after the other on an HTTP/1 connection; all of them at once on an HTTP/2 one.
+    /// One request after the other on an HTTP/1 connection; all of them at once on an HTTP/2 one. Pingora bounds the silence of the
+    /// latter after its first request only: it waits for the preface without a timeout.
     async fn host(&self, stream: Stream, guest: &Guest, shutdown: &ShutdownWatch) {
-        if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
-            // Its silence is bounded by Pingora's idle timeout.
-            guest.0.send_replace(Phase::Serving);
-        }
         tokio::select! {
             _ = self.app.process_new(stream, shutdown) => {}
             // Dropping the exchange closes the connection: there is no request that could be answered.
@@ -283,6 +317,17 @@ mod tests {
         assert_eq!(*new.guest.0.borrow(), Phase::Serving, "or its request would be cut at the deadline of a head");
     }
 
+    #[test]
+    fn whoever_is_not_let_in_is_counted_and_told_of_once_a_minute() {
+        let refused = Refused::new(IntCounter::new("refused", "refused").unwrap());
+        let said: Vec<_> = [1_000, 1_001, 1_059, 1_060, 1_061]
+            .map(|at| refused.count(peer("192.0.2.1:1"), &LIMITS, UnixSeconds(at)))
+            .into_iter()
+            .collect();
+        assert_eq!(said, [true, false, false, true, false]);
+        assert_eq!(refused.count.get(), 5);
+    }
+
     /// An application that keeps its connection for ever.
     struct Patient;
 
@@ -306,7 +351,8 @@ mod tests {
         ] {
             let guests = Arc::new(Guests::default());
             let place = guests.enter(from, &LIMITS).unwrap();
-            let door = Door { app: Arc::new(Patient), guests: Arc::clone(&guests), limits: LIMITS, tls: None };
+            let refused = Refused::new(IntCounter::new("refused", "refused").unwrap());
+            let door = Door { app: Arc::new(Patient), guests: Arc::clone(&guests), limits: LIMITS, refused, tls: None };
             let (_client, gate) = tokio::io::duplex(64);
             let (_stop, shutdown) = watch::channel(false);
             for request in 1..=requests {

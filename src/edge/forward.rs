@@ -3,7 +3,8 @@
 //! It stands where Pingora's native path would, because at 0.9.1 that path cannot forward a body it has read (over
 //! 64 KiB) and its body filters cannot wait. What it promises:
 //! - The client is watched in every wait. When it leaves, the upstream connection is closed at once, unless the filter still listens to
-//!   it: then it is read to its end within the pool's timeouts, where the client's connection still counts against its address.
+//!   it, from when the request was sent: then it is read to its end within the pool's timeouts, where the client's connection still
+//!   counts against its address. No other server is asked for a client that has left.
 //! - A request is sent again only before its answer begins, and only where that is safe (`open.rs` says when).
 //! - Client bytes leave in the order in which the filter gave them, none dropped.
 //! - While the filter holds a stream nothing is read from the backend, whose connection fills up and stands still; the pause
@@ -13,22 +14,27 @@
 
 mod lines;
 mod open;
+mod waits;
 
+use crate::ids::UpstreamModel;
 use crate::refusal::Refusal;
-use crate::rules::plan::Timeouts;
 use crate::upstream::{Affinity, Lane, Pool, Who};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, Version, header};
+pub(super) use lines::HELD_FREELY;
 pub use lines::Lines;
 use open::Opened;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll, ready};
+use std::task::Poll;
 use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep};
+pub(super) use waits::gone;
+use waits::{Client, Clock, Cut, rings, unless_gone, watched};
 
 /// Why an exchange failed in which the backend answered 401, 402 or 403: our key, not the caller's request.
 pub(super) const REFUSED_OUR_KEY: &str = "it refused the gate's own credentials";
@@ -41,6 +47,7 @@ pub struct Outgoing {
     headers: HeaderMap,
     content_type: HeaderValue,
     body: Bytes,
+    is_whole: bool,
 }
 
 impl Outgoing {
@@ -48,12 +55,18 @@ impl Outgoing {
     /// those of the client's headers that may pass (`scrub.rs`); the pump adds host, length, key, user agent and encoding.
     pub fn post(path: impl Into<String>, headers: &HeaderMap, body: Bytes) -> Self {
         let content_type = HeaderValue::from_static("application/json");
-        Self { method: Method::POST, path: path.into(), headers: headers.clone(), content_type, body }
+        Self { method: Method::POST, path: path.into(), headers: headers.clone(), content_type, body, is_whole: false }
     }
 
     /// What the body is.
     pub fn of_type(self, content_type: HeaderValue) -> Self {
         Self { content_type, ..self }
+    }
+
+    /// Its answer will not stream, so that the first that is heard of it is that it is done: the wait for it is the pool's
+    /// `total_seconds`.
+    pub fn answered_whole(self, is_whole: bool) -> Self {
+        Self { is_whole, ..self }
     }
 }
 
@@ -65,8 +78,8 @@ pub struct Attempt<'a> {
     /// Which one; `None` when none had a place in time.
     pub who: Option<&'a Who>,
     /// What came of it: `answered` (with what goes to the filter), `connect` (it could not be connected to), `status` (429 or 5xx),
-    /// `auth` (it refused our key), `lost` (the connection broke before it answered), `timeout`, `full`
-    /// (none of the pool had a place in time).
+    /// `auth` (it refused our key), `lost` (the connection broke before it answered), `timeout`, `left` (it had the request when the
+    /// client went away, and was not waited for), `full` (none of the pool had a place in time).
     pub outcome: &'static str,
 }
 
@@ -75,7 +88,7 @@ pub struct Attempt<'a> {
 pub enum Verdict {
     /// Send it as it comes, under this head. Framing is the pump's: a length in the head is removed.
     Stream(Box<ResponseHeader>),
-    /// Read it whole, at most `limit` bytes, and hand it back unsent.
+    /// Read it whole, at most `limit` bytes, and hand it back unsent. Of those above 32 MiB few are held at a time; the others wait.
     Buffer {
         /// In bytes.
         limit: usize,
@@ -105,6 +118,9 @@ pub trait Filter: Send {
     /// What a server of `pool` is to be sent; asked once for every pool that is tried. `last`: no other pool will be.
     fn request(&mut self, pool: &Pool, last: bool) -> Outgoing;
 
+    /// What the servers of `pool` call the model that is asked for.
+    fn model(&self, pool: &Pool) -> UpstreamModel;
+
     /// What came of one server.
     fn tried(&mut self, attempt: &Attempt<'_>);
 
@@ -122,8 +138,12 @@ pub trait Filter: Send {
     /// [`Flow::Hold`] again). How long a stream is held in all is for the filter to bound.
     async fn resume(&mut self, out: &mut Vec<Bytes>) -> Flow;
 
-    /// Whether the rest of a stream is of use when its client has left in the middle of it.
-    fn listens(&self) -> bool {
+    /// Whether what a server of `pool` answers is of use when its client has left, from when the request was sent.
+    fn listens(&self, pool: &Pool) -> bool;
+
+    /// Whether the backend may be working at what it does not show: its silence is then bounded by the whole exchange alone, and not by
+    /// the pool's `idle_seconds`.
+    fn may_be_silent(&self) -> bool {
         false
     }
 
@@ -181,8 +201,10 @@ pub enum Outcome {
     Streamed(Ending),
     /// Nothing was sent to the client: answer this.
     Failed(Refusal),
-    /// The client left before anything was sent. Drop its connection.
+    /// The client left before anything was sent. Drop its connection. Of a stream the filter has heard what there was to hear.
     ClientGone,
+    /// The same, of a reply that was read whole without it: a success of the backend, with its body.
+    Unheard(Bytes),
 }
 
 /// Sends a request to a server of `lane` and its reply through `filter` to the client of `session`, whose request body must have
@@ -193,30 +215,57 @@ pub async fn forward(session: &mut Session, lines: &Lines, lane: &Lane, filter: 
         return Outcome::Failed(Refusal::UpstreamUnavailable { retry_after_seconds: 5 });
     };
     let mut clock = Clock::start(*first.timeouts());
-    let opened = Box::pin(open::open(session, lines, lane, filter, &mut clock)).await;
+    let mut client = Client::of(session);
+    let opened = Box::pin(open::open(&mut client, lines, lane, filter, &mut clock)).await;
     let outcome = match opened {
         Err(cut) => cut.into(),
         Ok(opened) => match filter.head(opened.status, &opened.headers).await {
             Verdict::Fail(refusal) => Outcome::Failed(refusal),
-            Verdict::Buffer { limit } => Box::pin(buffer(session, lines, opened, limit, &clock)).await,
-            Verdict::Stream(head) => stream(session, lines, opened, head, filter, clock).await,
+            Verdict::Buffer { limit } => Box::pin(buffer(&mut client, lines, opened, limit, &clock)).await,
+            Verdict::Stream(head) => stream(&mut client, lines, opened, head, filter, clock).await,
         },
     };
-    if matches!(outcome, Outcome::ClientGone | Outcome::Streamed(Ending { how: How::ClientGone, .. })) {
+    let outcome = match outcome {
+        Outcome::Buffered { status, body, .. } if client.left && (200..300).contains(&status) => Outcome::Unheard(body),
+        // Nobody is there to be told.
+        Outcome::Buffered { .. } | Outcome::Failed(_) if client.left => Outcome::ClientGone,
+        outcome => outcome,
+    };
+    if matches!(
+        outcome,
+        Outcome::ClientGone | Outcome::Unheard(_) | Outcome::Streamed(Ending { how: How::ClientGone, .. })
+    ) {
         session.as_downstream_mut().set_keepalive(None);
     }
     outcome
 }
 
-async fn buffer(session: &mut Session, lines: &Lines, mut opened: Box<Opened>, limit: usize, clock: &Clock) -> Outcome {
+async fn buffer(
+    client: &mut Client<'_>,
+    lines: &Lines,
+    mut opened: Box<Opened>,
+    limit: usize,
+    clock: &Clock,
+) -> Outcome {
     let too_large = || Outcome::Failed(Refusal::UpstreamFailed { why: "its answer is larger than can be held" });
-    if opened.declared_length.is_some_and(|length| length > limit) {
+    let expected = opened.declared_length.unwrap_or(0);
+    if expected > limit {
         return too_large();
     }
-    let mut body = BytesMut::with_capacity(opened.declared_length.unwrap_or(0));
+    let mut body = BytesMut::new();
+    let mut place = None;
     let mut alarm = pin!(clock.alarm());
     loop {
-        match next(session, &mut opened, clock, alarm.as_mut()).await {
+        let needed = body.len().max(expected);
+        if needed > HELD_FREELY && place.is_none() {
+            // Meanwhile nothing is read.
+            match watched(client, clock, clock.timeouts.total_seconds, lines.place()).await {
+                Ok(free) => place = free,
+                Err(cut) => return cut.into(),
+            }
+        }
+        body.reserve(expected.saturating_sub(body.len()));
+        match next(client.gone(), &mut opened, clock.silence(false), alarm.as_mut()).await {
             Ok(Some(chunk)) if body.len().saturating_add(chunk.len()) > limit => return too_large(),
             Ok(Some(chunk)) => body.extend_from_slice(&chunk),
             Ok(None) => break,
@@ -225,17 +274,35 @@ async fn buffer(session: &mut Session, lines: &Lines, mut opened: Box<Opened>, l
     }
     let (status, headers) = (opened.status, std::mem::take(&mut opened.headers));
     opened.release(lines).await;
-    Outcome::Buffered { status, headers, body: body.freeze() }
+    let body = match place {
+        Some(place) => Bytes::from_owner(Large { body, _place: place }),
+        None => body.freeze(),
+    };
+    Outcome::Buffered { status, headers, body }
+}
+
+/// A large reply, which has its place until the last copy of its bytes is gone.
+struct Large {
+    body: BytesMut,
+    _place: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Large {
+    fn as_ref(&self) -> &[u8] {
+        &self.body
+    }
 }
 
 async fn stream(
-    session: &mut Session,
+    client: &mut Client<'_>,
     lines: &Lines,
     mut opened: Box<Opened>,
     head: Box<ResponseHeader>,
     filter: &mut dyn Filter,
     mut clock: Clock,
 ) -> Outcome {
+    let had_left = client.left;
+    let session = &mut *client.session;
     // Each of our writes has its time; Pingora's would be another timer on every one.
     session.as_downstream_mut().set_write_timeout(None);
     let mut mouth = Mouth { head: Some(head), sent_bytes: 0, patience: clock.idle() };
@@ -243,7 +310,11 @@ async fn stream(
     let mut out = Vec::new();
     let mut arrived = false;
     let mut how = loop {
-        let chunk = match next(session, &mut opened, &clock, alarm.as_mut()).await {
+        if had_left {
+            break How::ClientGone;
+        }
+        let most = clock.silence(filter.may_be_silent());
+        let chunk = match next(gone(session), &mut opened, most, alarm.as_mut()).await {
             Ok(Some(chunk)) => chunk,
             Ok(None) => break How::Complete,
             Err(Cut::ClientGone) => break How::ClientGone,
@@ -268,7 +339,7 @@ async fn stream(
     };
     let ended = match &how {
         How::Complete => true,
-        How::ClientGone if !mouth.is_shut() && filter.listens() => drain(&mut opened, filter, &clock).await,
+        How::ClientGone if filter.listens(&opened.pool) => drain(&mut opened, filter, &clock).await,
         _ => false,
     };
     // The upstream first: whatever is still to be written for the client must not keep a backend busy.
@@ -298,7 +369,7 @@ async fn stream(
 /// Reads on for the filter alone. Whether the stream came to its proper end.
 async fn drain(opened: &mut Opened, filter: &mut dyn Filter, clock: &Clock) -> bool {
     loop {
-        let until = Clock::after(clock.timeouts.idle_seconds).min(clock.end);
+        let (until, _) = clock.silence(filter.may_be_silent());
         let Ok(Ok(chunk)) = tokio::time::timeout_at(until, opened.session.read_response_body()).await else {
             return false;
         };
@@ -428,16 +499,15 @@ fn framed(mut head: Box<ResponseHeader>, session: &mut Session) -> Result<Box<Re
     Ok(head)
 }
 
-/// The next bytes of the reply; `None` at its proper end.
+/// The next bytes of the reply, unless they take longer than till then; `None` at its proper end. `gone`: nobody waits for them any more.
 async fn next(
-    session: &mut Session,
+    gone: impl Future<Output = ()>,
     opened: &mut Opened,
-    clock: &Clock,
+    (until, seconds): (Instant, u64),
     mut alarm: Pin<&mut Sleep>,
 ) -> Result<Option<Bytes>, Cut> {
-    let (until, seconds) = clock.until(clock.timeouts.idle_seconds);
     let mut read = pin!(opened.session.read_response_body());
-    let mut gone = pin!(gone(session));
+    let mut gone = pin!(gone);
     let read = poll_fn(|cx| {
         if let Poll::Ready(read) = read.as_mut().poll(cx) {
             return Poll::Ready(Ok(read));
@@ -452,110 +522,12 @@ async fn next(
     })
 }
 
-/// One alarm for all the waits of a stream: setting it anew for each event would cost more than reading the event. It stays set for
-/// the end of an earlier wait, and is put off when it rings too soon.
-fn rings(mut alarm: Pin<&mut Sleep>, until: Instant, cx: &mut Context<'_>) -> Poll<()> {
-    if until < alarm.deadline() {
-        alarm.as_mut().reset(until);
-    }
-    loop {
-        ready!(alarm.as_mut().poll(cx));
-        if until <= alarm.deadline() {
-            return Poll::Ready(());
-        }
-        alarm.as_mut().reset(until);
-    }
-}
-
-/// Runs `work` unless the client leaves first.
-async fn unless_gone<T>(session: &mut Session, mut work: impl Future<Output = T> + Unpin) -> Result<T, Cut> {
-    let mut gone = pin!(gone(session));
-    poll_fn(|cx| match Pin::new(&mut work).poll(cx) {
-        Poll::Ready(done) => Poll::Ready(Ok(done)),
-        Poll::Pending => gone.as_mut().poll(cx).map(|()| Err(Cut::ClientGone)),
-    })
-    .await
-}
-
 fn nothing_came() -> Refusal {
     Refusal::UpstreamFailed { why: "its answer ended before it began" }
 }
 
 fn nothing_good_came() -> Refusal {
     Refusal::UpstreamFailed { why: "its stream began with an error, or with more than one event may hold" }
-}
-
-/// Why the exchange cannot go on.
-#[derive(Debug)]
-enum Cut {
-    ClientGone,
-    Refused(Refusal),
-}
-
-impl From<Cut> for Outcome {
-    fn from(cut: Cut) -> Self {
-        match cut {
-            Cut::ClientGone => Self::ClientGone,
-            Cut::Refused(refusal) => Self::Failed(refusal),
-        }
-    }
-}
-
-/// Waits of one exchange.
-struct Clock {
-    timeouts: Timeouts,
-    end: Instant,
-}
-
-impl Clock {
-    fn start(timeouts: Timeouts) -> Self {
-        Self { timeouts, end: Self::after(timeouts.total_seconds) }
-    }
-
-    fn after(seconds: u64) -> Instant {
-        // A day bounds what the arithmetic of clocks can be asked; rules are far below.
-        Instant::now() + Duration::from_secs(seconds.min(86_400))
-    }
-
-    /// Another pool has waits of its own, within the time of the whole.
-    fn turn_to(&mut self, timeouts: Timeouts) {
-        self.timeouts = Timeouts { total_seconds: self.timeouts.total_seconds, ..timeouts };
-    }
-
-    fn idle(&self) -> Duration {
-        Duration::from_secs(self.timeouts.idle_seconds)
-    }
-
-    /// When a wait of `seconds` that begins now is over, and how many that are then, or were for the whole.
-    fn until(&self, seconds: u64) -> (Instant, u64) {
-        let own = Self::after(seconds);
-        if own < self.end { (own, seconds) } else { (self.end, self.timeouts.total_seconds) }
-    }
-
-    fn alarm(&self) -> Sleep {
-        tokio::time::sleep_until(self.until(self.timeouts.idle_seconds).0)
-    }
-}
-
-/// Runs `work` unless the client leaves first, or `seconds` pass, or the whole exchange has had its time.
-async fn watched<T>(
-    session: &mut Session,
-    clock: &Clock,
-    seconds: u64,
-    work: impl Future<Output = T>,
-) -> Result<T, Cut> {
-    let (until, seconds) = clock.until(seconds);
-    tokio::select! { biased;
-        done = work => Ok(done),
-        _ = gone(session) => Err(Cut::ClientGone),
-        () = tokio::time::sleep_until(until) => Err(Cut::Refused(Refusal::UpstreamTimeout { seconds })),
-    }
-}
-
-/// Completes when the client leaves. A client that sends more bytes after its body (pipelining, which is off) counts
-/// as gone: what it sent has been taken off its connection and could not be served any more.
-pub(super) async fn gone(session: &mut Session) {
-    let _ = session.as_downstream_mut().read_body_or_idle(true).await;
 }
 
 #[cfg(test)]

@@ -38,8 +38,6 @@ use std::time::{Duration, Instant};
 pub const KEEP_ALIVE_SECONDS: u64 = 60;
 /// Where receipts are.
 const RECEIPTS: &str = "/receipts/";
-/// A client that takes nothing for this long is gone.
-const WRITE_SECONDS: u64 = 60;
 
 /// The proxy application.
 pub struct Gate {
@@ -108,12 +106,19 @@ impl Gate {
         let path = session.req_header().uri.path().to_owned();
         let method = session.req_header().method.clone();
         let plan = Arc::clone(&visit.plan);
-        if let Some(document) = self.document(&path, &plan) {
+        // A browser that asks whether it may is not asking for anything yet; what it may not find it is told when it comes.
+        if method == Method::OPTIONS
+            && let Some(answer) = self.cors.preflight(&session.req_header().headers)
+        {
+            if plan.route(&path).is_some() {
+                visit.route = path;
+            }
+            return Outcome::Answer(answer);
+        }
+        if let "/openapi.json" | "/llms.txt" | "/agents.md" = path.as_str() {
+            let answer = self.unpaid_read(visit, &method, || self.document(&path, &plan));
             visit.route = path;
-            return match method {
-                Method::GET | Method::HEAD => Outcome::Answer(document),
-                _ => Refusal::MethodNotAllowed { allow: "GET, HEAD" }.into(),
-            };
+            return answer;
         }
         if let Some(id) = path.strip_prefix(RECEIPTS) {
             return match method {
@@ -123,19 +128,12 @@ impl Gate {
         }
         let Some(route) = plan.route(&path) else { return self.listed(visit, &plan, &path, &method) };
         visit.route = path;
-        if method == Method::OPTIONS
-            && let Some(answer) = self.cors.preflight(session.req_header().headers.get(header::ORIGIN))
-        {
-            return Outcome::Answer(answer);
-        }
         match (route.surface, method) {
-            (Surface::Models, Method::GET | Method::HEAD) => {
+            (Surface::Models, method) => self.unpaid_read(visit, &method, || {
                 let created = self.toll.rules.standing().loaded_at.0;
-                Outcome::Answer(Answer::document("application/json", directory::models(&plan, route, created)))
-            }
-            (surface, Method::POST | Method::HEAD | Method::GET) if surface != Surface::Models => {
-                self.sell(session, visit, route).await
-            }
+                Answer::document("application/json", directory::models(&plan, route, created))
+            }),
+            (_, Method::POST | Method::HEAD | Method::GET) => self.sell(session, visit, route).await,
             (surface, _) => Refusal::MethodNotAllowed { allow: surface.methods() }.into(),
         }
     }
@@ -162,29 +160,36 @@ impl Gate {
         }
     }
 
-    fn document(&self, path: &str, plan: &Plan) -> Option<Answer> {
-        Some(match path {
+    /// What anybody may read, as often as he may ask without paying: it is made anew each time.
+    fn unpaid_read(&self, visit: &Visit, method: &Method, read: impl FnOnce() -> Answer) -> Outcome {
+        if !matches!(*method, Method::GET | Method::HEAD) {
+            return Refusal::MethodNotAllowed { allow: "GET, HEAD" }.into();
+        }
+        match self.flood.admit(visit.client, false) {
+            Ok(()) => Outcome::Answer(read()),
+            Err(refusal) => refusal.into(),
+        }
+    }
+
+    fn document(&self, path: &str, plan: &Plan) -> Answer {
+        match path {
             "/openapi.json" => Answer::document("application/json", directory::openapi(&self.toll, plan)),
-            "/llms.txt" | "/agents.md" => {
-                Answer::document("text/plain; charset=utf-8", directory::llms(&self.toll, plan))
-            }
-            _ => return None,
-        })
+            _ => Answer::document("text/plain; charset=utf-8", directory::llms(&self.toll, plan)),
+        }
     }
 
     /// One entry of a list of models, by its path below the list; no other path is made up of parts.
     fn listed(&self, visit: &mut Visit, plan: &Plan, path: &str, method: &Method) -> Outcome {
         let Some((list, id)) = plan.entry_of(path) else { return Refusal::UnknownPath.into() };
         visit.route = list.path.to_string();
-        if !matches!(*method, Method::GET | Method::HEAD) {
-            return Refusal::MethodNotAllowed { allow: "GET, HEAD" }.into();
-        }
-        let asked = percent_decoded(id);
-        let created = self.toll.rules.standing().loaded_at.0;
-        match directory::model(plan, list, &asked, created) {
-            Some(entry) => Outcome::Answer(Answer::document("application/json", entry)),
-            None => Refusal::UnknownModel { asked }.into(),
-        }
+        self.unpaid_read(visit, method, || {
+            let asked = percent_decoded(id);
+            let created = self.toll.rules.standing().loaded_at.0;
+            match directory::model(plan, list, &asked, created) {
+                Some(entry) => Answer::document("application/json", entry),
+                None => Answer::refused(&Refusal::UnknownModel { asked }.into()),
+            }
+        })
     }
 
     /// One exchange on a paid path. Who showed a credential may have paid already (a push payment is on chain before we see it), so
@@ -213,7 +218,7 @@ impl Gate {
         {
             // What comes with it is not looked at, and has to come before anything can be told from the connection.
             let limit = route.tier.limits.max_body_bytes;
-            return match Box::pin(body::skip(session, limit, self.body_wait, &self.budget)).await {
+            return match Box::pin(body::skip(session, limit, self.body_wait, self.budget.permit(visit.client))).await {
                 Ok(()) => Box::pin(self.manage(session, visit, route, shown)).await,
                 Err(unread) => unserved(session, unread),
             };
@@ -228,7 +233,8 @@ impl Gate {
         }
         let limit = route.tier.limits.max_body_bytes;
         let media = if route.surface.takes_form() { Media::Form } else { Media::Json };
-        let read = Box::pin(body::read(session, media, limit, self.body_wait, &self.budget)).await;
+        let permit = self.budget.permit(visit.client);
+        let read = Box::pin(body::read(session, media, limit, self.body_wait, permit)).await;
         let body = match read {
             Ok(body) => body,
             Err(unread) => return unserved(session, unread),
@@ -428,7 +434,7 @@ impl ProxyHttp for Gate {
             visit.client = Some(peer.ip());
         }
         session.set_keepalive(Some(KEEP_ALIVE_SECONDS));
-        session.set_write_timeout(Some(Duration::from_secs(WRITE_SECONDS)));
+        session.set_write_timeout(Some(reply::WRITE_WAIT));
         session.set_total_drain_timeout(Some(Duration::from_secs(5)));
         Ok(())
     }
@@ -439,10 +445,7 @@ impl ProxyHttp for Gate {
                 visit.status = answer.status;
                 visit.outcome = answer.outcome;
                 let extra = self.common_headers(session, visit);
-                let sent =
-                    tokio::time::timeout(Duration::from_secs(WRITE_SECONDS), reply::send(session, answer, extra));
-                let late = |_| Error::explain(ErrorType::WriteTimedout, "the client takes nothing");
-                sent.await.map_err(late).flatten().map_err(|e| e.into_down())?;
+                reply::send(session, answer, extra).await.map_err(|e| e.into_down())?;
             }
             Outcome::Sent("client_gone") | Outcome::Gone => {
                 visit.outcome = "client_gone";

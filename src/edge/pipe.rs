@@ -1,6 +1,6 @@
 //! A paid request on its way: [`Delivery`] (what the bytes mean) behind the pump's [`Filter`] (when they move).
 
-use super::forward::{self, Attempt, Ending, Filter, Flow, How, Outcome, Outgoing, Verdict};
+use super::forward::{self, Attempt, Ending, Filter, Flow, HELD_FREELY, How, Outcome, Outgoing, Verdict};
 use super::gate::Gate;
 use super::reply::Answer;
 use super::scrub;
@@ -8,6 +8,7 @@ use super::visit::Visit;
 use crate::flow::Stop;
 use crate::flow::pay::Paid;
 use crate::flow::settle::{Delivery, End, Next};
+use crate::ids::UpstreamModel;
 use crate::openai::error::read_upstream;
 use crate::refusal::Refusal;
 use crate::rules::plan::Model;
@@ -23,8 +24,14 @@ use std::sync::Arc;
 
 /// The public name of the model that answers.
 const MODEL: HeaderName = HeaderName::from_static("pontage-model");
-/// Largest buffered reply.
-const WHOLE_REPLY_BYTES: usize = 32 * 1024 * 1024;
+/// Largest reply that is held whole, in bytes: 2,048 vectors of 3,072 numbers are 33 MB in base64, and up to 150 MB as indented text.
+const fn most_held(surface: Surface) -> usize {
+    match surface {
+        Surface::Embeddings => 160 * 1024 * 1024,
+        _ => HELD_FREELY,
+    }
+}
+
 /// Largest error body looked at.
 const ERROR_BYTES: usize = 64 * 1024;
 
@@ -108,7 +115,11 @@ pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Bo
             }
         }
         Outcome::ClientGone => {
-            let _ = Box::pin(delivery.fail(Refusal::Internal { place: "client gone" })).await;
+            visit.receipt = Box::pin(delivery.leave(None)).await.map(Box::new);
+            return Ok(Sent::Gone);
+        }
+        Outcome::Unheard(body) => {
+            visit.receipt = Box::pin(delivery.leave(Some(body))).await.map(Box::new);
             return Ok(Sent::Gone);
         }
         Outcome::Failed(refusal) => Stop::from(refusal),
@@ -227,6 +238,14 @@ struct Pipe<'a> {
 }
 
 impl Pipe<'_> {
+    /// How the stream goes on, and what its client is told when it was not paid for before it began.
+    fn goes_on(&mut self, next: Next) -> Flow {
+        if next == Next::Stop {
+            self.refused = self.delivery.unpaid_before_it_began().map(Stop::from).or(self.refused.take());
+        }
+        flow(next)
+    }
+
     fn stream_head(&self, headers: &HeaderMap) -> Option<Box<ResponseHeader>> {
         let mut head = ResponseHeader::build(self.status, None).ok()?;
         let fixed = [
@@ -254,12 +273,16 @@ impl Filter for Pipe<'_> {
     fn request(&mut self, pool: &Pool, last: bool) -> Outgoing {
         let body = self.delivery.body(pool, last);
         let kind = HeaderValue::from_str(&self.delivery.content_type(&body));
-        let out = Outgoing::post(self.path, self.client, body);
+        let out = Outgoing::post(self.path, self.client, body).answered_whole(!self.delivery.streams());
         match kind {
             Ok(kind) => out.of_type(kind),
             // It is ASCII of our own.
             Err(_) => out,
         }
+    }
+
+    fn model(&self, pool: &Pool) -> UpstreamModel {
+        self.delivery.model(pool).clone()
     }
 
     fn tried(&mut self, attempt: &Attempt<'_>) {
@@ -270,11 +293,11 @@ impl Filter for Pipe<'_> {
         self.status = status;
         self.delivery.let_text_go();
         let kind = essence(headers);
-        match StatusCode::from_u16(status) {
+        let verdict = match StatusCode::from_u16(status) {
             Ok(s) if s.is_success() => match kind.as_str() {
                 _ if self.delivery.surface().whole() != Whole::Json => {
                     match whole_type(self.delivery.surface(), headers) {
-                        Some(_) => Verdict::Buffer { limit: WHOLE_REPLY_BYTES },
+                        Some(_) => Verdict::Buffer { limit: most_held(self.delivery.surface()) },
                         None => {
                             Verdict::Fail(Refusal::UpstreamFailed { why: "its answer is not of a type that was asked" })
                         }
@@ -292,13 +315,17 @@ impl Filter for Pipe<'_> {
                     Some(head) => Verdict::Stream(head),
                     None => Verdict::Fail(Refusal::Internal { place: "head of a stream" }),
                 },
-                "application/json" => Verdict::Buffer { limit: WHOLE_REPLY_BYTES },
+                "application/json" => Verdict::Buffer { limit: most_held(self.delivery.surface()) },
                 _ => Verdict::Fail(Refusal::UpstreamFailed { why: "its answer is neither JSON nor an event stream" }),
             },
             Ok(s) if s.is_client_error() => Verdict::Buffer { limit: ERROR_BYTES },
             Ok(s) if s.is_redirection() => Verdict::Fail(Refusal::UpstreamFailed { why: "it redirects" }),
             _ => Verdict::Fail(Refusal::UpstreamFailed { why: "it answered with a server error" }),
+        };
+        if (200..300).contains(&status) && !matches!(verdict, Verdict::Fail(_)) {
+            self.delivery.begins();
         }
+        verdict
     }
 
     async fn before_first_byte(&mut self) -> Result<(), Refusal> {
@@ -316,7 +343,7 @@ impl Filter for Pipe<'_> {
                 out.clear();
                 Flow::Stop
             }
-            Ok(next) => flow(next),
+            Ok(next) => self.goes_on(next),
             Err(refusal) => {
                 tracing::warn!(reason = refusal.code(), "a stream was cut");
                 Flow::Stop
@@ -326,14 +353,15 @@ impl Filter for Pipe<'_> {
 
     async fn resume(&mut self, out: &mut Vec<Bytes>) -> Flow {
         let next = self.delivery.resume(out).await;
-        if let Some(refusal) = self.delivery.unpaid_before_it_began() {
-            self.refused = Some(refusal.into());
-        }
-        flow(next)
+        self.goes_on(next)
     }
 
-    fn listens(&self) -> bool {
-        self.delivery.drains()
+    fn listens(&self, pool: &Pool) -> bool {
+        self.delivery.drains(pool)
+    }
+
+    fn may_be_silent(&self) -> bool {
+        self.delivery.thinks()
     }
 
     async fn overhear(&mut self, chunk: Option<Bytes>) -> Flow {

@@ -9,10 +9,13 @@ use crate::rail::Offer;
 use crate::rail::x402::wire::{self as x402, Resource};
 use crate::refusal::{Moved, Refusal};
 use bytes::Bytes;
+use http::HeaderMap;
 use http::header::{self, HeaderName, HeaderValue};
 use pingora::http::ResponseHeader;
+use pingora::prelude::{Error, ErrorType};
 use pingora::proxy::Session;
 use serde_json::{Value, json};
+use std::time::Duration;
 
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 const PROBLEMS: &str = "https://paymentauth.org/problems/";
@@ -171,6 +174,11 @@ fn payment(moved: &Moved) -> Value {
         Moved::No => json!({ "moved": "no" }),
         Moved::Yes => json!({ "moved": "yes" }),
         Moved::Unknown => json!({ "moved": "unknown", "advice": "send the same credential again; do not pay anew" }),
+        Moved::Undelivered => json!({
+            "moved": "unknown",
+            "advice": "nothing was delivered, which is not charged once the store answers; ask for a fresh challenge without a credential: \
+                       the same voucher answers it",
+        }),
         Moved::Redeemable { until } => json!({
             "moved": "yes",
             "redeemable_until": until.rfc3339(),
@@ -225,13 +233,16 @@ impl Cors {
         ]
     }
 
-    /// The answer to a preflight.
-    pub fn preflight(&self, origin: Option<&HeaderValue>) -> Option<Answer> {
-        let mut headers = self.headers(origin);
+    /// The answer to a preflight, whatever it is for. The page may send every header that it asks for by name: SDKs send their own
+    /// with each call, and more with every version. None of them reaches a backend that is not on our list.
+    pub fn preflight(&self, asked: &HeaderMap) -> Option<Answer> {
+        let mut headers = self.headers(asked.get(header::ORIGIN));
         if headers.is_empty() {
             return None;
         }
         headers.push((header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, HEAD, POST, OPTIONS")));
+        headers.push((header::VARY, HeaderValue::from_static("Access-Control-Request-Headers")));
+        headers.extend(asked_names(asked).map(|names| (header::ACCESS_CONTROL_ALLOW_HEADERS, names)));
         headers.push((
             header::ACCESS_CONTROL_ALLOW_HEADERS,
             // The published x402 clients send the last one with every request, and a browser asks for it.
@@ -245,7 +256,23 @@ impl Cors {
     }
 }
 
-/// Writes an answer whole. A client that is gone is not an error of ours.
+/// A client that takes nothing for this long is gone.
+pub const WRITE_WAIT: Duration = Duration::from_secs(60);
+/// As much of an answer as a client must take within [`WRITE_WAIT`].
+const PIECE: usize = 64 * 1024;
+/// An answer that is larger holds much memory while it is written: it must be taken within ten [`WRITE_WAIT`]s as a whole.
+const LARGE: usize = 4 << 20;
+
+/// The header names that a preflight asks for, when they are nothing but names, and no more than a browser has use for.
+fn asked_names(asked: &HeaderMap) -> Option<HeaderValue> {
+    const MOST_BYTES: usize = 2048;
+    let names = asked.get(header::ACCESS_CONTROL_REQUEST_HEADERS)?;
+    let listed = names.to_str().ok()?.split(',').map(str::trim);
+    let is_name = |name: &str| HeaderName::from_bytes(name.as_bytes()).is_ok();
+    (names.len() <= MOST_BYTES && listed.into_iter().all(is_name)).then(|| names.clone())
+}
+
+/// Writes an answer whole, however long that takes a client that goes on reading. One that is gone is not an error of ours.
 pub async fn send(session: &mut Session, answer: Answer, extra: Vec<(HeaderName, HeaderValue)>) -> pingora::Result<()> {
     let head_only = session.req_header().method == http::Method::HEAD;
     let mut head = ResponseHeader::build(answer.status, Some(answer.headers.len() + extra.len() + 1))?;
@@ -256,11 +283,22 @@ pub async fn send(session: &mut Session, answer: Answer, extra: Vec<(HeaderName,
         head.insert_header(header::CONTENT_LENGTH, answer.body.len())?;
     }
     let no_body = head_only || answer.body.is_empty();
-    session.write_response_header(Box::new(head), no_body).await?;
-    if !no_body {
-        session.write_response_body(Some(answer.body), true).await?;
-    }
-    Ok(())
+    let mut rest = if no_body { Bytes::new() } else { answer.body };
+    let whole = if rest.len() > LARGE { 10 * WRITE_WAIT } else { Duration::MAX };
+    in_time(whole, async {
+        in_time(WRITE_WAIT, session.write_response_header(Box::new(head), no_body)).await?;
+        while !rest.is_empty() {
+            let piece = rest.split_to(rest.len().min(PIECE));
+            in_time(WRITE_WAIT, session.write_response_body(Some(piece), rest.is_empty())).await?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+async fn in_time(most: Duration, write: impl Future<Output = pingora::Result<()>>) -> pingora::Result<()> {
+    let late = |_| Error::explain(ErrorType::WriteTimedout, "the client takes too little");
+    tokio::time::timeout(most, write).await.map_err(late).flatten()
 }
 
 #[cfg(test)]
@@ -268,6 +306,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::clock::UnixSeconds;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     fn stop(refusal: Refusal, moved: Moved, claimed: bool) -> Stop {
         Stop { refusal, moved, claimed }
@@ -299,12 +338,17 @@ mod tests {
             (Refusal::PaymentUnknown { retry_after_seconds: 5 }, Moved::Unknown, "unknown"),
             (Refusal::UpstreamFailed { why: "x" }, Moved::Redeemable { until: UnixSeconds(60) }, "yes"),
             (Refusal::PaymentFailed { why: "x".into() }, Moved::No, "no"),
+            (Refusal::Store { retry_after_seconds: 10 }, Moved::Undelivered, "unknown"),
         ] {
             let answer = Answer::refused(&stop(refusal.clone(), moved, true));
             let retry = answer.headers.iter().find(|(n, _)| *n == SHOULD_RETRY).map(|(_, v)| v.as_bytes());
             assert_eq!(retry, Some(&b"false"[..]), "{refusal:?}");
             let body: Value = serde_json::from_slice(&answer.body).unwrap();
             assert_eq!(body["payment"]["moved"], word, "{refusal:?}");
+            let advice = body["payment"]["advice"].as_str().unwrap_or_default();
+            let same = matches!(moved, Moved::Unknown | Moved::Redeemable { .. });
+            assert_eq!(advice.contains("send the same credential again"), same, "{refusal:?}: {advice}");
+            assert_eq!(advice.contains("fresh challenge"), moved == Moved::Undelivered, "{refusal:?}: {advice}");
         }
     }
 
@@ -315,5 +359,67 @@ mod tests {
         assert!(Cors(vec!["https://b.example".into()]).headers(Some(&origin)).is_empty());
         let allowed = Cors(vec!["https://a.example".into()]).headers(Some(&origin));
         assert_eq!(allowed.first().map(|(_, v)| v.clone()), Some(origin));
+    }
+
+    /// Asks over HTTP/1, takes `sips` of 64 KiB with this long before each, and then nothing more: whether it was written whole.
+    async fn taken(answer: Answer, sips: usize, wait: Duration) -> bool {
+        let (mut client, gate) = tokio::io::duplex(PIECE);
+        client.write_all(b"GET /v1/models HTTP/1.1\r\nhost: gate\r\n\r\n").await.unwrap();
+        let mut session = Session::new_h1(Box::new(gate));
+        assert!(session.as_downstream_mut().read_request().await.unwrap());
+        let read = async {
+            let mut sip = vec![0; PIECE];
+            for _ in 0..sips {
+                tokio::time::sleep(wait).await;
+                client.read_exact(&mut sip).await.unwrap();
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            sent = send(&mut session, answer, Vec::new()) => sent.is_ok(),
+            () = read => false,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_may_take_as_long_as_its_client_goes_on_reading() {
+        let answer = || Answer::private(vec![b' '; 32 * PIECE]);
+        let began = tokio::time::Instant::now();
+        assert!(taken(answer(), 32, Duration::from_secs(50)).await);
+        assert!(began.elapsed() > 20 * WRITE_WAIT);
+        let began = tokio::time::Instant::now();
+        assert!(!taken(answer(), 3, Duration::from_secs(50)).await, "it takes nothing any more");
+        assert!(began.elapsed() < 5 * WRITE_WAIT);
+        assert!(!taken(answer(), 32, Duration::from_secs(70)).await, "each piece has its time");
+    }
+
+    #[test]
+    fn a_page_may_send_what_its_sdk_sends_and_nothing_that_is_no_name() {
+        let long = ["x-a"; 700].join(",");
+        for (asked, echoed, why) in [
+            ("authorization,content-type,x-stainless-os,x-stainless-retry-count", true, "OpenAI's SDK"),
+            ("anthropic-dangerous-direct-browser-access, anthropic-version, x-api-key", true, "Anthropic's"),
+            ("user-agent", true, "AI SDK"),
+            ("a b", false, "a space in a name"),
+            ("a,,b", false, "no name"),
+            ("a\"b", false, "a quote"),
+            (long.as_str(), false, "a list without end"),
+            ("", false, "nothing"),
+        ] {
+            let headers = [
+                (header::ORIGIN, HeaderValue::from_static("https://a.example")),
+                (header::ACCESS_CONTROL_REQUEST_HEADERS, HeaderValue::from_str(asked).unwrap()),
+            ];
+            let headers = HeaderMap::from_iter(headers);
+            assert!(Cors::default().preflight(&headers).is_none(), "{why}: nobody may");
+            let answer = Cors(vec!["https://a.example".into()]).preflight(&headers).unwrap();
+            let all = |name| answer.headers.iter().filter(move |(n, _)| *n == name).map(|(_, v)| v.to_str().unwrap());
+            assert_eq!(all(header::ACCESS_CONTROL_ALLOW_HEADERS).any(|names| names == asked), echoed, "{why}");
+            assert!(
+                all(header::ACCESS_CONTROL_ALLOW_HEADERS).any(|names| names.contains("PAYMENT-SIGNATURE")),
+                "{why}"
+            );
+            assert!(all(header::VARY).any(|names| names == "Access-Control-Request-Headers"), "{why}");
+        }
     }
 }

@@ -18,7 +18,7 @@ use crate::money::Atoms;
 use crate::store::{Store, StoreError, Swap, Write};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -77,12 +77,19 @@ pub enum Trouble {
 /// Age from which the chain's word on a channel is no longer remembered for channels that nobody uses.
 const MEMORY_SECONDS: u64 = 600;
 
+/// Seconds of a clock that nobody sets: how long ago something was here, whatever becomes of the wall clock. It begins far from 0, which
+/// is never.
+fn ticks() -> u64 {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    START.elapsed().as_secs().saturating_add(1 << 32)
+}
+
 /// What this process knows of a channel beside its record.
 pub struct Live {
     seen: watch::Sender<Option<Arc<Channel>>>,
-    /// When the chain was last asked about it, successfully.
+    /// When the chain was last asked about it, successfully, in [`ticks`].
     read_at: AtomicU64,
-    /// When the chain was last asked at all.
+    /// When the chain was last asked at all, in [`ticks`].
     asked_chain_at: AtomicU64,
     asked: Mutex<Option<Asked>>,
     /// Vouchers taken in the running second.
@@ -93,8 +100,8 @@ pub struct Live {
 /// A payer's top-ups, as far as they bound what the chain is asked for his sake.
 #[derive(Default)]
 struct TopUps {
-    /// When one was begun that has not landed.
-    begun: UnixSeconds,
+    /// When one was begun that has not landed, in [`ticks`].
+    begun: u64,
     /// The last one that landed: its hash as he signed it, and as it was mined.
     landed: Option<(String, String)>,
 }
@@ -137,20 +144,20 @@ impl Live {
     }
 
     /// Whether the chain was read in the last `seconds`.
-    pub fn is_fresh(&self, now: UnixSeconds, seconds: u64) -> bool {
-        now.0 < self.read_at.load(Ordering::Relaxed).saturating_add(seconds)
+    pub fn is_fresh(&self, seconds: u64) -> bool {
+        ticks() < self.read_at.load(Ordering::Relaxed).saturating_add(seconds)
     }
 
-    /// The chain was read.
-    pub fn was_read(&self, now: UnixSeconds) {
-        self.read_at.fetch_max(now.0, Ordering::Relaxed);
+    /// The chain was read, at this tick.
+    fn was_read(&self, at: u64) {
+        self.read_at.fetch_max(at, Ordering::Relaxed);
     }
 
     /// Whether the chain may be asked about this channel now: at most once in five seconds, whoever wants it.
-    pub fn may_ask_chain(&self, now: UnixSeconds) -> bool {
-        let last = self.asked_chain_at.load(Ordering::Relaxed);
-        now.0 >= last.saturating_add(5)
-            && self.asked_chain_at.compare_exchange(last, now.0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    pub fn may_ask_chain(&self) -> bool {
+        let (now, last) = (ticks(), self.asked_chain_at.load(Ordering::Relaxed));
+        now >= last.saturating_add(5)
+            && self.asked_chain_at.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// Whether `stream` is the one to ask the payer for a voucher of `amount`. One question per channel is open at a time; a stream
@@ -177,9 +184,10 @@ impl Live {
 
     /// Whether a top-up may be sent now: one that came to nothing cost the chain's time and its payer nothing, so the next one
     /// waits five seconds.
-    pub fn may_top_up(&self, now: UnixSeconds) -> bool {
+    pub fn may_top_up(&self) -> bool {
+        let now = ticks();
         let mut top_ups = self.top_ups.lock().unwrap_or_else(PoisonError::into_inner);
-        if now < top_ups.begun.plus(5) {
+        if now < top_ups.begun.saturating_add(5) {
             return false;
         }
         top_ups.begun = now;
@@ -189,7 +197,7 @@ impl Live {
     /// A top-up landed: it cost its payer something, and the next one may be sent at once.
     pub fn topped_up(&self, tx: &str, mined: &str) {
         let landed = Some((tx.to_owned(), mined.to_owned()));
-        *self.top_ups.lock().unwrap_or_else(PoisonError::into_inner) = TopUps { begun: UnixSeconds(0), landed };
+        *self.top_ups.lock().unwrap_or_else(PoisonError::into_inner) = TopUps { begun: 0, landed };
     }
 
     /// The hash on chain of a top-up that landed a moment ago.
@@ -221,8 +229,8 @@ pub struct Channels {
     held: Mutex<HashSet<String>>,
     store: Arc<dyn Store>,
     desks: Arc<Mutex<HashMap<ChannelId, Desk>>>,
-    /// When the chain was read for channels, used here or not.
-    read: Mutex<HashMap<ChannelId, UnixSeconds>>,
+    /// When the chain was read for channels, used here or not, in [`ticks`].
+    read: Mutex<HashMap<ChannelId, u64>>,
     /// Output tokens that streams of a model bring in half a second, as the last one had it.
     windows: Mutex<HashMap<PublicModel, u64>>,
     pub(super) alone: Arc<Alone>,
@@ -368,10 +376,11 @@ impl Channels {
     }
 
     /// The chain was read for these channels.
-    pub fn were_read(&self, ids: &[ChannelId], now: UnixSeconds) {
+    pub fn were_read(&self, ids: &[ChannelId]) {
+        let now = ticks();
         {
             let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-            read.retain(|_, at| at.plus(MEMORY_SECONDS) > now);
+            read.retain(|_, at| at.saturating_add(MEMORY_SECONDS) > now);
             read.extend(ids.iter().map(|id| (id.clone(), now)));
         }
         let desks = self.desks.lock().unwrap_or_else(PoisonError::into_inner);

@@ -10,7 +10,7 @@ use super::bound::{self, Size};
 use super::parse::{self, Parsed};
 use super::policy::{self, Allowed};
 use super::price::{self, Quoted};
-use crate::ids::{PoolName, PublicModel};
+use crate::ids::PublicModel;
 use crate::rail::Found;
 use crate::refusal::{Place, Refusal};
 use crate::rules::Plan;
@@ -21,7 +21,9 @@ use std::sync::Arc;
 /// Quotes a request under `plan`, with the pools as they are now and the payment it shows.
 pub async fn quote(toll: &Toll, plan: &Plan, path: &str, body: Bytes, found: &Found) -> Result<Quoted, Refusal> {
     let pools = toll.pools.load();
-    let can_take = |pool: &PoolName, parsed: &Parsed| pools.available_for(pool, parsed.route.surface, parsed.ask.n);
+    let can_take = |model: &Model, parsed: &Parsed| {
+        pools.available_for(&model.pool, parsed.route.surface, parsed.ask.n, |pool| model.upstream_in(pool))
+    };
     quote_by(plan, path, body, can_take, || offered(toll, path, found)).await
 }
 
@@ -34,7 +36,7 @@ async fn quote_by(
     plan: &Plan,
     path: &str,
     body: Bytes,
-    can_take: impl Fn(&PoolName, &Parsed) -> bool,
+    can_take: impl Fn(&Model, &Parsed) -> bool,
     offered: impl FnOnce() -> Option<PublicModel>,
 ) -> Result<Quoted, Refusal> {
     let route = plan.route(path).ok_or(Refusal::UnknownPath)?;
@@ -55,11 +57,11 @@ async fn choose(
     parsed: Parsed,
     choices: Vec<Arc<Model>>,
     plan: &Plan,
-    can_take: impl Fn(&PoolName, &Parsed) -> bool,
+    can_take: impl Fn(&Model, &Parsed) -> bool,
 ) -> Result<Quoted, Refusal> {
     let (mut waiting, mut refused) = (None, None);
     for model in choices {
-        let now = can_take(&model.pool, &parsed);
+        let now = can_take(&model, &parsed);
         if !now && waiting.is_some() {
             continue;
         }

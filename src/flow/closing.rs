@@ -1,12 +1,13 @@
 //! Closing a channel: what was used is paid out, the rest goes back.
 
 use super::errand::Errand;
-use super::lease::{denied_refusal, trouble_stop};
+use super::lease::{denied_refusal, trouble_stop, unsure};
+use super::pay::unknown;
 use super::{Stop, Till, Toll, transact};
 use crate::channel::{Channel, ChannelId, GRACE_SECONDS, Op, Phase};
 use crate::clock::UnixSeconds;
 use crate::rail::session::Outcome;
-use crate::refusal::{Moved, Refusal};
+use crate::refusal::Refusal;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -32,7 +33,7 @@ pub struct Closed {
 pub async fn close(toll: &Arc<Toll>, till: &Arc<Till>, id: &ChannelId) -> Result<Closed, Stop> {
     let (own, till, id) = (Arc::clone(toll), Arc::clone(till), id.clone());
     let work = async move { run(&own, &till, &id).await };
-    Errand::new(work).await.unwrap_or_else(|| Err(super::session::unknown()))
+    Errand::new(work).await.unwrap_or_else(|| Err(unknown()))
 }
 
 async fn run(toll: &Arc<Toll>, till: &Arc<Till>, id: &ChannelId) -> Result<Closed, Stop> {
@@ -61,7 +62,7 @@ async fn run(toll: &Arc<Toll>, till: &Arc<Till>, id: &ChannelId) -> Result<Close
             Ok(Closed { channel: channel.ok_or(Refusal::ChannelUnknown)?, tx: Some(mined) })
         }
         Tried::Sent(Outcome::Dropped { .. }) => Err(dropped()),
-        Tried::Sent(Outcome::Unknown) => Err(super::session::unknown()),
+        Tried::Sent(Outcome::Unknown) => Err(unknown()),
         // Somebody else closes it: his transaction is the answer to both.
         Tried::Joined => {
             let channel = toll.channels.wait(&live, id, deadline, is_closed).await.map_err(|_| busy())?;
@@ -109,12 +110,12 @@ async fn pay_out(toll: &Arc<Toll>, till: &Arc<Till>, channel: &Channel) -> Resul
             return Err(unread());
         }
     };
-    let unsure = |t| Stop { moved: Moved::Unknown, claimed: true, ..trouble_stop(&t) };
-    let (channel, effect) = toll.channels.one(id, Op::Intend { intent: intent.clone() }).await.map_err(unsure)?;
+    let intend = Op::Intend { intent: intent.clone() };
+    let (channel, effect) = toll.channels.one(id, intend).await.map_err(|t| unsure(&t))?;
     if effect.is_err() {
         return Ok(Tried::Joined);
     }
-    transact::carry(toll, till, &channel, &intent).await.map(Tried::Sent).map_err(unsure)
+    transact::carry(toll, till, &channel, &intent).await.map(Tried::Sent).map_err(|t| unsure(&t))
 }
 
 /// Brings a channel that its payer closes by force to its end: waits a little for requests that still use it, then closes it at what
@@ -190,4 +191,28 @@ fn patience_until(now: UnixSeconds, deadline: UnixSeconds) -> Duration {
 
 fn is_forced(channel: &Channel) -> bool {
     matches!(channel.phase, Phase::ForcedClosing { .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_forced_close_waits_for_what_runs_most_of_the_time_before_it_is_late_and_never_too_long() {
+        for (left, seconds, why) in [
+            (GRACE_SECONDS, 240, "seen at once: four minutes, and a minute to claim before it is late"),
+            (720, 240, "as long as a third of what is left is more"),
+            (600, 200, "a third of it"),
+            (9, 3, "down to the end"),
+            (0, 0, "there is no time to lose"),
+        ] {
+            let waits = patience_until(UnixSeconds(1_000), UnixSeconds(1_000 + left));
+            assert_eq!(waits, Duration::from_secs(seconds), "{why}");
+        }
+        assert!(
+            PATIENCE + Duration::from_secs(60) <= Duration::from_secs(GRACE_SECONDS / 3),
+            "it is not late by waiting"
+        );
+        assert_eq!(patience_until(UnixSeconds(1_000), UnixSeconds(9)), Duration::ZERO, "over already");
+    }
 }

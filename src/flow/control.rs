@@ -2,10 +2,11 @@
 //! finds his channel again. All of it is answered here, with 204, and never forwarded.
 
 use super::errand::Errand;
-use super::lease::{denied_refusal, trouble_stop};
-use super::session::{admit, known, open, unknown};
+use super::lease::{denied_refusal, trouble_stop, unsure};
+use super::pay::unknown;
+use super::session::{OPENING, admit, known, open};
 use super::{Stop, Till, Toll, closing, transact};
-use crate::channel::{Channel, ChannelId, Denied, Op, Voucher};
+use crate::channel::{Act, Channel, ChannelId, Denied, Intent, Op, Voucher};
 use crate::claim::Terms;
 use crate::clock::UnixSeconds;
 use crate::ids::RailId;
@@ -40,10 +41,8 @@ pub async fn manage(toll: &Arc<Toll>, route: &Route, shown: &Shown) -> Result<Do
     if presented.route != route.path {
         return Err(Refusal::InvalidChallenge { why: "it was offered on another path" }.into());
     }
-    let late = now >= presented.expires;
     let id = &presented.channel;
     let (channel, tx) = match &presented.action {
-        Action::Open { .. } | Action::TopUp { .. } if late => return Err(Refusal::OfferExpired.into()),
         Action::Open { .. } => {
             open(toll, &till, &presented, now).await?;
             known(toll, &till, id).await?;
@@ -53,11 +52,10 @@ pub async fn manage(toll: &Arc<Toll>, route: &Route, shown: &Shown) -> Result<Do
         Action::Voucher(voucher) => (accept(toll, &till, id, voucher, now).await?, None),
         Action::TopUp { .. } => {
             let (_, tx) = top_up(toll, &till, presented.clone(), now).await?;
-            let unsure = |t| Stop { moved: Moved::Unknown, claimed: true, ..trouble_stop(&t) };
-            (toll.channels.written(id).await.map_err(unsure)?, tx)
+            (toll.channels.written(id).await.map_err(|t| unsure(&t))?, tx)
         }
-        Action::Close(voucher) => {
-            let closed = close(toll, &till, id, voucher, now).await?;
+        Action::Close { voucher, agreed } => {
+            let closed = close(toll, &till, id, (voucher, *agreed), now).await?;
             (closed.channel, closed.tx)
         }
     };
@@ -65,7 +63,7 @@ pub async fn manage(toll: &Arc<Toll>, route: &Route, shown: &Shown) -> Result<Do
         challenge_id: &presented.challenge_id,
         channel: &channel,
         accepted: match &presented.action {
-            Action::Close(voucher) => voucher.amount,
+            Action::Close { voucher, .. } => voucher.amount,
             _ => channel.accepted(),
         },
         receipt: None,
@@ -89,11 +87,11 @@ async fn accept(
     let mut tried = toll.channels.one(id, op()).await.map_err(|t| trouble_stop(&t))?;
     // It may have been topped up without us.
     if let (_, Err(Denied::OverDeposit { .. })) = &tried
-        && live.may_ask_chain(now)
+        && live.may_ask_chain()
         && let Ok(views) = till.rail.views(std::slice::from_ref(id)).await
         && let Some(view) = views.first()
     {
-        transact::heard(toll, till, id, *view, now).await.map_err(|t| trouble_stop(&t))?;
+        transact::heard(toll, till, id, *view).await.map_err(|t| trouble_stop(&t))?;
         tried = toll.channels.one(id, op()).await.map_err(|t| trouble_stop(&t))?;
     }
     match tried {
@@ -113,11 +111,27 @@ async fn top_up(
     let Action::TopUp { tx, .. } = &presented.action else {
         return Err(Refusal::Internal { place: "control: not a top-up" }.into());
     };
-    if let Some(mined) = live.landed(&tx.hash) {
+    let hash = tx.hash.clone();
+    if let Some(mined) = live.landed(&hash) {
         return Ok((channel, Some(mined)));
     }
-    if !live.may_top_up(now) {
+    let is_under_way = |c: &Channel| c.payers_tx.as_ref().is_some_and(|known| known.tx == hash);
+    if is_under_way(&channel) {
+        let deadline = tokio::time::Instant::now() + OPENING;
+        let channel = toll.channels.wait(&live, &channel.id, deadline, |c| !is_under_way(c)).await;
+        let channel = channel.map_err(|_| unknown())?;
+        if let Some(mined) = live.landed(&hash) {
+            return Ok((channel, Some(mined)));
+        }
+    }
+    if !live.may_top_up() {
         return Err(Refusal::ChannelBusy { retry_after_seconds: 5 }.into());
+    }
+    if now >= tx.valid_until {
+        return sent_before(toll, till, &presented).await;
+    }
+    if now >= presented.expires {
+        return Err(Refusal::OfferExpired.into());
     }
     let (own, till) = (Arc::clone(toll), Arc::clone(till));
     // What is sent must be followed to its end, whether the client stays or not.
@@ -125,14 +139,15 @@ async fn top_up(
         let toll = own;
         let id = &presented.channel;
         let intent = till.rail.complete(&presented, now).await?;
-        let unsure = |t| Stop { moved: Moved::Unknown, claimed: true, ..trouble_stop(&t) };
-        let (channel, effect) = toll.channels.one(id, Op::Intend { intent: intent.clone() }).await.map_err(unsure)?;
+        let intend = Op::Intend { intent: intent.clone() };
+        let (channel, effect) = toll.channels.one(id, intend).await.map_err(|t| unsure(&t))?;
         if let Err(denied) = effect {
             return Err(denied_refusal(&channel, &denied).into());
         }
-        match transact::carry(&toll, &till, &channel, &intent).await.map_err(unsure)? {
+        match transact::carry(&toll, &till, &channel, &intent).await.map_err(|t| unsure(&t))? {
             Outcome::Landed { mined, .. } => {
-                live.topped_up(&intent.tx, &mined);
+                // A relay's transaction has another hash than what the payer signed.
+                live.topped_up(&hash, &mined);
                 Ok((known(&toll, &till, id).await?, Some(mined)))
             }
             Outcome::Dropped { why } => {
@@ -144,11 +159,39 @@ async fn top_up(
     Errand::new(work).await.unwrap_or_else(|| Err(unknown()))
 }
 
+/// What became of a top-up that is over, and that nobody here remembers: the chain does. Nothing is sent.
+async fn sent_before(
+    toll: &Arc<Toll>,
+    till: &Arc<Till>,
+    presented: &Presented,
+) -> Result<(Arc<Channel>, Option<String>), Stop> {
+    let Action::TopUp { additional, tx } = &presented.action else {
+        return Err(Refusal::Internal { place: "control: not a top-up" }.into());
+    };
+    let (id, act) = (&presented.channel, Act::TopUp { additional: *additional });
+    let intent = Intent { act, tx: tx.hash.clone(), raw: "0x".to_owned(), valid_until: tx.valid_until };
+    let channel = known(toll, till, id).await?;
+    match till.rail.look(&channel, &intent).await {
+        Outcome::Landed { mined, view } => {
+            transact::heard(toll, till, id, view).await.map_err(|t| trouble_stop(&t))?;
+            toll.channels.live_of(&channel).topped_up(&tx.hash, &mined);
+            Ok((known(toll, till, id).await?, Some(mined)))
+        }
+        // What a relay sent has a hash of its own: that this one is not there says nothing.
+        Outcome::Dropped { .. } if tx.sponsored && till.rail.is_relayed() => Err(unknown()),
+        Outcome::Dropped { why } => Err(Refusal::PaymentFailed { why }.into()),
+        Outcome::Unknown => Err(unknown()),
+    }
+}
+
+/// So long after its last use a channel is in use.
+const IN_USE_SECONDS: u64 = 300;
+
 async fn close(
     toll: &Arc<Toll>,
     till: &Arc<Till>,
     id: &ChannelId,
-    voucher: &Voucher,
+    (voucher, agreed): (&Voucher, bool),
     now: UnixSeconds,
 ) -> Result<closing::Closed, Stop> {
     let channel = toll.channels.read(id).await.map_err(|e| super::pay::store_down(&e))?;
@@ -158,11 +201,29 @@ async fn close(
         if voucher.amount < channel.capture() {
             return Err(Refusal::VoucherLower.into());
         }
+        // Whoever reads the chain has this one, and any offer of the path to show it with. A wallet may have no other, so it closes what
+        // nobody uses: the rest goes back to its payer, whoever asked.
+        let in_use = !channel.leases.is_empty() || now < channel.touched_at.plus(IN_USE_SECONDS);
+        if !agreed && in_use && published(&channel).is_some_and(|known| voucher.amount <= known) {
+            let why = "it is public since it was settled, and the channel is in use: close with a higher one, with a closeSignature, \
+                       or five minutes after its last use";
+            return Err(Refusal::VoucherInvalid { why: why.to_owned() }.into());
+        }
         if voucher.amount > channel.accepted() {
             accept(toll, till, id, voucher, now).await?;
         }
     }
     closing::close(toll, till, id).await
+}
+
+/// The highest voucher that the chain has been shown, if any: settled, or on its way.
+fn published(channel: &Channel) -> Option<Atoms> {
+    let on_its_way = channel.our_tx.as_ref().and_then(|intent| match intent.act {
+        Act::Settle { amount } | Act::Close { amount, .. } => Some(amount),
+        Act::Open | Act::TopUp { .. } => None,
+    });
+    let settled = Some(channel.view.settled).filter(|settled| *settled > Atoms(0));
+    settled.max(on_its_way)
 }
 
 /// The rail by which a payer proves who he is: the charge of the same section.

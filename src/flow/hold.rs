@@ -1,5 +1,6 @@
 //! Money that was taken for a request: it ends in a delivery or is given back.
 
+use super::loss::Room;
 use super::pay::{advance, denied_stop, running_stop, store_down};
 use super::{Stop, Toll, recover};
 use crate::claim::{Claim, Op, Standing, Terms};
@@ -19,18 +20,36 @@ pub struct Hold {
     request: String,
     /// It was taken after the reply came: the claim is still `Taking`, and this transaction paid it.
     taken: Option<Option<String>>,
+    /// What the operator may lose on it. Kept while the payment is owed.
+    room: Option<Room>,
     open: bool,
 }
 
 impl Hold {
     /// Holds what `claim` paid, for `request`, which the claim already names as the one it serves.
-    pub(super) fn of(toll: Arc<Toll>, claim: Claim, request: String) -> Self {
-        Self { toll, claim, request, taken: None, open: true }
+    pub(super) fn of(toll: Arc<Toll>, claim: Claim, request: String, room: Option<Room>) -> Self {
+        Self { toll, claim, request, taken: None, room, open: true }
     }
 
     /// Holds what was just taken of `claim`, which is written down together with the delivery.
-    pub(super) fn taken(toll: Arc<Toll>, claim: Claim, request: String, transaction: Option<String>) -> Self {
-        Self { toll, claim, request, taken: Some(transaction), open: true }
+    pub(super) fn taken(
+        toll: Arc<Toll>,
+        claim: Claim,
+        request: String,
+        transaction: Option<String>,
+        room: Option<Room>,
+    ) -> Self {
+        Self { toll, claim, request, taken: Some(transaction), room, open: true }
+    }
+
+    /// What the operator may lose on it.
+    pub fn room(&self) -> Option<&Room> {
+        self.room.as_ref()
+    }
+
+    /// The same, to be lost in part: it is delivered.
+    pub(super) fn take_room(&mut self) -> Option<Room> {
+        self.room.take()
     }
 
     /// The transaction that paid, where it is not the claim's reference.
@@ -86,8 +105,24 @@ impl Hold {
             return Moved::Unknown;
         }
         self.open = false;
-        let op = self.back();
-        give_back(&self.toll, &self.claim, op, &self.request).await
+        let (op, room) = (self.back(), self.room.take());
+        give_back(&self.toll, &self.claim, op, &self.request, room).await
+    }
+
+    /// Its client left before the first byte, and a backend worked for it: the payer may redeem it, but not for ever. Whether `receipt`
+    /// is in the books, for a payment that is spent by it.
+    pub async fn depart(mut self, receipt: &Receipt) -> bool {
+        if self.open && self.taken.is_none() {
+            if !self.claim.may_depart() {
+                return self.deliver(receipt, Vec::new()).await.is_ok();
+            }
+            self.open = false;
+            let (op, room) = (Op::Depart { by: self.request.clone() }, self.room.take());
+            give_back(&self.toll, &self.claim, op, &self.request, room).await;
+            return false;
+        }
+        self.give_back().await;
+        false
     }
 
     /// How the claim is told that nothing was delivered. What cost nothing was not paid, and cannot be owed.
@@ -100,10 +135,16 @@ impl Hold {
     }
 }
 
-async fn give_back(toll: &Arc<Toll>, claim: &Claim, op: Op, request: &str) -> Moved {
+async fn give_back(toll: &Arc<Toll>, claim: &Claim, op: Op, request: &str, room: Option<Room>) -> Moved {
     match advance(toll, claim, op, UnixSeconds::now()).await {
         Ok(Claim { standing: Standing::Untaken, .. }) => Moved::No,
-        Ok(next) => next.redeem_until().map_or(Moved::Unknown, |until| Moved::Redeemable { until }),
+        Ok(next) => match next.redeem_until() {
+            Some(until) => {
+                room.into_iter().for_each(|room| room.keep(&next.key, until));
+                Moved::Redeemable { until }
+            }
+            None => Moved::Unknown,
+        },
         Err(stop) => {
             tracing::error!(claim = %claim.key.0, reason = stop.refusal.code(), "a hold could not be given back; recovery will");
             recover::abandon(toll, &claim.key, request, &stop);
@@ -119,8 +160,8 @@ impl Drop for Hold {
         }
         let (toll, claim, op) = (Arc::clone(&self.toll), self.claim.clone(), self.back());
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let request = std::mem::take(&mut self.request);
-            runtime.spawn(async move { give_back(&toll, &claim, op, &request).await });
+            let (request, room) = (std::mem::take(&mut self.request), self.room.take());
+            runtime.spawn(async move { give_back(&toll, &claim, op, &request, room).await });
         }
     }
 }

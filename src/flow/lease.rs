@@ -15,7 +15,7 @@ use crate::channel::{Channel, Denied, Lease as Held, Op};
 use crate::journal::Receipt;
 use crate::money::Atoms;
 use crate::rail::session::SessionReceipt;
-use crate::refusal::Refusal;
+use crate::refusal::{Moved, Refusal};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use std::sync::Arc;
@@ -251,8 +251,19 @@ impl Lease {
         }
     }
 
+    /// Why nothing more may leave, though it is leased: nobody would pay for it. Known without asking the store: of another gate's
+    /// doing when this one hears of it, or with the next window.
+    pub fn unpayable(&self) -> Option<Refusal> {
+        let channel = self.newest();
+        let denied = (!channel.still_pays()).then(|| channel.serves().err())??;
+        Some(denied_refusal(&channel, &denied))
+    }
+
     /// What a request that ends here for want of cover is told.
     pub fn short(&self) -> Refusal {
+        if let Some(over) = self.unpayable() {
+            return over;
+        }
         let channel = self.newest();
         let required = channel.required(self.cover.window(self.window));
         Refusal::BalanceShort { required, accepted: channel.accepted(), deposit: channel.view.deposit }
@@ -417,6 +428,11 @@ pub(super) fn trouble_stop(trouble: &Trouble) -> Stop {
         Trouble::Store(e) => super::pay::store_down(e),
         Trouble::Contended => Refusal::ChannelBusy { retry_after_seconds: 1 }.into(),
     }
+}
+
+/// The same, where the change may have been made all the same.
+pub(super) fn unsure(trouble: &Trouble) -> Stop {
+    Stop { moved: Moved::Unknown, claimed: true, ..trouble_stop(trouble) }
 }
 
 /// What a client is told when the record denies what he asked.

@@ -25,6 +25,7 @@ pub mod promise;
 pub mod receipt;
 pub mod reclaim;
 pub mod recover;
+pub mod release;
 pub mod running;
 pub mod session;
 pub mod settle;
@@ -101,7 +102,8 @@ impl Toll {
     /// Whether a request would find a server now: nothing is offered or taken for one that would not.
     pub fn can_serve(&self, quoted: &Quoted) -> bool {
         let Allowed { model, route, .. } = &quoted.allowed;
-        self.pools.load().available_for(&model.pool, route.surface, quoted.parts.n)
+        let called = |pool: &_| model.upstream_in(pool);
+        self.pools.load().available_for(&model.pool, route.surface, quoted.parts.n, called)
     }
 
     /// Who serves a request, as claims have it: this gate, and the request.

@@ -14,12 +14,13 @@ use super::{Stop, Toll, parse, policy, price, recover, session};
 use crate::channel::Channel;
 use crate::claim::{Claim, Denied, Op, Standing, Terms};
 use crate::clock::UnixSeconds;
+use crate::ids::RailId;
 use crate::journal::{Entry, Settlement};
 use crate::money::{Atoms, Usd};
 use crate::rail::{self, Ask, Found, Offer, Rail, Recognised, Shown, When};
 use crate::refusal::{Moved, Refusal};
 use crate::rules::Plan;
-use crate::rules::plan::{Access, Charge, Shortfall};
+use crate::rules::plan::Access;
 use crate::store::{StoreError, Swap, Write};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -35,8 +36,6 @@ pub struct Paid {
     pub money: Money,
     /// Output tokens per choice that may be produced for it.
     pub output: u64,
-    /// What the operator may lose on it.
-    pub room: Option<Room>,
 }
 
 /// What stands behind a request that is served.
@@ -49,6 +48,17 @@ pub enum Money {
     Lease(Lease),
     /// An amount that is taken after the reply.
     Promise(Promise),
+}
+
+impl Money {
+    /// What the operator may lose on the request.
+    pub fn room(&self) -> Option<&Room> {
+        match self {
+            Self::Hold(hold) => hold.room(),
+            Self::Promise(promise) => promise.room(),
+            Self::None | Self::Lease(_) => None,
+        }
+    }
 }
 
 /// Everything `pay` looks at that is not the price.
@@ -72,7 +82,7 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
         if quoted.allowed.ask.nothing_asked {
             return Err(Refusal::NothingAsked { surface: quoted.allowed.ask.surface }.into());
         }
-        return Ok(Paid { quoted: Arc::clone(quoted), money: Money::None, output, room: None });
+        return Ok(Paid { quoted: Arc::clone(quoted), money: Money::None, output });
     }
     let shown = match visit.found {
         Found::Nothing => return Err(Refusal::PaymentRequired.into()),
@@ -114,23 +124,27 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
             // Made under rules that are gone, and dearer ones are in force.
             return Err(Refusal::InvalidChallenge { why: "its offer covers no answer any more" }.into());
         }
-        let taking = Taking { rail, shown, proof, terms, request: &server, revision };
+        let taking = Taking { rail, shown, proof, terms, request: &server, revision, room: None };
         let money = Money::Promise(promise(toll, taking, true, exposure).await?);
-        return Ok(Paid { quoted, money, output, room: None });
+        return Ok(Paid { quoted, money, output });
     }
-    let room = room(toll, &quoted, Cap::Kept).await?;
-    let worth = quoted.worth(rail.id(), terms.price);
-    let budget = worth.plus(room.as_ref().map_or(Usd::ZERO, Room::amount)).unwrap_or(worth);
-    let output = quoted.output_bought(budget);
+    let room = room(toll, &quoted, None).await?;
+    let output = bought(&quoted, rail.id(), terms.price, room.as_ref());
     if quoted.is_nothing(output) {
         return Err(Refusal::CapReached { retry_after_seconds: 600 }.into());
     }
-    let taking = Taking { rail, shown, proof, terms, request: &server, revision };
+    let taking = Taking { rail, shown, proof, terms, request: &server, revision, room };
     let money = match when {
         When::After { exposure, .. } => Money::Promise(promise(toll, taking, false, exposure).await?),
         When::First => Money::Hold(take(toll, taking).await?),
     };
-    Ok(Paid { quoted, money, output, room })
+    Ok(Paid { quoted, money, output })
+}
+
+/// Output tokens per choice that a payment buys together with what the operator carries.
+fn bought(quoted: &Quoted, rail: &RailId, price: Usd, room: Option<&Room>) -> u64 {
+    let worth = quoted.worth(rail, price);
+    quoted.output_bought(worth.plus(room.map_or(Usd::ZERO, Room::amount)).unwrap_or(worth))
 }
 
 fn recognise<'a>(
@@ -262,28 +276,22 @@ fn expected(quoted: &Quoted, rail: &dyn Rail, recognised: &Recognised) -> Result
     Ok(terms)
 }
 
-enum Cap {
-    Kept,
-    /// Paid before: the day's cap no longer decides whether it is served.
-    PastDue,
-}
-
-/// Room for what the operator absorbs on this request.
-async fn room(toll: &Toll, quoted: &Quoted, cap: Cap) -> Result<Option<Room>, Stop> {
+/// Room for what the operator absorbs on this request; where it was paid before and is `owed`, what was kept for it.
+async fn room(toll: &Toll, quoted: &Quoted, owed: Option<&Claim>) -> Result<Option<Room>, Stop> {
     let tier = &quoted.allowed.route.tier;
-    let Some(Charge::Estimate { shortfall: Shortfall::Absorb { per_call, per_day }, .. }) = tier.charge else {
-        return Ok(None);
-    };
+    let Some((per_call, per_day)) = tier.absorbs() else { return Ok(None) };
     let now = UnixSeconds::now();
     learn(toll, tier.name.as_str(), now).await?;
     let worst = quoted.worst_cost(quoted.parts.max_output_tokens).unwrap_or(per_call);
     let want = worst.less(quoted.parts.price_usd).min(per_call);
-    let per_day = if matches!(cap, Cap::PastDue) { Usd(u128::MAX) } else { per_day };
-    Ok(Some(toll.losses.reserve(&tier.name, now, want, per_day)))
+    Ok(Some(match owed.and_then(|claim| Some((&claim.key, claim.redeem_until()?))) {
+        Some(owed) => toll.losses.again(owed, &tier.name, now, want, per_day),
+        None => toll.losses.reserve(&tier.name, now, want, per_day),
+    }))
 }
 
 /// Reads the day's loss from the store: once, or each time where other gates add to it.
-async fn learn(toll: &Toll, tier: &str, now: UnixSeconds) -> Result<(), Stop> {
+pub(super) async fn learn(toll: &Toll, tier: &str, now: UnixSeconds) -> Result<(), Stop> {
     let name = tier.into();
     if !toll.losses.knows(&name, now) || toll.store.changes().is_some() {
         let lost = toll.store.tally(&Losses::tally_name(&name), now.day()).await.map_err(|e| store_down(&e))?;
@@ -332,12 +340,16 @@ async fn resume(
         is_answered_by(&claim, recognised)?;
     }
     // The body it was bought for needs no second look at its price; any other must cost no more.
-    let need = if recognised.digest == Some(visit.digest) {
-        claim.paid_amount()
-    } else {
-        let terms = quoted.terms(&rail, claim.terms.decimals);
-        terms.ok_or(Refusal::Internal { place: "pay: redeem" })?.amount
+    let same_body = recognised.digest == Some(visit.digest);
+    let by_usage = toll.rail(&rail).is_some_and(|rail| is_by_usage(rail.as_ref(), quoted));
+    let decimals = claim.terms.decimals;
+    let need = match same_body {
+        true => Some(claim.paid_amount()),
+        // Its prompt, and a word of an answer.
+        false if by_usage => quoted.cover(&rail, decimals).and_then(|cover| cover.of(cover.most.min(1))),
+        false => quoted.terms(&rail, decimals).map(|terms| terms.amount),
     };
+    let need = need.ok_or(Refusal::Internal { place: "pay: redeem" })?;
     let redeem = Op::Redeem { by: toll.server(visit.request), route: quoted.allowed.route.path.clone(), need };
     let now = UnixSeconds::now();
     let count = |outcome: &str| toll.metrics.payments.with_label_values(&[rail.as_str(), outcome]).inc();
@@ -352,32 +364,42 @@ async fn resume(
         return Err(Stop { refusal, moved, claimed: true });
     }
     let key = claim.key.clone();
-    let (own, request) = (Arc::clone(toll), toll.server(visit.request));
+    let (own, request, wanted) = (Arc::clone(toll), toll.server(visit.request), Arc::clone(quoted));
     let step = async move {
         let left = |stop: &Stop| recover::abandon(&own, &claim.key, &request, stop);
         let claim = advance(&own, &claim, redeem, now).await.inspect_err(left)?;
-        Ok(Hold::of(own, claim, request))
+        // Nobody else has the claim from here on, and with it what was kept for it.
+        match room(&own, &wanted, Some(&claim)).await {
+            Ok(room) => Ok(Hold::of(own, claim, request, room)),
+            Err(stop) => {
+                let moved = Hold::of(own, claim, request, None).give_back().await;
+                Err(Stop { moved, claimed: true, ..stop })
+            }
+        }
     };
     let hold = to_its_end(toll, &key, step).await?;
-    count("redeemed");
-    let room = match room(toll, quoted, Cap::PastDue).await {
-        Ok(room) => room,
-        Err(stop) => return Err(Stop { moved: hold.give_back().await, claimed: true, ..stop }),
+    let output = match hold.claim().output {
+        // What the first answer used was taken, and the second is paid by nothing else: it may be as long.
+        Some(used) if by_usage && same_body => used.min(quoted.parts.max_output_tokens),
+        _ if by_usage => quoted.output_covered(&rail, decimals, hold.claim().paid_amount()),
+        _ => bought(quoted, &rail, hold.terms().price, hold.room()),
     };
-    let Terms { price, decimals, amount, .. } = *hold.terms();
-    let worth = quoted.worth(&rail, price);
-    let budget = worth.plus(room.as_ref().map_or(Usd::ZERO, Room::amount)).unwrap_or(worth);
-    let by_usage = toll.rail(&rail).is_some_and(|rail| is_by_usage(rail.as_ref(), quoted));
-    let output =
-        if by_usage { quoted.output_covered(&rail, decimals, amount) } else { quoted.output_bought(budget) }.max(1);
-    Ok(Paid { quoted: Arc::clone(quoted), money: Money::Hold(hold), output, room })
+    if !by_usage && hold.room().is_some() && quoted.is_nothing(output) {
+        // Nothing was kept for it here, and others have used the day up.
+        let refusal = Refusal::CapReached { retry_after_seconds: 60 };
+        return Err(Stop { refusal, moved: hold.give_back().await, claimed: true });
+    }
+    count("redeemed");
+    Ok(Paid { quoted: Arc::clone(quoted), money: Money::Hold(hold), output: output.max(1) })
 }
 
 /// Applies an op and swaps the record; what the claim or the store says against it becomes the answer.
 pub(super) async fn advance(toll: &Toll, claim: &Claim, op: Op, now: UnixSeconds) -> Result<Claim, Stop> {
     let entry = match &op {
         Op::Pay { .. } => Some(Entry::Paid { key: claim.key.0.clone(), at: now }),
-        Op::PayUnserved { .. } | Op::GiveBack { .. } => Some(Entry::Owed { key: claim.key.0.clone(), at: now }),
+        Op::PayUnserved { .. } | Op::GiveBack { .. } | Op::Depart { .. } => {
+            Some(Entry::Owed { key: claim.key.0.clone(), at: now })
+        }
         Op::Die | Op::Forgo { .. } => Some(Entry::Dead { key: claim.key.0.clone(), at: now }),
         Op::Take { amount, .. } => Some(Entry::Taking { key: claim.key.0.clone(), amount: *amount, at: now }),
         Op::Doubt => Some(Entry::Unproven { key: claim.key.0.clone(), at: now }),
@@ -490,8 +512,7 @@ pub async fn offers(
         return Err(Refusal::NoOffer { retry_after_seconds: 5, why: "no backend can take the request".to_owned() });
     }
     let mut capped = false;
-    if let Some(Charge::Estimate { shortfall: Shortfall::Absorb { per_call, per_day }, .. }) = allowed.route.tier.charge
-    {
+    if let Some((per_call, per_day)) = allowed.route.tier.absorbs() {
         let now = UnixSeconds::now();
         learn(toll, allowed.route.tier.name.as_str(), now).await.map_err(|stop| stop.refusal)?;
         let left = toll.losses.left(&allowed.route.tier.name, now, per_day).min(per_call);

@@ -9,7 +9,8 @@
 use super::errand::Errand;
 use super::exposure::{Exposure, Risk};
 use super::hold::Hold;
-use super::pay::{advance, denied_stop, running_stop, store_down};
+use super::loss::Room;
+use super::pay::{advance, denied_stop, running_stop, store_down, unknown};
 use super::recover::Pause;
 use super::taking::to_its_end;
 use super::{Stop, Toll, recover};
@@ -32,13 +33,22 @@ pub struct Promise {
     request: String,
     by_usage: bool,
     risk: Option<Risk>,
+    /// What the operator may lose on it.
+    room: Option<Room>,
     open: bool,
 }
 
 impl Promise {
     /// What `claim` promised, for `request`, which it already names.
-    pub(super) fn of(toll: Arc<Toll>, rail: Arc<dyn Rail>, claim: Claim, request: String, by_usage: bool) -> Self {
-        Self { toll, rail, claim, request, by_usage, risk: None, open: true }
+    pub(super) fn of(
+        toll: Arc<Toll>,
+        rail: Arc<dyn Rail>,
+        claim: Claim,
+        request: String,
+        by_usage: bool,
+        room: Option<Room>,
+    ) -> Self {
+        Self { toll, rail, claim, request, by_usage, risk: None, room, open: true }
     }
 
     /// The same, counted against its payer's limit while it lives.
@@ -57,6 +67,11 @@ impl Promise {
         &self.claim
     }
 
+    /// What the operator may lose on it.
+    pub fn room(&self) -> Option<&Room> {
+        self.room.as_ref()
+    }
+
     /// What is to be taken when the reply cost `used`; `None`: the price. Never more than was promised.
     pub fn due(&self, used: Option<Atoms>) -> Atoms {
         match used {
@@ -72,18 +87,18 @@ impl Promise {
     }
 
     /// Takes `amount` for a reply that waits for it: `Ok` is paid. A client that leaves meanwhile, or waits too long, has a payment
-    /// that somebody follows.
-    pub async fn take(mut self, amount: Atoms) -> Result<Hold, Stop> {
+    /// that somebody follows. `output`: the reply's output tokens per choice, where what was used is what is paid.
+    pub async fn take(mut self, amount: Atoms, output: Option<u64>) -> Result<Hold, Stop> {
         self.open = false;
         let (toll, rail) = (Arc::clone(&self.toll), Arc::clone(&self.rail));
         let (claim, request, risk) = (self.claim.clone(), self.request.clone(), self.risk.take());
-        let (key, own) = (claim.key.clone(), Arc::clone(&toll));
+        let (key, own, room) = (claim.key.clone(), Arc::clone(&toll), self.room.take());
         let work = async move {
-            let op = Op::Take { by: request.clone(), amount, receipt: None };
+            let op = Op::Take { by: request.clone(), amount, output, receipt: None };
             let left = |stop: &Stop| recover::abandon(&toll, &claim.key, &request, stop);
             let claim = advance(&toll, &claim, op, UnixSeconds::now()).await.inspect_err(left)?;
             let collected = ask_for(&rail, &claim, amount).await;
-            taken(&toll, rail.as_ref(), claim, collected, request, risk).await
+            taken(&toll, rail.as_ref(), claim, collected, request, (risk, room)).await
         };
         to_its_end(&own, &key, work).await
     }
@@ -92,7 +107,7 @@ impl Promise {
     pub async fn owe(&mut self, receipt: &Receipt, tally: Vec<(String, u64, Usd)>) -> Result<(), Stop> {
         self.open = false;
         let (amount, now) = (receipt.charged, UnixSeconds::now());
-        let op = Op::Take { by: self.request.clone(), amount, receipt: Some(receipt.id.clone()) };
+        let op = Op::Take { by: self.request.clone(), amount, output: None, receipt: Some(receipt.id.clone()) };
         let next = self.claim.apply(op, now).map_err(|denied| denied_stop(&self.claim, denied))?;
         let journal =
             vec![Entry::Taking { key: next.key.0.clone(), amount, at: now }, Entry::Receipt(Box::new(receipt.clone()))];
@@ -184,7 +199,7 @@ async fn taken(
     claim: Claim,
     collected: Collected,
     request: String,
-    risk: Option<Risk>,
+    (risk, room): (Option<Risk>, Option<Room>),
 ) -> Result<Hold, Stop> {
     let count = |outcome: &str| toll.metrics.payments.with_label_values(&[rail.id().as_str(), outcome]).inc();
     let left = |stop: &Stop| recover::abandon(toll, &claim.key, &request, stop);
@@ -210,11 +225,7 @@ async fn taken(
     count("paid");
     let Standing::Taking { amount, .. } = claim.standing else { return Err(unknown()) };
     recover::count_charge(toll, &claim, amount);
-    Ok(Hold::taken(Arc::clone(toll), claim, request, transaction))
-}
-
-fn unknown() -> Stop {
-    Stop { refusal: Refusal::PaymentUnknown { retry_after_seconds: 5 }, moved: Moved::Unknown, claimed: true }
+    Ok(Hold::taken(Arc::clone(toll), claim, request, transaction, room))
 }
 
 /// What was served for a payer and could not be taken, whether it left or not, as a line for the store's running totals.

@@ -50,9 +50,24 @@ async fn take_up(toll: &Arc<Toll>, own: bool) -> Result<usize, StoreError> {
             Some(by) if !is_left(toll, by, own).await? => continue,
             _ => count += 1,
         }
+        // What is owed from here on keeps its own ([`let_go`]).
+        if own && claim.standing == Standing::Owed {
+            keep_room(toll, &claim).await;
+        }
         let_go(toll, claim).await;
     }
     Ok(count)
+}
+
+/// Before others buy what the day leaves: what may be lost on a claim that is owed, and of which only this is known by now.
+async fn keep_room(toll: &Toll, claim: &Claim) {
+    let (plan, now) = (toll.rules.plan(), UnixSeconds::now());
+    let (Some(route), Some(until)) = (plan.route(claim.terms.route.as_str()), claim.redeem_until()) else { return };
+    let Some((per_call, per_day)) = route.tier.absorbs() else { return };
+    // Else it takes what is left when it is redeemed.
+    if pay::learn(toll, route.tier.name.as_str(), now).await.is_ok() {
+        toll.losses.again((&claim.key, until), &route.tier.name, now, per_call, per_day).keep(&claim.key, until);
+    }
 }
 
 /// What becomes of a claim that nobody works on. `false`: the store could not write it down.
@@ -74,8 +89,11 @@ async fn let_go(toll: &Arc<Toll>, claim: Claim) -> bool {
         | Standing::Unproven => return true,
     };
     match pay::advance(toll, &claim, op, UnixSeconds::now()).await {
-        Ok(_) => {
+        Ok(next) => {
             tracing::warn!(claim = %claim.key.0, "{what}");
+            if next.standing == Standing::Owed {
+                keep_room(toll, &next).await;
+            }
             true
         }
         Err(stop) => !is_of_the_store(&stop),
@@ -123,7 +141,7 @@ pub fn follow(toll: Arc<Toll>, claim: Claim, risk: Option<Risk>) {
             tracing::error!(claim = %claim.key.0, rail = %claim.terms.rail, "its rail is not configured any more");
             return;
         };
-        let mut pause = Pause::default();
+        let mut pause = Pause::patient();
         loop {
             let collected = match &claim.standing {
                 // An answer that cost nothing is paid; one that has not left is as if it was never asked for.
@@ -134,7 +152,7 @@ pub fn follow(toll: Arc<Toll>, claim: Claim, risk: Option<Risk>) {
             if collected != Collected::Unknown {
                 return write_down(&toll, rail.as_ref(), &claim, collected).await;
             }
-            pause.longer().await;
+            pause.longer_after(claim.collect_until).await;
         }
     });
 }
@@ -168,19 +186,39 @@ pub(super) fn is_of_the_store(stop: &Stop) -> bool {
     matches!(stop.refusal, Refusal::Store { .. })
 }
 
-/// Ever longer, up to half a minute.
-pub(super) struct Pause(Duration);
+/// Ever longer.
+pub(super) struct Pause {
+    next: Duration,
+    most: Duration,
+}
 
+/// Up to half a minute: what is asked is ours.
 impl Default for Pause {
     fn default() -> Self {
-        Self(FIRST_PAUSE)
+        Self { next: FIRST_PAUSE, most: Duration::from_secs(30) }
     }
 }
 
 impl Pause {
+    /// Up to ten minutes: what is asked is somebody else's, who is not to be asked the same for hours every half a minute.
+    pub fn patient() -> Self {
+        Self { most: Duration::from_secs(600), ..Self::default() }
+    }
+
+    fn step(&mut self) -> Duration {
+        let now = self.next;
+        self.next = (now * 2).min(self.most);
+        now
+    }
+
     pub async fn longer(&mut self) {
-        tokio::time::sleep(self.0).await;
-        self.0 = (self.0 * 2).min(Duration::from_secs(30));
+        tokio::time::sleep(self.step()).await;
+    }
+
+    /// No longer than half a minute until `end`: so long a look may still bring the payment in.
+    pub async fn longer_after(&mut self, end: UnixSeconds) {
+        let (step, is_over) = (self.step(), UnixSeconds::now() >= end.plus(60));
+        tokio::time::sleep(if is_over { step } else { step.min(Duration::from_secs(30)) }).await;
     }
 }
 
@@ -212,6 +250,9 @@ async fn write_down(toll: &Toll, rail: &dyn Rail, claim: &Claim, collected: Coll
         match pay::advance(toll, claim, op.clone(), UnixSeconds::now()).await {
             Ok(next) => {
                 toll.metrics.payments.with_label_values(&[rail.id().as_str(), outcome]).inc();
+                if next.standing == Standing::Owed {
+                    keep_room(toll, &next).await;
+                }
                 match outcome {
                     "paid" => count_charge(toll, claim, next.paid_amount()),
                     "unproven" => {
@@ -256,6 +297,24 @@ pub async fn sweep(toll: Arc<Toll>) {
         tokio::time::sleep(Duration::from_secs(3600)).await;
         if let Err(e) = toll.store.forget(UnixSeconds::now()).await {
             tracing::error!(error = %e, "old claims were not forgotten");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_followed_is_asked_for_ever_more_seldom_and_a_store_at_least_twice_a_minute() {
+        for (mut pause, most, asked) in [(Pause::patient(), 600, 16), (Pause::default(), 30, 130)] {
+            let (mut waited, mut times) = (Duration::ZERO, 0);
+            while waited < Duration::from_secs(3_600) {
+                let step = pause.step();
+                assert!(step <= Duration::from_secs(most));
+                (waited, times) = (waited + step, times + 1);
+            }
+            assert!(times <= asked + 5 && times >= asked / 2, "in an hour {times} times");
         }
     }
 }

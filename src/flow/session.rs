@@ -4,10 +4,10 @@
 //! I/O) → route, expiry → our own state of the channel → the chain, at most once in five seconds → the lease: durable before the first byte
 //! of a stream is asked for; of a reply that comes whole it is durable with what it spends, before any byte of it leaves.
 
-use super::channels::{Live, Step, Trouble};
+use super::channels::{Live, Step};
 use super::errand::Errand;
-use super::lease::{Lease, Taken, denied_refusal, short, trouble_stop};
-use super::pay::{Money, Paid, Visit, store_down};
+use super::lease::{Lease, Taken, denied_refusal, short, trouble_stop, unsure};
+use super::pay::{Money, Paid, Visit, store_down, unknown};
 use super::price::{Cover, Quoted};
 use super::{Stop, Till, Toll, transact};
 use crate::channel::{Channel, ChannelId, Effect, Lease as Held, Op, Phase, Purchase, Voucher};
@@ -26,8 +26,8 @@ use std::time::Duration;
 const VOUCHERS_PER_SECOND: u32 = 10;
 /// How many first leases a deposit is advised to hold.
 const ADVISED: u128 = 20;
-/// How long a second copy of an opening credential waits for the first.
-const OPENING: Duration = Duration::from_secs(20);
+/// How long a second copy of an opening or topping-up credential waits for the first.
+pub(super) const OPENING: Duration = Duration::from_secs(20);
 
 /// The session rail of a credential, and what it says. `Ok(None)`: it is no session credential of ours.
 pub fn present(toll: &Toll, shown: &Shown, now: UnixSeconds) -> Result<Option<(Arc<Till>, Presented)>, Refusal> {
@@ -66,7 +66,8 @@ pub async fn buy(
     if !route.accept.contains(&id) {
         return Err(Refusal::InvalidChallenge { why: "this rail is not accepted here any more" }.into());
     }
-    if now >= presented.expires {
+    // An opening may have been sent in time, and is looked up first.
+    if now >= presented.expires && !matches!(presented.action, Action::Open { .. }) {
         return Err(Refusal::OfferExpired.into());
     }
     if quoted.allowed.ask.nothing_asked {
@@ -80,15 +81,20 @@ pub async fn buy(
         Action::Voucher(voucher) => voucher.clone(),
         // It is good for as many vouchers as any credential while it lives.
         Action::Open { .. } => open(toll, &till, &presented, now).await?,
-        Action::TopUp { .. } | Action::Close(_) => {
+        Action::TopUp { .. } | Action::Close { .. } => {
             return Err(Refusal::Internal { place: "session: management as content" }.into());
         }
     };
     let channel = known(toll, &till, &presented.channel).await?;
     let live = toll.channels.live_of(&channel);
     admit(&live, &channel, now)?;
-    if let Action::Voucher(_) = &presented.action {
-        transact::fresh(toll, &till, &live, &channel.id, now).await?;
+    let late = now >= presented.expires;
+    // Late it is good for what it was sent for, the first thing that is bought: later, anybody may have seen it.
+    if late && (channel.spent() > Atoms(0) || !channel.leases.is_empty()) {
+        return Err(Refusal::OfferExpired.into());
+    }
+    if late || matches!(presented.action, Action::Voucher(_)) {
+        transact::fresh(toll, &till, &live, &channel.id).await?;
     }
     let lease = ids::fresh("lease");
     let held = Held {
@@ -144,7 +150,7 @@ pub async fn buy(
         Errand::new(work).await.unwrap_or_else(|| Err(Refusal::Internal { place: "session: lease" }.into()));
     count(if lease.is_ok() { "paid" } else { "refused" });
     let output = quoted.parts.max_output_tokens;
-    Ok(Paid { quoted: Arc::clone(quoted), money: Money::Lease(lease?), output, room: None })
+    Ok(Paid { quoted: Arc::clone(quoted), money: Money::Lease(lease?), output })
 }
 
 /// Whether every pool that a request may come to says on every chunk what it has used.
@@ -196,6 +202,9 @@ pub(super) async fn open(
     if let Some(channel) = toll.channels.read(&presented.channel).await.map_err(|e| store_down(&e))? {
         drop(mine);
         return opened(toll, &channel, voucher).await;
+    }
+    if now >= presented.expires {
+        return Err(Refusal::OfferExpired.into());
     }
     acceptable(toll, till, presented, voucher, *deposit, tx, now).await?;
     let by_access_key = tx.by_access_key;
@@ -308,14 +317,6 @@ async fn opened(toll: &Arc<Toll>, channel: &Channel, voucher: &Voucher) -> Resul
         Ok(()) => Ok(voucher.clone()),
         Err(denied) => Err(denied_refusal(&seen, &denied).into()),
     }
-}
-
-pub(super) fn unknown() -> Stop {
-    Stop { refusal: Refusal::PaymentUnknown { retry_after_seconds: 5 }, moved: Moved::Unknown, claimed: true }
-}
-
-fn unsure(trouble: &Trouble) -> Stop {
-    Stop { moved: Moved::Unknown, claimed: true, ..trouble_stop(trouble) }
 }
 
 /// The channel that a request speaks of: that of its credential, or the one its `Payment-Session` header names.

@@ -3,18 +3,17 @@
 //! One [`Delivery`] per forwarded request. It sees every byte of the reply, but no socket.
 
 mod bill;
+mod leave;
 
 use super::lease::Wait;
-use super::loss::Room;
 use super::means::Means;
 use super::pay::{Money, Paid};
 use super::price::Quoted;
 use super::receipt::{self, Signet};
 use super::running::Runs;
 use super::{Stop, Toll};
-use crate::catalogue::OnLeave;
 use crate::clock::UnixSeconds;
-use crate::ids;
+use crate::ids::{self, UpstreamModel};
 use crate::journal::{Entry, Receipt, Settlement};
 use crate::money::Usd;
 use crate::openai::cover::Cover as CoverCount;
@@ -52,7 +51,7 @@ pub enum End {
     ClientGone,
     /// The backend died or fell silent in the middle.
     UpstreamDied,
-    /// No voucher came in time to cover more.
+    /// No voucher came in time to cover more, or the channel was paid out.
     Unpaid,
 }
 
@@ -73,7 +72,6 @@ pub struct Delivery {
     signet: Arc<Signet>,
     quoted: Arc<Quoted>,
     money: Money,
-    room: Option<Room>,
     output: u64,
     bounds: Bounds,
     receipt: Receipt,
@@ -84,9 +82,11 @@ pub struct Delivery {
     /// Who answers.
     who: Option<Who>,
     delivered: bool,
-    /// When the client leaves, the backend is still listened to.
-    drains: bool,
-    /// It was, to its end.
+    /// A backend had the request.
+    asked: bool,
+    /// It answers, and not with a refusal.
+    begun: bool,
+    /// The client left, and it was listened to, to its end.
     drained: bool,
     /// The stream is over, and what it used is not covered yet.
     ending: Option<End>,
@@ -103,7 +103,7 @@ pub struct Delivery {
 impl Delivery {
     /// Begins serving what was paid.
     pub fn begin(toll: Arc<Toll>, signet: Arc<Signet>, paid: Paid, request: &str) -> Self {
-        let Paid { quoted, money, output, room } = paid;
+        let Paid { quoted, money, output } = paid;
         let allowed = &quoted.allowed;
         let Means { rail, charged, decimals, reference, transaction, settlement, payer, receipt } = Means::of(&money);
         let receipt = Receipt {
@@ -138,7 +138,7 @@ impl Delivery {
         let mut meter = Meter::new(allowed.ask.wants_usage, bounds).of(allowed.route.surface);
         if is_by_token(&money) {
             meter = meter.with_cover(cover_count(allowed.model.vocabulary.as_deref()));
-            if !allowed.model.hidden_output {
+            if !allowed.model.hidden_output && !allowed.ask.hides_output() {
                 meter = meter.all_is_shown();
             }
         }
@@ -148,7 +148,6 @@ impl Delivery {
             signet,
             quoted,
             money,
-            room,
             output,
             bounds,
             receipt,
@@ -157,7 +156,8 @@ impl Delivery {
             sent_at: Instant::now(),
             who: None,
             delivered: false,
-            drains: false,
+            asked: false,
+            begun: false,
             drained: false,
             ending: None,
             unpaid: false,
@@ -187,12 +187,17 @@ impl Delivery {
         }
     }
 
+    /// What the servers of `pool` call the model.
+    pub fn model(&self, pool: &Pool) -> &UpstreamModel {
+        self.quoted.allowed.model.upstream_in(pool.name())
+    }
+
     /// The body for a server of `pool`: our own serialisation, with that pool's name of the model, its spelling, and the output that
     /// was bought. `last`: no other pool will be asked, so what the client sent is let go, for a stream may stand still for long.
     pub fn body(&mut self, pool: &Pool, last: bool) -> Bytes {
         let (allowed, ability) = (&self.quoted.allowed, pool.profile().ability);
         let body = allowed.ask.rewrite(&Rewrite {
-            model: allowed.model.upstream_in(pool.name()),
+            model: self.model(pool),
             max_output: self.output,
             spelling: ability.spelling,
             stream: allowed.stream,
@@ -214,6 +219,7 @@ impl Delivery {
         if !matches!(outcome, "connect" | "full") {
             self.is_served_by(pool);
         }
+        self.asked |= matches!(outcome, "answered" | "left");
         if outcome == "answered" {
             self.receipt.server = who.map(Who::name);
             self.who = who.cloned();
@@ -229,8 +235,6 @@ impl Delivery {
         self.receipt.pool = pool.name().clone();
         self.bounds.shape = ability.shape;
         self.meter.add_up_by(ability.shape);
-        // What is used changes nothing where the amount is fixed: the tokens are better saved.
-        self.drains = ability.on_leave == OnLeave::Drain && is_by_token(&self.money);
     }
 
     /// The `Content-Type` of a body that [`Delivery::body`] gave.
@@ -242,27 +246,6 @@ impl Delivery {
     pub fn let_text_go(&mut self) {
         if !self.quoted.allowed.ask.body.is_empty() {
             self.quoted = Arc::new(self.quoted.without_body());
-        }
-    }
-
-    /// Whether the backend is to be heard to its end when the client leaves: it will bill its answer, and says how much it was only then.
-    pub fn drains(&self) -> bool {
-        self.drains
-    }
-
-    /// The client is gone: takes what the backend says to nobody, `None` at its proper end. `false`: enough, hang up. What the payer's
-    /// money does not cover is not waited for.
-    pub fn overhear(&mut self, chunk: Option<Bytes>) -> bool {
-        let Some(chunk) = chunk else {
-            self.drained = true;
-            return false;
-        };
-        if self.meter.overhear(chunk).is_err() {
-            return false;
-        }
-        match &self.money {
-            Money::Lease(lease) => self.meter.seen() <= lease.covered(),
-            Money::Hold(_) | Money::Promise(_) | Money::None => true,
         }
     }
 
@@ -306,9 +289,13 @@ impl Delivery {
 
     /// One chunk from the backend; `out` gets what the client is to see of it. Nothing leaves before there is a word of an answer:
     /// until then a failure costs the payer nothing, and a backend's heartbeat is not what was bought. Of a stream that is paid by
-    /// the token nothing leaves that is not covered.
+    /// the token nothing leaves that is not covered, and nothing at all once its channel is paid out.
     pub async fn chunk(&mut self, chunk: Bytes, out: &mut Vec<Bytes>) -> Result<Next, Refusal> {
         let covered = match &self.money {
+            Money::Lease(lease) if lease.unpayable().is_some() => {
+                self.unpaid = true;
+                return Ok(Next::Stop);
+            }
             Money::Lease(lease) => lease.covered(),
             Money::Hold(_) | Money::Promise(_) | Money::None => u64::MAX,
         };
@@ -344,7 +331,7 @@ impl Delivery {
         }
     }
 
-    /// Whether it ended because no voucher came in time.
+    /// Whether it ended because no voucher came in time, or none could.
     pub fn is_unpaid(&self) -> bool {
         self.unpaid
     }
@@ -424,8 +411,17 @@ impl Delivery {
                 out.push(reply::cut_short(self.surface(), why, "upstream_failed"));
             }
             End::Unpaid => {
-                let why = "no voucher came to pay for the rest of the answer";
-                out.push(reply::cut_short(self.surface(), why, "insufficient_balance"));
+                let over = match &self.money {
+                    Money::Lease(lease) => lease.unpayable(),
+                    Money::Hold(_) | Money::Promise(_) | Money::None => None,
+                };
+                let (why, code) = match &over {
+                    Some(over) => {
+                        ("the channel pays for nothing more: the rest of the answer is not sent", over.code())
+                    }
+                    None => ("no voucher came to pay for the rest of the answer", "insufficient_balance"),
+                };
+                out.push(reply::cut_short(self.surface(), why, code));
             }
             End::Whole | End::ClientGone => {}
         }
@@ -497,7 +493,9 @@ impl Delivery {
     async fn take_promise(&mut self) -> Result<(), Stop> {
         match std::mem::replace(&mut self.money, Money::None) {
             Money::Promise(promise) => {
-                let hold = promise.take(self.receipt.charged).await?;
+                let used = self.receipt.usage.filter(|_| promise.is_by_usage());
+                let output = used.map(|used| used.completion.div_ceil(self.bounds.choices.max(1)));
+                let hold = promise.take(self.receipt.charged, output).await?;
                 self.receipt.settlement = Some(Settlement::Settled);
                 self.receipt.transaction = hold.transaction().cloned();
                 self.money = Money::Hold(hold);

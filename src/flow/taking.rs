@@ -1,8 +1,9 @@
-//! A checked proof → money: claimed, then taken or vouched for, each an [`Errand`].
+//! A checked proof → money: claimed, then taken, or vouched for meanwhile, each an [`Errand`].
 
 use super::errand::Errand;
 use super::exposure::{Exposure, Risk};
 use super::hold::Hold;
+use super::loss::Room;
 use super::pay::{advance, running, store_down, unknown, unread};
 use super::promise::Promise;
 use super::{Stop, Toll, recover};
@@ -13,7 +14,9 @@ use crate::money::Usd;
 use crate::rail::{Collected, Proof, Rail, Recognised, Shown, Vouched};
 use crate::refusal::{Moved, Refusal};
 use crate::store::{Swap, Whose, Write};
+use futures::future::try_join;
 use std::sync::Arc;
+use std::task::Poll;
 
 /// A payment about to be claimed.
 pub(super) struct Taking<'a> {
@@ -23,30 +26,52 @@ pub(super) struct Taking<'a> {
     pub terms: Terms,
     pub request: &'a str,
     pub revision: u64,
+    /// What the operator may lose on it.
+    pub room: Option<Room>,
 }
 
 /// Completes the proof, claims it durably, then collects it. A client that leaves in between must not leave a payment that nobody
 /// follows.
 pub(super) async fn take(toll: &Arc<Toll>, taking: Taking<'_>) -> Result<Hold, Stop> {
-    let Taking { rail, shown, proof, terms, request, revision } = taking;
+    let Taking { rail, shown, proof, terms, request, revision, room } = taking;
     let key = proof.recognised.key.clone();
     let (own, rail, shown, request) = (Arc::clone(toll), Arc::clone(rail), shown.clone(), request.to_owned());
     let work = async move {
         let toll = own;
-        let proof = match rail.complete(&shown, proof).await {
+        let proof = match rail.complete(&shown, proof.clone()).await {
             Ok(proof) => proof,
             Err(Refusal::ProofRunning { .. }) => return Err(running(&toll, rail.as_ref())),
+            // Taken by a copy meanwhile, a payment cannot go through once more: that is no reason to pay anew.
+            // Nor is a chain that did not answer this one.
+            Err(refusal)
+                if (refusal.invites_payment() || matches!(refusal, Refusal::NoOffer { .. }))
+                    && was_claimed(&toll, &proof.recognised).await? =>
+            {
+                tracing::debug!(claim = %proof.recognised.key.0, why = refusal.code(), "a copy was faster");
+                return Err(running(&toll, rail.as_ref()));
+            }
+            Err(Refusal::PaymentUnknown { .. }) => return Err(unknown()),
+            Err(Refusal::ProofSpent) => {
+                return Err(Stop { moved: Moved::Yes, claimed: true, ..Refusal::ProofSpent.into() });
+            }
             Err(refusal) => {
                 toll.metrics.payments.with_label_values(&[rail.id().as_str(), "refused"]).inc();
                 return Err(refusal.into());
             }
         };
         let standing = Standing::Claimed { by: request.clone() };
-        let claim = claim(&toll, rail.as_ref(), &proof, terms, revision, standing).await?;
+        let claim = drafted(&proof, terms, revision, standing);
+        write(&toll, rail.as_ref(), &claim).await?;
         let collected = rail.collect(&shown, &proof).await;
-        conclude(&toll, rail.as_ref(), claim, collected, &request).await
+        conclude(&toll, rail.as_ref(), claim, collected, &request, room).await
     };
     to_its_end(toll, &key, work).await
+}
+
+/// Whether a proof has a claim by now.
+async fn was_claimed(toll: &Toll, recognised: &Recognised) -> Result<bool, Stop> {
+    let claim = toll.store.claim(&recognised.key).await.map_err(|e| unread(&e))?;
+    Ok(claim.is_some_and(|claim| !claim.yields_to(&recognised.challenge_id)))
 }
 
 /// Lets a payer promise, if that stays within `most`. One whom the signature does not prove is counted once somebody has vouched for
@@ -65,16 +90,24 @@ pub(super) async fn promise(toll: &Arc<Toll>, taking: Taking<'_>, by_usage: bool
     }
 }
 
-/// Claims a proof, then asks whether it would be paid. Nothing moves.
+/// Claims a proof and asks whether it would be paid. Nothing moves.
+///
+/// The claim is made before anybody is asked where that takes no time, which is in the memory of a gate that stands alone. A store
+/// that gates share is across a network: there the claim is written while the facilitator is asked, by one request of this gate at a
+/// time, and nothing comes of either before both have answered. What each gate may then ask for itself is a question that moves nothing.
 async fn vouched(toll: &Arc<Toll>, taking: Taking<'_>, by_usage: bool) -> Result<Promise, Stop> {
-    let Taking { rail, proof, terms, request, revision, .. } = taking;
+    let Taking { rail, proof, terms, request, revision, room, .. } = taking;
     let (toll, rail, request) = (Arc::clone(toll), Arc::clone(rail), request.to_owned());
     let work = async move {
         let standing = Standing::Promised { by: request.clone() };
-        let claim = claim(&toll, rail.as_ref(), &proof, terms, revision, standing).await?;
+        let claim = drafted(&proof, terms, revision, standing);
+        let asked = write_and_ask(&toll, &rail, &claim).await?;
         // From here on whatever breaks off lets it go.
-        let promise = Promise::of(Arc::clone(&toll), Arc::clone(&rail), claim, request, by_usage);
-        let vouched = rail.vouch(promise.claim()).await;
+        let promise = Promise::of(Arc::clone(&toll), Arc::clone(&rail), claim, request, by_usage, room);
+        let vouched = match asked {
+            Some(vouched) => vouched,
+            None => rail.vouch(promise.claim()).await,
+        };
         let count = |outcome: &str| toll.metrics.payments.with_label_values(&[rail.id().as_str(), outcome]).inc();
         match vouched {
             Vouched::Good => Ok(promise),
@@ -92,6 +125,22 @@ async fn vouched(toll: &Arc<Toll>, taking: Taking<'_>, by_usage: bool) -> Result
         }
     };
     Errand::new(work).await.unwrap_or_else(|| Err(unknown()))
+}
+
+/// Writes a promise, and asks whether it would be paid while that takes time; `None`: it took none, and nobody was asked.
+async fn write_and_ask(toll: &Arc<Toll>, rail: &Arc<dyn Rail>, claim: &Claim) -> Result<Option<Vouched>, Stop> {
+    let mut writing = Box::pin(write(toll, rail.as_ref(), claim));
+    if let Poll::Ready(written) = futures::poll!(writing.as_mut()) {
+        return written.map(|()| None);
+    }
+    // While another request has the question, this one's claim is as good as lost.
+    let Some(_mine) = toll.channels.alone.take(format!("vouch {}", claim.key.0)) else {
+        return writing.await.map(|()| None);
+    };
+    let (rail, claim) = (Arc::clone(rail), claim.clone());
+    let asking = Errand::new(async move { rail.vouch(&claim).await });
+    let ((), vouched) = try_join(writing, async { Ok(asking.await) }).await?;
+    Ok(Some(vouched.unwrap_or_else(|| Vouched::Unknown { why: "asking broke off".to_owned() })))
 }
 
 /// Counts what a payer promises against the most he may have promised and not paid.
@@ -117,18 +166,10 @@ async fn risk(
     Err(Refusal::PayerExposed { most, lost, retry_after_seconds: 30 }.into())
 }
 
-/// Writes a new claim; a promise may be brief.
-async fn claim(
-    toll: &Arc<Toll>,
-    rail: &dyn Rail,
-    proof: &Proof,
-    terms: Terms,
-    revision: u64,
-    standing: Standing,
-) -> Result<Claim, Stop> {
-    let now = UnixSeconds::now();
+/// A new claim, which is written nowhere yet.
+fn drafted(proof: &Proof, terms: Terms, revision: u64, standing: Standing) -> Claim {
     let Recognised { key, challenge_id, reference, resend, .. } = proof.recognised.clone();
-    let claim = Claim {
+    Claim {
         schema: Claim::SCHEMA,
         revision,
         key,
@@ -138,17 +179,23 @@ async fn claim(
         payer: proof.payer.clone(),
         resend,
         standing,
-        claimed_at: now,
+        claimed_at: UnixSeconds::now(),
         collect_until: proof.collect_until,
         paid_at: None,
         taken: None,
+        output: None,
         transaction: None,
-    };
+        departures: 0,
+    }
+}
+
+/// Writes a new claim; a promise may be brief.
+async fn write(toll: &Arc<Toll>, rail: &dyn Rail, claim: &Claim) -> Result<(), Stop> {
     let entry = Entry::Claimed {
         key: claim.key.0.clone(),
         amount: claim.terms.amount,
         reference: claim.reference.clone(),
-        at: now,
+        at: claim.claimed_at,
     };
     // What was only promised ends with its process: recovery lets go of it (`recover.rs`), and what was let go is as good as never
     // shown. So a crash may as well forget it: nothing was taken, and whatever leaves before it is to be taken leaves unpaid
@@ -156,7 +203,7 @@ async fn claim(
     let brief = matches!(claim.standing, Standing::Promised { .. });
     let write = Write { claim: Some(claim.clone()), journal: vec![entry], brief, ..Write::default() };
     match toll.store.commit(write).await {
-        Ok(Swap::Done) => return Ok(claim),
+        Ok(Swap::Done) => return Ok(()),
         Ok(Swap::Lost(_) | Swap::Overtaken(_)) => Err(running(toll, rail)),
         // It may be written: then recovery looks at it. Nobody may pay anew meanwhile.
         Err(e) => Err(unread(&e)),
@@ -199,6 +246,7 @@ async fn conclude(
     claim: Claim,
     collected: Collected,
     request: &str,
+    room: Option<Room>,
 ) -> Result<Hold, Stop> {
     let count = |outcome: &str| toll.metrics.payments.with_label_values(&[rail.id().as_str(), outcome]).inc();
     let left = |stop: &Stop| recover::abandon(toll, &claim.key, request, stop);
@@ -227,5 +275,5 @@ async fn conclude(
     let unsure = |e: Stop| Stop { refusal: e.refusal, moved: Moved::Unknown, claimed: true };
     let op = Op::Pay { by: request.to_owned(), transaction };
     let paid = advance(toll, &claim, op, now).await.inspect_err(left).map_err(unsure)?;
-    Ok(Hold::of(Arc::clone(toll), paid, request.to_owned()))
+    Ok(Hold::of(Arc::clone(toll), paid, request.to_owned(), room))
 }

@@ -2,6 +2,7 @@
 //! `Delivery` that a chain and a disk can force, without either.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod again;
 mod beside;
 mod dropped;
 mod faults;
@@ -82,6 +83,8 @@ struct Fake {
     collected: Mutex<VecDeque<Collected>>,
     /// It takes its money after the reply: of everything by usage, else of what does not stream.
     after: Mutex<Option<When>>,
+    /// How often `vouch` was asked.
+    vouches: AtomicUsize,
     /// What `vouch` finds, in order; then always `Good`.
     vouched: Mutex<VecDeque<Vouched>>,
     /// What `take` finds, in order; then always `Settled`.
@@ -104,6 +107,7 @@ impl Fake {
             breaks: AtomicBool::new(false),
             collected: Mutex::default(),
             after: Mutex::default(),
+            vouches: AtomicUsize::new(0),
             vouched: Mutex::default(),
             taken: Mutex::default(),
             takes: Mutex::default(),
@@ -209,6 +213,7 @@ impl Rail for Fake {
     }
     async fn vouch(&self, claim: &Claim) -> Vouched {
         assert!(matches!(claim.standing, Standing::Promised { .. }), "{:?}", claim.standing);
+        self.vouches.fetch_add(1, Ordering::SeqCst);
         assert!(!self.breaks.load(Ordering::SeqCst), "a defect of a rail, as the test asked");
         self.vouched.lock().unwrap().pop_front().unwrap_or(Vouched::Good)
     }
@@ -236,6 +241,8 @@ struct Frail {
     /// So many swaps of a channel, from now on, lose against another gate's.
     loses: AtomicUsize,
     down: AtomicBool,
+    /// It is across a network: a commit waits until this is true.
+    heard: watch::Sender<bool>,
     unreadable: AtomicBool,
     /// What other gates count as promised by any payer.
     elsewhere: Mutex<Usd>,
@@ -260,6 +267,7 @@ impl Store for Frail {
     }
     async fn commit(&self, write: Write) -> Result<Swap, StoreError> {
         let n = self.commits.fetch_add(1, Ordering::SeqCst) + 1;
+        let _ = self.heard.subscribe().wait_for(|heard| *heard).await;
         let fails = *self.fails.lock().unwrap();
         if self.loses.load(Ordering::SeqCst) > 0 {
             self.loses.fetch_sub(1, Ordering::SeqCst);
@@ -440,6 +448,7 @@ fn toll(
         fails: Mutex::default(),
         loses: AtomicUsize::new(0),
         down: AtomicBool::new(false),
+        heard: watch::channel(true).0,
         unreadable: AtomicBool::new(false),
         elsewhere: Mutex::new(Usd::ZERO),
         promised: AtomicUsize::new(0),

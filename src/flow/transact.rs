@@ -4,7 +4,6 @@
 use super::channels::{Live, Trouble};
 use super::{Stop, Till, Toll};
 use crate::channel::{Act, Channel, ChannelId, Effect, Intent, Op, Phase, View};
-use crate::clock::UnixSeconds;
 use crate::money::{Atoms, Usd};
 use crate::rail::session::Outcome;
 use crate::refusal::Refusal;
@@ -94,17 +93,11 @@ fn count(toll: &Toll, till: &Till, intent: &Intent, outcome: &Outcome) {
 
 /// Takes the chain's word on a channel. A channel that is gone while our own transaction is open is left as it is: what became of that
 /// says why it is gone, and whoever follows it will know. What was spent and is out of reach is counted as lost.
-pub(super) async fn heard(
-    toll: &Toll,
-    till: &Till,
-    id: &ChannelId,
-    view: View,
-    now: UnixSeconds,
-) -> Result<Arc<Channel>, Trouble> {
+pub(super) async fn heard(toll: &Toll, till: &Till, id: &ChannelId, view: View) -> Result<Arc<Channel>, Trouble> {
     let known = toll.channels.read(id).await.map_err(Trouble::Store)?.ok_or(Trouble::Unknown)?;
     // A node whose newest block is old says nothing of what has happened since.
     if till.rail.standing().is_ok() {
-        toll.channels.were_read(std::slice::from_ref(id), now);
+        toll.channels.were_read(std::slice::from_ref(id));
     }
     if view.is_gone() && known.our_tx.is_some() {
         return Ok(known);
@@ -115,6 +108,9 @@ pub(super) async fn heard(
         return Ok(known);
     }
     let (channel, effect) = toll.channels.one(id, Op::Look { view }).await?;
+    if let (Phase::Quarantined { why }, false) = (&channel.phase, matches!(known.phase, Phase::Quarantined { .. })) {
+        tracing::error!(channel = %id, why, "a channel contradicts the chain: blocked until a person has looked at it");
+    }
     let was_over = matches!(known.phase, Phase::Closed { .. });
     if effect == Ok(Effect::Done) && matches!(channel.phase, Phase::Closed { tx: None }) && !was_over {
         let rail = till.rail.id();
@@ -142,6 +138,10 @@ async fn note(toll: &Toll, till: &Till, id: &ChannelId, intent: &Intent, outcome
         }
         Outcome::Unknown => return Ok(()),
     };
+    // First: whoever waits for the record to change looks for it then.
+    if let (Act::TopUp { .. }, Outcome::Landed { mined, .. }) = (&intent.act, outcome) {
+        toll.channels.live(id).topped_up(&intent.tx, mined);
+    }
     let (_, effect) = toll.channels.one(id, op).await?;
     if intent.act == Act::Open {
         toll.channels.unjudged.leave(id);
@@ -149,7 +149,7 @@ async fn note(toll: &Toll, till: &Till, id: &ChannelId, intent: &Intent, outcome
     if effect.is_ok() {
         count(toll, till, intent, outcome);
         if let Outcome::Landed { .. } = outcome {
-            toll.channels.were_read(std::slice::from_ref(id), UnixSeconds::now());
+            toll.channels.were_read(std::slice::from_ref(id));
         }
     }
     Ok(())
@@ -157,27 +157,30 @@ async fn note(toll: &Toll, till: &Till, id: &ChannelId, intent: &Intent, outcome
 
 /// Makes sure that what is known of the chain's side of a channel is fresh enough to serve on: asks it, at most once in five
 /// seconds for one channel, when that was long ago. With the chain down, what was heard in the last minutes will do.
-pub(super) async fn fresh(toll: &Toll, till: &Till, live: &Live, id: &ChannelId, now: UnixSeconds) -> Result<(), Stop> {
-    if live.is_fresh(now, FRESH_SECONDS) {
+pub(super) async fn fresh(toll: &Toll, till: &Till, live: &Live, id: &ChannelId) -> Result<(), Stop> {
+    if live.is_fresh(FRESH_SECONDS) {
         return Ok(());
     }
-    if live.may_ask_chain(now) {
+    if live.may_ask_chain() {
         let asked = tokio::time::timeout(LOOK, till.rail.views(std::slice::from_ref(id))).await;
         if let Ok(Ok(views)) = asked
             && let Some(view) = views.first()
         {
-            let heard = heard(toll, till, id, *view, now).await;
+            let heard = heard(toll, till, id, *view).await;
             let channel = heard.map_err(|t| super::lease::trouble_stop(&t))?;
             if view.is_gone() {
                 return Err(Refusal::ChannelOver.into());
             }
-            return match channel.serves() {
-                Ok(()) => Ok(()),
-                Err(denied) => Err(super::lease::denied_refusal(&channel, &denied).into()),
-            };
+            if let Err(denied) = channel.serves() {
+                return Err(super::lease::denied_refusal(&channel, &denied).into());
+            }
+            // Of what a node that stands still says only the bad news is news.
+            if till.rail.standing().is_ok() {
+                return Ok(());
+            }
         }
     }
-    if live.is_fresh(now, STALE_SECONDS) {
+    if live.is_fresh(STALE_SECONDS) {
         return Ok(());
     }
     Err(Refusal::ChainUnread { retry_after_seconds: 5 }.into())

@@ -7,7 +7,6 @@
 use super::settler::Pace;
 use super::{Till, Toll, closing, transact};
 use crate::channel::{Channel, ChannelId, Phase};
-use crate::clock::UnixSeconds;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -56,17 +55,22 @@ fn is_watched(channel: &Channel, till: &Till) -> bool {
 }
 
 async fn read(toll: &Arc<Toll>, till: &Arc<Till>, ids: &[ChannelId]) -> bool {
-    let now = UnixSeconds::now();
-    let views = match tokio::time::timeout(READ, till.rail.views(ids)).await {
-        Ok(Ok(views)) if views.len() == ids.len() => views,
-        _ => {
-            tracing::warn!(rail = %till.rail.id(), channels = ids.len(), "the chain did not say how channels stand");
+    let said = match tokio::time::timeout(READ, till.rail.views(ids)).await {
+        Ok(Ok(views)) if views.len() == ids.len() => Ok(views),
+        Ok(Ok(_)) => Err("it spoke of other channels"),
+        Ok(Err(unreachable)) => Err(unreachable.why),
+        Err(_) => Err("it does not answer in time"),
+    };
+    let views = match said {
+        Ok(views) => views,
+        Err(why) => {
+            tracing::warn!(rail = %till.rail.id(), channels = ids.len(), why, "the chain did not say how channels stand");
             return false;
         }
     };
     let mut whole = true;
     for (id, view) in ids.iter().zip(views) {
-        match transact::heard(toll, till, id, view, now).await {
+        match transact::heard(toll, till, id, view).await {
             Ok(channel) if matches!(channel.phase, Phase::ForcedClosing { .. }) => closing::forced(toll, till, id),
             Ok(_) => {}
             Err(trouble) => {

@@ -38,6 +38,26 @@ pub struct Owed {
     pub paid_at: UnixSeconds,
 }
 
+impl fmt::Display for Owed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key, amount, reference, paid_at } = self;
+        write!(f, "owed      {key} paid {amount} atoms at {}, reference {reference}", paid_at.rfc3339())
+    }
+}
+
+/// A charge of which nobody can say what was delivered for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Doubted {
+    /// The receipt.
+    pub receipt: String,
+    /// What was charged.
+    pub charged: Atoms,
+    /// Reference on chain: of a session its channel.
+    pub reference: String,
+    /// When that was written down.
+    pub at: UnixSeconds,
+}
+
 /// Channels, added up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Locked {
@@ -64,6 +84,8 @@ pub struct Audit {
     pub faults: Vec<String>,
     /// Paid, nothing delivered, oldest first. Not a fault of the books: the operator's list.
     pub owed: Vec<Owed>,
+    /// Charged, and nobody can say what was delivered, oldest first. On the operator's list as well.
+    pub doubted: Vec<Doubted>,
     /// Sums by UTC day (days since 1970), rail, and decimals of its asset.
     pub sums: BTreeMap<(u64, RailId, u8), Sum>,
     /// Lines of a kind that this build does not know.
@@ -200,6 +222,7 @@ struct Books {
     receipts: HashMap<String, Receipt>,
     /// Receipt ids by reference on chain.
     delivered: HashMap<String, String>,
+    doubted: Vec<Doubted>,
     channels: Ledger,
 }
 
@@ -236,6 +259,9 @@ impl Books {
                 Some(story) => story.unproven = true,
                 None => faults.push(format!("{key} is unproven and was never claimed")),
             },
+            Entry::Doubted { receipt, reference, charged, at } => {
+                self.doubted.push(Doubted { receipt, charged, reference, at });
+            }
             // In the ledger of channels.
             Entry::Channel { .. }
             | Entry::Voucher { .. }
@@ -293,6 +319,9 @@ impl Books {
                 _ => {}
             }
         }
+        found.doubted = self.doubted.clone();
+        found.doubted.sort_by(|a, b| (a.at, &a.receipt).cmp(&(b.at, &b.receipt)));
+        found.doubted.dedup_by(|a, b| a.receipt == b.receipt);
         found.owed.sort_by(|a, b| (a.paid_at, &a.key).cmp(&(b.paid_at, &b.key)));
         found.faults.sort();
     }
@@ -359,8 +388,11 @@ impl fmt::Display for Audit {
             writeln!(f, ", {} of them cut short", sum.incomplete)?;
         }
         for owed in &self.owed {
-            let when = owed.paid_at.rfc3339();
-            writeln!(f, "owed      {} paid {} atoms at {when}, reference {}", owed.key, owed.amount, owed.reference)?;
+            writeln!(f, "{owed}")?;
+        }
+        for doubted in &self.doubted {
+            let Doubted { receipt, charged, reference, at } = doubted;
+            writeln!(f, "doubted   {receipt} charged {charged} atoms at {}, reference {reference}", at.rfc3339())?;
         }
         for fault in &self.faults {
             writeln!(f, "fault     {fault}")?;
@@ -432,6 +464,24 @@ mod tests {
         assert_eq!(sums, [&want]);
         assert_eq!(found.owed.iter().map(|o| o.key.as_str()).collect::<Vec<_>>(), ["c"], "paid, nothing delivered");
         assert_eq!((found.head, found.claims), (head, 1));
+    }
+
+    #[test]
+    fn what_was_charged_and_may_not_be_delivered_is_on_the_operators_list_and_no_fault() {
+        let doubted = || Entry::Doubted {
+            receipt: "r1".into(),
+            reference: "0xa".into(),
+            charged: Atoms(20_000),
+            at: UnixSeconds(86_400),
+        };
+        let (lines, head) = write(&[claimed("a", "0xa"), paid("a"), sold("r1", "0xa"), doubted(), doubted()]);
+        let alone = audit(lines.clone(), head, [claim("a", delivered("r1"))], []);
+        let part = audit_part(lines, head, &mut Together::default());
+        for found in [alone, part] {
+            assert!(found.is_sound(), "{found}");
+            let line = "doubted   r1 charged 20000 atoms at 1970-01-02T00:00:00Z, reference 0xa\n";
+            assert_eq!(found.to_string().matches(line).count(), 1, "{found}");
+        }
     }
 
     #[test]

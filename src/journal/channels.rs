@@ -76,7 +76,8 @@ impl Ledger {
             | Entry::Dead { .. }
             | Entry::Taking { .. }
             | Entry::Unproven { .. }
-            | Entry::Owed { .. } => {}
+            | Entry::Owed { .. }
+            | Entry::Doubted { .. } => {}
         }
     }
 
@@ -219,9 +220,9 @@ mod tests {
         let new =
             Channel::opening(id(), "tempo/session".into(), 1, word(), descriptor, 6, Atoms(900), voucher, open, AT);
         let view = View { block: 1, deposit: Atoms(900), settled: Atoms(0), close_requested_at: None };
-        let (open, _) = new.apply("a", Op::Landed { tx: "0xo".into(), mined: None, view }, AT).unwrap();
-        let spent = Op::Reassert { gate: "g".into(), spent: Atoms(70), voucher: None };
-        open.apply("b", spent, AT).unwrap().0
+        let (mut open, _) = new.apply("a", Op::Landed { tx: "0xo".into(), mined: None, view }, AT).unwrap();
+        open.spent.insert("g".into(), Atoms(70));
+        open
     }
 
     fn faults(entries: &[Entry], records: &[Channel]) -> Vec<String> {

@@ -182,6 +182,27 @@ pub enum Entry {
         /// When.
         at: UnixSeconds,
     },
+    /// Charged, and nobody can say what was delivered: its gate died before it answered, or kept the answer back because it did not
+    /// know whether that was paid.
+    Doubted {
+        /// The receipt's id.
+        receipt: String,
+        /// Reference on chain: of a session its channel.
+        reference: String,
+        /// What was charged.
+        charged: Atoms,
+        /// When.
+        at: UnixSeconds,
+    },
     /// A delivery began or ended; the last one with this receipt id counts.
     Receipt(Box<Receipt>),
+}
+
+impl Entry {
+    /// What is written of a charge of which nobody can say what was delivered: its receipt is not complete, and it is in doubt since `now`.
+    pub fn doubted(receipt: Receipt, now: UnixSeconds) -> [Self; 2] {
+        let Receipt { id, reference, charged, .. } = receipt.clone();
+        let doubted = Self::Doubted { receipt: id, reference, charged, at: now };
+        [Self::Receipt(Box::new(Receipt { complete: false, ..receipt })), doubted]
+    }
 }

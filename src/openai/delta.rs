@@ -98,8 +98,8 @@ pub(super) fn text_of(data: &[u8], holder: Holder, mut said: impl FnMut(Said<'_>
     found
 }
 
-/// The names under which a chat completion says text.
-const CHAT: &[&[u8]] = &[b"content", b"reasoning_content", b"reasoning", b"refusal", b"arguments"];
+/// The names under which a chat completion says text: `input` is a custom tool's.
+const CHAT: &[&[u8]] = &[b"content", b"reasoning_content", b"reasoning", b"refusal", b"arguments", b"input"];
 
 /// Bytes of generated text in the object or array that opens at `at`: its strings under these `names`, at any depth.
 pub(super) fn text_in(data: &[u8], mut at: usize, names: &[&[u8]], show: &mut impl FnMut(Said<'_>)) -> u64 {

@@ -64,16 +64,70 @@ pub fn read_upstream(status: u16, body: &[u8], upstream: &UpstreamModel) -> Told
     }
 }
 
-/// Whether a backend that answered 402 or 403 speaks of this one request, and not of the key: its moderation has refused it
-/// (OpenRouter: `metadata.flagged_input`), or what is left of the account does not cover so much output. Whoever sends such requests must
-/// not be able to have a server taken for one that refuses its key.
-pub fn is_about_the_request(body: &[u8]) -> bool {
-    let reply: Value = serde_json::from_slice(body).unwrap_or_default();
+/// Of what a backend speaks that refuses to serve with 402 or 403.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// This one request: its moderation refuses it, or what is left of the account does not cover so much output.
+    Request,
+    /// Our key or account.
+    Key,
+    /// It does not say, or not in JSON: a wall in front of it that does not like the text answers so, and so does a key that may nothing.
+    Unsaid,
+}
+
+/// Reads a 402 or 403. Whoever sends requests that are refused for their content must not be able to have a server taken for
+/// one that refuses its key, so a word about content outweighs one about permission (xAI says both).
+pub fn blame(status: u16, body: &[u8]) -> Blame {
+    const CONTENT: [&str; 13] = [
+        "flagged",
+        "moderation",
+        "fewer max_tokens",
+        "violates",
+        "usage guidelines",
+        "usage policies",
+        "safety",
+        "content policy",
+        "content_policy",
+        "content filter",
+        "content_filter",
+        "content management",
+        "harmful",
+    ];
+    const KEY: [&str; 15] = [
+        "key limit",
+        "/keys",
+        "credits",
+        "quota",
+        "api key",
+        "api_key",
+        "api-key",
+        "apikey",
+        "permission",
+        "credential",
+        "account",
+        "billing",
+        "organization",
+        "authoriz",
+        "authentic",
+    ];
+    let reply = match serde_json::from_slice(body).unwrap_or_default() {
+        // Google's.
+        Value::Array(mut all) if !all.is_empty() => all.swap_remove(0),
+        one => one,
+    };
     let error = reply.get("error").unwrap_or(&reply);
-    let moderated =
-        error.get("metadata").is_some_and(|m| m.get("flagged_input").is_some() || m.get("reasons").is_some());
-    let message = error.get("message").and_then(Value::as_str).unwrap_or("").to_ascii_lowercase();
-    moderated || ["flagged", "moderation", "fewer max_tokens"].iter().any(|word| message.contains(word))
+    if error.get("metadata").is_some_and(|m| m.get("flagged_input").is_some() || m.get("reasons").is_some()) {
+        return Blame::Request;
+    }
+    let members = ["message", "type", "code", "status", "detail", "error"];
+    let told = members.iter().flat_map(|name| [error.get(name), reply.get(name)]).flatten().filter_map(Value::as_str);
+    let told: Vec<String> = told.map(str::to_ascii_lowercase).collect();
+    let speaks_of = |words: &[&str]| told.iter().any(|text| words.iter().any(|word| text.contains(word)));
+    match status {
+        _ if speaks_of(&CONTENT) => Blame::Request,
+        403 if !speaks_of(&KEY) => Blame::Unsaid,
+        _ => Blame::Key,
+    }
 }
 
 /// What we say when the backend's words cannot pass.
@@ -178,32 +232,64 @@ mod tests {
 
     #[test]
     fn a_refusal_of_one_request_is_told_from_one_of_the_key() {
-        for (body, want, why) in [
+        use Blame::{Key, Request, Unsaid};
+        for (status, body, want, why) in [
             (
+                403,
                 r#"{"error":{"code":403,"message":"m requires moderation on p. Your input was flagged for \"violence\"","metadata":{"reasons":["violence"],"flagged_input":"x"}}}"#,
-                true,
+                Request,
                 "moderation",
             ),
             (
+                402,
                 r#"{"error":{"code":402,"message":"This request requires more credits, or fewer max_tokens. You requested up to 32000 tokens"}}"#,
-                true,
+                Request,
                 "more output than the account covers",
             ),
             (
+                402,
                 r#"{"error":{"code":402,"message":"Insufficient credits. Add more using the page"}}"#,
-                false,
+                Key,
                 "no money left",
             ),
             (
+                403,
                 r#"{"error":{"message":"Your API key does not have permission","type":"permission_error"}}"#,
-                false,
+                Key,
                 "the key",
             ),
-            (r#"{"message":"Forbidden"}"#, false, "nothing said"),
-            ("<html>", false, "no JSON"),
-            ("", false, "nothing"),
+            (
+                403,
+                r#"{"code":"The caller does not have permission to execute the specified operation","error":"Content violates usage guidelines. Team: x, API key ID: y, Model: z, Failed check: SAFETY_CHECK_TYPE_BIO"}"#,
+                Request,
+                "xAI: content, and the key as well",
+            ),
+            (
+                403,
+                r#"{"code":"permission-denied","error":"Your team has no access to this model"}"#,
+                Key,
+                "xAI: the key",
+            ),
+            (403, r#"{"error":{"message":"x","code":"content_filter"}}"#, Request, "by its code"),
+            (
+                403,
+                r#"{"error":{"message":"Key limit exceeded (total limit). Manage it using https://openrouter.ai/settings/keys","code":403}}"#,
+                Key,
+                "OpenRouter: the key's own limit",
+            ),
+            (
+                403,
+                r#"[{"error":{"code":403,"message":"Forbidden","status":"PERMISSION_DENIED"}}]"#,
+                Key,
+                "Google: in a list, by its status",
+            ),
+            (403, r#"{"error":{"message":"Your account was closed: it violated our terms"}}"#, Key, "the account"),
+            (403, r#"{"message":"Forbidden"}"#, Unsaid, "nothing said"),
+            (403, "<html>You don't have permission to access this resource</html>", Unsaid, "a wall before it"),
+            (403, "", Unsaid, "nothing"),
+            (402, "", Key, "402 is about money"),
         ] {
-            assert_eq!(is_about_the_request(body.as_bytes()), want, "{why}");
+            assert_eq!(blame(status, body.as_bytes()), want, "{why}");
         }
     }
 

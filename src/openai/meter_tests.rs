@@ -215,13 +215,16 @@ fn fixtures() -> Vec<Fixture> {
         plain(
             "18: deltas of other kinds",
             format!(
-                "{}{}{}{DONE}",
+                "{}{}{}",
                 data(r#"{"choices":[{"index":0,"delta":{"reasoning_content":"r"}}]}"#),
                 data(r#"{"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"function":{"arguments":"{}"}}]}}]}"#),
-                data(r#"{"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}"#),
-            ),
+                data(
+                    r#"{"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"type":"custom","custom":{"input":"x"}}]}}]}"#
+                ),
+            ) + &data(r#"{"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}"#)
+                + DONE,
             None,
-            ok(2),
+            ok(3),
             "",
         ),
         plain(

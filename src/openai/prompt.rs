@@ -48,6 +48,8 @@ impl<'a> Prompt<'a> {
 /// What was found while messages and tools were read.
 #[derive(Debug, Default)]
 pub(super) struct Found {
+    /// Thinking is asked for.
+    pub thinks: bool,
     pub pieces: Vec<Piece>,
     pub messages: u64,
     pub names: u64,
@@ -419,6 +421,9 @@ impl<'a> Reader<'a, '_> {
         let mut url = false;
         let place = |rest: &str| format!("{param}{rest}");
         self.members(IMAGE, &place, |this, key| {
+            if key == "detail" && this.scanner.peek()? == Kind::Null {
+                return this.pass();
+            }
             let said = this.string_of(&place(&format!(".{key}")))?;
             if key == "url" {
                 url = true;
@@ -450,12 +455,24 @@ impl<'a> Reader<'a, '_> {
         Ok(())
     }
 
+    /// A value that is free of charge whatever it is.
+    pub fn pass(&mut self) -> Result<(), Refusal> {
+        self.scanner.value()?;
+        Ok(())
+    }
+
     /// A string of the prompt.
     pub fn text_piece(&mut self) -> Result<(), Refusal> {
         let text = self.scanner.string()?;
         if text.end > text.start {
             self.found.pieces.push(Piece(text));
         }
+        Ok(())
+    }
+
+    /// How much is to be thought before the answer. Anything but `none` may be billed and not shown.
+    pub fn effort(&mut self, param: &str) -> Result<(), Refusal> {
+        self.found.thinks |= self.string_of(param)? != "none";
         Ok(())
     }
 
@@ -496,7 +513,8 @@ impl<'a> Reader<'a, '_> {
         Ok(())
     }
 
-    /// Passes the value of an unknown member, or refuses it.
+    /// Passes the value of an unknown member, or refuses it. Null says "not given" by any name: clients send whole objects back,
+    /// with members that a server left empty.
     pub fn unknown(
         &mut self,
         key: &Key<'a>,
@@ -510,11 +528,10 @@ impl<'a> Reader<'a, '_> {
             ));
         }
         match self.limits.unknown_fields {
-            UnknownFields::Refuse => Err(Refusal::UnknownField { param: place(&shown(&key.name)) }),
-            UnknownFields::Strip => {
-                self.scanner.value()?;
-                Ok(())
+            UnknownFields::Refuse if self.scanner.peek()? != Kind::Null => {
+                Err(Refusal::UnknownField { param: place(&shown(&key.name)) })
             }
+            UnknownFields::Refuse | UnknownFields::Strip => self.pass(),
         }
     }
 }

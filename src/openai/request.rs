@@ -50,6 +50,7 @@ pub struct Ask {
     /// The body exactly as received.
     pub body: Bytes,
     pub(super) said: Said,
+    thinks: bool,
     names: u64,
     given: u64,
     pieces: Vec<Piece>,
@@ -124,6 +125,7 @@ impl Ask {
             filled_in,
             body,
             said: told.said,
+            thinks: found.thinks,
             names: found.names,
             given: found.given,
             pieces: found.pieces,
@@ -151,9 +153,9 @@ impl Ask {
         self.pictures.iter().fold(0, |sum, size| sum.saturating_add(family.tokens(*size)))
     }
 
-    /// It asks for output that is billed and not shown as it is made: thinking comes as a summary, or not at all.
+    /// It asks for output that may be billed and not be shown as it is made: thinking comes as a summary, or not at all.
     pub fn hides_output(&self) -> bool {
-        matches!(self.said.thinking, Some(Thinking::Enabled { .. } | Thinking::Adaptive { .. }))
+        self.thinks || !matches!(self.said.thinking, None | Some(Thinking::Disabled))
     }
 
     /// What the token count of the prompt is made from.

@@ -222,6 +222,31 @@ fn an_unknown_field_is_refused_or_does_not_leave_the_gate() {
 }
 
 #[test]
+fn a_member_that_is_null_says_nothing_by_any_name_that_is_not_spelled_almost_like_a_known_one() {
+    let message = r#"{"role":"assistant","content":"a","parsed":null,"tool_calls":null}"#;
+    let body = format!(r#"{{"vendor":null,"messages":[{message}]}}"#);
+    let got = sent(&read(&body, &limits()).unwrap(), false, Spelling::MaxTokens, false);
+    assert_eq!((got.get("vendor"), got["messages"][0].get("parsed")), (None, None));
+    assert!(read(&with(r#""Max_Tokens":null"#), &limits()).is_err(), "some readers take it for max_tokens");
+}
+
+#[test]
+fn what_ends_an_output_is_a_text_or_a_short_list_of_short_ones() {
+    let long = "x".repeat(513);
+    for (stop, passes) in [
+        (json!("a"), true),
+        (json!(vec!["a"; 16]), true),
+        (json!(vec!["a"; 17]), false),
+        (json!([long]), false),
+        (json!(long), false),
+        (json!([["a"]]), false),
+        (json!(7), false),
+    ] {
+        assert_eq!(read(&with(&format!(r#""stop":{stop}"#)), &limits()).is_ok(), passes, "{stop}");
+    }
+}
+
+#[test]
 fn an_empty_ask_can_be_quoted_and_broken_json_never() {
     for body in ["", " \n", "{}", r#"{"messages":[]}"#, r#"{"messages":null}"#, r#"{"model":"m"}"#] {
         assert!(read(body, &limits()).unwrap().nothing_asked, "{body:?}");

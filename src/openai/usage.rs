@@ -125,6 +125,12 @@ struct Figures<'a> {
     /// What OpenRouter charges for the request, in dollars.
     #[serde(default, borrow)]
     cost: Option<&'a RawValue>,
+    /// Whether the model's vendor bills the operator's own key for it: then `cost` is OpenRouter's fee, and what the vendor takes stands
+    /// in the details.
+    #[serde(default, borrow)]
+    is_byok: Option<&'a RawValue>,
+    #[serde(default, borrow)]
+    cost_details: Option<&'a RawValue>,
     /// Anthropic's place for the speed of service.
     #[serde(default, borrow)]
     service_tier: Option<&'a RawValue>,
@@ -154,6 +160,13 @@ struct CompletionDetails<'a> {
     reasoning_tokens: Option<&'a RawValue>,
     #[serde(default, borrow)]
     audio_tokens: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct CostDetails<'a> {
+    /// In dollars. Without a key of one's own it is the same money as `cost`.
+    #[serde(default, borrow)]
+    upstream_inference_cost: Option<&'a RawValue>,
 }
 
 /// What was written into a cache, by how long it stays.
@@ -323,7 +336,15 @@ fn read_figures(text: &str, shape: Shape) -> Result<Option<(Usage, Beside)>, Abs
     let reasoning = count(details.and_then(|d| d.reasoning_tokens).or(figures.reasoning_tokens))?.unwrap_or(0);
     let total = count(figures.total_tokens)?;
     (usage.completion, usage.reasoning) = output(prompt, completion, reasoning, total, shape)?;
-    let cost = figures.cost.and_then(|cost| Usd::of_number(cost.get()));
+    let dollars = |said: Option<&RawValue>| said.and_then(|said| Usd::of_number(said.get()));
+    let cost = match figures.is_byok.map(RawValue::get) {
+        // A fee alone is not what it cost.
+        Some("true") => (figures.cost_details)
+            .and_then(|details| object::<CostDetails<'_>>(details.get().as_bytes()))
+            .and_then(|details| dollars(details.upstream_inference_cost))
+            .and_then(|vendors| vendors.plus(dollars(figures.cost).unwrap_or(Usd::ZERO))),
+        _ => dollars(figures.cost),
+    };
     Ok(Some((usage, Beside { tier: tier_of(figures.service_tier), cost })))
 }
 

@@ -244,6 +244,24 @@ fn the_speed_that_served_and_the_cost_that_is_stated_are_read_where_they_stand()
             "OpenRouter's cost",
         ),
         (
+            r#"{"usage":{"prompt_tokens":1,"completion_tokens":1,"cost":2.5e-6,"is_byok":true,"cost_details":{"upstream_inference_cost":1e-5}}}"#,
+            ServiceTier::Standard,
+            Some(12_500_000_000_000),
+            "the operator's own key: what the vendor takes, and the fee",
+        ),
+        (
+            r#"{"usage":{"prompt_tokens":1,"completion_tokens":1,"cost":1.25e-5,"is_byok":false,"cost_details":{"upstream_inference_cost":1.25e-5}}}"#,
+            ServiceTier::Standard,
+            Some(12_500_000_000_000),
+            "the same money twice",
+        ),
+        (
+            r#"{"usage":{"prompt_tokens":1,"completion_tokens":1,"cost":1e-6,"is_byok":true}}"#,
+            ServiceTier::Standard,
+            None,
+            "a fee alone",
+        ),
+        (
             r#"{"service_tier":7,"usage":{"prompt_tokens":1,"completion_tokens":1,"cost":"1"}}"#,
             ServiceTier::Standard,
             None,

@@ -7,7 +7,7 @@
 //! | [`Rail::offer`] | none | an offer for the 402, bound to these terms by our MAC |
 //! | [`Rail::recognise`] | none | is this credential ours, and which claim would it be? (MAC only) |
 //! | [`Rail::check`] | none | does it answer an offer for exactly these terms, now, with a valid signature? |
-//! | [`Rail::complete`] | chain, store | what must be done before the claim: a fee that we carry is tried and set aside |
+//! | [`Rail::complete`] | chain, store | what must be done before the claim: it is tried, and a fee that we carry is set aside |
 //! | *(claim becomes durable)* | store | |
 //! | [`Rail::collect`] | chain | [`When::First`]: paid, failed, or nobody knows |
 //! | [`Rail::vouch`], [`Rail::take`] | chain | [`When::After`]: would it be paid? and, after the reply: the same as `collect` |
@@ -259,9 +259,8 @@ pub trait Rail: Way {
         ask: &Ask<'_>,
         now: UnixSeconds,
     ) -> Result<Proof, Refusal>;
-    /// Makes a checked proof ready to be claimed. Only a payment whose fee we carry needs anything: it is tried on the chain, its
-    /// fee is set aside, and what has to be kept to send it is in the proof from here on. Nothing moves. The same proof again
-    /// costs nothing again.
+    /// Makes a checked proof ready to be claimed. What we send is tried on the chain first; where we carry its fee, that is set aside
+    /// once, and what has to be kept to send it is in the proof from here on. Nothing moves.
     async fn complete(&self, _shown: &Shown, proof: Proof) -> Result<Proof, Refusal> {
         Ok(proof)
     }
@@ -271,7 +270,8 @@ pub trait Rail: Way {
     }
     /// Takes the money. Called once per claim, after the claim is durable.
     async fn collect(&self, shown: &Shown, proof: &Proof) -> Collected;
-    /// [`When::After`]: whether the payment would be made. Moves nothing. Called after the claim is durable.
+    /// [`When::After`]: whether the payment would be made. Moves nothing. Called for one request of this gate at a time, whose claim is
+    /// made or being made; nothing comes of the answer before it is.
     async fn vouch(&self, _claim: &Claim) -> Vouched {
         Vouched::Bad { why: "it is paid first".to_owned() }
     }

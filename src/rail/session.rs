@@ -57,7 +57,8 @@ pub struct Snapshot<'a> {
 pub struct Presented {
     /// The challenge it answers.
     pub challenge_id: String,
-    /// When that ends. Vouchers and closes authenticate themselves and are taken after it too; the flow refuses the rest.
+    /// When that ends. Vouchers and closes authenticate themselves and are taken after it too; of the rest the flow refuses what is
+    /// new then.
     pub expires: UnixSeconds,
     /// Where it was offered.
     pub route: RoutePath,
@@ -91,7 +92,13 @@ pub enum Action {
         tx: PayersTx,
     },
     /// Closes the channel.
-    Close(Voucher),
+    Close {
+        /// What was used is at most this.
+        voucher: Voucher,
+        /// The payer or who signs for him has signed that he wants it closed: `closeSignature`, which not every wallet sends. A voucher
+        /// alone says so only while nobody else can have read it.
+        agreed: bool,
+    },
 }
 
 /// A transaction the payer has signed, in its canonical bytes.
@@ -154,10 +161,15 @@ pub trait Session: Way {
     /// An offer. No I/O.
     fn offer(&self, ask: &SessionAsk<'_>, now: UnixSeconds) -> Result<Offer, Refusal>;
     /// Everything about a credential that can be known without I/O. `Ok(None)`: it is another rail's. Order: MAC, parties, form,
-    /// channel id, signatures; amounts are not compared with anything here, so that no answer tells a stranger what was spent.
+    /// channel id, signatures; amounts are not compared with anything here, so that no answer tells a stranger what was spent. What is
+    /// over (the offer, a transaction's validity) is presented all the same: it may have been sent while it was not.
     fn present(&self, shown: &Shown, now: UnixSeconds) -> Result<Option<Presented>, Refusal>;
-    /// The intent of a payer's transaction, ready to be made durable and sent. The chain is asked whether it would land; a sponsored
-    /// one is also reserved in the budget and co-signed here.
+    /// Whether sponsored transactions are sent by a relay, under hashes of its own.
+    fn is_relayed(&self) -> bool {
+        false
+    }
+    /// The intent of a payer's transaction that is new here and not over, ready to be made durable and sent. The chain is asked whether
+    /// it would land; a sponsored one is also reserved in the budget and co-signed here.
     async fn complete(&self, presented: &Presented, now: UnixSeconds) -> Result<Intent, Refusal>;
     /// Sends a transaction whose intent is durable and waits for it, some seconds.
     async fn submit(&self, channel: &Channel, intent: &Intent) -> Outcome;

@@ -26,10 +26,13 @@ pub use plan::Plan;
 pub use watch::{Rules, Standing};
 
 use crate::catalogue::Catalogue;
-use crate::written::Mistake;
+use crate::written::{Mistake, Spot};
 use std::path::Path;
 
 /// Reads and checks the rule set in `dir`. The error lists every mistake, in order of file and line.
 pub fn load(dir: &Path, catalogue: &Catalogue) -> Result<Plan, Vec<Mistake>> {
+    if let Err(why) = std::fs::read_dir(dir) {
+        return Err(vec![Spot::file(&dir.display().to_string()).mistake(format!("is no directory of rules: {why}"))]);
+    }
     check(&Files::read(dir), catalogue)
 }

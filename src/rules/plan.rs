@@ -193,6 +193,16 @@ impl Tier {
             _ => None,
         }
     }
+
+    /// What the operator carries of a call, and of a day, where that is what was agreed.
+    pub fn absorbs(&self) -> Option<(Usd, Usd)> {
+        match self.charge {
+            Some(Charge::Estimate { shortfall: Shortfall::Absorb { per_call, per_day }, .. }) => {
+                Some((per_call, per_day))
+            }
+            _ => None,
+        }
+    }
 }
 
 /// How a fixed-amount rail is priced.
@@ -389,11 +399,11 @@ pub struct HealthRules {
 pub struct Timeouts {
     /// TCP and TLS.
     pub connect_seconds: u64,
-    /// Request sent → response head.
+    /// Request sent → response head of a stream.
     pub first_byte_seconds: u64,
-    /// Between chunks.
+    /// Between chunks; not before the first of a model with `hidden_output`.
     pub idle_seconds: u64,
-    /// Whole exchange.
+    /// Whole exchange, and the wait for an answer that does not stream.
     pub total_seconds: u64,
 }
 

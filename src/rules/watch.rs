@@ -92,7 +92,7 @@ impl Rules {
         });
         let (notes, inbox) = channel();
         let (seen, registry) = (files.generation(), files.registry_path(dir));
-        let reader = Reader { desk: desk.clone(), notes: notes.clone(), seen, registry, pace };
+        let reader = Reader { desk: desk.clone(), notes: notes.clone(), seen, may_do_later: false, registry, pace };
         std::thread::Builder::new()
             .name("rules".to_owned())
             .spawn(move || reader.run(&inbox))
@@ -184,9 +184,10 @@ struct Desk {
 }
 
 impl Desk {
-    /// Reads, checks, prepares and only then swaps.
-    fn reload(&self, files: &Files, asked: bool) {
-        let outcome = self.next_plan(files, asked);
+    /// Reads, checks, prepares and only then swaps. Says whether the same files may do later: what was refused is not in them.
+    fn reload(&self, files: &Files, why: Why) -> bool {
+        let outcome = self.next_plan(files, why != Why::Changed);
+        let may_do_later = matches!(outcome, Err(Refused::Unprepared(_)));
         let now = UnixSeconds::now();
         let mut standing = Standing::clone(&self.standing.load());
         match outcome {
@@ -201,7 +202,10 @@ impl Desk {
                     self.shelf.store(Arc::new(next));
                 }
             }
-            Err(mistakes) => {
+            Err(Refused::Wrong(mistakes) | Refused::Unprepared(mistakes)) => {
+                if why == Why::Again && standing.last_error.as_ref() == Some(&mistakes) {
+                    return may_do_later;
+                }
                 for mistake in &mistakes {
                     tracing::error!(generation = %standing.generation, "rules not loaded, the old ones stay: {mistake}");
                 }
@@ -211,28 +215,50 @@ impl Desk {
         }
         self.standing.store(Arc::new(standing.clone()));
         (self.told)(&standing);
+        may_do_later
     }
 
-    fn next_plan(&self, files: &Files, asked: bool) -> Result<Option<Arc<Plan>>, Vec<String>> {
+    fn next_plan(&self, files: &Files, prepare_anyway: bool) -> Result<Option<Arc<Plan>>, Refused> {
         let live = self.shelf.load().live.clone();
         if files.generation() == live.generation {
-            if asked {
-                (self.prepare)(&live)?;
+            if prepare_anyway {
+                (self.prepare)(&live).map_err(Refused::Unprepared)?;
             }
             return Ok(None);
         }
-        let plan = Arc::new(check(files, &self.catalogue).map_err(sentences)?);
-        (self.prepare)(&plan)?;
+        let plan = Arc::new(check(files, &self.catalogue).map_err(|mistakes| Refused::Wrong(sentences(mistakes)))?);
+        (self.prepare)(&plan).map_err(Refused::Unprepared)?;
         Ok(Some(plan))
     }
+}
+
+/// Why files are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    /// They are others than before.
+    Changed,
+    /// Somebody asked.
+    Asked,
+    /// What they need was not there the last time; the same refusal is not told twice.
+    Again,
+}
+
+/// Why a set did not become the plan.
+enum Refused {
+    /// Its files are wrong.
+    Wrong(Vec<String>),
+    /// What it needs is not there: a key in a file, for example.
+    Unprepared(Vec<String>),
 }
 
 /// The thread.
 struct Reader {
     desk: Arc<Desk>,
     notes: Sender<Note>,
-    /// The content read last, loaded or refused: it is not tried twice unless somebody asks.
+    /// The content read last, loaded or refused: it is not tried twice unless somebody asks, or it may do later.
     seen: Generation,
+    /// It was refused for what is not in its files.
+    may_do_later: bool,
     /// The price list that was named last; it may lie in a directory of its own.
     registry: Option<PathBuf>,
     pace: Pace,
@@ -248,16 +274,19 @@ impl Reader {
             match inbox.recv_timeout(pause) {
                 Ok(Note::Touched) => match self.until_quiet(inbox) {
                     Note::Touched => self.follow(&mut watcher),
-                    Note::Asked => self.reload_anyway(),
+                    Note::Asked => self.reload(Why::Asked),
                     Note::Stop => return,
                 },
-                Ok(Note::Asked) => self.reload_anyway(),
+                Ok(Note::Asked) => self.reload(Why::Asked),
                 Ok(Note::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {
                     if watcher.is_none() {
                         watcher = self.watch();
                     }
                     self.follow(&mut watcher);
+                    if self.may_do_later {
+                        self.reload(Why::Again);
+                    }
                     self.forget();
                 }
             }
@@ -295,16 +324,16 @@ impl Reader {
         if changed {
             self.seen = generation;
             self.registry = files.registry_path(&self.desk.dir);
-            self.desk.reload(&files, false);
+            self.may_do_later = self.desk.reload(&files, Why::Changed);
         }
         changed
     }
 
-    fn reload_anyway(&mut self) {
+    fn reload(&mut self, why: Why) {
         let files = Files::read(&self.desk.dir);
         self.seen = files.generation();
         self.registry = files.registry_path(&self.desk.dir);
-        self.desk.reload(&files, true);
+        self.may_do_later = self.desk.reload(&files, why);
     }
 
     /// Lets go of old plans whose offers have ended.

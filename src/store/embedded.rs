@@ -114,6 +114,26 @@ impl Embedded {
         }
     }
 
+    /// How many lines its journal has.
+    pub(super) fn length(&self) -> Result<u64, StoreError> {
+        self.read(|txn| tables::head(txn).map(|head| head.lines))
+    }
+
+    /// Whether `line` stands in its journal behind the first `after` lines: the JSON of an [`Entry`].
+    pub(super) fn has(&self, after: u64, line: &str) -> Result<bool, StoreError> {
+        let end = format!("\"entry\":{line}}}");
+        self.read(|txn| {
+            for row in txn.open_table(JOURNAL)?.range(after.saturating_add(1)..HEAD)? {
+                let (last, row) = row?;
+                let mut lines = lines::newest_first(last.value(), row.value());
+                if lines.any(|(seq, line)| seq > after && line.ends_with(&end)) {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        })
+    }
+
     /// What a crash does to what was written briefly, for tests that do not end the process.
     #[cfg(test)]
     pub(crate) fn crashes(&self) {

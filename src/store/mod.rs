@@ -16,6 +16,12 @@ use std::fmt;
 use std::sync::Arc;
 use tokio::sync::broadcast;
 
+/// How long the record of a channel that is over can be asked for: whoever comes back to it hears that it is over. After that nobody has
+/// heard of it, and no transaction that opened it can be mined again.
+pub const OVER_SECONDS: u64 = 30 * 86_400;
+/// How many days a running total is kept after its own.
+pub const TALLY_DAYS: u64 = 7;
+
 /// What goes into one durable transaction: all of it or nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Write {
@@ -93,7 +99,8 @@ pub trait Store: Send + Sync {
     async fn promise(&self, payer: Whose<'_>, claim: (&ClaimKey, u64), amount: Usd) -> Result<Usd, StoreError>;
     /// It is not counted after all: its claim is not written.
     async fn unpromise(&self, payer: Whose<'_>, key: &ClaimKey) -> Result<(), StoreError>;
-    /// Drops claims that are over and past their `keep_until`. Returns how many.
+    /// Drops claims that are over and past their `keep_until`, channels that were over for [`OVER_SECONDS`], and totals of days that are
+    /// [`TALLY_DAYS`] past, as far as they do not go by themselves. Returns how many claims and channels.
     async fn forget(&self, now: UnixSeconds) -> Result<usize, StoreError>;
     /// A running total.
     async fn tally(&self, name: &str, day: u64) -> Result<Usd, StoreError>;

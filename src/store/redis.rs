@@ -5,27 +5,33 @@
 //! command. What it promises: a call that returned is on the primary's disk (`appendfsync always`, looked at before anything is
 //! trusted and every minute), so gates and Redis may be killed and started again. It claims nothing about fail-over to a replica.
 //!
-//! A change is swapped in Redis first, then come the totals and receipts beside it and the lines of the journal, all before anybody is
-//! answered: a swap that lost to another gate must leave no line. Where the answer to a swap is lost, its lines are kept until the
-//! record says whether it was made (`redis/doubt.rs`). What a crash leaves half-way was told to nobody.
+//! A change is swapped in Redis first, then come the lines of the journal, the receipts among them and the totals, all before anybody
+//! is answered: a swap that lost to another gate must leave no line. The record carries the lines of its newest changes, so whoever
+//! was stopped after the swap, by a lost answer (`redis/doubt.rs`) or for good (`redis/left.rs`), has lost none of them.
+//!
+//! What a gate that dies has charged and not delivered stays charged, as on one machine: what is spent never shrinks (I1), and the
+//! chain may have been told of it. Its receipt says that it is not complete, and the books that nobody knows what was delivered.
 
 mod doubt;
+mod left;
 mod link;
+mod pen;
 mod probe;
 mod promised;
 mod record;
 
 use self::doubt::Doubts;
 use self::link::Link;
+use self::pen::Pen;
 use self::probe::Probe;
 use self::record::{Put, Streams};
 use super::embedded::Embedded;
-use super::{Store, StoreError, Swap, Whose, Write, changed_facts};
+use super::{Store, StoreError, Swap, TALLY_DAYS, Whose, Write, changed_facts};
 use crate::channel::{Channel, ChannelId};
-use crate::claim::{Claim, ClaimKey, Standing};
+use crate::claim::{Claim, ClaimKey};
 use crate::clock::UnixSeconds;
 use crate::ids::RailId;
-use crate::journal::{Entry, Receipt};
+use crate::journal::Receipt;
 use crate::money::Usd;
 use crate::secret::Secret;
 use async_trait::async_trait;
@@ -41,13 +47,15 @@ const ANSWER: Duration = Duration::from_secs(2);
 /// How long receipts can be asked for.
 const RECEIPT_SECONDS: u64 = 30 * 86_400;
 /// How long a gate counts as running after its last sign of life, and how often it gives one.
-const ALIVE_SECONDS: u64 = 30;
-const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
+const ALIVE_SECONDS: u64 = if cfg!(test) { 3 } else { 30 };
+const SIGN_OF_LIFE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 /// How often Redis is asked whether it is there, and how often whether it is safe.
 const PING: Duration = Duration::from_secs(1);
 /// How long is waited before a lost connection is looked after, so that a broken one is no busy loop.
 const BREATH: Duration = Duration::from_millis(20);
 const PROBE: Duration = Duration::from_secs(60);
+/// How long the total of a day is kept.
+const TALLY_SECONDS: u64 = (TALLY_DAYS + 1) * 86_400;
 /// Tries to add to a total that other gates add to as well.
 const ATTEMPTS: u32 = 8;
 
@@ -70,6 +78,10 @@ fn payer_key(rail: &RailId, payer: &str) -> String {
     format!("pontage:payer:{rail}:{payer}")
 }
 
+fn receipt_key(id: &str) -> String {
+    format!("pontage:receipt:{id}")
+}
+
 fn gate_key(gate: &str) -> String {
     format!("pontage:gate:{gate}")
 }
@@ -87,7 +99,7 @@ pub struct Settings {
 pub struct Redis {
     streams: Arc<Streams>,
     journal: Arc<Embedded>,
-    doubts: Arc<Doubts>,
+    pen: Pen,
     link: Arc<Link>,
     accept_data_loss: bool,
     changes: broadcast::Sender<ChannelId>,
@@ -102,19 +114,23 @@ impl Drop for Redis {
     }
 }
 
+/// Reads the URL; connects to nothing. The error never repeats it.
+pub fn client(url: &Secret) -> Result<Client, StoreError> {
+    let client = url.expose_str().and_then(|url| Client::open(url.trim()).ok());
+    let client = client.ok_or_else(|| StoreError("is no redis:// or rediss:// URL".to_owned()))?;
+    if let ConnectionAddr::TcpTls { insecure: true, .. } = client.get_connection_info().addr() {
+        return Err(StoreError("ends in #insecure: who is at the other end is always looked at".to_owned()));
+    }
+    Ok(client)
+}
+
 impl Redis {
     /// Connects, opens the journal file at `path`, and looks whether Redis is safe. The error is a sentence for operators: it
     /// cannot be reached, it would lose what it confirms, the journal cannot be opened. It never repeats the URL.
     pub async fn open(settings: &Settings, path: &Path) -> Result<Self, StoreError> {
         let journal = Arc::new(Embedded::open(path)?);
         journal.is_part_of_a_fleet().await?;
-        let bad = || StoreError("store.url is no redis:// or rediss:// URL".to_owned());
-        let client = settings.url.expose_str().and_then(|url| Client::open(url.trim()).ok()).ok_or_else(bad)?;
-        if let ConnectionAddr::TcpTls { insecure: true, .. } = client.get_connection_info().addr() {
-            return Err(StoreError(
-                "store.url ends in #insecure: who is at the other end is always looked at".to_owned(),
-            ));
-        }
+        let client = client(&settings.url)?;
         let config = ConnectionManagerConfig::new()
             .set_connection_timeout(Some(ANSWER))
             .set_response_timeout(Some(ANSWER))
@@ -127,103 +143,23 @@ impl Redis {
         let (changes, _) = broadcast::channel(1024);
         let streams = Arc::new(Streams::new(connection.clone(), Arc::clone(&link)));
         let doubts = Arc::new(Doubts::new(Arc::clone(&streams), Arc::clone(&journal)));
+        let pen = Pen { streams: Arc::clone(&streams), journal: Arc::clone(&journal), doubts: Arc::clone(&doubts) };
+        left::by_this_gate(&pen).await?;
         let background = vec![
             tokio::spawn(watch(connection.clone(), probe, run, Arc::clone(&link))),
             tokio::spawn(live(connection, journal.gate().to_owned(), Arc::clone(&link))),
             tokio::spawn(listen(client, changes.clone())),
             tokio::spawn(Doubts::look(Arc::downgrade(&doubts), PING)),
+            tokio::spawn(left::look(pen.clone(), Arc::clone(&link))),
         ];
         let accept_data_loss = settings.accept_data_loss;
-        Ok(Self { streams, journal, doubts, link, accept_data_loss, changes, background })
+        Ok(Self { streams, journal, pen, link, accept_data_loss, changes, background })
     }
 
     /// The connection, for tests that do what no gate does.
     #[cfg(test)]
     fn streams_connection(&self) -> ConnectionManager {
         self.streams.connection()
-    }
-
-    async fn put_claim(&self, claim: &Claim) -> Result<Swap, StoreError> {
-        let key = claim_key(&claim.key.0);
-        // One that has ended may begin again.
-        let begins = matches!(claim.standing, Standing::Claimed { .. } | Standing::Promised { .. });
-        if begins {
-            self.streams.add(OPEN_CLAIMS, &claim.key.0).await?;
-        }
-        match self.streams.put(&key, claim.revision, &json(claim)?).await? {
-            Put::Done => {}
-            Put::Top { text, in_doubt: _ } => {
-                let top = text.map(|text| read_claim(&claim.key.0, &text)).transpose()?;
-                return Ok(Swap::Lost(Box::new(top)));
-            }
-        }
-        self.streams.rank(DUE_CLAIMS, &claim.key.0, claim.keep_until()).await?;
-        // One that had come to an end and is claimed anew is put back into the list by the one of both gates that is later.
-        if begins && claim.revision > 1 {
-            self.streams.add(OPEN_CLAIMS, &claim.key.0).await?;
-        }
-        if claim.standing.is_end() {
-            self.streams.remove(OPEN_CLAIMS, &claim.key.0).await?;
-            if matches!(claim.standing, Standing::Dead | Standing::Untaken)
-                && let Some((_, text)) = self.streams.top(&key).await?
-                && !read_claim(&claim.key.0, &text)?.standing.is_end()
-            {
-                self.streams.add(OPEN_CLAIMS, &claim.key.0).await?;
-            }
-        }
-        Ok(Swap::Done)
-    }
-
-    async fn put_channel(&self, channel: &Channel) -> Result<Swap, StoreError> {
-        let id = channel.id.0.as_str();
-        let payer = payer_key(&channel.rail, &channel.descriptor.payer);
-        if channel.revision == 1 {
-            self.streams.add(OPEN_CHANNELS, id).await?;
-            self.streams.add(&payer, id).await?;
-        }
-        match self.streams.put(&channel_key(id), channel.revision, &json(channel)?).await? {
-            Put::Done => {}
-            Put::Top { text, in_doubt } => {
-                let top = text.map(|text| read_channel(id, &text)).transpose()?;
-                // It was made, and another gate went on from it before this one heard so.
-                let name = channel.recent.last().filter(|_| in_doubt);
-                if let (Some(name), Some(top)) = (name, &top)
-                    && top.remembers(name)
-                {
-                    return Ok(Swap::Done);
-                }
-                return Ok(Swap::Overtaken(Box::new(top)));
-            }
-        }
-        if channel.is_over() {
-            // The record says it; a list that still names it is read with that in mind.
-            for list in [OPEN_CHANNELS, payer.as_str()] {
-                if let Err(error) = self.streams.remove(list, id).await {
-                    tracing::warn!(channel = id, %error, "a closed channel is still in a list");
-                }
-            }
-        }
-        // Only a hint: whoever waits polls as well.
-        self.streams.publish(CHANGES, id).await;
-        Ok(Swap::Done)
-    }
-
-    async fn add_to(&self, name: &str, day: u64, amount: Usd) -> Result<(), StoreError> {
-        let key = tally_key(name, day);
-        for _ in 0..ATTEMPTS {
-            let (revision, total) = self
-                .streams
-                .top(&key)
-                .await?
-                .map_or((0, Usd::ZERO), |(revision, text)| (revision, text.parse().map_or(Usd(u128::MAX), Usd)));
-            let next = total
-                .plus(amount)
-                .ok_or_else(|| StoreError(format!("the total {name} is larger than can be counted")))?;
-            if let Put::Done = self.streams.put(&key, revision + 1, &next.0.to_string()).await? {
-                return Ok(());
-            }
-        }
-        Err(StoreError(format!("the total {name} is changed by too many at once")))
     }
 
     async fn records<T>(
@@ -247,21 +183,14 @@ impl Redis {
     }
 }
 
-/// Writes lines into this gate's journal, after the receipts among them were put where every gate finds them.
-async fn set_down(streams: &Streams, journal: &Embedded, lines: Vec<Entry>) -> Result<(), StoreError> {
-    for entry in &lines {
-        if let Entry::Receipt(receipt) = entry {
-            streams.keep(&format!("pontage:receipt:{}", receipt.id), &json(receipt)?, RECEIPT_SECONDS).await?;
-        }
-    }
-    if lines.is_empty() {
-        return Ok(());
-    }
-    journal.commit(Write { journal: lines, ..Write::default() }).await.map(drop)
-}
-
 fn tally_key(name: &str, day: u64) -> String {
     format!("pontage:tally:{name}:{day}")
+}
+
+async fn total_of(streams: &Streams, name: &str, day: u64) -> Result<Usd, StoreError> {
+    let total = streams.top(&tally_key(name, day)).await?;
+    let unreadable = || StoreError(format!("the total {name} cannot be read"));
+    total.map_or(Ok(Usd::ZERO), |(_, text)| text.parse().map(Usd).map_err(|_| unreadable()))
 }
 
 fn json(record: &impl serde::Serialize) -> Result<String, StoreError> {
@@ -326,6 +255,13 @@ async fn watch(mut connection: ConnectionManager, probe: Probe, mut run: String,
     }
 }
 
+/// Whether another gate runs, as far as can be known. Its sign of life is missing as well when Redis was away, or was not reached
+/// from here for as long as a sign lasts: then every gate may live, and has a sign's time to say so.
+async fn lives(streams: &Streams, link: &Link, gate: &str) -> Result<bool, StoreError> {
+    let told = streams.exists(&gate_key(gate)).await?;
+    Ok(told || link.whole_for() < Duration::from_secs(ALIVE_SECONDS))
+}
+
 /// Says that this gate lives.
 async fn live(mut connection: ConnectionManager, gate: String, link: Arc<Link>) {
     loop {
@@ -368,49 +304,8 @@ impl Store for Redis {
     }
 
     async fn commit(&self, write: Write) -> Result<Swap, StoreError> {
-        // What cannot be counted is refused before anything is written.
-        for (name, day, amount) in &write.tally {
-            let mut more = write.tally.iter().filter(|(n, d, _)| (n, d) == (name, day));
-            let sum = more.try_fold(self.tally(name, *day).await?, |sum, (_, _, amount)| sum.plus(*amount));
-            if sum.is_none() {
-                return Err(StoreError(format!("the total {name} with {amount} more is larger than can be counted")));
-            }
-        }
-        let swap = match (&write.claim, &write.channel) {
-            (Some(_), Some(_)) => {
-                return Err(StoreError("one write has a claim or a channel, never both".to_owned()));
-            }
-            (Some(claim), None) => self.put_claim(claim).await?,
-            (None, Some(channel)) => {
-                self.doubts.settle(&channel.id).await?;
-                match self.put_channel(channel).await {
-                    Ok(Swap::Done) => {
-                        self.doubts.are_over(&channel.id).await;
-                        Swap::Done
-                    }
-                    Ok(swap) => swap,
-                    Err(error) => {
-                        self.doubts.keep(channel, write.journal).await;
-                        return Err(error);
-                    }
-                }
-            }
-            (None, None) => Swap::Done,
-        };
-        if swap != Swap::Done {
-            return Ok(swap);
-        }
-        for (name, day, amount) in &write.tally {
-            self.add_to(name, *day, *amount).await?;
-        }
-        let Some(channel) = &write.channel else {
-            return set_down(&self.streams, &self.journal, write.journal).await.map(|()| Swap::Done);
-        };
-        if let Err(error) = set_down(&self.streams, &self.journal, write.journal.clone()).await {
-            self.doubts.keep(channel, write.journal).await;
-            return Err(error);
-        }
-        Ok(Swap::Done)
+        let broke = |_| StoreError("a write broke off: nobody knows whether it was made".to_owned());
+        tokio::spawn(self.pen.clone().commit(write)).await.map_err(broke)?
     }
 
     async fn open_claims(&self, now: UnixSeconds) -> Result<Vec<Claim>, StoreError> {
@@ -448,7 +343,7 @@ impl Store for Redis {
         if gate == self.gate() {
             return Ok(true);
         }
-        self.streams.exists(&gate_key(gate)).await
+        lives(&self.streams, &self.link, gate).await
     }
 
     async fn promise(&self, payer: Whose<'_>, claim: (&ClaimKey, u64), amount: Usd) -> Result<Usd, StoreError> {
@@ -478,13 +373,11 @@ impl Store for Redis {
     }
 
     async fn tally(&self, name: &str, day: u64) -> Result<Usd, StoreError> {
-        let total = self.streams.top(&tally_key(name, day)).await?;
-        let unreadable = || StoreError(format!("the total {name} cannot be read"));
-        total.map_or(Ok(Usd::ZERO), |(_, text)| text.parse().map(Usd).map_err(|_| unreadable()))
+        total_of(&self.streams, name, day).await
     }
 
     async fn receipt(&self, id: &str) -> Result<Option<Receipt>, StoreError> {
-        let kept = self.streams.get(&format!("pontage:receipt:{id}")).await?;
+        let kept = self.streams.get(&receipt_key(id)).await?;
         let unreadable = |_| StoreError(format!("receipt {id} cannot be read"));
         kept.map(|text| serde_json::from_str(&text).map_err(unreadable)).transpose()
     }

@@ -10,6 +10,7 @@ mod picked;
 pub mod pool;
 pub mod profile;
 mod queue;
+mod quota;
 pub mod resolve;
 mod ring;
 mod select;
@@ -23,7 +24,7 @@ pub use pool::{Pool, PoolStatus, Unplaced};
 pub use select::Affinity;
 pub use server::ServerStatus;
 
-use crate::ids::PoolName;
+use crate::ids::{PoolName, UpstreamModel};
 use crate::rules::plan::PoolRules;
 use crate::rules::watch::{MOST_OLD_PLANS, OLD_PLAN_SECONDS};
 use crate::surface::Surface;
@@ -104,8 +105,15 @@ impl Pools {
     }
 
     /// Whether a request for that pool would find a server now that can be asked it: an offer is made only then.
-    pub fn available_for(&self, name: &PoolName, surface: Surface, choices: u64) -> bool {
-        self.follow(name).any(|pool| pool.takes(surface, choices) && pool.available())
+    /// `called`: what a pool calls the model.
+    pub fn available_for<'a>(
+        &self,
+        name: &PoolName,
+        surface: Surface,
+        choices: u64,
+        called: impl Fn(&PoolName) -> &'a UpstreamModel,
+    ) -> bool {
+        self.follow(name).any(|pool| pool.takes(surface, choices) && pool.available_for(called(pool.name())))
     }
 
     /// Where a request for that pool may go: not to those pools whose backends cannot be asked this, or do not make as many
@@ -152,14 +160,19 @@ mod tests {
             (rules.name.clone(), Arc::new(rules))
         });
         let (pools, name) = (Pools::build(&BTreeMap::from(rules), None).unwrap(), PoolName::from("a"));
+        let model = UpstreamModel::from("m");
         let asked = [(Surface::Chat, 1, true), (Surface::Chat, 2, false), (Surface::Responses, 1, false)];
         for (surface, n, _) in asked {
-            assert!(pools.available_for(&name, surface, n), "{surface:?}, n = {n}: its own pool");
+            assert!(pools.available_for(&name, surface, n, |_| &model), "{surface:?}, n = {n}: its own pool");
         }
         pools.get(&name).unwrap().pick(crate::upstream::Affinity::NONE, &[]).unwrap().eject_for_auth();
         assert!(pools.available(&name), "the fallback stands");
         for (surface, n, want) in asked {
-            assert_eq!(pools.available_for(&name, surface, n), want, "{surface:?}, n = {n}: the fallback alone");
+            assert_eq!(
+                pools.available_for(&name, surface, n, |_| &model),
+                want,
+                "{surface:?}, n = {n}: the fallback alone"
+            );
         }
     }
 

@@ -3,6 +3,7 @@
 use super::pool::Pool;
 use super::server::{Members, Server};
 use super::standing::Moment;
+use crate::ids::UpstreamModel;
 use pingora::upstreams::peer::HttpPeer;
 use std::io;
 use std::sync::Arc;
@@ -64,19 +65,29 @@ impl Picked {
         }
     }
 
-    /// The head of its answer came after `waited` (of the request's being sent). 429 and 5xx count against it: five in a row rest
-    /// it, as does one with `retry_after` (what the backend asked for, at most 60 s of it). Everything else counts for it. A
-    /// request that was sent and never answered is told as 502 (lost) or 504 (late).
-    pub fn answered(&self, status: u16, waited: Duration, retry_after: Option<Duration>) {
-        self.open_trial.store(false, Ordering::Relaxed);
+    /// The head of its answer to a request for `model` came after `waited` (of the request's being sent). 5xx counts against it: five
+    /// in a row rest it, as does one with `retry_after` (what the backend asked for, at most 60 s of it). 429 does the same to the
+    /// model alone. Everything else counts for it. A request that was sent and never answered is told as 502 (lost) or 504 (late).
+    pub fn answered(&self, model: &UpstreamModel, status: u16, waited: Duration, retry_after: Option<Duration>) {
         let Some(server) = self.server() else { return };
         let now = Moment::now();
-        if matches!(status, 429 | 500..=599) {
+        if status == 429 {
+            // As a trial of the server it decides nothing.
+            if let Some(rest) = server.standing.quotas.refused(model.as_str(), now, retry_after) {
+                server.standing.tally.ejections.fetch_add(1, Ordering::Relaxed);
+                let (pool, seconds) = (&self.pool.rules.name, rest.as_secs());
+                tracing::warn!(%pool, server = %self.host(), model = model.as_str(), seconds, "a model of a server rests");
+            }
+            return;
+        }
+        self.open_trial.store(false, Ordering::Relaxed);
+        if matches!(status, 500..=599) {
             self.rests("its answers", server.standing.answered_badly(now, retry_after));
             return;
         }
         if matches!(status, 200..=299) {
             server.standing.heard(waited, now);
+            server.standing.quotas.served(model.as_str(), now);
         }
         server.standing.answered_well(now);
     }

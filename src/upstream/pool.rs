@@ -7,7 +7,7 @@ use super::queue::{Joined, Line};
 use super::select::Affinity;
 use super::server::{Members, Server, ServerStatus};
 use super::standing::Moment;
-use crate::ids::PoolName;
+use crate::ids::{PoolName, UpstreamModel};
 use crate::rules::plan::{self, PoolRules, Timeouts};
 use crate::surface::Surface;
 use arc_swap::ArcSwap;
@@ -169,9 +169,26 @@ impl Pool {
     /// a moment is available: the request waits its turn. One whose queue is full is not: it answers 503 with `Retry-After`
     /// before any challenge, because whoever paid now might be sent away.
     pub fn available(&self) -> bool {
+        self.available_by(|_| true)
+    }
+
+    /// The same for one model, by the name that it has here.
+    pub fn available_for(&self, model: &UpstreamModel) -> bool {
+        let now = Moment::now();
+        self.available_by(|s| !s.standing.quotas.rests(model.as_str(), now))
+    }
+
+    /// Which of its servers are not to be asked for `model` now, as a beginning of what [`Self::pick`] is not to try.
+    pub fn resting(&self, model: &UpstreamModel) -> Vec<usize> {
         let now = Moment::now();
         let members = self.members.load();
-        let mut busy = members.servers.iter().filter(|s| s.standing.usable(now)).peekable();
+        members.servers.iter().filter(|s| s.standing.quotas.rests(model.as_str(), now)).map(|s| s.id).collect()
+    }
+
+    fn available_by(&self, serves: impl Fn(&Server) -> bool) -> bool {
+        let now = Moment::now();
+        let members = self.members.load();
+        let mut busy = members.servers.iter().filter(|s| s.standing.usable(now) && serves(s)).peekable();
         busy.peek().is_some() && (self.line.length() < self.rules.queue.length || busy.any(|s| s.open(now)))
     }
 

@@ -108,7 +108,7 @@ fn a_reload_that_adds_removes_or_reweighs_servers_keeps_what_is_known_of_those_t
     let [on_one, on_two, on_three] = [[1, 2], [0, 2], [0, 1]].map(|others| was.pick(Affinity::NONE, &others).unwrap());
     on_two.connect_failed();
     on_three.who().absurd_usage();
-    on_one.answered(200, Duration::from_millis(700), None);
+    on_one.answered(&m(), 200, Duration::from_millis(700), None);
 
     let mut next = rules(&[(4, 1), (3, 9), (2, 5)]);
     next.balance = Balance::RoundRobin;
@@ -218,14 +218,14 @@ fn a_pool_whose_health_checks_are_no_longer_made_does_not_keep_their_verdict() {
 #[test]
 fn answers_rest_a_server_as_they_say_and_its_pace_is_that_of_answers_only() {
     let p = pool(rules(&[(1, 1)]));
-    for status in [200, 400, 404, 429, 500, 503] {
-        p.pick(Affinity::NONE, &[]).unwrap().answered(status, Duration::from_secs(1), None);
+    for status in [200, 400, 404, 500, 500, 503] {
+        p.pick(Affinity::NONE, &[]).unwrap().answered(&m(), status, Duration::from_secs(1), None);
     }
     assert_eq!(p.status()[0].first_byte_micros, Some(1_000_000));
-    p.pick(Affinity::NONE, &[]).unwrap().answered(400, Duration::from_millis(1), None);
+    p.pick(Affinity::NONE, &[]).unwrap().answered(&m(), 400, Duration::from_millis(1), None);
     assert_eq!(p.status()[0].first_byte_micros, Some(1_000_000), "a quick refusal is not speed");
     assert!(p.available(), "three in a row, ended by one that was the caller's fault");
-    p.pick(Affinity::NONE, &[]).unwrap().answered(429, Duration::ZERO, Some(Duration::from_secs(9)));
+    p.pick(Affinity::NONE, &[]).unwrap().answered(&m(), 503, Duration::ZERO, Some(Duration::from_secs(9)));
     assert!(!p.available());
     assert_eq!(p.status()[0].ejections, 1);
 
@@ -233,7 +233,28 @@ fn answers_rest_a_server_as_they_say_and_its_pace_is_that_of_answers_only() {
     let trial = p.pick(Affinity::NONE, &[]).unwrap();
     for _ in 0..5 {
         assert!(p.available());
-        trial.answered(502, Duration::ZERO, None);
+        trial.answered(&m(), 502, Duration::ZERO, None);
     }
     assert!(!p.available(), "five in a row");
+}
+
+#[test]
+fn a_model_that_is_over_its_limit_rests_alone_and_its_servers_serve_the_others() {
+    let p = pool(rules(&[(1, 1), (2, 1)]));
+    let (busy, other) = (m(), UpstreamModel::from("other"));
+    let first = p.pick(Affinity::NONE, &[]).unwrap();
+    first.answered(&busy, 429, Duration::ZERO, Some(Duration::from_secs(9)));
+    assert_eq!((p.resting(&busy), p.resting(&other)), (vec![first.index()], vec![]));
+    assert!(p.available_for(&busy), "the other server has it");
+    let second = p.pick(Affinity::NONE, &p.resting(&busy)).unwrap();
+    assert_ne!(second.index(), first.index());
+    second.answered(&busy, 429, Duration::ZERO, Some(Duration::from_secs(9)));
+    assert!(!p.available_for(&busy) && p.available_for(&other) && p.available());
+    assert!(p.pick(Affinity::NONE, &p.resting(&busy)).is_none());
+    let shown = p.status();
+    assert!(shown.iter().all(|s| s.usable && s.ejections == 1 && s.resting_models == [busy.as_str()]), "{shown:?}");
+}
+
+fn m() -> UpstreamModel {
+    UpstreamModel::from("m")
 }

@@ -48,13 +48,17 @@ pub struct ServerStatus {
     pub group: u32,
     /// It would be given a request now.
     pub usable: bool,
+    /// Why it would not.
+    pub why_not: Option<&'static str>,
     /// Requests running on it.
     pub in_flight: usize,
     /// Most requests that may.
     pub max_concurrent: Option<u32>,
     /// Moving average of the wait for its first byte, in microseconds; `None` when nothing was heard lately.
     pub first_byte_micros: Option<u64>,
-    /// How often it was put to rest since the gate started.
+    /// Models of it that are left alone because they are over its limit, by the names that it knows.
+    pub resting_models: Vec<String>,
+    /// How often it, or a model of it, was put to rest since the gate started.
     pub ejections: u64,
     /// How often it refused the operator's key.
     pub key_alarms: u64,
@@ -126,6 +130,8 @@ impl Server {
             address: self.address,
             group: self.rules.group,
             usable: self.standing.usable(now),
+            why_not: self.standing.why_not(now),
+            resting_models: self.standing.quotas.resting(now),
             in_flight: self.standing.in_flight(),
             max_concurrent: self.rules.max_concurrent,
             first_byte_micros: self.standing.pace(now),

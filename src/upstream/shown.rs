@@ -20,6 +20,7 @@ struct Series {
     up: IntGaugeVec,
     members: IntGaugeVec,
     in_flight: IntGaugeVec,
+    resting_models: IntGaugeVec,
     ejections: IntCounterVec,
     usage_alarms: IntCounterVec,
     waiting: IntGaugeVec,
@@ -43,7 +44,16 @@ impl Series {
             up: gauge("pontage_upstream_server_up", "Whether a server takes requests", &server)?,
             members: gauge("pontage_upstream_addresses", "Usable addresses of a server", &server)?,
             in_flight: gauge("pontage_upstream_in_flight", "Requests running on a server", &server)?,
-            ejections: counter("pontage_upstream_ejections_total", "Times a server was put to rest", &server)?,
+            resting_models: gauge(
+                "pontage_upstream_models_resting",
+                "Models that a server is not asked for now, because it answered 429",
+                &server,
+            )?,
+            ejections: counter(
+                "pontage_upstream_ejections_total",
+                "Times a server, or a model of it, was put to rest",
+                &server,
+            )?,
             usage_alarms: counter("pontage_upstream_absurd_usage_total", "Reports of usage that cannot be", &server)?,
             waiting: gauge("pontage_upstream_queue_length", "Requests waiting for a server", &["pool"])?,
             waits: counter("pontage_upstream_queue_waits_total", "Requests that had to wait", &["pool"])?,
@@ -55,9 +65,9 @@ impl Series {
         })
     }
 
-    fn all(&self) -> [&dyn Collector; 8] {
-        let Self { up, members, in_flight, ejections, usage_alarms, waiting, waits, refused } = self;
-        [up, members, in_flight, ejections, usage_alarms, waiting, waits, refused]
+    fn all(&self) -> [&dyn Collector; 9] {
+        let Self { up, members, in_flight, resting_models, ejections, usage_alarms, waiting, waits, refused } = self;
+        [up, members, in_flight, resting_models, ejections, usage_alarms, waiting, waits, refused]
     }
 
     fn read(&self, pools: &Pools) {
@@ -72,6 +82,7 @@ impl Series {
                 let labels = [pool, server.name.as_str()];
                 self.members.with_label_values(&labels).add(i64::from(server.usable));
                 self.in_flight.with_label_values(&labels).add(number(server.in_flight));
+                self.resting_models.with_label_values(&labels).add(number(server.resting_models.len()));
                 // The addresses behind a name have one count.
                 if server.address.is_none() || seen.insert(server.name.as_str()) {
                     self.ejections.with_label_values(&labels).inc_by(server.ejections);

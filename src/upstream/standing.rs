@@ -3,23 +3,26 @@
 //! Four things take a server out, each with its own way back:
 //! - an active health check that fails twice (back when one succeeds);
 //! - a connection that cannot be made (back after a wait that doubles, first with a single request as a trial);
-//! - five answers in a row that are 429 or 5xx, or one that says when to come again (back in the same way);
+//! - five answers in a row that are 5xx, or one that says when to come again (back in the same way);
 //! - a refusal of the operator's own key (back after 30 s, and an alarm, because retrying will not help).
+//!
+//! 429 rests the model that was asked for, and no other (`quota.rs`).
 //!
 //! Whether it is in is one word of memory, written under a lock and read without one: choosing among a hundred servers
 //! reads a hundred words.
 
+use super::quota::Quotas;
 use super::resolve::Addresses;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// First rest after a failure; each further failure doubles it.
-const FIRST_REST: Duration = Duration::from_secs(1);
+pub(super) const FIRST_REST: Duration = Duration::from_secs(1);
 /// Longest rest we give it ourselves.
-const LONGEST_REST: Duration = Duration::from_secs(30);
+pub(super) const LONGEST_REST: Duration = Duration::from_secs(30);
 /// Longest rest a backend may ask for with `Retry-After`.
-const LONGEST_ASKED: Duration = Duration::from_secs(60);
+pub(super) const LONGEST_ASKED: Duration = Duration::from_secs(60);
 /// Rest after the server refused the operator's key.
 const KEY_REST: Duration = Duration::from_secs(30);
 /// Failed health checks in a row that take a server out: a busy backend may miss one.
@@ -28,13 +31,13 @@ const FAILED_CHECKS: u32 = 2;
 /// next one tries as well.
 const TRIAL: Duration = Duration::from_secs(5);
 /// Answers in a row that say the server cannot.
-const FAILED_ANSWERS: u32 = 5;
+pub(super) const FAILED_ANSWERS: u32 = 5;
 /// How long what we know of a server's pace counts. Whoever lost every tie by it gets another chance then.
 const PACE_FRESH_SECONDS: u64 = 10;
 
 /// A point in time that fits into one word: microseconds since the process first asked, never 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Moment(u64);
+pub(super) struct Moment(pub u64);
 
 impl Moment {
     const NEVER: Self = Self(u64::MAX);
@@ -71,6 +74,7 @@ pub(super) struct Tally {
 pub(super) struct Standing {
     pub addresses: Addresses,
     pub tally: Arc<Tally>,
+    pub quotas: Quotas,
     in_flight: AtomicUsize,
     /// A [`Moment`]: 0 = in, and nothing is remembered against it.
     out_until: AtomicU64,
@@ -110,6 +114,7 @@ impl Standing {
         Self {
             addresses,
             tally,
+            quotas: Quotas::default(),
             in_flight: AtomicUsize::new(0),
             out_until: AtomicU64::new(0),
             pace: AtomicU64::new(0),
@@ -120,6 +125,23 @@ impl Standing {
     /// Would it be given a request at this moment, its limit aside?
     pub fn usable(&self, now: Moment) -> bool {
         self.out_until.load(Ordering::Acquire) <= now.0
+    }
+
+    /// Why it would not, for operators; the reason that lasts longest, where there are several.
+    pub fn why_not(&self, now: Moment) -> Option<&'static str> {
+        let state = self.state();
+        if state.failed_checks >= FAILED_CHECKS {
+            return Some("it fails its health checks");
+        }
+        if state.key_refused_until > now {
+            return Some("it refuses our key");
+        }
+        let rest = state.resting.filter(|rest| rest.trial.unwrap_or(rest.until) > now)?;
+        Some(match (rest.trial, rest.why) {
+            (Some(_), _) => "after a rest, one request tries it",
+            (None, Why::Unreachable) => "it cannot be connected to",
+            (None, Why::Answers) => "it answers 5xx, or asked to be left alone",
+        })
     }
 
     /// Whether one more would be within `limit`.
@@ -427,6 +449,32 @@ mod tests {
         s.checked(false);
         s.checks_changed();
         assert!(s.usable(now), "what other checks found is forgotten");
+    }
+
+    #[test]
+    fn a_server_that_is_out_says_why_and_one_that_is_not_says_nothing() {
+        let now = Moment::now();
+        let says = |s: &Standing, at: Moment, want: Option<&str>| {
+            assert_eq!(s.usable(at), want.is_none(), "{want:?}");
+            assert_eq!(s.why_not(at).is_some(), want.is_some(), "{want:?}");
+            assert!(want.is_none_or(|want| s.why_not(at).is_some_and(|why| why.contains(want))), "{want:?}");
+        };
+        let s = standing();
+        says(&s, now, None);
+        s.connect_failed(now);
+        says(&s, now, Some("connected to"));
+        let rested = now.after(SECOND);
+        says(&s, rested, None);
+        assert_eq!(s.enter(rested, None), Some(true));
+        says(&s, rested, Some("one request tries it"));
+        assert!(s.connected());
+        s.answered_badly(now, Some(SECOND));
+        says(&s, now, Some("it answers 5xx"));
+        s.key_refused(now);
+        says(&s, now, Some("our key"));
+        s.checked(false);
+        assert!(s.checked(false));
+        says(&s, now, Some("health checks"));
     }
 
     #[test]

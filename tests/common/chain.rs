@@ -108,7 +108,10 @@ impl Chain {
         // expiring nonce is refused.
         let (child, port) =
             anvil(CHAIN_ID, &["--network", "tempo", "--hardfork", "T4", "--block-time", "1", "--mixed-mining"]).await;
-        Self { child, port, paused: false.into(), reserve: false.into() }
+        let chain = Self { child, port, paused: false.into(), reserve: false.into() };
+        // Its first block is of 1970: to a node with nothing newer every expiring nonce is too far off.
+        chain.rpc("evm_mine", json!([])).await;
+        chain
     }
 
     pub fn url(&self) -> String {
@@ -210,6 +213,12 @@ impl Chain {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         panic!("transaction {tx} was not mined within 10 s");
+    }
+
+    /// Sets its clock, and mines a block of that second.
+    pub async fn set_time(&self, unix_seconds: u64) {
+        self.rpc("anvil_setTime", json!([unix_seconds])).await;
+        self.rpc("evm_mine", json!([])).await;
     }
 
     pub async fn block_number(&self) -> u64 {

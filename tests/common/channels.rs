@@ -124,8 +124,10 @@ impl SessionBed {
     }
 
     async fn patiently(&self, credential: &str, body: &[u8]) -> RawReply {
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
         loop {
             let reply = self.post(CHAT, &[("authorization", credential)], body).await;
+            assert!(std::time::Instant::now() < end, "told to wait for ever: {}", reply.text());
             let wait: Option<u64> = reply.header("retry-after").and_then(|v| v.parse().ok());
             let Some(wait) = wait.filter(|_| reply.status == 429) else { return reply };
             tokio::time::sleep(std::time::Duration::from_secs(wait)).await;

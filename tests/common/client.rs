@@ -33,11 +33,6 @@ pub fn python_path() -> PathBuf {
     String::from_utf8(found.stdout).unwrap().trim().into()
 }
 
-/// Several clients at once, results in the order given.
-pub async fn together(runs: Vec<impl Future<Output = Value>>) -> Vec<Value> {
-    futures::future::join_all(runs).await
-}
-
 /// The mppx command line as an agent's shell would call it: `mppx URL -J '{…}' -i -f`. Its exit code is 0 even when the
 /// paid call ended in an HTTP error, unless `-f` is given.
 pub async fn mppx_cli(args: &[&str], key: &str, rpc: &str) -> Output {

@@ -89,6 +89,15 @@ impl Raw {
         Self { stream, seen: Vec::new() }
     }
 
+    /// From another address of this machine.
+    pub async fn connect_from(ip: [u8; 4], addr: SocketAddr) -> Self {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((ip, 0).into()).unwrap();
+        let stream = socket.connect(addr).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self { stream, seen: Vec::new() }
+    }
+
     pub async fn send(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).await.unwrap();
     }
@@ -123,11 +132,6 @@ impl Raw {
             tokio::time::sleep(pause).await;
         }
         true
-    }
-
-    /// Says that nothing more will be sent, and goes on listening.
-    pub async fn half_close(&mut self) {
-        let _ = self.stream.shutdown().await;
     }
 
     /// Disappears with a TCP reset.

@@ -59,10 +59,8 @@ pub struct Walk {
     past: Vec<View>,
     /// What left, by lease that has not ended.
     pub delivered: BTreeMap<String, u128>,
-    /// Set aside before: a gate's own count, for `Reassert`.
+    /// So that names differ.
     count: u64,
-    /// Whether a journal may say more than the record.
-    pub reasserts: bool,
 }
 
 impl Walk {
@@ -80,7 +78,6 @@ impl Walk {
             past: Vec::new(),
             delivered: BTreeMap::new(),
             count: 0,
-            reasserts: false,
         }
     }
 
@@ -168,8 +165,7 @@ impl Walk {
                 Op::Orphan { gate: GATES[usize::from(self.dice.one_in(2))].to_owned(), policy }
             }
             (23, _) if self.dice.one_in(3) => Op::Close,
-            (24, _) if self.reasserts => self.reassert(),
-            (25, _) if self.dice.one_in(12) => Op::Quarantine { why: "a person said so".to_owned() },
+            (25, _) if !serves || self.dice.one_in(12) => Op::Release,
             (26..33, _) => self.intend_or_end(),
             (33..37, _) => self.look(),
             _ if serves => Op::Accept { voucher: self.voucher(), min_delta: self.min_delta() },
@@ -211,14 +207,6 @@ impl Walk {
         let least = (cap - used) * 2;
         let by = least.max(1 + self.dice.below(most.min(40)));
         Op::Extend { lease, by: Atoms(by), used: (used > 0).then_some(Atoms(used)) }
-    }
-
-    fn reassert(&mut self) -> Op {
-        let gate = GATES[usize::from(self.dice.one_in(2))].to_owned();
-        let known = self.record.spent.get(&gate).copied().unwrap_or_default();
-        let spent = Atoms((known.0 + self.dice.below(30)).saturating_sub(10));
-        let voucher = if self.dice.one_in(2) { Some(self.voucher()) } else { None };
-        Op::Reassert { gate, spent, voucher }
     }
 
     fn intend_or_end(&mut self) -> Op {

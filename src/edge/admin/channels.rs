@@ -1,13 +1,15 @@
-//! Channels on the admin address: `GET /channels`, `POST /channels/{id}/settle`, `POST /channels/{id}/close`.
+//! Channels on the admin address: `GET /channels`, `POST /channels/{id}/settle`, `POST /channels/{id}/close`, `POST /channels/{id}/release`.
 //!
-//! Neither verb can move money anywhere but where the rail's settings say, and never more than was spent. A POST carries the header
-//! [`OPERATOR`], which no web page can send here from an operator's browser without being asked first.
+//! No verb can move money anywhere but where the rail's settings say, and never more than was spent. A POST carries the header
+//! [`OPERATOR`], which no web page can send here from an operator's browser without being asked first. A page whose name was made to mean
+//! this address (DNS rebinding) would not be asked: so whoever asks names an address or `localhost`.
 
 use crate::channel::{Channel, ChannelId, Phase};
 use crate::clock::UnixSeconds;
-use crate::flow::{Toll, closing, settler};
-use http::{HeaderMap, Method, StatusCode};
+use crate::flow::{Toll, closing, release, settler};
+use http::{HeaderMap, Method, StatusCode, header};
 use serde_json::{Value, json};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// The header of every POST; its value does not matter.
@@ -18,15 +20,23 @@ pub(super) async fn answer(
     toll: &Arc<Toll>,
     method: &Method,
     path: &str,
+    host: Option<String>,
     headers: &HeaderMap,
 ) -> Option<(StatusCode, String)> {
     let rest = path.strip_prefix("/channels")?;
     let said = |status, why: &str| Some((status, json!({ "error": why }).to_string() + "\n"));
+    let named = || headers.get(header::HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
+    if !host.or_else(named).is_some_and(|host| is_no_name(&host)) {
+        return said(
+            StatusCode::FORBIDDEN,
+            "ask by an address or localhost: under any other name this is not answered",
+        );
+    }
     if rest.is_empty() {
         return Some(list(toll).await);
     }
     let (id, verb) = rest.strip_prefix('/')?.split_once('/')?;
-    if !matches!(verb, "settle" | "close") {
+    if !matches!(verb, "settle" | "close" | "release") {
         return None;
     }
     if *method != Method::POST {
@@ -44,16 +54,13 @@ pub(super) async fn answer(
     let Some(till) = toll.till(&channel.rail) else {
         return said(StatusCode::CONFLICT, "its rail is not configured any more");
     };
-    let mut failed = None;
-    let sent = match verb {
-        "settle" => settler::settle_now(toll, till, &channel).await,
-        _ => match closing::close(toll, till, &id).await {
-            Ok(_) => true,
-            Err(stop) => {
-                failed = Some(stop.refusal);
-                false
-            }
+    let (sent, failed) = match verb {
+        "settle" => (settler::settle_now(toll, till, &channel).await, None),
+        "close" => match closing::close(toll, till, &id).await {
+            Ok(_) => (true, None),
+            Err(stop) => (false, Some(stop.refusal)),
         },
+        _ => (false, release::release(toll, till, &id).await.err().map(|stop| stop.refusal)),
     };
     let channel = toll.channels.read(&id).await.ok().flatten().unwrap_or(channel);
     let mut shown = line(&channel, UnixSeconds::now());
@@ -65,6 +72,15 @@ pub(super) async fn answer(
     }
     let status = if failed.is_some() { StatusCode::CONFLICT } else { StatusCode::OK };
     Some((status, format!("{shown}\n")))
+}
+
+/// Whether a host, with or without a port, is an address or `localhost`: nobody else can make either mean us.
+fn is_no_name(host: &str) -> bool {
+    let alone = |host: &str| {
+        let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+        bare.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok()
+    };
+    alone(host) || host.rsplit_once(':').is_some_and(|(host, port)| port.parse::<u16>().is_ok() && alone(host))
 }
 
 async fn list(toll: &Toll) -> (StatusCode, String) {
@@ -81,11 +97,16 @@ fn line(channel: &Channel, now: UnixSeconds) -> Value {
         Phase::Closed { tx } => tx.clone(),
         _ => channel.our_tx.as_ref().map(|intent| intent.tx.clone()),
     };
+    let why = match &channel.phase {
+        Phase::Quarantined { why } => Some(why),
+        _ => None,
+    };
     json!({
         "id": channel.id,
         "rail": channel.rail,
         "payer": channel.descriptor.payer,
         "phase": channel.phase.label(),
+        "why": why,
         "deposit": channel.view.deposit,
         "accepted": channel.accepted(),
         "spent": channel.spent(),
@@ -97,4 +118,29 @@ fn line(channel: &Channel, now: UnixSeconds) -> Value {
         "age_seconds": now.0.saturating_sub(channel.opened_at.0),
         "idle_seconds": now.0.saturating_sub(channel.touched_at.0),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_address_or_localhost_is_asked_about_channels() {
+        for (host, want, why) in [
+            ("127.0.0.1:9402", true, "as `pontage channels` asks"),
+            ("127.0.0.1", true, "without a port"),
+            ("10.0.0.5:9402", true, "an address of the inner network: no page of another origin has it"),
+            ("[::1]:9402", true, "IPv6"),
+            ("::1", true, "the same, as a URL's host is taken out"),
+            ("localhost:9402", true, "this machine"),
+            ("LOCALHOST", true, "in capitals"),
+            ("evil.example:9402", false, "a name that somebody makes mean this address"),
+            ("127.0.0.1.evil.example", false, "the same, dressed up"),
+            ("localhost.evil.example:9402", false, "the same"),
+            ("evil.example:127.0.0.1", false, "no port"),
+            ("", false, "nobody"),
+        ] {
+            assert_eq!(is_no_name(host), want, "{why}");
+        }
+    }
 }

@@ -15,19 +15,26 @@ use pingora::upstreams::peer::{HttpPeer, Peer};
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::pin;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Idle connections to one backend. More than that are needed only in a burst.
 const MOST_IDLE: usize = 256;
+/// Replies above [`HELD_FREELY`] that are held at the same time; the next one waits for its turn.
+const LARGE_REPLIES: usize = 4;
+/// What a reply that is held whole may take without asking, in bytes.
+pub(in crate::edge) const HELD_FREELY: usize = 32 * 1024 * 1024;
 
 /// Ways to every backend.
 pub struct Lines {
     connector: Connector,
     /// By the peer's reuse hash; the newest last.
     idle: Mutex<HashMap<u64, Vec<Idle>>>,
+    /// Places for large replies.
+    large: Arc<Semaphore>,
 }
 
 struct Idle {
@@ -37,7 +44,7 @@ struct Idle {
 
 impl Default for Lines {
     fn default() -> Self {
-        Self { connector: Connector::new(None), idle: Mutex::default() }
+        Self { connector: Connector::new(None), idle: Mutex::default(), large: Arc::new(Semaphore::new(LARGE_REPLIES)) }
     }
 }
 
@@ -66,6 +73,11 @@ impl Lines {
             }
             other => self.connector.release_http_session(other, peer, Some(keep)).await,
         }
+    }
+
+    /// A place for a large reply, when there is one. It is free again when it is dropped.
+    pub async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.large).acquire_owned().await.ok()
     }
 
     /// Closes connections that have waited long enough, for ever. Taking one looks at its time as well; this is for backends that

@@ -5,7 +5,7 @@
 //! - a *reused* connection turned out dead at once, without a single byte of an answer: once more, to the same server, on
 //!   a new connection. Backends close idle connections, and a request can cross that close;
 //! - HTTP/2 said in so many words that the request was not worked on (RFC 9113 §8.7);
-//! - the answer is a refusal to serve: 429, 5xx, or one of our own key or account (401, 402, 403). The next server is asked, at
+//! - the answer is a refusal to serve: 429, 5xx, or of our own key, account or this request (401, 402, 403). The next server is asked, at
 //!   most [`MOST_ASKED`] of a pool, then the pool's fallback. When nobody is left the last refusal is the answer.
 //!
 //! Never otherwise: a backend that took the request and fell silent may have generated, and been paid for, an answer. All of it is before
@@ -14,15 +14,17 @@
 //! A pool whose servers are all busy is passed over while a later one has a free server, and comes again behind it: its line is the last
 //! resort, for whoever pays would rather be served than wait.
 
-use super::{Attempt, Clock, Cut, Filter, Lines, Outgoing, watched};
+use super::waits::{Client, Clock, Cut, watched};
+use super::{Attempt, Filter, Lines, Outgoing};
 use crate::edge::scrub;
-use crate::openai::error;
+use crate::ids::UpstreamModel;
+use crate::openai::error::{self, Blame};
 use crate::refusal::Refusal;
+use crate::rules::plan::Timeouts;
 use crate::upstream::{Lane, Picked, Pool, USER_AGENT, Unplaced, Who};
 use http::{HeaderMap, HeaderValue, header};
 use pingora::http::RequestHeader;
 use pingora::protocols::http::client::HttpSession;
-use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, RetryType};
 use std::collections::VecDeque;
@@ -46,8 +48,9 @@ pub(super) struct Opened {
     pub headers: HeaderMap,
     /// `Content-Length`, when the reply has one.
     pub declared_length: Option<usize>,
+    /// Who was asked.
+    pub pool: Arc<Pool>,
     peer: HttpPeer,
-    reuse_for: Duration,
     /// Counts the request as running on its server.
     picked: Option<Picked>,
 }
@@ -56,7 +59,7 @@ impl Opened {
     /// The reply has been read to its end: the connection may serve another request, if the backend allows.
     pub async fn release(mut self: Box<Self>, lines: &Lines) {
         if self.session.response_done() {
-            let release = lines.release(self.session, &self.peer, self.reuse_for);
+            let release = lines.release(self.session, &self.peer, self.pool.reuse_for());
             // A connection that is not kept says goodbye first, and over TLS that is a write.
             let _ = tokio::time::timeout(Duration::from_secs(1), release).await;
         }
@@ -65,7 +68,7 @@ impl Opened {
 
 /// Goes along the lane until a server has answered with more than a refusal to serve.
 pub(super) async fn open(
-    client: &mut Session,
+    client: &mut Client<'_>,
     lines: &Lines,
     lane: &Lane,
     filter: &mut dyn Filter,
@@ -78,6 +81,11 @@ pub(super) async fn open(
         clock.turn_to(*pool.timeouts());
         let tell = |filter: &mut dyn Filter, who: Option<&Who>, outcome| filter.tried(&Attempt { pool, who, outcome });
         let key = filter.affinity(pool);
+        let model = filter.model(pool);
+        if !turn.again {
+            // Whoever is over its limit of this model answers 429 again.
+            turn.tried = pool.resting(&model);
+        }
         while turn.asked < MOST_ASKED {
             let placed = match pool.pick_now(key, &turn.tried) {
                 Some(picked) => Ok(picked),
@@ -105,24 +113,38 @@ pub(super) async fn open(
             let last = turns.is_empty();
             let out = turn.request.get_or_insert_with(|| filter.request(pool, last));
             turn.asked += 1;
+            client.is_dispensable = filter.listens(pool);
             let sent_at = Instant::now();
             let answer = match ask(client, lines, pool, &picked, line, out, clock).await {
                 Ok(answer) => answer,
-                Err(Cut::ClientGone) => return Err(Cut::ClientGone),
+                Err(Cut::ClientGone) => {
+                    // Whoever waited for the first byte as long as anybody has to did not leave: this server does not answer.
+                    let waited = sent_at.elapsed();
+                    let late = waited >= Duration::from_secs(clock.timeouts.first_byte_seconds);
+                    if late {
+                        picked.answered(&model, 504, waited, None);
+                    }
+                    tell(filter, Some(&who), if late { "timeout" } else { "left" });
+                    return Err(Cut::ClientGone);
+                }
                 Err(Cut::Refused(refusal)) => {
                     let late = matches!(refusal, Refusal::UpstreamTimeout { .. });
-                    picked.answered(if late { 504 } else { 502 }, sent_at.elapsed(), None);
+                    picked.answered(&model, if late { 504 } else { 502 }, sent_at.elapsed(), None);
                     tell(filter, Some(&who), if late { "timeout" } else { "lost" });
                     return Err(Cut::Refused(refusal));
                 }
             };
             let Some(mut line) = answer else {
                 tell(filter, Some(&who), "connect");
+                client.is_dispensable = false;
+                if client.left {
+                    return Err(Cut::ClientGone);
+                }
                 continue;
             };
             let waited = sent_at.elapsed();
-            let for_itself = is_about_the_request(client, &mut line, clock).await?;
-            match accept(line, picked, pool.reuse_for(), waited, for_itself) {
+            let blame = blame(client, &mut line, clock).await?;
+            match accept(line, picked, pool, &model, waited, blame) {
                 Ok(mut opened) if is_refusal_to_serve(opened.status) => {
                     tell(filter, Some(&who), "status");
                     // It has said what it had to say. Two requests that each kept a place while waiting for the other's would wait long.
@@ -145,6 +167,11 @@ pub(super) async fn open(
                     tell(filter, Some(&who), "lost");
                     return Err(Cut::Refused(refusal));
                 }
+            }
+            // What was of use without the client was this server's answer. Nobody else is asked for one that has left.
+            client.is_dispensable = false;
+            if client.left {
+                return Err(Cut::ClientGone);
             }
         }
     }
@@ -184,7 +211,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 /// Sends the request and waits for the head of its answer; `None`: the connection was stale and no other could be made.
 async fn ask(
-    client: &mut Session,
+    client: &mut Client<'_>,
     lines: &Lines,
     pool: &Pool,
     picked: &Picked,
@@ -199,6 +226,9 @@ async fn ask(
         && sent_at.elapsed() < STALE_WITHIN
         && never_worked_on(e, &line)
     {
+        if client.left {
+            return Ok(None);
+        }
         let Some(fresh) = connect(client, lines, picked, clock, unused_key()).await? else { return Ok(None) };
         line = fresh;
         answer = exchange(client, &mut line.session, head, out, clock).await?;
@@ -222,7 +252,7 @@ struct Line {
 /// A connection to the picked server, or `None` when there is none to be had. Only connections made under the same `key`
 /// are reused.
 async fn connect(
-    client: &mut Session,
+    client: &mut Client<'_>,
     lines: &Lines,
     picked: &Picked,
     clock: &Clock,
@@ -258,7 +288,7 @@ async fn connect(
 
 /// Sends the request and waits for the final head of the reply.
 async fn exchange(
-    client: &mut Session,
+    client: &mut Client<'_>,
     line: &mut HttpSession,
     head: Box<RequestHeader>,
     out: &Outgoing,
@@ -289,7 +319,10 @@ async fn exchange(
         }
         Ok(())
     };
-    watched(client, clock, clock.timeouts.first_byte_seconds, exchanging).await
+    // The head of an answer that does not stream comes when all of it is there.
+    let Timeouts { first_byte_seconds, total_seconds, .. } = clock.timeouts;
+    let seconds = if out.is_whole { total_seconds } else { first_byte_seconds };
+    watched(client, clock, seconds, exchanging).await
 }
 
 /// Whether it is certain, or as good as certain for a connection that had been idle, that no server saw the request.
@@ -308,15 +341,16 @@ fn never_worked_on(e: &Error, line: &Line) -> bool {
     }
 }
 
-/// Whether a 402 or 403 speaks of this one request, and not of our key or account; false of every other status.
-async fn is_about_the_request(client: &mut Session, line: &mut Line, clock: &Clock) -> Result<bool, Cut> {
-    if !line.session.response_header().is_some_and(|head| matches!(head.status.as_u16(), 402 | 403)) {
-        return Ok(false);
+/// Of what a refusal of 401, 402 or 403 speaks; of every other status it is not asked.
+async fn blame(client: &mut Client<'_>, line: &mut Line, clock: &Clock) -> Result<Blame, Cut> {
+    let status = line.session.response_header().map_or(0, |head| head.status.as_u16());
+    if !matches!(status, 402 | 403) {
+        return Ok(Blame::Key);
     }
     // Boxed: hardly any request comes here.
     match Box::pin(watched(client, clock, clock.timeouts.idle_seconds, words(&mut line.session))).await {
         Err(Cut::ClientGone) => Err(Cut::ClientGone),
-        said => Ok(error::is_about_the_request(&said.unwrap_or_default())),
+        said => Ok(error::blame(status, &said.unwrap_or_default())),
     }
 }
 
@@ -338,23 +372,27 @@ fn not_this_one() -> Refusal {
     Refusal::UpstreamRefused { status: 403, kind, code, param, message, retry_after_seconds: None }
 }
 
-/// Judges the head of a reply by what holds for every filter. `for_itself`: a 402 or 403 speaks of this request.
+/// Judges the head of a reply by what holds for every filter.
 fn accept(
     line: Line,
     picked: Picked,
-    reuse_for: Duration,
+    pool: &Arc<Pool>,
+    model: &UpstreamModel,
     waited: Duration,
-    for_itself: bool,
+    blame: Blame,
 ) -> Result<Box<Opened>, Refusal> {
     picked.connected();
     let Some(head) = line.session.response_header() else { return Err(failed("it sent no head")) };
     let status = head.status.as_u16();
-    picked.answered(status, waited, retry_after(&head.headers));
+    // A refusal that does not say why takes nobody out by itself: a client's text may have brought it about. Five in a row do.
+    let counted = if blame == Blame::Unsaid { 502 } else { status };
+    let asked = retry_after(&head.headers).filter(|_| blame != Blame::Unsaid);
+    picked.answered(model, counted, waited, asked);
     match status {
         101 => return Err(failed("it switched protocols")),
         100..=199 => return Err(failed("it sent no final head")),
-        402 | 403 if for_itself => {
-            tracing::warn!(server = %picked.host(), status, "a backend refused one request, by its moderation or for want of credit");
+        402 | 403 if blame != Blame::Key => {
+            tracing::warn!(server = %picked.host(), status, ?blame, "a backend refused one request, by its moderation or for want of credit");
             return Err(not_this_one());
         }
         401..=403 => {
@@ -373,8 +411,8 @@ fn accept(
     let declared_length =
         head.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.trim().parse().ok());
     let headers = scrub::to_client(&head.headers);
-    let Line { session, peer, .. } = line;
-    Ok(Box::new(Opened { session, status, headers, declared_length, peer, reuse_for, picked: Some(picked) }))
+    let (pool, Line { session, peer, .. }) = (Arc::clone(pool), line);
+    Ok(Box::new(Opened { session, status, headers, declared_length, pool, peer, picked: Some(picked) }))
 }
 
 fn request_head(pool: &Pool, picked: &Picked, out: &Outgoing) -> Result<Box<RequestHeader>, Refusal> {

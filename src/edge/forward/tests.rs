@@ -3,13 +3,14 @@
 //! A client on an in-memory pipe, a backend on a socket that says exactly the bytes of the test.
 
 mod elsewhere;
+mod large;
 mod partings;
 mod pauses;
 
 use super::*;
 use crate::edge::scrub;
 use crate::ids::PoolName;
-use crate::rules::plan::{Balance, Discovery, PoolRules, Queue, ServerRules};
+use crate::rules::plan::{Balance, Discovery, PoolRules, Queue, ServerRules, Timeouts};
 use crate::secret::SecretRef;
 use crate::surface::Surface;
 use crate::upstream::Pools;
@@ -46,6 +47,12 @@ struct Recorder {
     seen: HeaderMap,
     /// What came of every server.
     tried: Vec<&'static str>,
+    /// Largest reply that it takes whole.
+    limit: Option<usize>,
+    /// Say that its answer will not stream.
+    is_whole: bool,
+    /// The backend may be silent before the first byte.
+    thinks: bool,
     /// Hear so many chunks when the client has left.
     listens: Option<usize>,
     /// It was asked whether it does.
@@ -61,7 +68,11 @@ impl Filter for Recorder {
     fn request(&mut self, pool: &Pool, last: bool) -> Outgoing {
         self.asked_for.push(pool.name().as_str().to_owned());
         let body = if last { std::mem::take(&mut self.body) } else { self.body.clone() };
-        Outgoing::post("/v1/chat/completions", &scrub::to_backend(&self.seen), body)
+        Outgoing::post("/v1/chat/completions", &scrub::to_backend(&self.seen), body).answered_whole(self.is_whole)
+    }
+
+    fn model(&self, _pool: &Pool) -> UpstreamModel {
+        UpstreamModel::from("m")
     }
 
     fn tried(&mut self, attempt: &Attempt<'_>) {
@@ -78,7 +89,7 @@ impl Filter for Recorder {
                 Verdict::Stream(Box::new(head))
             }
             Some("text/refused") => Verdict::Fail(Refusal::Stopping),
-            _ => Verdict::Buffer { limit: 1000 },
+            _ => Verdict::Buffer { limit: self.limit.unwrap_or(1000) },
         }
     }
 
@@ -114,7 +125,11 @@ impl Filter for Recorder {
         flow
     }
 
-    fn listens(&self) -> bool {
+    fn may_be_silent(&self) -> bool {
+        self.thinks && !self.log.iter().any(|line| line == "durable")
+    }
+
+    fn listens(&self, _pool: &Pool) -> bool {
         self.asked.notify_one();
         self.listens.is_some()
     }
@@ -425,9 +440,14 @@ async fn a_backend_that_refuses_our_key_is_taken_out_and_the_client_sees_502() {
     for (status, out) in [(401, true), (402, true), (403, true), (400, false), (429, false), (500, false)] {
         let (listener, port) = listen().await;
         let (mut bed, _client) = Bed::new(&[port], ROOMY).await;
-        let bytes = format!("HTTP/1.1 {status} X\r\ncontent-length: 2\r\nset-cookie: a\r\nretry-after: 7\r\n\r\n{{}}");
+        let said = if status == 403 { r#"{"error":"this API key may not"}"# } else { "{}" };
+        let length = said.len();
+        let bytes =
+            format!("HTTP/1.1 {status} X\r\ncontent-length: {length}\r\nset-cookie: a\r\nretry-after: 7\r\n\r\n{said}");
         let (outcome, _) = tokio::join!(bed.run(), answer(&listener, &bytes));
-        assert_eq!(bed.pool().available(), status == 400, "{status}: our key, or it asked to be left alone");
+        let rests = !bed.pool().available_for(&UpstreamModel::from("m"));
+        assert_eq!(rests, status != 400, "{status}: our key, or it asked to be left alone");
+        assert_eq!(bed.pool().available(), matches!(status, 400 | 429), "{status}: 429 is about one model");
         if out {
             assert_eq!(failed(&outcome).status(), 502, "{status}");
             assert_eq!(bed.pool().status()[0].key_alarms, 1);
@@ -442,7 +462,9 @@ async fn a_backend_that_refuses_our_key_is_taken_out_and_the_client_sees_502() {
 async fn a_request_that_a_backend_moderates_takes_no_server_out() {
     let flagged = r#"{"error":{"code":403,"message":"your input was flagged","metadata":{"flagged_input":"x"}}}"#;
     let dear = r#"{"error":{"code":402,"message":"requires more credits, or fewer max_tokens"}}"#;
-    for (status, said) in [(403, flagged), (402, dear)] {
+    let checked = r#"{"code":"The caller does not have permission","error":"Content violates usage guidelines. Failed check: SAFETY_CHECK_TYPE_BIO"}"#;
+    let wall = "<html>You don't have permission to access this resource</html>";
+    for (status, said) in [(403, flagged), (402, dear), (403, checked), (403, wall), (403, "{}")] {
         let ((one, first), (two, second)) = (listen().await, listen().await);
         let (mut bed, client) = Bed::new(&[first, second], ROOMY).await;
         let bytes = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n{said}", said.len());

@@ -6,11 +6,11 @@
 use super::super::channels::{Step, Trouble, orphan};
 use super::super::{Stop, Toll};
 use super::{Lease, trouble_stop};
-use crate::channel::{Channel, ChannelId, Denied, Effect, Op};
+use crate::channel::{Channel, ChannelId, Effect, Op};
 use crate::clock::UnixSeconds;
 use crate::journal::{Entry, Receipt};
 use crate::money::Atoms;
-use crate::refusal::{Moved, Refusal};
+use crate::refusal::Moved;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -37,13 +37,13 @@ impl Lease {
     /// One case is left in which the payer is charged for nothing: the spend was written, its answer was lost, and for as long as we
     /// waited nobody could say so. What is spent never shrinks, so the record stands, and the books say that it was not delivered.
     ///
-    /// Nor does it leave where the lease is gone, because this gate was taken for dead, or where the channel was closed meanwhile:
+    /// Nor does it leave where the lease is gone, because this gate was taken for dead, or where the channel was paid out meanwhile:
     /// nobody would pay for it.
     pub async fn sell(&mut self, charge: Atoms, receipt: &Receipt) -> Result<(), Stop> {
-        if self.newest().serves() == Err(Denied::Over) {
+        if let Some(over) = self.unpayable() {
             tracing::error!(channel = %self.channel.id, %charge, "the channel was closed before the answer came: it is not delivered");
             let ended = self.spend(Atoms(0), None).await;
-            return ended.and(Err(Stop { claimed: true, ..Refusal::ChannelOver.into() }));
+            return ended.and(Err(Stop { claimed: true, ..over.into() }));
         }
         self.begin_to_end(charge, Some(receipt)).await;
         let mut until = None;
@@ -95,7 +95,7 @@ impl Lease {
         self.last = None;
         match self.spend(Atoms(0), None).await {
             Ok(()) => Moved::No,
-            Err(_) => Moved::Unknown,
+            Err(stop) => stop.moved,
         }
     }
 }
@@ -167,8 +167,8 @@ fn withdraw(toll: Arc<Toll>, channel: ChannelId, nothing: Step, sale: Option<Str
             && record.remembers(&sale)
         {
             tracing::error!(%channel, receipt = %receipt.id, charged = %receipt.charged, "an answer was charged and not delivered");
-            let line = Entry::Receipt(Box::new(Receipt { complete: false, ..receipt }));
-            until_told(|| toll.channels.note(vec![line.clone()])).await;
+            let lines = Entry::doubted(receipt, UnixSeconds::now());
+            until_told(|| toll.channels.note(lines.to_vec())).await;
         }
     });
 }
@@ -187,7 +187,7 @@ async fn until_told<T, F: Future<Output = Result<T, Trouble>>>(mut attempt: impl
     }
 }
 
-/// What a client is told when nobody knows how his lease ends.
+/// What a client is told when nobody knows how his lease ends. His challenge has bought it: it buys nothing again.
 fn unknown(trouble: &Trouble) -> Stop {
-    Stop { moved: Moved::Unknown, claimed: true, ..trouble_stop(trouble) }
+    Stop { moved: Moved::Undelivered, claimed: true, ..trouble_stop(trouble) }
 }

@@ -48,7 +48,9 @@ impl Delivery {
                 (Some(Usage { completion, ..usage }), UsageSource::Reported, "reported")
             }
             (Some(usage), _) => (Some(usage), UsageSource::Reported, "reported"),
-            (None, End::ClientGone | End::Unpaid) if verdict.delivered_chunks > 0 => {
+            (None, End::ClientGone | End::Unpaid)
+                if verdict.delivered_chunks > 0 || end == End::ClientGone && self.begun && is_by_token(&self.money) =>
+            {
                 (Some(self.counted(verdict)), UsageSource::Counted, "counted")
             }
             (None, _) if self.surface().is_flat() => (None, UsageSource::Missing, "flat"),
@@ -166,7 +168,9 @@ impl Delivery {
 
     /// Loss that the operator carries, as a line for the store's running totals.
     pub(super) fn absorbed(&mut self) -> Vec<(String, u64, Usd)> {
-        let Some(room) = self.room.take() else { return Vec::new() };
+        // Whoever has not paid by now pays what was used, and leaves nothing to carry.
+        let Money::Hold(hold) = &mut self.money else { return Vec::new() };
+        let Some(room) = hold.take_room() else { return Vec::new() };
         let lost = self.receipt.actual_usd.unwrap_or(Usd::ZERO).less(self.receipt.charged_usd);
         let (day, lost) = room.lose(lost);
         if lost == Usd::ZERO {

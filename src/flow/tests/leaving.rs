@@ -1,6 +1,6 @@
 //! What is charged for a stream that is paid by usage and does not end as it should: its client leaves, or its backend fails.
 
-use super::promise::{streamed, words};
+use super::promise::{REPLY, bed_with, by_success, streamed, words};
 use super::sessions::{BY_TOKEN, ROUTE, audited, channel, delivery, opening, voucher};
 use super::*;
 use crate::flow::control;
@@ -38,8 +38,8 @@ async fn a_vendor_that_bills_to_the_end_is_heard_to_the_end_as_far_as_it_is_cove
         let mut out = Vec::new();
         served.chunk(words(10), &mut out).await.unwrap();
         served.first_byte().await.unwrap();
-        assert_eq!(served.drains(), profile == "openai", "{why}");
-        let mut more = served.drains();
+        assert_eq!(served.drains(&bed.pool()), profile == "openai", "{why}");
+        let mut more = served.drains(&bed.pool());
         for chunk in said {
             more = more && served.overhear(Some(chunk));
         }
@@ -66,7 +66,7 @@ async fn where_the_amount_is_fixed_nobody_is_listened_to() {
     let mut served = delivery(&bed, bed.pay(PATH, &body, &credential).await.unwrap());
     served.body(&bed.pool(), true);
     served.tried(&bed.pool(), None, "answered");
-    assert!(!served.drains(), "tokens would be spent and nothing be charged for them");
+    assert!(!served.drains(&bed.pool()), "tokens would be spent and nothing be charged for them");
 }
 
 #[tokio::test]
@@ -171,4 +171,104 @@ async fn a_reply_is_read_and_booked_as_that_of_the_pool_that_answered_whatever_w
         drop((pools, served));
         audited(bed).await;
     }
+}
+
+/// A reply to `bed`'s first body, begun at a backend that `profile` says how it speaks.
+async fn asked_of(bed: &Bed, served: &mut crate::flow::settle::Delivery, began: bool) {
+    served.body(&bed.pool(), true);
+    served.tried(&bed.pool(), None, if began { "answered" } else { "left" });
+    if began {
+        served.begins();
+    }
+}
+
+#[tokio::test]
+async fn whoever_leaves_before_the_first_byte_owes_what_the_backend_bills() {
+    let whole = || Some(Bytes::from_static(REPLY.as_bytes()));
+    // What came: whether the backend had begun to answer, what of it was heard to the end, what is charged.
+    for (profile, began, heard, stream, charged, why) in [
+        ("openai", true, whole(), vec![], Some((2, 3)), "a reply that came whole"),
+        ("openai", true, None, vec![usage(15)], Some((9, 15)), "a stream that was heard to its end"),
+        ("openai", true, None, vec![], Some((0, 0)), "it broke off: the prompt"),
+        ("vllm", true, None, vec![], Some((0, 0)), "hung up on when it had begun: the prompt"),
+        ("vllm", false, None, vec![], None, "hung up on before"),
+        ("openai", false, None, vec![], None, "it did not answer in time"),
+        ("openai", true, Some(r#"{"error":{"message":"x"}}"#.into()), vec![], None, "an error inside a success"),
+    ] {
+        let bed = Bed::with(&[ROUTE, ("pools.toml", "vllm", profile)]);
+        let paid = bed.pay(BY_TOKEN, &streamed(100), &opening("0xaa", 50_000, 50_000)).await.unwrap();
+        let prompt = paid.quoted.parts.prompt_tokens.unwrap();
+        let mut served = delivery(&bed, paid);
+        asked_of(&bed, &mut served, began).await;
+        if served.drains(&bed.pool()) && !stream.is_empty() {
+            for chunk in stream {
+                assert!(served.overhear(Some(chunk)), "{why}");
+            }
+            served.overhear(None);
+        }
+        let receipt = served.leave(heard).await;
+        let spent = channel(&bed, "0xaa").await.spent();
+        match charged {
+            Some((input, output)) => {
+                let input = if (input, output) == (0, 0) { prompt } else { input };
+                let receipt = receipt.unwrap();
+                assert_eq!(spent, Atoms(u128::from(input + 10 * output)), "{why}");
+                assert_eq!((receipt.charged, receipt.complete), (spent, false), "{why}: sold, not delivered");
+                assert_eq!(bed.store.inner.receipt(&receipt.id).await.unwrap(), Some(receipt), "{why}");
+            }
+            None => assert_eq!((receipt, spent), (None, Atoms(0)), "{why}"),
+        }
+        audited(bed).await;
+    }
+}
+
+#[tokio::test]
+async fn what_was_promised_for_a_reply_that_nobody_waited_for_is_taken_and_buys_one_later() {
+    for (profile, began, heard, taken, why) in [
+        ("openai", true, true, true, "the vendor made it and bills it"),
+        ("openai", false, false, false, "it did not come"),
+        ("openai", true, false, false, "it began, and did not come whole"),
+        ("vllm", false, false, false, "a server of one's own stopped"),
+        ("vllm", true, false, false, "after it had begun"),
+    ] {
+        let bed = bed_with(by_success(), &[("pools.toml", "vllm", profile)]);
+        let body = ask("m", 10);
+        let credential = bed.credential(PATH, &body, "a").await;
+        let mut served = delivery(&bed, bed.pay(PATH, &body, &credential).await.unwrap());
+        assert_eq!(served.drains(&bed.pool()), profile == "openai", "{why}");
+        asked_of(&bed, &mut served, began).await;
+        served.leave(heard.then(|| Bytes::from_static(REPLY.as_bytes()))).await;
+        let want = if taken { Standing::Owed } else { Standing::Untaken };
+        assert_eq!(bed.claim("a").await.unwrap().standing, want, "{why}");
+        assert!(bed.pay(PATH, &body, &credential).await.is_ok(), "{why}: it is still good");
+        audited(bed).await;
+    }
+}
+
+#[tokio::test]
+async fn a_payment_is_spent_by_the_third_client_that_leaves_while_a_backend_works() {
+    let bed = Bed::new();
+    let body = ask("m", 10);
+    let credential = bed.credential(PATH, &body, "a").await;
+    for n in 1..=3 {
+        // A failure that is not the client's does not count.
+        let served = delivery(&bed, bed.pay(PATH, &body, &credential).await.unwrap());
+        served.fail(Refusal::UpstreamFailed { why: "test" }).await;
+        let served = delivery(&bed, bed.pay(PATH, &body, &credential).await.unwrap());
+        assert!(served.leave(None).await.is_none(), "nor does one before a backend was asked");
+        let mut served = delivery(&bed, bed.pay(PATH, &body, &credential).await.unwrap());
+        asked_of(&bed, &mut served, false).await;
+        let receipt = served.leave(None).await;
+        let standing = bed.claim("a").await.unwrap().standing;
+        match receipt {
+            None => assert_eq!((n < 3, standing), (true, Standing::Owed), "{n}"),
+            Some(receipt) => {
+                assert!(n == 3 && !receipt.complete && receipt.charged > Atoms(0), "{n}: {receipt:?}");
+                assert_eq!(standing, Standing::Delivered { receipt: receipt.id });
+            }
+        }
+    }
+    assert_eq!(stopped(bed.pay(PATH, &body, &credential).await).refusal, Refusal::ProofSpent);
+    assert_eq!(bed.rail.collects(), 1);
+    audited(bed).await;
 }

@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::flow::choose;
+use crate::flow::loss::Room;
+use crate::flow::recover::recover;
 use crate::refusal::Moved;
 
 async fn offers(bed: &Bed, body: &str) -> Result<Vec<String>, &'static str> {
@@ -162,15 +164,14 @@ async fn what_the_operator_may_lose_is_reserved_before_a_payment_and_a_full_day_
         let credential = bed.credential(PATH, &body, proof).await;
         let paid = bed.pay(PATH, &body, &credential).await.unwrap();
         let micro = Usd(room * 1_000_000_000_000);
-        assert_eq!((paid.room.as_ref().unwrap().amount(), paid.output), (micro, output), "{proof}");
+        assert_eq!((paid.money.room().unwrap().amount(), paid.output), (micro, output), "{proof}");
         inside.push((credential, paid));
     }
     assert_eq!(offers(&bed, &body).await, Err("cap_reached"), "nothing is offered that could not be served");
     // One that was offered earlier is refused before its payment is touched.
     let late = {
         let (_, first) = inside.pop().unwrap();
-        drop(first.money);
-        drop(first.room);
+        served(first).await;
         let credential = bed.credential(PATH, &body, "c").await;
         let again = bed.credential(PATH, &body, "d").await;
         inside.push((credential.clone(), bed.pay(PATH, &body, &credential).await.unwrap()));
@@ -181,20 +182,107 @@ async fn what_the_operator_may_lose_is_reserved_before_a_payment_and_a_full_day_
     assert_eq!(bed.claim("d").await, None);
 }
 
+/// It got an answer that cost nothing beyond its price.
+async fn served(paid: Paid) {
+    let mut hold = paid.into_hold();
+    let receipt = crate::journal::sample::receipt("rcpt_a", "0xa", 1);
+    hold.deliver(&receipt, Vec::new()).await.unwrap();
+}
+
+/// All that is left of the day, for as long as it lives.
+fn rest_of_the_day(bed: &Bed) -> Room {
+    bed.toll.losses.reserve(&"t".into(), UnixSeconds::now(), Usd(u128::MAX), Usd(800_000_000_000_000))
+}
+
 #[tokio::test]
 async fn a_paid_call_is_redeemed_even_when_the_day_is_full() {
     let bed = Bed::with(&[ABSORB]);
     let body = ask("m", 50);
     let credential = bed.credential(PATH, &body, "a").await;
-    let paid = bed.pay(PATH, &body, &credential).await.unwrap();
-    let Money::Hold(hold) = paid.money else { panic!("a fixed amount") };
-    drop(paid.room);
+    let hold = bed.pay(PATH, &body, &credential).await.unwrap().into_hold();
     assert!(matches!(hold.give_back().await, Moved::Redeemable { .. }));
-    let full = bed.toll.losses.reserve(&"t".into(), UnixSeconds::now(), Usd(u128::MAX), Usd(800_000_000_000_000));
+    let _full = rest_of_the_day(&bed);
     assert_eq!(offers(&bed, &body).await, Err("cap_reached"));
     let paid = bed.pay(PATH, &body, &credential).await.unwrap();
     assert_eq!(paid.output, 50, "it gets what it was sold");
+}
+
+#[tokio::test]
+async fn whoever_pays_and_leaves_again_and_again_is_not_served_over_the_cap_of_the_day_later() {
+    // Where the client leaves: while the payment is taken, or while a backend works.
+    for early in [false, true] {
+        let bed = Bed::with(&[ABSORB]);
+        let body = ask("m", 50);
+        let mut owed = Vec::new();
+        for proof in ["a", "b"] {
+            let credential = bed.credential(PATH, &body, proof).await;
+            if early {
+                bed.rail.open.send_replace(false);
+                let asked = bed.rail.collects() + 1;
+                tokio::select! {
+                    _ = bed.pay(PATH, &body, &credential) => panic!("the chain is not done"),
+                    () = until(|| async { bed.rail.collects() == asked }) => {}
+                }
+                bed.rail.open.send_replace(true);
+            } else {
+                drop(bed.pay(PATH, &body, &credential).await.unwrap());
+            }
+            bed.becomes(proof, |claim| claim.standing == Standing::Owed).await;
+            owed.push(credential);
+        }
+        until(|| async { offers(&bed, &body).await == Err("cap_reached") }).await;
+        let mut inside = Vec::new();
+        for (credential, room, output) in [(&owed[0], 500, 50), (&owed[1], 300, 30)] {
+            let paid = bed.pay(PATH, &body, credential).await.unwrap();
+            let micro = Usd(room * 1_000_000_000_000);
+            assert_eq!((paid.money.room().unwrap().amount(), paid.output), (micro, output), "what it was sold");
+            inside.push(paid);
+        }
+        for paid in inside {
+            served(paid).await;
+        }
+        assert!(offers(&bed, &body).await.is_ok(), "what was not lost after all is there for others");
+    }
+}
+
+#[tokio::test]
+async fn what_nothing_was_kept_for_takes_what_the_day_leaves_and_stays_redeemable_when_that_is_nothing() {
+    let mut bed = Bed::with(&[ABSORB]);
+    let body = ask("m", 50);
+    let credential = bed.credential(PATH, &body, "a").await;
+    drop(bed.pay(PATH, &body, &credential).await.unwrap());
+    bed.becomes("a", |claim| claim.standing == Standing::Owed).await;
+    bed.restart();
+    let full = rest_of_the_day(&bed);
+    let stop = stopped(bed.pay(PATH, &body, &credential).await);
+    assert_eq!((stop.refusal.code(), stop.refusal.status(), stop.claimed), ("cap_reached", 503, true));
+    assert!(matches!(stop.moved, Moved::Redeemable { .. }));
     drop(full);
+    assert_eq!(bed.pay(PATH, &body, &credential).await.unwrap().output, 50);
+}
+
+#[tokio::test]
+async fn what_a_call_may_lose_is_kept_for_whoever_paid_before_a_restart_or_was_known_to_have_paid_late() {
+    for late in [false, true] {
+        let mut bed = Bed::with(&[ABSORB]);
+        let body = ask("m", 50);
+        let credential = bed.credential(PATH, &body, "a").await;
+        if late {
+            bed.rail.finds(Collected::Unknown, [Collected::Paid]);
+            assert_eq!(stopped(bed.pay(PATH, &body, &credential).await).refusal.code(), "payment_unknown");
+        } else {
+            drop(bed.pay(PATH, &body, &credential).await.unwrap());
+        }
+        bed.becomes("a", |claim| claim.standing == Standing::Owed).await;
+        if !late {
+            bed.restart();
+            recover(&bed.toll).await.unwrap();
+        }
+        let left = || bed.toll.losses.left(&"t".into(), UnixSeconds::now(), Usd(800_000_000_000_000));
+        until(|| async { left() == Usd(300_000_000_000_000) }).await;
+        let _full = rest_of_the_day(&bed);
+        assert_eq!(bed.pay(PATH, &body, &credential).await.unwrap().output, 50, "late: {late}");
+    }
 }
 
 #[tokio::test]

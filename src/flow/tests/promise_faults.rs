@@ -317,3 +317,66 @@ async fn a_payment_that_was_taken_first_is_not_stuck_by_a_store_that_fails_for_a
         assert_eq!(bed.rail.collects(), 1);
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn while_a_shared_store_writes_a_promise_its_rail_is_asked_once_and_nothing_comes_of_it_before_both_have_answered()
+ {
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    enum Then {
+        Served,
+        Refused,
+        NotWritten,
+        Lost,
+    }
+    for (then, why) in [
+        (Then::Served, "written and vouched for"),
+        (Then::Refused, "the rail says no"),
+        (Then::NotWritten, "the store says nothing"),
+        (Then::Lost, "another gate was faster"),
+    ] {
+        let bed = Arc::new(bed(by_success()));
+        let body = ask("m", 10);
+        let credential = bed.credential(PATH, &body, "a").await;
+        match then {
+            Then::Refused => {
+                let no = || Vouched::Bad { why: "poor".into() };
+                bed.rail.vouched.lock().unwrap().extend([no(), no()]);
+            }
+            Then::NotWritten => bed.store.fail(1, true),
+            Then::Lost => bed.store.loses.store(8, Ordering::SeqCst),
+            Then::Served => {}
+        }
+        bed.store.heard.send_replace(false);
+        let copies: Vec<_> = (0..8)
+            .map(|_| {
+                let (bed, body, credential) = (Arc::clone(&bed), body.clone(), credential.clone());
+                tokio::spawn(async move { bed.pay(PATH, &body, &credential).await })
+            })
+            .collect();
+        let all_write = || async { bed.store.commits.load(Ordering::SeqCst) >= 8 };
+        until(all_write).await;
+        until(|| async { bed.rail.vouches.load(Ordering::SeqCst) == 1 }).await;
+        assert!(copies.iter().all(|copy| !copy.is_finished()), "{why}: nothing comes of an answer alone");
+        bed.store.heard.send_replace(true);
+        let (mut paid, mut stops) = (Vec::new(), Vec::new());
+        for copy in copies {
+            match copy.await.unwrap() {
+                Ok(won) => paid.push(won),
+                Err(stop) => stops.push(stop.refusal.code()),
+            }
+        }
+        assert_eq!(paid.len(), usize::from(then == Then::Served), "{why}: {stops:?}");
+        let asked = bed.rail.vouches.load(Ordering::SeqCst);
+        match then {
+            // The one that asked may not be the one whose promise was written.
+            Then::Served => {
+                assert!(asked <= 2 && stops.iter().all(|code| *code == "payment_in_use"), "{why}: {stops:?}")
+            }
+            Then::Lost => assert!(asked == 1 && stops.iter().all(|code| *code == "payment_in_use"), "{why}: {stops:?}"),
+            Then::Refused => assert!(stops.contains(&"payment_invalid"), "{why}: {stops:?}"),
+            Then::NotWritten => assert!(stops.contains(&"store_unavailable"), "{why}: {stops:?}"),
+        }
+        assert!(bed.rail.takes.lock().unwrap().is_empty(), "{why}: nothing moves before there is an answer");
+        drop(paid);
+    }
+}

@@ -1,10 +1,11 @@
 //! How far a payer is trusted, and what an offer is worth when the rules or the operator's limits have changed.
 
 use super::promise::{
-    END, REPLY, bed, bed_with, by_success, by_usage, delivery, receipt, sell, stream, streamed, words,
+    END, REPLY, answered, bed, bed_with, by_success, by_usage, delivery, receipt, sell, stream, streamed, words,
 };
 use super::sessions::audited;
 use super::*;
+use crate::flow::loss::Room;
 use crate::flow::settle::End;
 use crate::journal::Settlement;
 use crate::refusal::Moved;
@@ -144,7 +145,7 @@ async fn what_cost_nothing_is_not_owed_when_it_does_not_leave() {
         let body = ask("m", 10);
         let credential = bed.credential(PATH, &body, "a").await;
         let Money::Promise(promise) = bed.pay(PATH, &body, &credential).await.unwrap().money else { panic!("taken") };
-        let hold = promise.take(Atoms(0)).await.unwrap();
+        let hold = promise.take(Atoms(0), None).await.unwrap();
         if dropped {
             drop(hold);
         } else {
@@ -164,7 +165,7 @@ async fn what_the_operator_carries_is_reserved_for_a_fixed_price_and_not_for_usa
         let bed = bed_with(after, absorb);
         let credential = bed.credential(PATH, &body, "a").await;
         let paid = bed.pay(PATH, &body, &credential).await.unwrap();
-        assert_eq!((paid.output, paid.room.as_ref().map(|r| r.amount())), (50, room), "{after:?}");
+        assert_eq!((paid.output, paid.money.room().map(Room::amount)), (50, room), "{after:?}");
         let full = bed.toll.losses.reserve(&"t".into(), UnixSeconds::now(), Usd(u128::MAX), Usd(800_000_000_000_000));
         let quoted = bed.quote(PATH, &body).await.unwrap();
         let made = pay::offers(&bed.toll, &quoted, digest(&body), &http::HeaderMap::new(), None).await;
@@ -187,18 +188,44 @@ async fn an_old_offer_that_covers_no_answer_any_more_is_refused_unclaimed() {
 }
 
 #[tokio::test]
-async fn what_is_owed_buys_no_more_output_than_was_authorized() {
-    // 10 tokens are asked for, and the rail asks for no more than 124 atoms.
-    let bed = bed(When::After { most: Some(Usd(124_000_000_000_000)), exposure: Usd::ONE });
-    let body = ask("m", 10);
-    let credential = bed.credential(PATH, &body, "a").await;
-    let paid = bed.pay(PATH, &body, &credential).await.unwrap();
-    let output = paid.output;
-    assert!((1..10).contains(&output), "{output}");
-    let Money::Promise(promise) = paid.money else { panic!("taken") };
-    drop(promise.take(Atoms(32)).await.unwrap());
-    bed.becomes("a", |claim| claim.standing == Standing::Owed).await;
-    assert_eq!(bed.pay(PATH, &body, &credential).await.unwrap().output, output);
+async fn what_is_owed_buys_an_answer_as_long_as_the_one_that_was_taken_for() {
+    let paid_for = |completion: u64| {
+        let (usage, total) = (r#""completion_tokens":3,"total_tokens":5"#, completion + 2);
+        REPLY.replace(usage, &format!(r#""completion_tokens":{completion},"total_tokens":{total}"#))
+    };
+    let missing: &[_] = &[("tiers.toml", "max_n = 4", "max_n = 4\nmissing_usage = \"ceiling\"")];
+    let silent = REPLY.replace(r#"{"prompt_tokens":2,"completion_tokens":3,"total_tokens":5}"#, "null");
+    // 10 tokens are asked for, and the rail asks for no more than 154 atoms.
+    let tight = || When::After { most: Some(Usd(154_000_000_000_000)), exposure: Usd::ONE };
+    for (edits, reply, want, why) in [
+        (&[][..], paid_for(3), Some(3), "three tokens were used and taken: no more is paid, and no less is owed"),
+        (&[], paid_for(1), Some(1), "one was"),
+        (missing, silent, None, "all that was authorized was taken"),
+    ] {
+        let bed = bed_with(tight(), edits);
+        let body = ask("m", 10);
+        let credential = bed.credential(PATH, &body, "a").await;
+        let paid = bed.pay(PATH, &body, &credential).await.unwrap();
+        let most = paid.output;
+        assert!((4..10).contains(&most), "{most}");
+        bed.rail.taken.lock().unwrap().push_back(Collected::Unknown);
+        bed.rail.looked.lock().unwrap().push_back(Collected::Settled { transaction: "0xlate".into() });
+        assert!(answered(delivery(&bed, paid), &reply).await.is_err(), "{why}: nobody knows yet");
+        bed.becomes("a", |claim| claim.standing == Standing::Owed).await;
+        let taken = bed.claim("a").await.unwrap().paid_amount();
+        let again = bed.pay(PATH, &body, &credential).await.unwrap();
+        assert_eq!(again.output, want.unwrap_or(most), "{why}");
+        drop(again);
+        bed.becomes("a", |claim| claim.standing == Standing::Owed).await;
+        // Of another body it buys what it covers, beside its prompt.
+        let other = ask("m", 9);
+        let quoted = bed.quote(PATH, &other).await.unwrap();
+        let covers = quoted.output_covered(&bed.rail.id, 6, taken);
+        match bed.pay(PATH, &other, &credential).await {
+            Ok(paid) => assert_eq!(paid.output, covers.max(1), "{why}"),
+            Err(stop) => assert_eq!(stop.refusal.code(), "underpaid", "{why}: {stop:?}"),
+        }
+    }
 }
 
 #[tokio::test]
@@ -207,7 +234,7 @@ async fn what_is_owed_can_be_redeemed_even_when_it_could_not_be_bought_any_more(
     let body = ask("m", 10);
     let credential = bed.credential(PATH, &body, "a").await;
     let Money::Promise(promise) = bed.pay(PATH, &body, &credential).await.unwrap().money else { panic!("taken") };
-    drop(promise.take(Atoms(32)).await.unwrap());
+    drop(promise.take(Atoms(32), None).await.unwrap());
     bed.becomes("a", |claim| claim.standing == Standing::Owed).await;
     let late = bed.credential(PATH, &body, "b").await;
     bed.reload(&[("models.toml", "input = \"1\"", "input = \"500\"")]).await;

@@ -4,9 +4,9 @@ use super::*;
 use crate::chain::Unreachable;
 use crate::channel::{Act, ChannelId, Descriptor, Intent, OrphanPolicy, Phase, View, Voucher};
 use crate::conf::SessionConf;
-use crate::flow::control;
 use crate::flow::receipt::Signet;
 use crate::flow::settle::{Delivery, End, Next};
+use crate::flow::{control, release, watcher};
 use crate::rail::session::{Action, Outcome, PayersTx, Presented, SessionAsk, SessionReceipt, Snapshot};
 use crate::refusal::Moved;
 use crate::secret::Secret;
@@ -36,7 +36,7 @@ pub(super) fn terms() -> SessionConf {
 /// A session rail: credentials are believed, the chain does what is asked of it.
 pub(super) struct Purse {
     id: RailId,
-    up: AtomicBool,
+    pub(super) up: AtomicBool,
     pub(super) chain: Mutex<HashMap<ChannelId, View>>,
     /// What becomes of the next transactions; then they land.
     pub(super) outcomes: Mutex<VecDeque<Outcome>>,
@@ -75,7 +75,7 @@ impl Purse {
         if let Some(verdict) = self.keys.lock().unwrap().clone().filter(|_| channel.by_access_key) {
             return verdict;
         }
-        let seen = self.mined.lock().unwrap().contains(intent);
+        let seen = self.mined.lock().unwrap().iter().any(|known| known.tx == intent.tx);
         if seen {
             let view = self.chain.lock().unwrap()[&channel.id];
             return Outcome::Landed { mined: intent.tx.clone(), view };
@@ -147,10 +147,11 @@ impl Session for Purse {
         }
         let say = |name: &str| credential.payload[name].as_str().unwrap_or("0").to_owned();
         let voucher = Voucher { amount: Atoms::parse(&say("amount")).unwrap(), signature: "0xsig".into() };
+        let is_over = credential.payload["over"] == true;
         let tx = || PayersTx {
             raw: Vec::new(),
             hash: format!("0x{}", say("tx")),
-            valid_until: UnixSeconds::now().plus(25),
+            valid_until: if is_over { UnixSeconds::now() } else { UnixSeconds::now().plus(25) },
             sponsored: false,
             by_access_key: credential.payload["by"] == "access key",
         };
@@ -158,12 +159,12 @@ impl Session for Purse {
         let action = match shown.action().unwrap() {
             "open" => Action::Open { voucher, deposit: number("deposit"), tx: tx() },
             "topUp" => Action::TopUp { additional: number("additional"), tx: tx() },
-            "close" => Action::Close(voucher),
+            "close" => Action::Close { voucher, agreed: credential.payload["agreed"] == true },
             _ => Action::Voucher(voucher),
         };
         Ok(Some(Presented {
             challenge_id: credential.challenge.id.clone(),
-            expires: UnixSeconds::now().plus(1_800),
+            expires: if is_over { UnixSeconds::now() } else { UnixSeconds::now().plus(1_800) },
             route: BY_TOKEN.into(),
             channel: shown.channel().unwrap(),
             descriptor: match credential.payload["payer"].as_str() {
@@ -179,6 +180,9 @@ impl Session for Purse {
             Action::TopUp { additional, tx } => (Act::TopUp { additional: *additional }, tx),
             other => panic!("{other:?} has no transaction"),
         };
+        if tx.valid_until <= now {
+            return Err(Refusal::PaymentInvalid { why: "it is past".into() });
+        }
         Ok(Intent { act, tx: tx.hash.clone(), raw: "0x".into(), valid_until: now.plus(25) })
     }
     async fn submit(&self, channel: &Channel, intent: &Intent) -> Outcome {
@@ -523,8 +527,23 @@ async fn a_channel_in_use_says_wait_and_a_blocked_one_says_so() {
     assert_eq!((stop.refusal.code(), stop.refusal.status()), ("channel_busy", 409), "one is under way");
 
     let id = ChannelId("0xaa".into());
-    let op = crate::channel::Op::Quarantine { why: "test".into() };
-    bed.toll.channels.one(&id, op).await.unwrap().1.unwrap();
-    let stop = stopped(bed.pay(BY_TOKEN, &body, &voucher("0xaa", 6_000)).await);
-    assert_eq!((stop.refusal.code(), stop.refusal.status()), ("channel_blocked", 403));
+    let says = |deposit| {
+        let mut chain = bed.purse.chain.lock().unwrap();
+        let view = chain.get_mut(&id).unwrap();
+        (view.block, view.deposit) = (view.block + 1, Atoms(deposit));
+    };
+    let till = &bed.toll.tills[0];
+    says(4_999);
+    watcher::round(&bed.toll, till).await;
+    let blocked = || async { stopped(bed.pay(BY_TOKEN, &body, &voucher("0xaa", 6_000)).await).refusal };
+    assert_eq!((blocked().await.code(), blocked().await.status()), ("channel_blocked", 403));
+    assert_eq!(release::release(&bed.toll, till, &id).await.unwrap_err().refusal, Refusal::ChannelBlocked, "rightly");
+    says(50_000);
+    watcher::round(&bed.toll, till).await;
+    assert_eq!(blocked().await.code(), "channel_blocked", "until a person has looked");
+    bed.purse.up.store(false, Ordering::SeqCst);
+    assert_eq!(release::release(&bed.toll, till, &id).await.unwrap_err().refusal.code(), "chain_unavailable");
+    bed.purse.up.store(true, Ordering::SeqCst);
+    assert_eq!(release::release(&bed.toll, till, &id).await.unwrap().phase, Phase::Open);
+    bed.pay(BY_TOKEN, &body, &voucher("0xaa", 6_000)).await.unwrap();
 }

@@ -63,3 +63,26 @@ async fn an_opening_by_access_key_that_lands_takes_a_place_like_any_other() {
     let landed = channel(&bed, "0xa0").await;
     assert!(landed.by_access_key && !landed.is_unjudged(), "how it was signed is kept, and the chain has spoken");
 }
+
+#[tokio::test]
+async fn one_payer_has_so_many_channels_another_has_his_own_and_a_closed_one_is_a_place_again() {
+    let bed = bed();
+    let of = |id: &str, payer: &str| {
+        session(
+            json!({"action": "open", "channelId": id, "amount": "2000", "deposit": "50000", "tx": id, "payer": payer}),
+        )
+    };
+    for (id, payer, want) in [
+        ("0xa0", "0xpayer", "paid"),
+        ("0xa1", "0xpayer", "paid"),
+        ("0xa2", "0xpayer", "payment_invalid"),
+        ("0xb0", "0xother", "paid"),
+    ] {
+        assert_eq!(buy(&bed, &of(id, payer)).await, want, "{id} of {payer}");
+    }
+    let id = ChannelId("0xa0".into());
+    until(|| async { channel(&bed, "0xa0").await.leases.is_empty() }).await;
+    crate::flow::closing::close(&bed.toll, &bed.toll.tills[0], &id).await.unwrap();
+    assert_eq!(buy(&bed, &of("0xa3", "0xpayer")).await, "paid", "one of his two is closed");
+    assert_eq!(buy(&bed, &of("0xa4", "0xpayer")).await, "payment_invalid", "and that was the one place");
+}

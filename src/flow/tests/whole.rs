@@ -97,7 +97,7 @@ async fn a_reply_that_was_withheld_is_not_charged_unless_the_record_cannot_be_ch
         let mut call = second_call(&bed).await;
         bed.store.fail(1, written);
         let stop = call.whole(Bytes::from_static(REPLY)).await.unwrap_err();
-        assert_eq!((stop.moved, stop.claimed), (Moved::Unknown, true), "{why}");
+        assert_eq!((stop.moved, stop.claimed), (Moved::Undelivered, true), "{why}");
         let counted = bed.toll.metrics.charged_usd.with_label_values(&["tempo/session"]).get();
         assert_eq!((counted * 1e6).round(), 79.0, "{why}: only what was sold");
         drop(call);

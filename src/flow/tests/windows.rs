@@ -2,8 +2,8 @@
 
 use super::sessions::{BY_TOKEN, ROUTE, bed, delivery, newest, opening, streamed, words};
 use super::*;
-use crate::channel::{Lease, OrphanPolicy};
-use crate::flow::settle::Delivery;
+use crate::channel::{Act, Intent, Lease, Op, OrphanPolicy, View};
+use crate::flow::settle::{Delivery, End, Next};
 
 /// The only lease, once the record says that something of it was delivered, and how many writes that took.
 async fn begun(bed: &Bed, stream: &mut Delivery, before: u64) -> (Lease, u64) {
@@ -102,5 +102,62 @@ async fn the_first_word_leases_a_second_window_in_one_write_where_the_channel_is
         let mut stream = delivery(&bed, paid);
         let (lease, writes) = begun(&bed, &mut stream, before.revision).await;
         assert_eq!((lease.cap.0 - cap.0, writes), (window, 1), "{why}");
+    }
+}
+
+#[tokio::test]
+async fn nothing_leaves_of_a_stream_once_its_channel_is_paid_out_however_much_is_leased() {
+    let id = ChannelId("0xaa".into());
+    let gone = View { block: 99, deposit: Atoms(0), settled: Atoms(0), close_requested_at: None };
+    let asked = View { deposit: Atoms(50_000), close_requested_at: Some(UnixSeconds::now()), ..gone };
+    let paying_out = |channel: &Channel| {
+        let act = Act::Close { amount: channel.accepted(), capture: channel.capture() };
+        Op::Intend { intent: Intent { act, tx: "0xours".into(), raw: "0x".into(), valid_until: UnixSeconds::now() } }
+    };
+    for (began, state, code, why) in [
+        (true, "open", None, "the channel is as it was"),
+        (true, "asked to close", None, "what is used is claimed with the close"),
+        (true, "paying out", Some("channel_finalized"), "the amount is signed"),
+        (true, "gone", Some("channel_finalized"), "there is nothing left to claim from"),
+        (true, "blocked", Some("channel_blocked"), "nobody knows whether there is"),
+        (false, "gone", Some("channel_finalized"), "before its first word it is a clean refusal"),
+    ] {
+        let bed = hidden();
+        let mut stream = hiding(&bed).await;
+        let mut out = Vec::new();
+        if began {
+            assert_eq!(stream.chunk(words(10), &mut out).await.unwrap(), Next::Go);
+            stream.first_byte().await.unwrap();
+        }
+        let short = View { deposit: Atoms(19_999), ..gone };
+        let ops = match state {
+            "asked to close" => vec![Op::Look { view: asked }],
+            "paying out" => vec![Op::Look { view: asked }, paying_out(&*newest(&bed, "0xaa").await)],
+            "gone" => vec![Op::Look { view: gone }],
+            "blocked" => vec![Op::Look { view: short }],
+            _ => Vec::new(),
+        };
+        for op in ops {
+            bed.toll.channels.one(&id, op).await.unwrap().1.unwrap();
+        }
+        out.clear();
+        let next = stream.chunk(words(10), &mut out).await.unwrap();
+        assert_eq!(
+            (next == Next::Stop, stream.is_unpaid(), out.is_empty()),
+            (code.is_some(), code.is_some(), code.is_some()),
+            "{why}"
+        );
+        let Some(code) = code else { continue };
+        let refused = stream.unpaid_before_it_began();
+        if !began {
+            assert_eq!(refused.unwrap().code(), code, "{why}");
+            continue;
+        }
+        assert_eq!(refused, None, "{why}");
+        stream.end(End::Unpaid, &mut out).await;
+        let said = String::from_utf8(out.concat()).unwrap();
+        assert!(said.contains(code) && !said.contains("aaaa"), "{why}: {said}");
+        assert_eq!(stream.receipt().usage.unwrap().completion, 10, "{why}: what had left is what was used");
+        assert!(newest(&bed, "0xaa").await.leases.is_empty());
     }
 }

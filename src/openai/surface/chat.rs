@@ -1,7 +1,7 @@
 //! Chat completions: messages in, one or more answers out.
 
 use super::{
-    A, B, Fields, Form, N, O, Rule, S, SHORT_CACHES, SPEEDS, Told, Weight, at_most, bool_of, names, one_of,
+    B, Fields, Form, N, O, Rule, S, SHORT_CACHES, SPEEDS, Told, Weight, at_most, bool_of, names, one_of, stops,
     write_count, write_stream,
 };
 use crate::limits::{Limits, Spelling};
@@ -29,12 +29,12 @@ const FIELDS: Fields = &[
     ("presence_penalty", Rule::Copied(&[N])),
     ("prompt_cache_key", Rule::Copied(&[S])),
     ("prompt_cache_retention", Rule::Checked),
-    ("reasoning_effort", Rule::Copied(&[S])),
+    ("reasoning_effort", Rule::Checked),
     ("response_format", Rule::Checked),
     ("safety_identifier", Rule::Copied(&[S])),
     ("seed", Rule::Copied(&[N])),
     ("service_tier", Rule::Checked),
-    ("stop", Rule::Copied(&[S, A])),
+    ("stop", Rule::Checked),
     ("store", Rule::Checked),
     ("stream", Rule::Ours),
     ("stream_options", Rule::Ours),
@@ -60,6 +60,8 @@ fn check(name: &'static str, reader: &mut Reader<'_, '_>) -> Result<(), Refusal>
         "tools" => reader.tools(TOOL),
         // Schemas and legacy functions are rendered into the prompt.
         "response_format" | "functions" => reader.raw_piece().map(drop),
+        "stop" => stops(name, reader),
+        "reasoning_effort" => reader.effort(name),
         "modalities" => reader.items(name, |reader, _| one_of(&["text"], name, reader)),
         "service_tier" => one_of(SPEEDS, name, reader),
         "prompt_cache_retention" => one_of(SHORT_CACHES, name, reader),

@@ -1,7 +1,7 @@
 //! Legacy completions: a text, or several, that the model continues.
 
 use super::{
-    A, Fields, Form, N, O, Rule, S, Told, Weight, at_most, bool_of, count_of, names, write_count, write_stream,
+    Fields, Form, N, O, Rule, S, Told, Weight, at_most, bool_of, count_of, names, stops, write_count, write_stream,
 };
 use crate::limits::Limits;
 use crate::openai::prompt::{Found, Reader};
@@ -21,7 +21,7 @@ const FIELDS: Fields = &[
     ("presence_penalty", Rule::Copied(&[N])),
     ("prompt", Rule::Checked),
     ("seed", Rule::Copied(&[N])),
-    ("stop", Rule::Copied(&[S, A])),
+    ("stop", Rule::Checked),
     ("stream", Rule::Ours),
     ("stream_options", Rule::Ours),
     ("suffix", Rule::Checked),
@@ -36,6 +36,7 @@ pub(super) static FORM: Form =
 fn check(name: &'static str, reader: &mut Reader<'_, '_>) -> Result<(), Refusal> {
     match name {
         "prompt" => reader.inputs(name),
+        "stop" => stops(name, reader),
         // A model that fills in reads what comes behind as well.
         _ => reader.text(name),
     }

@@ -4,7 +4,8 @@
 //! rate of a prompt. Documents, search results and containers are read, and billed, by rules of their own.
 
 use super::{
-    A, Fields, Form, N, O, Rule, Thinking, Told, Weight, bool_of, count_of, names, one_of, write_count, write_flag,
+    Fields, Form, N, O, Rule, Thinking, Told, Weight, bool_of, caller, count_of, names, one_of, stops, write_count,
+    write_flag,
 };
 use crate::limits::Limits;
 use crate::openai::prompt::{Found, Reader, bad};
@@ -17,7 +18,7 @@ use crate::refusal::Refusal;
 const FIELDS: Fields = &[
     ("cache_control", Rule::Checked),
     ("container", Rule::Unpriced),
-    ("context_management", Rule::Unpriced),
+    ("context_management", Rule::Ours),
     ("inference_geo", Rule::Unpriced),
     ("max_tokens", Rule::Ours),
     ("mcp_servers", Rule::Unpriced),
@@ -28,7 +29,7 @@ const FIELDS: Fields = &[
     ("output_format", Rule::Checked),
     ("service_tier", Rule::Checked),
     ("speed", Rule::Unpriced),
-    ("stop_sequences", Rule::Copied(&[A])),
+    ("stop_sequences", Rule::Checked),
     ("stream", Rule::Ours),
     ("system", Rule::Checked),
     ("temperature", Rule::Copied(&[N])),
@@ -53,15 +54,42 @@ fn check(name: &'static str, reader: &mut Reader<'_, '_>) -> Result<(), Refusal>
         // The schema of the answer is rendered into the prompt.
         "output_config" | "output_format" => reader.raw_piece().map(drop),
         "cache_control" => cache_control(reader, name),
+        "stop_sequences" => stops(name, reader),
         // `service_tier`
         _ => one_of(&["auto", "standard_only"], name, reader),
     }
 }
 
 fn take(name: &'static str, told: &mut Told, reader: &mut Reader<'_, '_>) -> Result<(), Refusal> {
-    if name != "thinking" {
-        return told.take(name, reader);
+    match name {
+        "thinking" => thinking(told, reader),
+        "context_management" => reader.members(&["edits"], &|rest| format!("{name}{rest}"), |this, _| edits(this)),
+        _ => told.take(name, reader),
     }
+}
+
+/// What a backend of Anthropic's may leave out of the prompt. It only makes prompts shorter and is behind a header that does not leave the
+/// gate, so it is read and not sent on: the whole prompt is what was quoted. What writes summaries instead is billed.
+fn edits(reader: &mut Reader<'_, '_>) -> Result<(), Refusal> {
+    reader.items("context_management.edits", |reader, index| {
+        let place = |rest: &str| format!("context_management.edits[{index}]{rest}");
+        let mut kind = None;
+        reader.members(EDIT, &place, |this, key| {
+            match key {
+                "type" => kind = Some(this.string_of(&place(".type"))?),
+                _ => this.pass()?,
+            }
+            Ok(())
+        })?;
+        match kind.as_deref() {
+            Some(kind) if kind.starts_with("clear_thinking_") || kind.starts_with("clear_tool_uses_") => Ok(()),
+            Some(_) => Err(Refusal::NotPriced { param: place(".type") }),
+            None => Err(bad(place(".type"), "is missing")),
+        }
+    })
+}
+
+fn thinking(told: &mut Told, reader: &mut Reader<'_, '_>) -> Result<(), Refusal> {
     let place = |rest: &str| format!("thinking{rest}");
     let (mut kind, mut budget, mut summarized) = (None, None, None);
     reader.members(&["type", "budget_tokens", "display"], &place, |this, key| {
@@ -85,11 +113,12 @@ fn take(name: &'static str, told: &mut Told, reader: &mut Reader<'_, '_>) -> Res
         (Some("enabled"), Some(budget)) => Thinking::Enabled { budget, summarized },
         (Some("enabled"), None) => return Err(bad(place(".budget_tokens"), "is missing")),
         (Some("adaptive"), None) => Thinking::Adaptive { summarized },
+        (Some("between_tools"), None) => Thinking::BetweenTools,
         (Some("disabled"), None) => Thinking::Disabled,
-        (Some("adaptive" | "disabled"), Some(_)) => {
+        (Some("adaptive" | "between_tools" | "disabled"), Some(_)) => {
             return Err(bad(place(".budget_tokens"), "goes with thinking that is enabled only"));
         }
-        _ => return Err(bad(place(".type"), "must be enabled, adaptive or disabled")),
+        _ => return Err(bad(place(".type"), "must be enabled, adaptive, between_tools or disabled")),
     });
     Ok(())
 }
@@ -124,10 +153,11 @@ fn write(ask: &Ask, to: &Rewrite<'_>, out: &mut Vec<u8>) {
             out.extend_from_slice(b",\"thinking\":{\"type\":\"adaptive\"");
             write_display(summarized, out);
         }
-        Some(Thinking::Enabled { .. } | Thinking::Disabled) => {
-            out.extend_from_slice(b",\"thinking\":{\"type\":\"disabled\"}");
-        }
-        None => {}
+        Some(Thinking::BetweenTools) => out.extend_from_slice(b",\"thinking\":{\"type\":\"between_tools\"}"),
+        Some(Thinking::Disabled) => out.extend_from_slice(b",\"thinking\":{\"type\":\"disabled\"}"),
+        // Too little was bought to think with a budget. Some models refuse to be told not to think, so nothing is said: whatever it then
+        // does, the limit holds.
+        Some(Thinking::Enabled { .. }) | None => {}
     }
     write_flag("stream", to.stream, out);
 }
@@ -149,6 +179,7 @@ enum Where {
 }
 
 const MESSAGE: &[&str] = &["role", "content"];
+const EDIT: &[&str] = &["type", "keep", "trigger", "clear_at_least", "exclude_tools", "clear_tool_inputs"];
 const BLOCK: &[&str] = &[
     "type",
     "text",
@@ -163,6 +194,7 @@ const BLOCK: &[&str] = &[
     "signature",
     "data",
     "cache_control",
+    "caller",
     "citations",
 ];
 const SOURCE: &[&str] = &["type", "media_type", "data", "url", "file_id"];
@@ -188,11 +220,8 @@ fn messages(reader: &mut Reader<'_, '_>) -> Result<(), Refusal> {
             }
             user = Some(match this.string_of(&place(".role"))?.as_ref() {
                 "user" => true,
-                "assistant" => false,
-                _ => {
-                    let why = "must be user or assistant; what the system says stands beside messages";
-                    return Err(bad(place(".role"), why));
-                }
+                "assistant" | "system" => false,
+                _ => return Err(bad(place(".role"), "must be user, assistant or system")),
             });
             Ok(())
         })?;
@@ -226,6 +255,7 @@ fn block(reader: &mut Reader<'_, '_>, at: &str, inside: Where) -> Result<(), Ref
             ("cache_control", _) => cache_control(this, &place(".cache_control"))?,
             ("content", _) if inside == Where::Message => content(this, &place(".content"), Where::Result)?,
             ("content", _) => return Err(bad(place(".content"), "does not belong here")),
+            ("caller", _) => caller(&place(".caller"), this)?,
             ("input" | "citations", _) => this.scalar_pieces()?,
             ("is_error", Kind::Bool) => {
                 this.scanner.value()?;
@@ -299,6 +329,9 @@ fn source(reader: &mut Reader<'_, '_>, at: &str) -> Result<(), Refusal> {
 fn cache_control(reader: &mut Reader<'_, '_>, at: &str) -> Result<(), Refusal> {
     let place = |rest: &str| format!("{at}{rest}");
     reader.members(&["type", "ttl"], &place, |this, key| {
+        if key == "ttl" && this.scanner.peek()? == Kind::Null {
+            return this.pass();
+        }
         let said = this.string_of(&place(&format!(".{key}")))?;
         match (key, said.as_ref()) {
             ("type", "ephemeral") | ("ttl", "5m" | "1h") => Ok(()),

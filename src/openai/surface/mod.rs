@@ -34,7 +34,7 @@ pub(super) enum Rule {
 }
 
 /// Kinds of values, as tables of fields name them.
-pub(super) use Kind::{Array as A, Bool as B, Number as N, Object as O, String as S};
+pub(super) use Kind::{Bool as B, Number as N, Object as O, String as S};
 
 /// A table of fields.
 pub(super) type Fields = &'static [(&'static str, Rule)];
@@ -136,6 +136,8 @@ pub(super) enum Thinking {
         /// `display`.
         summarized: Option<bool>,
     },
+    /// Only before the next call of a tool.
+    BetweenTools,
     /// Not at all.
     Disabled,
 }
@@ -256,6 +258,31 @@ pub(super) fn one_of(words: &[&str], name: &str, reader: &mut Reader<'_, '_>) ->
         true => Ok(()),
         false => Err(Refusal::NotPriced { param: name.to_owned() }),
     }
+}
+
+/// Passes who called a tool: the model itself. What runs at the backend has a price of its own.
+pub(super) fn caller(at: &str, reader: &mut Reader<'_, '_>) -> Result<(), Refusal> {
+    let place = |rest: &str| format!("{at}{rest}");
+    reader.members(&["type"], &place, |reader, _| one_of(&["direct"], &place(".type"), reader))
+}
+
+/// Most texts that end an output, and bytes of each: some backends look for every one of them after every token.
+const MOST_STOPS: usize = 16;
+const LONGEST_STOP: usize = 512;
+
+/// Passes what ends an output: a text or a short list of them.
+pub(super) fn stops(name: &str, reader: &mut Reader<'_, '_>) -> Result<(), Refusal> {
+    let one = |reader: &mut Reader<'_, '_>| match reader.scanner.peek()? {
+        Kind::String if reader.string_of(name)?.len() <= LONGEST_STOP => Ok(()),
+        _ => Err(bad(name, &format!("must be made of strings of at most {LONGEST_STOP} bytes"))),
+    };
+    if reader.scanner.peek()? != Kind::Array {
+        return one(reader);
+    }
+    reader.items(name, |reader, index| match index < MOST_STOPS {
+        true => one(reader),
+        false => Err(bad(name, &format!("must hold at most {MOST_STOPS} strings"))),
+    })
 }
 
 /// `,"name":true`

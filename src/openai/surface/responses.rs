@@ -5,7 +5,8 @@
 //! call or by the page.
 
 use super::{
-    B, Fields, Form, N, O, Rule, S, SHORT_CACHES, SPEEDS, Told, Weight, bool_of, names, one_of, write_count, write_flag,
+    B, Fields, Form, N, O, Rule, S, SHORT_CACHES, SPEEDS, Told, Weight, bool_of, caller, names, one_of, write_count,
+    write_flag,
 };
 use crate::limits::Limits;
 use crate::openai::prompt::{Found, ONE_TYPE, Reader, bad};
@@ -67,7 +68,8 @@ fn check(name: &'static str, reader: &mut Reader<'_, '_>) -> Result<(), Refusal>
         "include" => reader.items(name, |reader, _| one_of(INCLUDED, name, reader)),
         "reasoning" => reader.members(REASONING, &|rest| format!("{name}{rest}"), |this, key| match key {
             // Another mode is another model at some backends, and several passes for one at others.
-            "mode" => one_of(&["standard"], "reasoning.mode", this),
+            "effort" if this.scanner.peek()? != Kind::Null => this.effort("reasoning.effort"),
+            "mode" if this.scanner.peek()? != Kind::Null => one_of(&["standard"], "reasoning.mode", this),
             _ => {
                 this.scanner.value()?;
                 Ok(())
@@ -122,7 +124,9 @@ const ITEM: &[&str] = &[
     "status",
     "phase",
     "call_id",
+    "caller",
     "name",
+    "namespace",
     "arguments",
     "input",
     "output",
@@ -171,6 +175,7 @@ fn item(reader: &mut Reader<'_, '_>) -> Result<bool, Refusal> {
             ("id" | "status" | "phase", Kind::String) => {
                 this.scanner.value()?;
             }
+            ("caller", _) => caller(&place(".caller"), this)?,
             ("content" | "output" | "summary", Kind::Array) => parts(this, &place(&format!(".{key}")))?,
             (_, Kind::String) => this.text_piece()?,
             _ => return Err(bad(place(&format!(".{key}")), "is not of a type this field takes")),

@@ -250,7 +250,12 @@ fn a_message_that_would_cost_more_than_its_price_is_refused() {
     for (more, param, unpriced) in [
         (json!({"container":"c"}), "container", true),
         (json!({"mcp_servers":[{"type":"url"}]}), "mcp_servers", true),
-        (json!({"context_management":{}}), "context_management", true),
+        (
+            json!({"context_management":{"edits":[{"type":"compact_20260112"}]}}),
+            "context_management.edits[0].type",
+            true,
+        ),
+        (json!({"context_management":{"edits":[{}]}}), "context_management.edits[0].type", false),
         (json!({"inference_geo":"us"}), "inference_geo", true),
         (json!({"speed":"fast"}), "speed", true),
         (json!({"service_tier":"priority"}), "service_tier", true),
@@ -258,7 +263,15 @@ fn a_message_that_would_cost_more_than_its_price_is_refused() {
         (json!({"tools":[{"type":"web_search_20250305","name":"web_search"}]}), "tools[0].type", true),
         (json!({"tools":[{"type":"bash_20250124","name":"bash"}]}), "tools[0].type", true),
         (json!({"system":[{"type":"image"}]}), "system[0]", false),
-        (json!({"messages":[{"role":"system","content":"x"}]}), "messages[0].role", false),
+        (json!({"messages":[{"role":"tool","content":"x"}]}), "messages[0].role", false),
+        (json!({"stop_sequences":7}), "stop_sequences", false),
+        (json!({"stop_sequences":vec!["x"; 17]}), "stop_sequences", false),
+        (json!({"stop_sequences":["x".repeat(513)]}), "stop_sequences", false),
+        (
+            says(json!({"type":"tool_use","id":"t","name":"f","input":{},"caller":{"type":"code_execution_20250825"}})),
+            "messages[0].content[0].caller.type",
+            true,
+        ),
         (json!({"messages":[{"content":"x"}]}), "messages[0].role", false),
         (json!({"messages":[{"role":"user","content":7}]}), "messages[0].content", false),
         (says(json!({"type":"document","title":"x"})), "messages[0].content[0].title", false),
@@ -328,7 +341,31 @@ fn a_message_is_sent_with_a_limit_of_ours_and_room_for_its_thinking() {
             json!({"max_tokens":1100,"thinking":{"type":"enabled","budget_tokens":1099}}),
             "less was bought",
         ),
-        (thinks(1200), 700, json!({"max_tokens":700,"thinking":{"type":"disabled"}}), "too little to think"),
+        (
+            thinks(1200),
+            700,
+            json!({"max_tokens":700}),
+            "too little to think with a budget: some models refuse disabled",
+        ),
+        (
+            json!({"thinking":{"type":"between_tools"}}),
+            u64::MAX,
+            json!({"max_tokens":1500,"thinking":{"type":"between_tools"}}),
+            "before the next tool only",
+        ),
+        (
+            json!({"context_management":{"edits":[{"type":"clear_thinking_20251015","keep":"all"},
+                {"type":"clear_tool_uses_20250919","trigger":{"type":"input_tokens","value":9},"exclude_tools":["f"]}]}}),
+            u64::MAX,
+            json!({"max_tokens":1500}),
+            "what only shortens the prompt is not sent on",
+        ),
+        (
+            json!({"cache_control":{"type":"ephemeral","ttl":null}}),
+            u64::MAX,
+            json!({"max_tokens":1500,"cache_control":{"type":"ephemeral","ttl":null}}),
+            "null is not given",
+        ),
         (
             json!({"thinking":{"type":"adaptive","display":"omitted"}}),
             u64::MAX,
@@ -403,6 +440,49 @@ fn everything_a_message_reads_is_counted_and_passed() {
     for name in ["system", "tools", "output_config", "messages"] {
         assert_eq!(back[name], body[name], "{name}");
     }
+}
+
+#[test]
+fn what_a_backend_said_may_be_sent_back_as_it_came() {
+    let (caller, empty) = (json!({"type":"direct"}), json!(null));
+    let said = json!([
+        {"role":"system","content":"be brief"},
+        {"role":"assistant","content":[{"type":"text","text":"a","citations":null,"parsed":null},
+            {"type":"tool_use","id":"t","name":"f","input":{},"caller":caller,"toolset_name":null}]},
+        {"role":"user","content":[{"type":"tool_result","tool_use_id":"t","content":"b"}]}]);
+    let ask = read(Surface::Messages, &message(json!({"messages":said})), &limits()).unwrap();
+    let mut want = said;
+    want[1]["content"][0].as_object_mut().unwrap().remove("parsed");
+    want[1]["content"][1].as_object_mut().unwrap().remove("toolset_name");
+    assert_eq!(sent(&ask, false)["messages"], want, "what is unknown and empty is left out");
+
+    let call =
+        json!({"type":"function_call","call_id":"c","name":"f","arguments":"{}","caller":caller,"namespace":"n"});
+    let input = json!([{"role":"user","content":"x"}, call, {"type":"function_call_output","call_id":"c","output":"y","caller":empty}]);
+    let ask = read(Surface::Responses, &response(json!({"input":input})), &limits()).unwrap();
+    assert_eq!(sent(&ask, false)["input"], input);
+    let called = json!({"type":"function_call","call_id":"c","name":"f","arguments":"","caller":{"type":"program","caller_id":"p"}});
+    let body = response(json!({"input":[called]}));
+    assert!(read(Surface::Responses, &body, &limits()).is_err(), "what runs at the backend is billed by it");
+}
+
+#[test]
+fn thinking_that_is_asked_for_may_be_billed_and_not_shown() {
+    let hides = |surface, body: Value| read(surface, &body, &limits()).unwrap().hides_output();
+    for (said, want) in [(json!(null), false), (json!("none"), false), (json!("low"), true), (json!("whatever"), true)]
+    {
+        let chat = json!({"messages":[{"role":"user","content":"x"}],"reasoning_effort":said});
+        assert_eq!(hides(Surface::Chat, chat), want, "chat: {said}");
+        assert_eq!(
+            hides(Surface::Responses, response(json!({"reasoning":{"effort":said}}))),
+            want,
+            "responses: {said}"
+        );
+    }
+    for (kind, want) in [("disabled", false), ("adaptive", true), ("between_tools", true)] {
+        assert_eq!(hides(Surface::Messages, message(json!({"thinking":{"type":kind}}))), want, "{kind}");
+    }
+    assert!(!hides(Surface::Messages, message(json!({}))), "whether it thinks untold is the model's, as the rules say");
 }
 
 #[test]

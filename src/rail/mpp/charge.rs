@@ -5,16 +5,21 @@
 //! the transfer, bound to the challenge, is what makes that useless). Sponsored: as pull, and we carry the fee ([`sponsor`]); a
 //! payer who is offered that may still carry his own.
 //!
+//! A payment is tried on the chain before it is claimed: what would fail costs one question, and nothing is kept of it.
+//!
 //! Nothing before [`Rail::complete`] talks to the chain, by construction: the checks of the `mpp` crate run over
 //! `Offline`, a provider that knows the chain id and nothing else. Sending and confirming are ours (`collect`), because a
 //! payment's outcome has three values and the crate's answer has two.
 
 use super::bind::{Opaque, Slots};
-use super::collect::{self, Due, Pace};
-use super::proof::{Payload, hex_bytes};
+use super::collect::{self, Due, LAG_SECONDS, Pace};
+use super::offline::Offline;
+use super::proof::{Payload, hex_bytes, sendable};
 use super::sponsor::{self, LEAST_SECONDS, Purpose, Sponsor};
+use super::underway::Underway;
 use super::wire;
-use crate::chain::{Address, B256, Chain};
+use crate::chain::fees::Tried;
+use crate::chain::{Address, B256, Chain, Inclusion, Unreachable};
 use crate::claim::{Claim, Terms};
 use crate::clock::UnixSeconds;
 use crate::ids::{PublicModel, RailId};
@@ -29,9 +34,6 @@ use ::mpp::protocol::intents::ChargeRequest;
 use ::mpp::protocol::traits::ChargeMethod as _;
 use ::mpp::tempo::TempoChargeMethod;
 use alloy::eips::Decodable2718 as _;
-use alloy::primitives::U64;
-use alloy::providers::{Provider, ProviderCall, RootProvider};
-use alloy::rpc::client::{NoParams, RpcClient};
 use alloy::signers::local::PrivateKeySigner;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -41,7 +43,6 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use std::sync::Arc;
 use std::time::Duration;
-use tempo_alloy::TempoNetwork;
 use tempo_alloy::primitives::AASigned;
 
 /// How long an offer lives.
@@ -50,6 +51,9 @@ pub const OFFER_SECONDS: u64 = 300;
 pub const DECIMALS: u8 = 6;
 /// How often the watch looks.
 pub const WATCH_EVERY: Duration = Duration::from_secs(5);
+/// How long after an offer's end a payer may show what he sent in time: well inside the day for which its claim is remembered, or it would
+/// buy once more when that is forgotten.
+const PUSH_LATE_SECONDS: u64 = 12 * 3_600;
 /// How long one look of the watch may take.
 const WATCH_PATIENCE: Duration = Duration::from_secs(2);
 /// Age of the newest block from which on the chain counts as standing still.
@@ -86,6 +90,7 @@ pub struct Charge {
     standing: ArcSwap<Result<(), String>>,
     /// Who carries payers' fees, when somebody does.
     sponsor: Option<Arc<Sponsor>>,
+    underway: Underway,
     /// The request object around the amount, in JCS order: `{"amount":"` … `","currency":…}`.
     request_tail: String,
     /// The same when we carry the fee.
@@ -125,6 +130,7 @@ impl Charge {
             ring,
             chain,
             sponsor: None,
+            underway: Underway::default(),
             request_tail,
             sponsored_tail,
             asset,
@@ -215,12 +221,59 @@ impl Charge {
 
     fn due<'a>(&'a self, terms: &Terms, challenge_id: &'a str, payer: Option<&str>) -> Due<'a> {
         Due {
+            chain_id: self.settings.chain_id,
             token: self.settings.currency,
             to: self.settings.recipient,
             amount: terms.amount.0,
             challenge_id,
             realm: &self.settings.realm,
             payer: payer.and_then(|p| p.parse().ok()),
+        }
+    }
+
+    /// Whether a payer's own transaction would go through as things stand: an account without money must not leave us a claim in doubt
+    /// and a node to be asked again and again.
+    async fn rehearsed(&self, raw: &[u8], proof: &Proof) -> Result<(), Refusal> {
+        let defect = || Refusal::Internal { place: "charge: what is sent" };
+        let signed = AASigned::decode_2718(&mut &*raw).map_err(|_| defect())?;
+        let (payer, hash) = sender(proof).ok_or_else(defect)?;
+        let _place = self.underway.enter(payer, hash)?;
+        let asked = self.chain.rehearse(payer, signed.tx());
+        match tokio::time::timeout(self.settings.pace.patience / 4, asked).await {
+            Ok(Ok(Tried::Passes)) => Ok(()),
+            Ok(Ok(Tried::Fails)) => {
+                let why =
+                    "it would fail as things stand, and was not sent: is there enough of the token for it and its fee?";
+                Err(Refusal::PaymentFailed { why: why.to_owned() })
+            }
+            Ok(Err(e)) => Err(untried(e.why)),
+            Err(_) => Err(untried("the chain's node did not answer in time")),
+        }
+    }
+
+    /// Whether what the payer sent, and shows after the offer's end, was mined before it. Nobody who has paid is asked to pay again.
+    async fn sent_in_time(&self, proof: &Proof) -> Result<(), Refusal> {
+        let unknown = || Refusal::PaymentUnknown { retry_after_seconds: 5 };
+        let Recognised { terms, challenge_id, reference, expires, .. } = &proof.recognised;
+        let hash = reference.parse().map_err(|_| Refusal::Internal { place: "charge: what was sent" })?;
+        let asked = async {
+            // The head first: what could be mined is in a block no younger than the head seen before the look.
+            let head = collect::head_of(self.chain.as_ref(), self.settings.chain_id).await?;
+            let found = self.chain.inclusion(hash).await?;
+            let at = match found {
+                Inclusion::Done { block, .. } => self.chain.time_of(block).await?,
+                Inclusion::Reverted { .. } | Inclusion::Absent => head.time,
+            };
+            Ok::<_, Unreachable>((head, found, at))
+        };
+        let told = tokio::time::timeout(self.settings.pace.patience / 4, asked).await;
+        let Ok(Ok((head, found, at))) = told else { return Err(unknown()) };
+        match self.due(terms, challenge_id, proof.payer.as_deref()).judge(&found) {
+            Some(Collected::Paid) if at <= expires.plus(LAG_SECONDS) => Ok(()),
+            Some(Collected::Paid) => Err(Refusal::ProofSpent),
+            Some(Collected::Failed { why }) => Err(Refusal::PaymentFailed { why }),
+            None if collect::over(&head, *expires) => Err(Refusal::OfferExpired),
+            _ => Err(unknown()),
         }
     }
 
@@ -252,6 +305,12 @@ impl Charge {
             }
         }
     }
+}
+
+/// What a payer is told whose payment the chain's node could not try.
+fn untried(why: &'static str) -> Refusal {
+    tracing::warn!(why, "a payment could not be tried");
+    Refusal::NoOffer { retry_after_seconds: 5, why: "the chain cannot be asked".to_owned() }
 }
 
 /// The request object as we write it: a member that we never write (a split) is not ours.
@@ -411,7 +470,13 @@ impl Rail for Charge {
         now: UnixSeconds,
     ) -> Result<Proof, Refusal> {
         let Shown::Mpp(credential) = shown else { return Err(Refusal::MalformedCredential) };
-        if now >= recognised.expires {
+        // What the payer sent himself may have been mined in time: the chain is asked ([`Charge::sent_in_time`]).
+        let was_sent = || {
+            self.settings.accept_push
+                && now < recognised.expires.plus(PUSH_LATE_SECONDS)
+                && credential.charge_payload().is_ok_and(|payload| payload.tx_hash().is_some())
+        };
+        if now >= recognised.expires && !was_sent() {
             return Err(Refusal::OfferExpired);
         }
         if let Some(why) = difference(&recognised.terms, ask.terms) {
@@ -448,20 +513,7 @@ impl Rail for Charge {
                 (self.validated(credential, canonical).await?, reviewed.valid_until())
             }
             Payload::Pull { raw, signed, .. } => {
-                let tx = signed.tx();
-                // Without an end, an absent transaction could never be called dead.
-                let end =
-                    tx.valid_before.map(|t| UnixSeconds(t.get())).ok_or_else(|| invalid("validBefore is missing"))?;
-                // Clients round the offer's end to the second after.
-                if end > recognised.expires.plus(1) {
-                    return Err(invalid("validBefore is later than the offer's end"));
-                }
-                if end <= now {
-                    return Err(invalid("validBefore is past"));
-                }
-                if tx.valid_after.is_some_and(|t| UnixSeconds(t.get()) > now) {
-                    return Err(invalid("validAfter is not reached"));
-                }
+                let end = sendable(signed.tx(), recognised.expires, now).map_err(invalid)?;
                 // What is checked is what will be sent: the crate sees our bytes, not the client's text for them.
                 let canonical = PaymentPayload::transaction(alloy::hex::encode_prefixed(&raw));
                 (self.validated(credential, canonical).await?, end)
@@ -477,6 +529,10 @@ impl Rail for Charge {
             let cosigned = sponsor.cosign(sponsor.review(&envelope, purpose, UnixSeconds::now())?).await?;
             proof.recognised.reference = format!("{:#x}", cosigned.hash);
             proof.recognised.resend = Some(alloy::hex::encode_prefixed(&cosigned.raw));
+        } else if let Some(raw) = proof.recognised.resend.as_deref().and_then(hex_bytes) {
+            self.rehearsed(&raw, &proof).await?;
+        } else if proof.recognised.terms.amount > Atoms(0) && UnixSeconds::now() >= proof.recognised.expires {
+            self.sent_in_time(&proof).await?;
         }
         Ok(proof)
     }
@@ -494,6 +550,7 @@ impl Rail for Charge {
         if raw.is_some() && (now >= paid.expires || now >= end) {
             return collect::failed("the offer ended before the payment could be sent");
         }
+        let _place = sender(proof).and_then(|(payer, hash)| self.underway.stay(payer, hash));
         let due = self.due(&paid.terms, &paid.challenge_id, payer.as_deref());
         collect::collect(self.chain.as_ref(), hash, raw.as_deref(), due, self.settings.pace).await
     }
@@ -515,6 +572,11 @@ impl Rail for Charge {
     }
 }
 
+/// Whose money it is, and the transaction.
+fn sender(proof: &Proof) -> Option<(Address, B256)> {
+    Some((proof.payer.as_deref()?.parse().ok()?, proof.recognised.reference.parse().ok()?))
+}
+
 /// Until when a transaction may be sent: its end, and some seconds before it when we pay for its failure too.
 fn send_until(raw: &[u8], end: UnixSeconds) -> UnixSeconds {
     let carried = AASigned::decode_2718(&mut &*raw).is_ok_and(|signed| signed.tx().fee_payer_signature.is_some());
@@ -531,31 +593,6 @@ fn push_source(credential: &PaymentCredential, chain_id: u64) -> Result<Option<S
         .and_then(|(_, address)| address.parse::<Address>().ok())
         .map(|address| Some(format!("{address:#x}")))
         .ok_or_else(|| invalid("the source is not an account of this chain"))
-}
-
-/// A provider that knows which chain it is on and reaches nothing: every other call ends in an error at once. Under it, the
-/// crate's checks cannot cause I/O, whatever a credential holds.
-#[derive(Clone)]
-struct Offline {
-    chain_id: u64,
-    root: RootProvider<TempoNetwork>,
-}
-
-impl Offline {
-    fn new(chain_id: u64) -> Self {
-        // A mocked transport with nothing in its queue.
-        Self { chain_id, root: RootProvider::new(RpcClient::mocked(alloy::providers::mock::Asserter::new())) }
-    }
-}
-
-impl Provider<TempoNetwork> for Offline {
-    fn root(&self) -> &RootProvider<TempoNetwork> {
-        &self.root
-    }
-
-    fn get_chain_id(&self) -> ProviderCall<NoParams, U64, u64> {
-        ProviderCall::ready(Ok(self.chain_id))
-    }
 }
 
 #[cfg(test)]

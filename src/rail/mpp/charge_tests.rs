@@ -27,6 +27,8 @@ struct Node {
     calls: AtomicUsize,
     head: Mutex<Result<Head, Unreachable>>,
     seen: Mutex<Inclusion>,
+    trial: Mutex<Tried>,
+    mined_at: Mutex<UnixSeconds>,
 }
 
 #[async_trait]
@@ -35,9 +37,16 @@ impl Chain for Node {
         self.calls.fetch_add(1, Ordering::SeqCst);
         *self.head.lock().unwrap()
     }
+    async fn time_of(&self, _: u64) -> Result<UnixSeconds, Unreachable> {
+        Ok(*self.mined_at.lock().unwrap())
+    }
     async fn inclusion(&self, _: B256) -> Result<Inclusion, Unreachable> {
         self.calls.fetch_add(1, Ordering::SeqCst);
         Ok(self.seen.lock().unwrap().clone())
+    }
+    async fn rehearse(&self, _: Address, _: &tempo_alloy::primitives::TempoTransaction) -> Result<Tried, Unreachable> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        Ok(*self.trial.lock().unwrap())
     }
     async fn send(&self, _: &[u8]) -> Sent {
         self.calls.fetch_add(1, Ordering::SeqCst);
@@ -73,6 +82,8 @@ fn bench_with(settings: Settings) -> Bench {
         calls: AtomicUsize::new(0),
         head: Mutex::new(Err(Unreachable { why: "gone" })),
         seen: Mutex::new(Inclusion::Absent),
+        trial: Mutex::new(Tried::Passes),
+        mined_at: Mutex::new(UnixSeconds(0)),
     });
     Bench { rail: Charge::new(settings, ring.clone(), node.clone()).unwrap(), node, ring }
 }
@@ -431,7 +442,9 @@ async fn what_reached_us_is_paid_and_can_be_looked_up_from_the_record_alone() {
         collect_until: proof.collect_until,
         paid_at: None,
         taken: None,
+        output: None,
         transaction: None,
+        departures: 0,
     };
     assert_eq!(bench.rail.look(&claim, UnixSeconds(0)).await, Collected::Unknown, "no head, no verdict");
     *bench.node.head.lock().unwrap() = Ok(Head { chain_id: CHAIN, number: 1, time: UnixSeconds::now() });
@@ -536,3 +549,7 @@ fn settings_that_cannot_bind_are_refused_at_the_start() {
         assert!(Charge::new(bad, ring, node).is_err(), "{why}");
     }
 }
+
+#[cfg(test)]
+#[path = "charge_trial_tests.rs"]
+mod trial;

@@ -2,24 +2,28 @@
 //!
 //! The rule: a payment is *paid* only on a receipt with success status and the agreed transfer's log, *failed* only on evidence,
 //! and otherwise unknown. Evidence of failure is a receipt that says so, a node that refuses the bytes on their first hand-in
-//! with no receipt for them, or the chain's own clock past the transaction's validity with no receipt.
+//! with no receipt for them, or the chain's own clock past the transaction's validity with no receipt. A node of another chain gives
+//! no evidence: whatever is absent there, and whatever it refuses, is as open as before.
 
-use crate::chain::{Address, B256, Chain, Head, Inclusion, Rejection, Sent, Transfer};
+use crate::chain::{Address, B256, Chain, Head, Inclusion, Rejection, Sent, Transfer, Unreachable};
 use crate::clock::UnixSeconds;
 use crate::rail::Collected;
 use ::mpp::tempo::attribution;
 use std::time::Duration;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// How far the chain's clock must be past a transaction's validity before its absence is believed: a replica may lag.
 pub const LAG_SECONDS: u64 = 30;
+
+/// The longest pause between two looks at one payment.
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// How long to wait for a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pace {
     /// Whole duration of one collection, after which the outcome is unknown.
     pub patience: Duration,
-    /// Pause between two looks.
+    /// Pause between the first two looks; each later one is twice as long, up to [`LONGEST_PAUSE`].
     pub pause: Duration,
     /// How long a used nonce must stand without a receipt of ours before another transaction is held to have used it.
     pub nonce_doubt: Duration,
@@ -38,6 +42,8 @@ impl Default for Pace {
 /// The transfer that pays for one challenge.
 #[derive(Clone, Copy, Debug)]
 pub struct Due<'a> {
+    /// The chain it is on.
+    pub chain_id: u64,
     /// The exact token.
     pub token: Address,
     /// The exact payee.
@@ -87,19 +93,42 @@ pub fn over(head: &Head, collect_until: UnixSeconds) -> bool {
     head.time > collect_until.plus(LAG_SECONDS)
 }
 
-/// Hands in `raw`, if there is anything to hand in, and looks for its receipt as long as `pace` has patience.
+/// The newest block of the chain `id`. An error where the node is on another one: its URL may lead elsewhere than it did.
+pub async fn head_of(chain: &dyn Chain, id: u64) -> Result<Head, Unreachable> {
+    let head = chain.head().await?;
+    if head.chain_id != id {
+        tracing::error!(ours = id, its = head.chain_id, "the node is on another chain: nothing it says is believed");
+        return Err(Unreachable { why: "the node is on another chain" });
+    }
+    Ok(head)
+}
+
+/// Hands `raw` in for the first time. Takes half of the patience at most: a node that holds the call must leave time to look for the
+/// receipt. A refusal is one only of a node that is on the chain `id`.
+pub async fn hand_in(chain: &dyn Chain, id: u64, raw: &[u8], pace: &Pace) -> Sent {
+    let asked = async {
+        match chain.send(raw).await {
+            refused @ Sent::Rejected(_) => match head_of(chain, id).await {
+                Ok(_) => refused,
+                Err(Unreachable { why }) => Sent::Lost { why },
+            },
+            other => other,
+        }
+    };
+    timeout(pace.patience / 2, asked).await.unwrap_or(Sent::Lost { why: "it took too long" })
+}
+
+/// Hands in `raw`, if there is anything to hand in, and looks for its receipt as long as `pace` has patience. It is handed in twice
+/// at most: what a node does not take then, whoever follows it hands in again ([`look`]).
 pub async fn collect(chain: &dyn Chain, hash: B256, raw: Option<&[u8]>, due: Due<'_>, pace: Pace) -> Collected {
     let begun = Instant::now();
     let deadline = begun + pace.patience;
     let first = match raw {
         None => Sent::Accepted,
-        // Half of the patience at most: a node that holds the call must leave time to look for the receipt.
-        Some(raw) => {
-            let held = timeout_at(begun + pace.patience / 2, chain.send(raw)).await;
-            held.unwrap_or(Sent::Lost { why: "it took too long" })
-        }
+        Some(raw) => hand_in(chain, due.chain_id, raw, &pace).await,
     };
-    let mut taken = first == Sent::Accepted;
+    let mut again = raw.filter(|_| matches!(first, Sent::Lost { .. }));
+    let mut pause = pace.pause;
     loop {
         if let Ok(Ok(found)) = timeout_at(deadline, chain.inclusion(hash)).await {
             if let Some(verdict) = due.judge(&found) {
@@ -112,21 +141,20 @@ pub async fn collect(chain: &dyn Chain, hash: B256, raw: Option<&[u8]>, due: Due
                 Sent::Rejected(Rejection::Nonce) if begun.elapsed() >= pace.nonce_doubt => {
                     return failed("the chain refused it: another transaction used its nonce");
                 }
-                Sent::Lost { .. } if !taken => {
-                    if let Some(raw) = raw {
-                        taken = matches!(timeout_at(deadline, chain.send(raw)).await, Ok(Sent::Accepted));
-                        if taken {
-                            continue;
-                        }
+                _ => {
+                    if let Some(raw) = again.take()
+                        && matches!(timeout_at(deadline, chain.send(raw)).await, Ok(Sent::Accepted))
+                    {
+                        continue;
                     }
                 }
-                _ => (),
             }
         }
-        if Instant::now() + pace.pause >= deadline {
+        if Instant::now() + pause >= deadline {
             return Collected::Unknown;
         }
-        tokio::time::sleep(pace.pause).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 
@@ -140,7 +168,7 @@ pub async fn look(
     collect_until: UnixSeconds,
 ) -> Collected {
     // The head first: a transaction that could be mined is in a block no younger than the head seen before the look.
-    let Ok(head) = chain.head().await else { return Collected::Unknown };
+    let Ok(head) = head_of(chain, due.chain_id).await else { return Collected::Unknown };
     let Ok(found) = chain.inclusion(hash).await else { return Collected::Unknown };
     if let Some(verdict) = due.judge(&found) {
         return verdict;
@@ -161,16 +189,19 @@ pub async fn look(
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
-    use crate::chain::Unreachable;
+    use crate::chain::fees::Tried;
     use async_trait::async_trait;
     use std::collections::VecDeque;
     use std::sync::Mutex;
+    use tempo_alloy::primitives::TempoTransaction;
 
+    const CHAIN: u64 = 42431;
     const REALM: &str = "llm.test";
     const CHALLENGE: &str = "the-challenge";
 
     fn due<'a>() -> Due<'a> {
         Due {
+            chain_id: CHAIN,
             token: Address::repeat_byte(1),
             to: Address::repeat_byte(2),
             amount: 10_000,
@@ -229,8 +260,10 @@ mod tests {
     struct Scripted {
         sent: Mutex<VecDeque<Sent>>,
         seen: Mutex<VecDeque<Result<Inclusion, Unreachable>>>,
+        chain_id: u64,
         time: u64,
         sends: Mutex<usize>,
+        looks: Mutex<usize>,
     }
 
     fn next<T: Clone>(script: &Mutex<VecDeque<T>>) -> T {
@@ -241,10 +274,17 @@ mod tests {
     #[async_trait]
     impl Chain for Scripted {
         async fn head(&self) -> Result<Head, Unreachable> {
-            Ok(Head { chain_id: 42431, number: 1, time: UnixSeconds(self.time) })
+            Ok(Head { chain_id: self.chain_id, number: 1, time: UnixSeconds(self.time) })
+        }
+        async fn time_of(&self, _: u64) -> Result<UnixSeconds, Unreachable> {
+            Ok(UnixSeconds(0))
         }
         async fn inclusion(&self, _: B256) -> Result<Inclusion, Unreachable> {
+            *self.looks.lock().unwrap() += 1;
             next(&self.seen)
+        }
+        async fn rehearse(&self, _: Address, _: &TempoTransaction) -> Result<Tried, Unreachable> {
+            Ok(Tried::Passes)
         }
         async fn send(&self, _: &[u8]) -> Sent {
             *self.sends.lock().unwrap() += 1;
@@ -253,7 +293,14 @@ mod tests {
     }
 
     fn scripted(sent: Vec<Sent>, seen: Vec<Result<Inclusion, Unreachable>>, time: u64) -> Scripted {
-        Scripted { sent: Mutex::new(sent.into()), seen: Mutex::new(seen.into()), time, sends: Mutex::new(0) }
+        Scripted {
+            sent: Mutex::new(sent.into()),
+            seen: Mutex::new(seen.into()),
+            chain_id: CHAIN,
+            time,
+            sends: Mutex::new(0),
+            looks: Mutex::new(0),
+        }
     }
 
     fn kind(c: &Collected) -> &'static str {
@@ -304,6 +351,29 @@ mod tests {
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_payment_that_no_node_takes_is_handed_in_twice_and_looked_for_ever_more_seldom() {
+        let chain = scripted(vec![LOST], vec![Ok(Inclusion::Absent)], 0);
+        let got = collect(&chain, B256::ZERO, Some(&[1]), due(), Pace::default()).await;
+        assert_eq!((kind(&got), *chain.sends.lock().unwrap()), ("unknown", 2));
+        let looks = *chain.looks.lock().unwrap();
+        assert!((8..=14).contains(&looks), "{looks} looks in 20 seconds");
+    }
+
+    #[tokio::test]
+    async fn a_node_of_another_chain_is_no_evidence_that_a_payment_failed() {
+        for (chain_id, want) in [(CHAIN, "failed"), (CHAIN + 1, "unknown")] {
+            for rejection in [Rejection::Funds, Rejection::Invalid, Rejection::Nonce] {
+                let node = scripted(vec![Sent::Rejected(rejection)], vec![Ok(Inclusion::Absent)], 0);
+                let got = collect(&Scripted { chain_id, ..node }, B256::ZERO, Some(&[1]), due(), HASTY).await;
+                assert_eq!(kind(&got), want, "chain {chain_id} refused: {rejection:?}");
+            }
+            let node = scripted(vec![LOST], vec![Ok(Inclusion::Absent)], 1_000);
+            let got = look(&Scripted { chain_id, ..node }, B256::ZERO, Some(&[1]), due(), UnixSeconds(100)).await;
+            assert_eq!(kind(&got), want, "chain {chain_id} does not have it, long after its end");
+        }
+    }
+
     #[tokio::test]
     async fn a_node_that_never_answers_costs_no_more_than_our_patience() {
         struct Silent;
@@ -312,7 +382,13 @@ mod tests {
             async fn head(&self) -> Result<Head, Unreachable> {
                 std::future::pending().await
             }
+            async fn time_of(&self, _: u64) -> Result<UnixSeconds, Unreachable> {
+                std::future::pending().await
+            }
             async fn inclusion(&self, _: B256) -> Result<Inclusion, Unreachable> {
+                std::future::pending().await
+            }
+            async fn rehearse(&self, _: Address, _: &TempoTransaction) -> Result<Tried, Unreachable> {
                 std::future::pending().await
             }
             async fn send(&self, _: &[u8]) -> Sent {

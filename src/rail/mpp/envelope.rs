@@ -128,9 +128,6 @@ impl Allowed {
             .ok_or("the whole fee could be higher than a sponsor pays")?;
         let valid_until =
             tx.valid_before.map(|t| UnixSeconds(t.get())).ok_or("a sponsored transaction must have a validBefore")?;
-        if valid_until < now.plus(LEAST_SECONDS) {
-            return Err("a sponsored transaction must be valid for 15 seconds more");
-        }
         if valid_until > now.plus(policy.max_validity_window_seconds) {
             return Err("a sponsored transaction may be valid for 15 minutes at most");
         }

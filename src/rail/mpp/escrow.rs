@@ -7,7 +7,7 @@
 use super::collect::{self, Pace};
 use super::voucher::{Parties, channel_id};
 use crate::chain::reserve::{Deed, Mined, RESERVE, Reserve, uint96};
-use crate::chain::{Address, B256, Rejection, Sent, Unreachable};
+use crate::chain::{Address, B256, Head, Rejection, Sent, Unreachable};
 use crate::channel::{Act, Channel, ChannelId, Intent, View, Voucher};
 use crate::money::Atoms;
 use crate::rail::session::Outcome;
@@ -105,9 +105,7 @@ impl Escrow {
         let begun = Instant::now();
         let deadline = begun + self.pace.patience;
         let send = || self.chain.send(&raw);
-        // Half of the patience at most: a node that holds the call must leave time to look for the receipt.
-        let first = timeout_at(begun + self.pace.patience / 2, send()).await;
-        let first = first.unwrap_or(Sent::Lost { why: "it took too long" });
+        let first = collect::hand_in(self.chain.as_ref(), self.chain_id, &raw, &self.pace).await;
         let mut taken = first == Sent::Accepted;
         loop {
             match timeout_at(deadline, self.chain.mined(hash)).await {
@@ -151,7 +149,7 @@ impl Escrow {
         let Some((hash, raw)) = bytes(intent) else { return unreadable() };
         let looking = async {
             // The head first: what could be mined is in a block no younger than the head seen before the look.
-            let Ok(head) = self.chain.head().await else { return Outcome::Unknown };
+            let Ok(head) = self.head().await else { return Outcome::Unknown };
             let Ok(found) = self.chain.mined(hash).await else { return Outcome::Unknown };
             if let Some(mined) = found {
                 return self.judge(channel, intent, hash, &mined).await;
@@ -189,7 +187,7 @@ impl Escrow {
         if !done {
             return dropped("it was mined and did not do what it was for");
         }
-        match self.chain.states(&[id]).await {
+        match self.states(&[id]).await {
             Ok(views) if views.first().is_some_and(|view| view.block >= mined.block) => views
                 .first()
                 .map_or(Outcome::Unknown, |view| Outcome::Landed { mined: format!("{hash:#x}"), view: *view }),
@@ -201,7 +199,17 @@ impl Escrow {
     pub async fn views(&self, channels: &[ChannelId]) -> Result<Vec<View>, Unreachable> {
         let unreadable = |_| Unreachable { why: "a record holds a channel id that is none" };
         let ids = channels.iter().map(|id| id.0.parse::<B256>().map_err(unreadable)).collect::<Result<Vec<_>, _>>()?;
-        self.chain.states(&ids).await
+        self.states(&ids).await
+    }
+
+    /// The newest block of our chain.
+    async fn head(&self) -> Result<Head, Unreachable> {
+        collect::head_of(self.chain.as_ref(), self.chain_id).await
+    }
+
+    /// What the reserve of our chain says. On another one no channel of ours is known, and each would look closed.
+    async fn states(&self, ids: &[B256]) -> Result<Vec<View>, Unreachable> {
+        futures::future::try_join(self.head(), self.chain.states(ids)).await.map(|(_, views)| views)
     }
 
     pub async fn close_requests(
@@ -209,7 +217,7 @@ impl Escrow {
         payee: Address,
         since: Option<u64>,
     ) -> Result<(u64, Vec<ChannelId>), Unreachable> {
-        let head = self.chain.head().await?.number;
+        let head = self.head().await?.number;
         let Some(since) = since else { return Ok((head, Vec::new())) };
         if since >= head {
             return Ok((since, Vec::new()));
@@ -244,7 +252,7 @@ impl Escrow {
         let gas = gas.ok_or(Unreachable { why: "the reserve would refuse our transaction as things stand" })?;
         let gas_limit = gas.saturating_mul(3).saturating_div(2).saturating_add(MORE_GAS).min(MOST_GAS);
         let price = self.chain.gas_price().await?.0;
-        let head = self.chain.head().await?;
+        let head = self.head().await?;
         let until = head.time.plus(VALID_SECONDS);
         let tx = TempoTransaction {
             chain_id: self.chain_id,

@@ -3,8 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use super::*;
+use crate::chain::fees::Tried;
 use crate::chain::reserve::GasPrice;
-use crate::chain::{Chain, Head, Inclusion};
+use crate::chain::{Chain, Inclusion};
 use crate::channel::sample;
 use crate::clock::UnixSeconds;
 use async_trait::async_trait;
@@ -45,6 +46,7 @@ struct Scripted {
     sent: Script<Sent>,
     seen: Script<Seen>,
     states: Script<Result<Vec<View>, Unreachable>>,
+    chain_id: u64,
     head: Result<u64, Unreachable>,
     sends: Mutex<usize>,
 }
@@ -52,10 +54,16 @@ struct Scripted {
 #[async_trait]
 impl Chain for Scripted {
     async fn head(&self) -> Result<Head, Unreachable> {
-        self.head.map(|time| Head { chain_id: CHAIN, number: BLOCK, time: UnixSeconds(time) })
+        self.head.map(|time| Head { chain_id: self.chain_id, number: BLOCK, time: UnixSeconds(time) })
+    }
+    async fn time_of(&self, _: u64) -> Result<UnixSeconds, Unreachable> {
+        Ok(UnixSeconds(0))
     }
     async fn inclusion(&self, _: B256) -> Result<Inclusion, Unreachable> {
         Err(DOWN)
+    }
+    async fn rehearse(&self, _: Address, _: &TempoTransaction) -> Result<Tried, Unreachable> {
+        Ok(Tried::Passes)
     }
     async fn send(&self, _: &[u8]) -> Sent {
         *self.sends.lock().unwrap() += 1;
@@ -69,7 +77,7 @@ impl Reserve for Scripted {
         self.states.next()
     }
     async fn close_requests(&self, _: Address, _: u64, _: u64) -> Result<Vec<B256>, Unreachable> {
-        Err(DOWN)
+        Ok(vec![id()])
     }
     async fn mined(&self, _: B256) -> Result<Option<Mined>, Unreachable> {
         self.seen.next()
@@ -90,6 +98,7 @@ fn scripted(sent: Vec<Sent>, seen: Vec<Seen>, states: Vec<Result<Vec<View>, Unre
         sent: Script::new(sent),
         seen: Script::new(seen),
         states: Script::new(states),
+        chain_id: CHAIN,
         head: Ok(0),
         sends: Mutex::new(0),
     }
@@ -291,6 +300,33 @@ async fn a_later_look_sends_again_while_it_can_land_and_gives_up_only_by_the_cha
 }
 
 #[tokio::test]
+async fn nothing_that_a_node_of_another_chain_says_is_believed() {
+    let gone = Ok(vec![View { block: BLOCK, deposit: Atoms(0), settled: Atoms(0), close_requested_at: None }]);
+    for (chain_id, want) in [(CHAIN, "dropped"), (CHAIN + 1, "unknown")] {
+        let ours = chain_id == CHAIN;
+        for rejection in [Rejection::Funds, Rejection::Invalid, Rejection::Nonce] {
+            let node = scripted(vec![Sent::Rejected(rejection)], vec![Ok(None)], vec![gone.clone()]);
+            let told = escrow(Arc::new(Scripted { chain_id, ..node }), want).submit(&channel(), &intent(CLOSE)).await;
+            assert_eq!(kind(&told), want, "chain {chain_id} refused: {rejection:?}");
+        }
+        let node = scripted(vec![LOST], vec![Ok(None)], vec![gone.clone()]);
+        let escrow = escrow(Arc::new(Scripted { chain_id, head: Ok(10_000), ..node }), want);
+        let told = escrow.look(&channel(), &intent(CLOSE)).await;
+        assert_eq!(kind(&told), want, "chain {chain_id} does not have it, long after its end");
+        let views = escrow.views(&[channel().id]).await;
+        assert_eq!(views.is_ok_and(|views| views[0].is_gone()), ours, "chain {chain_id} knows no such channel");
+        let asked = escrow.close_requests(Address::ZERO, Some(1)).await;
+        assert_eq!(asked.is_ok(), ours, "chain {chain_id} has logs of its own");
+    }
+    for (chain_id, want) in [(CHAIN, "landed"), (CHAIN + 1, "unknown")] {
+        let seen = vec![Ok(Some(done(vec![Deed::Closed { channel: id() }])))];
+        let node = Scripted { chain_id, ..scripted(vec![Sent::Accepted], seen, vec![gone.clone()]) };
+        let told = escrow(Arc::new(node), want).submit(&channel(), &intent(CLOSE)).await;
+        assert_eq!(kind(&told), want, "its word on the channel is chain {chain_id}'s");
+    }
+}
+
+#[tokio::test]
 async fn a_record_that_cannot_be_read_is_kept_as_it_is() {
     let good = intent(Act::Open);
     let broken = Channel { id: ChannelId("0xnone".to_owned()), ..channel() };
@@ -317,7 +353,13 @@ async fn a_node_that_never_answers_costs_no_more_than_our_patience() {
         async fn head(&self) -> Result<Head, Unreachable> {
             std::future::pending().await
         }
+        async fn time_of(&self, _: u64) -> Result<UnixSeconds, Unreachable> {
+            std::future::pending().await
+        }
         async fn inclusion(&self, _: B256) -> Result<Inclusion, Unreachable> {
+            std::future::pending().await
+        }
+        async fn rehearse(&self, _: Address, _: &TempoTransaction) -> Result<Tried, Unreachable> {
             std::future::pending().await
         }
         async fn send(&self, _: &[u8]) -> Sent {

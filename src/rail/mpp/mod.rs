@@ -1,8 +1,8 @@
 //! MPP: `WWW-Authenticate: Payment` (draft-httpauth-payment-00 as the published clients speak it).
 //!
 //! `wire` reads and writes headers, `bind` ties a challenge to its terms by MAC, `proof` turns a payload into the one identity
-//! it can have, `collect` judges what the chain reports, `charge` is the rail made of them. `sponsor` carries payers' transaction fees within a
-//! `budget`.
+//! it can have, `collect` judges what the chain reports, `charge` is the rail made of them. `underway` bounds what one account has
+//! us do at once. `sponsor` carries payers' transaction fees within a `budget`.
 
 pub mod bind;
 pub mod budget;
@@ -10,9 +10,11 @@ pub mod charge;
 pub mod collect;
 pub mod envelope;
 pub mod escrow;
+mod offline;
 mod proof;
 pub mod session;
 pub mod sponsor;
 mod told;
+mod underway;
 pub mod voucher;
 pub mod wire;

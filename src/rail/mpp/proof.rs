@@ -7,13 +7,18 @@
 
 use super::sponsor::Draft;
 use crate::claim::ClaimKey;
+use crate::clock::UnixSeconds;
 use ::mpp::protocol::core::PaymentPayload;
 use alloy::eips::{Decodable2718, Encodable2718};
 use alloy::primitives::{B256, keccak256};
-use tempo_alloy::primitives::AASigned;
+use tempo_alloy::primitives::transaction::TEMPO_EXPIRING_NONCE_KEY;
+use tempo_alloy::primitives::{AASigned, TempoTransaction};
 
 /// Largest signed transaction that is looked at, in bytes. A WebAuthn-signed transfer with a key authorization is about 4 KiB.
 const MAX_TRANSACTION: usize = 16 * 1024;
+
+/// The most gas a transaction may ask for (EIP-7825: 2^24): a transfer needs a thirtieth of it.
+const MOST_GAS: u64 = 1 << 24;
 
 /// A decoded payload.
 #[derive(Clone, Debug)]
@@ -95,6 +100,34 @@ impl Payload {
             Self::Sponsored(_) | Self::Push { .. } | Self::Identity => None,
         }
     }
+}
+
+/// What a payer's own transaction must be for us to send it, apart from what it pays: the second at which it is over. Every published
+/// client signs this form. The error is a sentence.
+pub fn sendable(tx: &TempoTransaction, offer_ends: UnixSeconds, now: UnixSeconds) -> Result<UnixSeconds, &'static str> {
+    // An ordinary nonce can stand behind a gap: a node keeps such a transaction, and nobody ever knows what becomes of it.
+    if tx.nonce_key != TEMPO_EXPIRING_NONCE_KEY || tx.nonce != 0 {
+        return Err("the transaction must have an expiring nonce");
+    }
+    if tx.gas_limit > MOST_GAS {
+        return Err("the gas limit is higher than that of any block");
+    }
+    if tx.max_priority_fee_per_gas > tx.max_fee_per_gas {
+        return Err("maxPriorityFeePerGas is higher than maxFeePerGas");
+    }
+    // Without an end, an absent transaction could never be called dead.
+    let end = tx.valid_before.map(|t| UnixSeconds(t.get())).ok_or("validBefore is missing")?;
+    // Clients round the offer's end to the second after.
+    if end > offer_ends.plus(1) {
+        return Err("validBefore is later than the offer's end");
+    }
+    if end <= now {
+        return Err("validBefore is past");
+    }
+    if tx.valid_after.is_some_and(|t| UnixSeconds(t.get()) > now) {
+        return Err("validAfter is not reached");
+    }
+    Ok(end)
 }
 
 /// Hex with or without `0x`, in any case.

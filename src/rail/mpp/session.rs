@@ -10,7 +10,7 @@ use super::charge::{Charge, DECIMALS};
 use super::escrow::{self, Escrow};
 use super::sponsor::{self, Purpose, Sponsor};
 use super::told::{event, receipt_json, snapshot_json};
-use super::voucher::{Parties, Written, channel_id, checked, lower};
+use super::voucher::{Parties, Written, agrees_to_close, channel_id, checked, lower};
 use super::wire;
 use crate::chain::reserve::{RESERVE, Reserve};
 use crate::chain::{Address, Unreachable};
@@ -158,7 +158,13 @@ impl TempoSession {
         };
         match payload.action.as_str() {
             "voucher" => voucher().map(Action::Voucher),
-            "close" => voucher().map(Action::Close),
+            "close" => {
+                let voucher = voucher()?;
+                let (amount, chain_id) = (voucher.amount, self.settings.chain_id);
+                let signature = payload.close_signature.as_deref();
+                let agreed = signature.is_some_and(|signed| agrees_to_close(parties, chain_id, id, amount, signed));
+                Ok(Action::Close { voucher, agreed })
+            }
             "open" => {
                 let voucher = voucher()?;
                 let (tx, calls) = self.transaction(payload, parties, Purpose::Open, now)?;
@@ -232,8 +238,9 @@ impl TempoSession {
             return Err(invalid("the transaction has no expiring nonce"));
         }
         let end = tx.valid_before.map(|t| UnixSeconds(t.get())).ok_or_else(|| invalid("validBefore is missing"))?;
-        if end <= now || end > now.plus(MAX_VALIDITY) {
-            return Err(invalid("validBefore is past, or later than a quarter of an hour"));
+        // Whether it is past is asked of what is new only: what was sent before is still the answer to this credential.
+        if end > now.plus(MAX_VALIDITY) {
+            return Err(invalid("validBefore is later than a quarter of an hour"));
         }
         if tx.valid_after.is_some_and(|t| UnixSeconds(t.get()) > now) {
             return Err(invalid("validAfter is not reached"));
@@ -321,7 +328,7 @@ struct Details {
     session_protocol: String,
 }
 
-/// A payload. Members that we do not know (`closeSignature`) are passed over.
+/// A payload. Members that we do not know are passed over.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Payload {
@@ -330,6 +337,7 @@ struct Payload {
     descriptor: Option<Written>,
     cumulative_amount: Option<String>,
     signature: Option<String>,
+    close_signature: Option<String>,
     transaction: Option<String>,
     additional_deposit: Option<String>,
 }
@@ -401,6 +409,10 @@ impl Way for TempoSession {
 impl Session for TempoSession {
     fn place(&self) -> (u64, String) {
         (self.settings.chain_id, lower(RESERVE))
+    }
+
+    fn is_relayed(&self) -> bool {
+        self.sponsor.as_ref().is_some_and(|sponsor| sponsor.is_relay())
     }
 
     fn offer(&self, ask: &SessionAsk<'_>, now: UnixSeconds) -> Result<Offer, Refusal> {
@@ -489,7 +501,7 @@ impl Session for TempoSession {
         let (act, tx, purpose) = match &presented.action {
             Action::Open { tx, .. } => (Act::Open, tx, Purpose::Open),
             Action::TopUp { additional, tx } => (Act::TopUp { additional: *additional }, tx, Purpose::TopUp),
-            Action::Voucher(_) | Action::Close(_) => {
+            Action::Voucher(_) | Action::Close { .. } => {
                 return Err(Refusal::Internal { place: "session: no transaction" });
             }
         };
@@ -498,6 +510,7 @@ impl Session for TempoSession {
                 let cosigned = sponsor.cosign(sponsor.review(&tx.raw, purpose, now)?).await?;
                 (cosigned.raw, format!("{:#x}", cosigned.hash))
             }
+            _ if tx.valid_until <= now => return Err(invalid("validBefore is past")),
             _ => {
                 self.escrow.would_land(&tx.raw).await?;
                 (tx.raw.clone(), tx.hash.clone())

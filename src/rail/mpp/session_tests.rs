@@ -58,8 +58,14 @@ impl Chain for Asked {
     async fn head(&self) -> Result<Head, Unreachable> {
         self.once()
     }
+    async fn time_of(&self, _: u64) -> Result<UnixSeconds, Unreachable> {
+        Ok(UnixSeconds(0))
+    }
     async fn inclusion(&self, _: B256) -> Result<Inclusion, Unreachable> {
         self.once()
+    }
+    async fn rehearse(&self, _: Address, _: &TempoTransaction) -> Result<Tried, Unreachable> {
+        Ok(Tried::Passes)
     }
     async fn send(&self, _: &[u8]) -> Sent {
         self.once::<()>().map_or_else(|e| Sent::Lost { why: e.why }, |()| Sent::Accepted)
@@ -243,7 +249,7 @@ async fn every_recorded_credential_is_what_its_wallet_meant_and_asks_the_chain_n
             };
             actions.insert((text(&payload, "action").to_owned(), sponsored));
             match (text(&payload, "action"), shown.action) {
-                ("voucher", Action::Voucher(voucher)) | ("close", Action::Close(voucher)) => kept(voucher),
+                ("voucher", Action::Voucher(voucher)) | ("close", Action::Close { voucher, .. }) => kept(voucher),
                 ("open", Action::Open { voucher, deposit, tx }) => {
                     assert_eq!(deposit, Atoms(advised), "{name}: wallets lock what is advised");
                     kept(voucher);
@@ -374,6 +380,21 @@ async fn what_an_access_key_signs_is_known_as_such_and_tops_up_only_where_it_sig
             }
             other => panic!("{why}: {other:?}"),
         }
+    }
+}
+
+#[tokio::test]
+async fn what_was_signed_for_a_time_that_is_over_is_still_known_and_never_sent_anew() {
+    for (file, sponsored) in [("session-sse-topup", false), ("session-sse-sponsored", true)] {
+        let bench = bench(sponsored).await;
+        let open = doing(file, "open");
+        let much_later = issued(&open).plus(400);
+        let shown = bench.present(&open, much_later).unwrap_or_else(|e| panic!("{file}: {e:?}"));
+        let Action::Open { tx, .. } = &shown.action else { panic!("{file}: {shown:?}") };
+        assert!(tx.valid_until < much_later, "{file}: its transaction is over");
+        let got = bench.rail.complete(&shown, much_later).await;
+        assert!(matches!(got, Err(Refusal::PaymentInvalid { .. })), "{file}: {got:?}");
+        assert_eq!(bench.asked.0.load(Ordering::SeqCst), 0, "{file}: nobody is asked");
     }
 }
 

@@ -5,8 +5,9 @@
 //! it is signed for a buyer only when all of this holds (`notes/security.md` P11):
 //!
 //! 1. [`Sponsor::review`], pure: the canonical bytes of exactly one allowed call, nothing else in the transaction that costs
-//!    anything, gas and fees under the crate's own caps, an expiring nonce, [`LEAST_SECONDS`] left, the payer's own valid signature;
-//! 2. [`Sponsor::cosign`]: the call goes through on the newest state (asked once per signature, and never before the signature was
+//!    anything, gas and fees under the crate's own caps, an expiring nonce, the payer's own valid signature. That holds of one that was
+//!    sent before as well;
+//! 2. [`Sponsor::cosign`]: [`LEAST_SECONDS`] are left, the call goes through on the newest state (asked once per signature, and never before the signature was
 //!    verified), and its largest possible fee is set aside in the day's [`Budget`].
 //!
 //! Our signature is deterministic (RFC 6979) and the fee token fixed (the rail's currency), so the hash that the transaction will
@@ -22,6 +23,7 @@
 //! budget bounds.
 
 use super::budget::{Budget, Reserved, Short};
+use super::collect::LAG_SECONDS;
 use super::envelope::{self, Allowed, Found};
 use crate::chain::fees::{Fees, Trial, Tried};
 use crate::chain::relay::Relay;
@@ -49,10 +51,9 @@ pub use super::envelope::{DEAREST, LEAST_SECONDS, Purpose, is_envelope};
 pub const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long nothing is offered after a relay failed.
 const RELAY_RESTS_SECONDS: u64 = 10;
-/// Most signatures whose trial is remembered; each is forgotten when its transaction is over.
+/// Most signatures whose trial is remembered; each is forgotten when its transaction is over, and those that failed when there is no
+/// room.
 const MAX_REMEMBERED: usize = 16 * 1024;
-/// How far the chain's clock must be past a transaction's validity before its absence is believed.
-const LAG_SECONDS: u64 = 30;
 /// What the operator decides.
 #[derive(Clone, Debug)]
 pub struct Terms {
@@ -240,6 +241,11 @@ impl Sponsor {
         }
     }
 
+    /// Whether a relay sends what is sponsored, under a hash of its own.
+    pub fn is_relay(&self) -> bool {
+        matches!(self.carrier, Carrier::Relay { .. })
+    }
+
     /// Looks at our account and at today's budget. The rail's watch calls it.
     pub async fn probe(&self, now: UnixSeconds) {
         let Carrier::Own { signer, budget } = &self.carrier else { return };
@@ -407,7 +413,12 @@ impl Sponsor {
             Some(Tested::Passes | Tested::Reserved) => {}
             None => {
                 if trials.len() >= MAX_REMEMBERED {
-                    trials.retain(|_, r| r.until >= now || r.state == Tested::Running);
+                    // What failed costs a stranger nothing, and us one more question when it is shown again.
+                    trials.retain(|_, r| match r.state {
+                        Tested::Running => true,
+                        Tested::Fails => false,
+                        Tested::Passes | Tested::Reserved => r.until >= now,
+                    });
                 }
                 if trials.len() >= MAX_REMEMBERED {
                     let limit = "sponsored transactions at once";

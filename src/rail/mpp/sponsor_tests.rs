@@ -253,8 +253,7 @@ fn what_is_signed_is_exactly_what_is_due_and_costs_no_more_than_it_may() {
         (case(|t| t.max_fee_per_gas = 50_000_000_001), Some("whole fee"), "0.050000000001 USD in all"),
         (case(|t| t.max_fee_per_gas = 50_000_000_000), None, "0.05 USD in all"),
         (until(None), Some("validBefore"), "without an end"),
-        (until(later(14)), Some("15 seconds"), "14 seconds left"),
-        (until(later(15)), None, "15 seconds left"),
+        (until(later(0)), None, "what was sent before is known by the same credential: its end is for who signs"),
         (until(later(900)), None, "15 minutes"),
         (until(later(901)), Some("15 minutes"), "a second more"),
         (
@@ -277,6 +276,34 @@ fn what_is_signed_is_exactly_what_is_due_and_costs_no_more_than_it_may() {
         }
     }
     assert_eq!(bench.trials(), 0, "none of this asked the chain");
+}
+
+#[tokio::test]
+async fn strangers_who_cannot_pay_do_not_keep_a_payer_from_being_sponsored() {
+    let bench = bench(Usd::ONE);
+    let until = UnixSeconds::now().plus(900);
+    let full = |state: Tested| {
+        let mut trials = bench.sponsor.trials();
+        trials.clear();
+        for n in 0..MAX_REMEMBERED {
+            trials.insert((Address::ZERO, B256::from(U256::from(n))), Remembered { until, state });
+        }
+    };
+    full(Tested::Fails);
+    assert!(bench.cosign(&envelope(7, |_| ())).await.is_ok(), "what failed makes room");
+    full(Tested::Reserved);
+    let got = bench.cosign(&envelope(8, |_| ())).await;
+    assert!(matches!(got, Err(Refusal::TooBusy { .. })), "what is owed does not: {got:?}");
+}
+
+#[tokio::test]
+async fn a_fee_is_carried_only_for_what_stays_valid_long_enough() {
+    let bench = bench(Usd::ONE);
+    for (left, taken, why) in [(13, false, "fewer than 15 seconds"), (20, true, "more"), (0, false, "over")] {
+        let got = bench.cosign(&envelope(7, |tx| tx.valid_before = NonZeroU64::new(UnixSeconds::now().0 + left))).await;
+        assert_eq!(got.is_ok(), taken, "{why}: {got:?}");
+    }
+    assert_eq!(bench.trials(), 1, "what is too late is not asked about");
 }
 
 #[test]

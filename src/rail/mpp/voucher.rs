@@ -12,15 +12,18 @@ use crate::money::Atoms;
 use crate::rail::recover::{self, Unreadable, recover};
 use crate::refusal::Refusal;
 use ::mpp::protocol::methods::tempo::precompile_voucher::{
-    compute_precompile_channel_id_with_escrow, verify_precompile_voucher_signature,
+    compute_precompile_channel_id_with_escrow, precompile_close_authorization_signing_hash_with_escrow,
+    verify_precompile_voucher_signature,
 };
 use alloy::primitives::{U256, keccak256};
 use alloy::sol_types::eip712_domain;
 use serde::Deserialize;
 use std::sync::{LazyLock, PoisonError, RwLock};
+use tempo_alloy::primitives::transaction::{PrimitiveSignature, TempoSignature};
 
-/// Longest signature that is looked at. A WebAuthn one has a few hundred bytes.
-const MAX_SIGNATURE: usize = 2048;
+/// Longest signature that is looked at, and kept with every voucher. A WebAuthn one has 129 bytes, 37 of the authenticator and what the
+/// browser says: the challenge and one or two origins, each no longer than a host's name.
+const MAX_SIGNATURE: usize = 1024;
 
 /// A descriptor with values instead of words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,6 +185,19 @@ pub fn checked(parties: &Parties, chain_id: u64, id: B256, amount: &str, signatu
     Ok(Voucher { amount, signature: format!("0x{}", hex::encode(kept)) })
 }
 
+/// Whether the payer, or who signs for him, has signed that the channel be closed at this amount: EIP-712 `CloseAuthorization`, in the
+/// vouchers' domain and of its own type, as the `mpp` crate's client signs it. It is never sent to the chain.
+pub fn agrees_to_close(parties: &Parties, chain_id: u64, id: B256, amount: Atoms, signature: &str) -> bool {
+    let digits = signature.strip_prefix("0x").filter(|digits| digits.len() <= 2 * MAX_SIGNATURE);
+    let Some(signed) = digits.and_then(|digits| hex::decode(digits).ok()) else { return false };
+    let Ok(digest) = precompile_close_authorization_signing_hash_with_escrow(id, amount.0, RESERVE, chain_id) else {
+        return false;
+    };
+    let Ok(signed) = PrimitiveSignature::from_bytes(&signed) else { return false };
+    let signer = TempoSignature::Primitive(signed).recover_signer(&digest);
+    signer.is_ok_and(|signer| signer == parties.payer || signer == parties.signer())
+}
+
 /// What a voucher's signer signed, as `mpp` has it (EIP-712). What is the same for all vouchers of a chain is computed once.
 fn digest(id: B256, amount: Atoms, chain_id: u64) -> B256 {
     static KIND: LazyLock<B256> = LazyLock::new(|| keccak256("Voucher(bytes32 channelId,uint96 cumulativeAmount)"));
@@ -324,6 +340,29 @@ mod tests {
     }
 
     #[test]
+    fn only_the_payer_or_his_signer_agrees_to_a_close_and_no_voucher_does() {
+        let good = parties();
+        let agreed = |by: &PrivateKeySigner, amount: u128| {
+            let id = good.id(CHAIN);
+            let digest = precompile_close_authorization_signing_hash_with_escrow(id, amount, RESERVE, CHAIN).unwrap();
+            format!("0x{}", hex::encode(by.sign_hash_sync(&digest).unwrap().as_bytes()))
+        };
+        let stranger = PrivateKeySigner::from_slice(&[9; 32]).unwrap();
+        let own = Parties { payer: key().address(), authorized_signer: Address::repeat_byte(7), ..good };
+        for (parties, signature, want, why) in [
+            (good, agreed(&key(), 75), true, "his signer"),
+            (own, agreed(&key(), 75), own.id(CHAIN) == good.id(CHAIN), "of another channel"),
+            (good, agreed(&key(), 76), false, "another amount"),
+            (good, agreed(&stranger, 75), false, "a stranger"),
+            (good, format!("0x{}", hex::encode(sign(75, CHAIN))), false, "a voucher is no agreement"),
+            (good, "0x".to_owned(), false, "empty"),
+            (good, "nonsense".to_owned(), false, "no hex"),
+        ] {
+            assert_eq!(agrees_to_close(&parties, CHAIN, parties.id(CHAIN), Atoms(75), &signature), want, "{why}");
+        }
+    }
+
+    #[test]
     fn forms_the_chain_refuses_are_refused_by_name() {
         let signed = sign(75, CHAIN);
         let order = hex::decode("fffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141").unwrap();
@@ -346,7 +385,7 @@ mod tests {
             (chain, "key chain"),
             (vec![1; 65], "no point of the curve, or another signer"),
             (Vec::new(), "empty"),
-            (vec![2; 4_000], "too long"),
+            (vec![2; 1_025], "too long"),
         ] {
             assert!(check(&parties(), "75", &signature).is_err(), "{why}");
         }

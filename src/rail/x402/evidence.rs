@@ -2,6 +2,7 @@
 //! for (`notes/security.md` P4, P7, P9).
 
 use super::signed::Signed;
+use crate::clock::UnixSeconds;
 use crate::money::Atoms;
 use async_trait::async_trait;
 
@@ -14,6 +15,8 @@ pub struct Movement<'a> {
     pub to: &'a str,
     /// Exactly this much.
     pub amount: Atoms,
+    /// Not before this: the chain's history is looked through from here, and its older part is not asked for.
+    pub since: UnixSeconds,
 }
 
 /// What the chain shows.

@@ -3,6 +3,10 @@
 //!
 //! Every question is asked at one pinned block, and an answer that would let an authorization pass for unused is believed only of
 //! a node whose newest block is young: a node that lags shows yesterday's truth.
+//!
+//! How a used authorization was used stands in the logs of its own time: from when it could be used, or was shown to us, until it ran out.
+//! Where that is on the chain is found by the times of a few blocks, whether the chain makes one in two seconds or four in one,
+//! so that what happened can be judged hours later as well.
 
 mod abi;
 mod judge;
@@ -21,6 +25,8 @@ use async_trait::async_trait;
 
 /// How far the chain's clock must be past an authorization's end before it is over for good: the newest block may be replaced.
 const LAG_SECONDS: u64 = 30;
+/// Most blocks whose time is asked for to find where an instant is.
+const PROBES: usize = 12;
 /// Most transactions that are looked at to find one.
 const CANDIDATES: usize = 8;
 
@@ -33,13 +39,13 @@ pub struct Look {
     pub stale_seconds: u64,
     /// Blocks searched in one request.
     pub window: u64,
-    /// Such requests, newest first.
+    /// Most such requests, oldest first.
     pub windows: u64,
 }
 
 impl Default for Look {
     fn default() -> Self {
-        Self { depth: 1, stale_seconds: 60, window: 2_000, windows: 5 }
+        Self { depth: 1, stale_seconds: 60, window: 2_000, windows: 20 }
     }
 }
 
@@ -69,19 +75,56 @@ impl EvmEvidence {
         head.number.saturating_sub(block).saturating_add(1) >= self.look.depth
     }
 
-    /// Logs of the searched span, newest first, and the oldest block searched.
-    async fn search(&self, filter: &Filter, head: &Head, enough: usize) -> Result<Vec<Log>, Unreachable> {
+    /// A block that is not younger than `time`, or the newest one if that is older: the last such, or one before it, by as many
+    /// blocks as one request searches where the chain keeps its pace.
+    async fn block_at(&self, time: u64, head: &Head) -> Result<u64, Unreachable> {
+        if head.time.0 <= time {
+            return Ok(head.number);
+        }
+        // What is known around the instant, as (number, time); a first guess at the distance, then by the pace that was seen.
+        let (mut above, mut below) = ((head.number, head.time.0), None::<(u64, u64)>);
+        let mut back = self.look.window;
+        for _ in 0..PROBES {
+            let guess = match below {
+                Some(low) => low.0.saturating_add(pace(low, above, time.saturating_sub(low.1))),
+                None => above.0.saturating_sub(back),
+            };
+            let at = self.node.time(guess).await?.0;
+            if at > time {
+                if guess == 0 {
+                    return Ok(0);
+                }
+                let margin = self.look.window / 2;
+                back = pace((guess, at), above, at.saturating_sub(time)).saturating_add(margin);
+                above = (guess, at);
+            } else if guess == 0 || pace((guess, at), above, time.saturating_sub(at)) <= self.look.window {
+                return Ok(guess);
+            } else {
+                below = Some((guess, at));
+            }
+        }
+        // Older than need be is as good.
+        below.map(|(block, _)| block).ok_or(Unreachable { why: "no block of that time can be found" })
+    }
+
+    /// The blocks in which an authorization was used that was good between these instants, if it was.
+    async fn span(&self, from: u64, until: u64, head: &Head) -> Result<(u64, u64), Unreachable> {
+        let first = self.block_at(from, head).await?;
+        let last = self.block_at(until.saturating_add(LAG_SECONDS), head).await?;
+        Ok((first, last.saturating_add(self.look.window).min(head.number)))
+    }
+
+    /// Logs of a span, oldest first, as far as the operator lets us search.
+    async fn search(&self, filter: &Filter, span: (u64, u64), enough: usize) -> Result<Vec<Log>, Unreachable> {
         let mut found = Vec::new();
-        let mut last = head.number;
+        let (mut first, last) = span;
         for _ in 0..self.look.windows {
-            let first = last.saturating_sub(self.look.window.saturating_sub(1));
-            let mut logs = self.node.logs(filter, first, last).await?;
-            logs.reverse();
-            found.append(&mut logs);
-            if found.len() >= enough || first == 0 {
+            let to = first.saturating_add(self.look.window.saturating_sub(1)).min(last);
+            found.append(&mut self.node.logs(filter, first, to).await?);
+            if found.len() >= enough || to == last {
                 break;
             }
-            last = first.saturating_sub(1);
+            first = to.saturating_add(1);
         }
         Ok(found)
     }
@@ -109,7 +152,12 @@ impl EvmEvidence {
         })
     }
 
-    async fn trace_eip3009(&self, signed: &Eip3009, whole: &Signed, due: &Due) -> Result<Trace, Unreachable> {
+    async fn trace_eip3009(
+        &self,
+        signed: &Eip3009,
+        whole: &Signed,
+        (due, since): (&Due, u64),
+    ) -> Result<Trace, Unreachable> {
         let head = self.head().await?;
         let state = abi::authorizationStateCall { authorizer: signed.from, nonce: signed.nonce };
         // A boolean; older tokens count 1 for used, 2 for cancelled.
@@ -119,7 +167,8 @@ impl EvmEvidence {
         let events = vec![abi::AuthorizationUsed::SIGNATURE_HASH, abi::AuthorizationCanceled::SIGNATURE_HASH];
         let topics = vec![events, vec![signed.from.into_word()], vec![signed.nonce]];
         let filter = Filter { address: due.token, topics };
-        let Some(log) = self.search(&filter, &head, 1).await?.into_iter().next() else { return Ok(Trace::Unknown) };
+        let span = self.span(since.max(signed.valid_after), signed.valid_before, &head).await?;
+        let Some(log) = self.search(&filter, span, 1).await?.into_iter().next() else { return Ok(Trace::Unknown) };
         if log.topics.first() == Some(&abi::AuthorizationCanceled::SIGNATURE_HASH) {
             return Ok(if self.deep(log.block_number, &head) { Trace::Gone } else { Trace::Unknown });
         }
@@ -131,7 +180,12 @@ impl EvmEvidence {
         })
     }
 
-    async fn trace_permit2(&self, signed: &Permit2, whole: &Signed, due: &Due) -> Result<Trace, Unreachable> {
+    async fn trace_permit2(
+        &self,
+        signed: &Permit2,
+        whole: &Signed,
+        (due, since): (&Due, u64),
+    ) -> Result<Trace, Unreachable> {
         let head = self.head().await?;
         if !self.spent(signed, head.number).await? {
             return Ok(unused(&head, signed.deadline, UnixSeconds::now(), self.look.stale_seconds));
@@ -139,7 +193,8 @@ impl EvmEvidence {
         let parties = vec![vec![signed.from.into_word()], vec![due.to.into_word()]];
         let topics = [vec![vec![abi::Transfer::SIGNATURE_HASH]], parties].concat();
         let filter = Filter { address: due.token, topics };
-        let mut found = self.search(&filter, &head, usize::MAX).await?;
+        let span = self.span(since.max(signed.valid_after), signed.deadline, &head).await?;
+        let mut found = self.search(&filter, span, usize::MAX).await?;
         // The ones of the right amount first; of `upto` another amount may have been taken.
         found.sort_by_key(|log| U256::try_from_be_slice(&log.data) != Some(due.amount));
         let mut looked: Vec<B256> = Vec::new();
@@ -160,7 +215,7 @@ impl EvmEvidence {
                 Meaning::Unclear => clear = false,
             }
         }
-        Ok(if clear && self.invalidated(signed, &head).await? { Trace::Gone } else { Trace::Unknown })
+        Ok(if clear && self.invalidated(signed, span, &head).await? { Trace::Gone } else { Trace::Unknown })
     }
 
     /// Whether the nonce's bit is set in the state after `block`.
@@ -171,9 +226,9 @@ impl EvmEvidence {
 
     /// Whether the payer took the nonce back while it was unused: it was free in the block before. (In the very block, no transfer to
     /// the payee was this authorization's: the caller has looked at them all.)
-    async fn invalidated(&self, signed: &Permit2, head: &Head) -> Result<bool, Unreachable> {
+    async fn invalidated(&self, signed: &Permit2, span: (u64, u64), head: &Head) -> Result<bool, Unreachable> {
         let topics = vec![vec![abi::UnorderedNonceInvalidation::SIGNATURE_HASH], vec![signed.from.into_word()]];
-        let found = self.search(&Filter { address: PERMIT2, topics }, head, usize::MAX).await?;
+        let found = self.search(&Filter { address: PERMIT2, topics }, span, usize::MAX).await?;
         let word = signed.nonce >> 8;
         let took = |log: &&Log| {
             let read = log
@@ -183,7 +238,7 @@ impl EvmEvidence {
             read.is_some_and(|(w, mask)| w == word && mask.bit(usize::from(signed.nonce.byte(0))))
         };
         // The oldest one did it.
-        match found.iter().rev().find(took) {
+        match found.iter().find(took) {
             Some(log) if self.deep(log.block_number, head) => {
                 Ok(!self.spent(signed, log.block_number.saturating_sub(1)).await?)
             }
@@ -201,6 +256,12 @@ fn unused(head: &Head, until: u64, now: UnixSeconds, stale_seconds: u64) -> Trac
     } else {
         Trace::Unused
     }
+}
+
+/// Blocks in so many seconds, at the pace between two blocks.
+fn pace((low, then): (u64, u64), (high, now): (u64, u64), seconds: u64) -> u64 {
+    let blocks = u128::from(high.saturating_sub(low)) * u128::from(seconds);
+    u64::try_from(blocks / u128::from(now.saturating_sub(then).max(1))).unwrap_or(u64::MAX)
 }
 
 /// `None` for a movement that is not one of this kind of chain, or of nothing.
@@ -225,8 +286,8 @@ impl Evidence for EvmEvidence {
     async fn trace(&self, signed: &Signed, movement: &Movement<'_>) -> Trace {
         let Some(due) = due(movement) else { return Trace::Unknown };
         let trace = match signed {
-            Signed::Eip3009(it) => self.trace_eip3009(it, signed, &due).await,
-            Signed::Permit2(it) => self.trace_permit2(it, signed, &due).await,
+            Signed::Eip3009(it) => self.trace_eip3009(it, signed, (&due, movement.since.0)).await,
+            Signed::Permit2(it) => self.trace_permit2(it, signed, (&due, movement.since.0)).await,
             Signed::Solana(_) => Ok(Trace::Unknown),
         };
         trace.unwrap_or_else(|Unreachable { why }| {

@@ -26,6 +26,10 @@ pub struct Call<'a> {
     /// What a truthful answer must name.
     #[serde(skip)]
     pub expects: Expects<'a>,
+    /// It was handed in before, and nobody knows what came of it. That a facilitator has no verdict on it again says nothing about how
+    /// the facilitator is.
+    #[serde(skip)]
+    pub again: bool,
 }
 
 /// What a truthful answer must name; anything else is a contradiction and counts as no answer.

@@ -4,6 +4,9 @@
 //! Their answers are read by the same rules as a stranger's. Their words are not repeated beyond the reason's name: what a chain's
 //! client says may hold the RPC URL.
 
+mod gas;
+
+use self::gas::Frugal;
 use super::facilitator::{Call, Facilitator, Kind, Settlement, Support, Verdict};
 use super::remote::answers::{self, Told};
 use super::remote::supported::Book;
@@ -63,10 +66,17 @@ impl std::fmt::Debug for Local {
 
 /// Once the chain answered and has the contracts that are needed.
 struct Ready {
+    schemes: Schemes,
+    /// The same, but nothing is sent.
+    pricing: Schemes,
+    book: Book,
+}
+
+/// Who is in charge of what.
+struct Schemes {
     v1_exact: Box<dyn X402SchemeFacilitator>,
     exact: Box<dyn X402SchemeFacilitator>,
     upto: Box<dyn X402SchemeFacilitator>,
-    book: Book,
 }
 
 impl Local {
@@ -93,17 +103,16 @@ impl Local {
     async fn connect(&self) -> Option<Ready> {
         // The chain's client answers with an error that may hold the URL.
         let provider = Arc::new(Eip155ChainProvider::from_config(&self.config).await.ok()?);
-        let sponsors = || Some(json!({"eip2612_gas_sponsoring": true}));
-        let v1_exact = V1Eip155Exact.build(Arc::clone(&provider), None).ok()?;
-        let exact = V2Eip155Exact.build(Arc::clone(&provider), sponsors()).ok()?;
-        let upto = V2Eip155Upto.build(provider, sponsors()).ok()?;
-        let mut said = exact.supported().await.ok()?;
-        for more in [v1_exact.supported().await.ok()?, upto.supported().await.ok()?] {
+        let most = gas::most(&self.network);
+        let schemes = Schemes::over(&Frugal::sending(&provider, most))?;
+        let pricing = Schemes::over(&Frugal::pricing(&provider, most))?;
+        let mut said = schemes.exact.supported().await.ok()?;
+        for more in [schemes.v1_exact.supported().await.ok()?, schemes.upto.supported().await.ok()?] {
             said.kinds.extend(more.kinds);
             said.signers.extend(more.signers);
         }
         let book = Book::read(&serde_json::to_vec(&said).ok()?, None)?;
-        Some(Ready { v1_exact, exact, upto, book })
+        Some(Ready { schemes, pricing, book })
     }
 
     /// Whoever is in charge of a call, and what to hand them.
@@ -126,7 +135,16 @@ impl Local {
     }
 }
 
-impl Ready {
+impl Schemes {
+    fn over(chain: &Arc<Frugal>) -> Option<Self> {
+        let sponsors = || Some(json!({"eip2612_gas_sponsoring": true}));
+        Some(Self {
+            v1_exact: V1Eip155Exact.build(Arc::clone(chain), None).ok()?,
+            exact: V2Eip155Exact.build(Arc::clone(chain), sponsors()).ok()?,
+            upto: V2Eip155Upto.build(Arc::clone(chain), sponsors()).ok()?,
+        })
+    }
+
     fn of(&self, version: Version, scheme: Scheme) -> &dyn X402SchemeFacilitator {
         match (version, scheme) {
             (Version::V1, _) => &*self.v1_exact,
@@ -138,6 +156,9 @@ impl Ready {
 
 /// The published name of a refusal.
 fn reason(error: &PaymentVerificationError) -> String {
+    if gas::is_too_dear(error) {
+        return gas::TOO_DEAR.to_owned();
+    }
     let name = serde_json::to_value(error.as_payment_problem().reason()).ok();
     answers::word(name.as_ref().and_then(|n| n.as_str()))
 }
@@ -171,14 +192,21 @@ impl Facilitator for Local {
         let Some((request, scheme)) = Self::pick(&ready, call) else {
             return Verdict::Invalid { reason: "unsupported_scheme".into() };
         };
-        match timeout(VERIFY, ready.of(call.version, scheme).verify(&request)).await {
-            Ok(Ok(said)) => {
+        let looking = ready.schemes.of(call.version, scheme).verify(&request);
+        let pricing = ready.pricing.of(call.version, scheme).settle(&request);
+        let Ok((looked, priced)) = timeout(VERIFY, futures::future::join(looking, pricing)).await else {
+            return unknown("it took too long");
+        };
+        match (looked, priced) {
+            (Ok(said), Err(fault)) if gas::is_priced(&fault) => {
                 let read = answers::verified(200, said.0.to_string().as_bytes(), &call.expects);
                 read.unwrap_or_else(|why| Verdict::Unknown { why })
             }
-            Ok(Err(Fault::PaymentVerification(error))) => Verdict::Invalid { reason: reason(&error) },
-            Ok(Err(Fault::OnchainFailure(_))) => unknown("the chain could not be asked"),
-            Err(_) => unknown("it took too long"),
+            (Err(Fault::PaymentVerification(error)), _) | (_, Err(Fault::PaymentVerification(error))) => {
+                Verdict::Invalid { reason: reason(&error) }
+            }
+            (Err(Fault::OnchainFailure(_)), _) => unknown("the chain could not be asked"),
+            (Ok(_), _) => unknown("what it takes to hand it in could not be learned"),
         }
     }
 
@@ -190,7 +218,7 @@ impl Facilitator for Local {
         };
         // In a task of its own: whoever stops waiting must not stop a nonce's transaction half way.
         let version = call.version;
-        let settling = tokio::spawn(async move { ready.of(version, scheme).settle(&request).await });
+        let settling = tokio::spawn(async move { ready.schemes.of(version, scheme).settle(&request).await });
         match timeout(SETTLE, settling).await {
             Ok(Ok(Ok(said))) => match answers::settled(200, said.0.to_string().as_bytes(), &call.expects) {
                 Ok(Told::Settled { transaction, payer }) => Settlement::Settled { transaction, payer },

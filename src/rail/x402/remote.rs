@@ -13,7 +13,7 @@ pub use auth::Auth;
 
 use self::answers::Told;
 use self::auth::Proof;
-use self::breaker::Breaker;
+use self::breaker::{Breaker, Fault};
 use self::supported::Book;
 use super::facilitator::{Call, Facilitator, Kind, Settlement, Support, Verdict};
 use super::wire::Version;
@@ -162,12 +162,12 @@ impl Remote {
     }
 
     /// Notes an answer that was one, or why there was none; says the latter to operators.
-    fn note<T>(&self, call: &'static str, answer: Result<T, String>) -> Result<T, String> {
+    fn note<T>(&self, call: &'static str, answer: Result<T, Fault>) -> Result<T, String> {
         match &answer {
             Ok(_) => self.breaker.answered(),
-            Err(why) => {
+            Err(Fault { why, counts }) => {
                 tracing::warn!(call, why, "the facilitator gave no usable answer");
-                if self.breaker.failed(Instant::now()) {
+                if *counts && self.breaker.failed(Instant::now()) {
                     tracing::warn!(
                         "the facilitator is held to be down: nothing is offered through it until it answers"
                     );
@@ -177,7 +177,7 @@ impl Remote {
                 }
             }
         }
-        answer
+        answer.map_err(|fault| fault.why)
     }
 
     fn next_look(&self, after: Duration) {
@@ -191,8 +191,9 @@ impl Remote {
         let before = self.known.load_full();
         let book = reply.map_err(silence).and_then(|reply| {
             let said = reply.status.is_success().then(|| Book::read(&reply.body, before.as_deref().map(|(b, _)| b)));
-            said.flatten().ok_or_else(|| {
-                format!("its answer of what it supports has status {} and no list", reply.status.as_u16())
+            said.flatten().ok_or_else(|| Fault {
+                why: format!("its answer of what it supports has status {} and no list", reply.status.as_u16()),
+                counts: true,
             })
         });
         match self.note("supported", book) {
@@ -210,11 +211,18 @@ impl Remote {
     }
 }
 
-fn silence(silence: Silence) -> String {
-    match silence {
-        Silence::NotSent => "it cannot be reached, nothing was sent".into(),
-        Silence::Lost => "it gave no whole answer in time".into(),
-    }
+fn silence(silence: Silence) -> Fault {
+    Fault::silence(match silence {
+        Silence::NotSent => "it cannot be reached, nothing was sent",
+        Silence::Lost => "it gave no whole answer in time",
+    })
+}
+
+/// An answer to a call for a payment, as `read` takes it.
+fn answer<T>(reply: Result<Reply, Silence>, read: impl FnOnce(u16, &[u8]) -> Result<T, String>) -> Result<T, Fault> {
+    let reply = reply.map_err(silence)?;
+    let status = reply.status.as_u16();
+    read(status, &reply.body).map_err(|why| Fault::of_status(status, why))
 }
 
 /// `Retry-After` in seconds; a date is not read.
@@ -246,7 +254,7 @@ impl Facilitator for Remote {
             return Verdict::Unknown { why: "it is held to be down".into() };
         }
         let reply = self.exchange("verify", Some(&body), self.times.verify).await;
-        let read = reply.map_err(silence).and_then(|r| answers::verified(r.status.as_u16(), &r.body, &call.expects));
+        let read = answer(reply, |status, body| answers::verified(status, body, &call.expects));
         self.note("verify", read).unwrap_or_else(|why| Verdict::Unknown { why })
     }
 
@@ -260,7 +268,8 @@ impl Facilitator for Remote {
         };
         for again in [false, true] {
             let reply = self.exchange("settle", Some(&body), self.times.settle).await;
-            let read = reply.map_err(silence).and_then(|r| answers::settled(r.status.as_u16(), &r.body, &call.expects));
+            let read = answer(reply, |status, body| answers::settled(status, body, &call.expects))
+                .map_err(|fault| Fault { counts: fault.counts && !call.again, ..fault });
             match self.note("settle", read) {
                 Ok(Told::Settled { transaction, payer }) => return Settlement::Settled { transaction, payer },
                 // It was handed in: the payment's own effect (a nonce used, a balance gone) may be what fails it now.

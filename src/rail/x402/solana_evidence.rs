@@ -19,10 +19,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Pages of an account's history that are read.
-const PAGES: usize = 3;
+/// Most pages of an account's history that are read.
+const PAGES: usize = 10;
 /// Most transactions that are looked at to find one.
-const CANDIDATES: usize = 8;
+const CANDIDATES: usize = 24;
+/// How long after the first instant that is looked for a message can have landed, whose blockhash lives for a minute or two: with room
+/// for clocks, and for whoever had it before us.
+const LANDS_SECONDS: u64 = 3_600;
 /// Messages whose end is being awaited, at most; beyond it nothing new is held to be over.
 const AWAITED: usize = 10_000;
 
@@ -88,13 +91,17 @@ fn judge(sought: &[u8], movement: &Movement<'_>, landed: &Landed) -> Meaning {
     }
 }
 
-/// Which of an account's transactions may be the one: those with its memos first, then those whose memos the node does not tell.
-/// (A wallet gives each payment a memo of its own, so that among thousands there is one.)
-fn candidates(history: &[Listed], memos: &[&str]) -> Vec<String> {
+/// Which of an account's transactions may be the one, of the hour in which it can have landed: those with its memos first, then those
+/// of which the node tells no memo, because it keeps none or there is none. (A wallet gives each payment a memo of its own, so that among
+/// thousands there is one.)
+fn candidates(history: &[Listed], memos: &[&str], since: UnixSeconds) -> Vec<String> {
+    let in_time = |l: &&Listed| l.time.is_none_or(|t| (since.0..=since.0.saturating_add(LANDS_SECONDS)).contains(&t));
     let says = |listed: &Listed| {
         listed.memo.as_ref().map(|text| !memos.is_empty() && memos.iter().all(|memo| text.contains(memo)))
     };
-    let of = |wanted: Option<bool>| history.iter().filter(move |l| says(l) == wanted).map(|l| l.signature.clone());
+    let of = |wanted: Option<bool>| {
+        history.iter().filter(in_time).filter(move |l| says(l) == wanted).map(|l| l.signature.clone())
+    };
     of(Some(true)).chain(of(None)).collect()
 }
 
@@ -144,7 +151,7 @@ impl SolanaEvidence {
         let (mut before, mut looked, mut whole): (Option<String>, usize, bool) = (None, 0, false);
         for _ in 0..PAGES {
             let page = self.node.history(&source, before.as_deref(), self.look.counts).await?;
-            for signature in candidates(&page, &sought.memos) {
+            for signature in candidates(&page, &sought.memos, movement.since) {
                 if looked == CANDIDATES {
                     return Ok((None, false));
                 }
@@ -157,7 +164,9 @@ impl SolanaEvidence {
                     None => return Ok((None, false)),
                 }
             }
-            whole = page.len() < PAGE;
+            // What is older cannot be it.
+            let is_before = |l: &Listed| l.time.is_some_and(|t| t < movement.since.0);
+            whole = page.len() < PAGE || page.last().is_some_and(is_before);
             before = page.last().map(|l| l.signature.clone());
             if whole {
                 break;

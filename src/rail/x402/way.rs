@@ -38,6 +38,8 @@ const MARGIN_SECONDS: u64 = 15;
 const AFTER_SECONDS: u64 = 60;
 /// How long after that a node is asked what it could not say.
 const GIVEN_UP_SECONDS: u64 = 6 * 3_600;
+/// How long before it was shown to us a payment may have been handed in by somebody else: as long as its first copy can have been shown.
+const BEFORE_SECONDS: u64 = 1_800;
 /// How long a Solana transaction can land after it was signed: the life of its blockhash, with room.
 const SOLANA_SECONDS: u64 = 180;
 /// How often a transaction that a facilitator names is looked for before the answer is left to the recovery.
@@ -79,6 +81,20 @@ pub struct X402 {
     ring: Arc<KeyRing>,
     facilitator: Arc<dyn Facilitator>,
     evidence: Option<Arc<dyn Evidence>>,
+}
+
+/// A payment as it is handed in and looked for.
+struct Handing<'a> {
+    kept: Kept<'a>,
+    payer: Option<&'a str>,
+    /// This much is to be taken,
+    amount: Atoms,
+    /// of this much that was asked for.
+    most: Atoms,
+    /// When it was shown to us.
+    shown: UnixSeconds,
+    /// It was handed in before.
+    again: bool,
 }
 
 /// What is kept of a payment until its outcome is known. Whoever holds it can hand the payment in: it never leaves the store.
@@ -174,22 +190,26 @@ impl X402 {
     }
 
     /// What a claim is to pay, as this rail's chain would show it.
-    fn movement(&self, amount: Atoms) -> Movement<'_> {
-        Movement { token: &self.settings.asset.address, to: &self.settings.pay_to, amount }
+    fn movement(&self, handing: &Handing<'_>) -> Movement<'_> {
+        let Settings { asset, pay_to, .. } = &self.settings;
+        let since = UnixSeconds(handing.shown.0.saturating_sub(BEFORE_SECONDS));
+        Movement { token: &asset.address, to: pay_to, amount: handing.amount, since }
     }
 
-    /// Hands the payment in once, for `amount` of the `most` that it was asked for.
-    async fn settle(&self, kept: &Kept<'_>, payer: Option<&str>, amount: Atoms, most: Atoms) -> Collected {
+    /// Hands the payment in once.
+    async fn settle(&self, handing: &Handing<'_>) -> Collected {
+        let Handing { kept, payer, amount, most, again, .. } = handing;
+        let (payer, amount, most, again) = (*payer, *amount, *most, *again);
         let requirements = match amount == most {
             true => Some(Cow::Borrowed(kept.requirements)),
             false => asking(kept.requirements, amount).map(Cow::Owned),
         };
         let Some(requirements) = requirements else { return Collected::Unknown };
         let expects = Expects { network: &self.settings.network, payer, amount };
-        let call = Call { version: kept.version, payload: kept.payload, requirements: &requirements, expects };
+        let call = Call { version: kept.version, payload: kept.payload, requirements: &requirements, expects, again };
         match self.facilitator.settle(&call).await {
-            Settlement::Settled { transaction, .. } => self.believe(transaction, kept, amount).await,
-            Settlement::Failed { reason } if is_used(&reason) => match self.trace(kept, amount).await {
+            Settlement::Settled { transaction, .. } => self.believe(transaction, handing).await,
+            Settlement::Failed { reason } if is_used(&reason) => match self.trace(handing).await {
                 Trace::Moved { transaction } => Collected::Settled { transaction },
                 Trace::Gone => failed("it was used up for something else"),
                 // It says used, the chain says new or nothing at all.
@@ -199,14 +219,14 @@ impl X402 {
             },
             // Whoever saw the authorization may have handed it in first, and a facilitator may take the money and say that it did not:
             // its payer must not pay twice.
-            Settlement::Failed { reason } => match self.trace(kept, amount).await {
+            Settlement::Failed { reason } => match self.trace(handing).await {
                 Trace::Moved { transaction } => Collected::Settled { transaction },
                 _ => failed(&reason),
             },
             // Whatever it leaves open, the chain may know by now: then the answer that waits for it need not be made a second time.
             Settlement::Unknown { why } => {
                 tracing::warn!(rail = %self.settings.id, why, "a settlement's outcome is not known");
-                match self.trace(kept, amount).await {
+                match self.trace(handing).await {
                     Trace::Moved { transaction } => Collected::Settled { transaction },
                     Trace::Gone => failed("it was used up for something else"),
                     Trace::Unused | Trace::Unknown => Collected::Unknown,
@@ -221,17 +241,17 @@ impl X402 {
     }
 
     /// Takes a facilitator's word for a small amount, and the chain's for a larger one.
-    async fn believe(&self, transaction: String, kept: &Kept<'_>, amount: Atoms) -> Collected {
-        let Some(evidence) = self.evidence.as_ref().filter(|_| self.is_dear(amount)) else {
+    async fn believe(&self, transaction: String, handing: &Handing<'_>) -> Collected {
+        let Some(evidence) = self.evidence.as_ref().filter(|_| self.is_dear(handing.amount)) else {
             return Collected::Settled { transaction };
         };
-        let Some(signed) = shown::again(kept.payload) else { return Collected::Unknown };
+        let Some(signed) = shown::again(handing.kept.payload) else { return Collected::Unknown };
         for _ in 0..LOOKS {
-            match evidence.shows(&transaction, &signed, &self.movement(amount)).await {
+            match evidence.shows(&transaction, &signed, &self.movement(handing)).await {
                 Trace::Moved { transaction } => return Collected::Settled { transaction },
                 Trace::Gone | Trace::Unused => {
                     tracing::error!(rail = %self.settings.id, transaction, "the facilitator names a transaction that does not pay");
-                    return match self.trace(kept, amount).await {
+                    return match self.trace(handing).await {
                         Trace::Moved { transaction } => Collected::Settled { transaction },
                         Trace::Gone => failed("it was used up for something else"),
                         Trace::Unused | Trace::Unknown => Collected::Unknown,
@@ -244,10 +264,10 @@ impl X402 {
     }
 
     /// What the chain shows of a payment, where there is a node.
-    async fn trace(&self, kept: &Kept<'_>, amount: Atoms) -> Trace {
+    async fn trace(&self, handing: &Handing<'_>) -> Trace {
         let Some(evidence) = &self.evidence else { return Trace::Unknown };
-        match shown::again(kept.payload) {
-            Some(signed) => evidence.trace(&signed, &self.movement(amount)).await,
+        match shown::again(handing.kept.payload) {
+            Some(signed) => evidence.trace(&signed, &self.movement(handing)).await,
             None => Trace::Unknown,
         }
     }
@@ -479,21 +499,27 @@ impl Rail for X402 {
 
     async fn collect(&self, _shown: &Shown, proof: &Proof) -> Collected {
         let Some(kept) = proof.recognised.resend.as_deref().and_then(kept) else { return Collected::Unknown };
-        let amount = proof.recognised.terms.amount;
-        self.settle(&kept, proof.payer.as_deref(), amount, amount).await
+        let (amount, payer, shown) = (proof.recognised.terms.amount, proof.payer.as_deref(), UnixSeconds::now());
+        self.settle(&Handing { kept, payer, amount, most: amount, shown, again: false }).await
     }
 
     async fn vouch(&self, claim: &Claim) -> Vouched {
         let lost = || Vouched::Unknown { why: "its record cannot be read".to_owned() };
-        let Some(kept) = claim.resend.as_deref().and_then(kept) else { return lost() };
-        let expects =
-            Expects { network: &self.settings.network, payer: claim.payer.as_deref(), amount: claim.terms.amount };
-        let call = Call { version: kept.version, payload: kept.payload, requirements: kept.requirements, expects };
+        let Some(handing) = handing(claim, claim.terms.amount, false) else { return lost() };
+        let Handing { kept, payer, amount, .. } = &handing;
+        let expects = Expects { network: &self.settings.network, payer: *payer, amount: *amount };
+        let call = Call {
+            version: kept.version,
+            payload: kept.payload,
+            requirements: kept.requirements,
+            expects,
+            again: false,
+        };
         match self.facilitator.verify(&call).await {
             Verdict::Valid { .. } => Vouched::Good,
             // Somebody handed it in before us: it is paid, and will be found so when it is taken.
             Verdict::Invalid { reason } if is_used(&reason) && self.settings.scheme == Scheme::Exact => {
-                match self.trace(&kept, claim.terms.amount).await {
+                match self.trace(&handing).await {
                     Trace::Moved { .. } => Vouched::Good,
                     Trace::Unused | Trace::Gone | Trace::Unknown => Vouched::Bad { why: reason },
                 }
@@ -505,22 +531,22 @@ impl Rail for X402 {
 
     async fn take(&self, claim: &Claim, _now: UnixSeconds) -> Collected {
         let Standing::Taking { amount, .. } = claim.standing else { return Collected::Unknown };
-        match claim.resend.as_deref().and_then(kept) {
-            Some(kept) => self.settle(&kept, claim.payer.as_deref(), amount, claim.terms.amount).await,
+        match handing(claim, amount, false) {
+            Some(handing) => self.settle(&handing).await,
             None => Collected::Unknown,
         }
     }
 
     /// It was handed in at least once, and nobody knows what came of it.
     async fn look(&self, claim: &Claim, now: UnixSeconds) -> Collected {
-        let Some(kept) = claim.resend.as_deref().and_then(kept) else { return Collected::Unknown };
         let amount = match claim.standing {
             Standing::Taking { amount, .. } => amount,
             _ => claim.terms.amount,
         };
+        let Some(handing) = handing(claim, amount, true) else { return Collected::Unknown };
         // Clocks of chains run apart from ours.
         let is_late = now > claim.collect_until.plus(AFTER_SECONDS);
-        match self.trace(&kept, amount).await {
+        match self.trace(&handing).await {
             Trace::Moved { transaction } => return Collected::Settled { transaction },
             Trace::Gone => return failed("it was used up for something else"),
             Trace::Unused if is_late => return failed("it ran out before it was taken"),
@@ -531,9 +557,9 @@ impl Rail for X402 {
             Trace::Unknown if self.evidence.is_some() => return Collected::Unknown,
             Trace::Unused | Trace::Unknown => {}
         }
-        match self.settle(&kept, claim.payer.as_deref(), amount, claim.terms.amount).await {
+        match self.settle(&handing).await {
             // An earlier attempt may have landed: a "no" now says nothing about then, unless the chain just said that it is unused.
-            Collected::Failed { why } => match (self.trace(&kept, amount).await, is_late) {
+            Collected::Failed { why } => match (self.trace(&handing).await, is_late) {
                 (Trace::Moved { transaction }, _) => Collected::Settled { transaction },
                 (Trace::Unused, true) | (Trace::Gone, _) => failed(&why),
                 (Trace::Unknown, true) if self.evidence.is_none() => Collected::Unprovable,
@@ -555,6 +581,13 @@ impl Rail for X402 {
         };
         wire::settled(version, &told).into_iter().collect()
     }
+}
+
+/// A claim's payment, for `amount` of its terms.
+fn handing(claim: &Claim, amount: Atoms, again: bool) -> Option<Handing<'_>> {
+    let kept = kept(claim.resend.as_deref()?)?;
+    let payer = claim.payer.as_deref();
+    Some(Handing { kept, payer, amount, most: claim.terms.amount, shown: claim.claimed_at, again })
 }
 
 fn kept(text: &str) -> Option<Kept<'_>> {

@@ -185,6 +185,8 @@ fn every_single_mistake_is_named_with_its_file_line_and_key() {
         ("pools.toml", "\"vllm\"", "\"tgi\"", "3: pool.gpt-oss.profile: \"tgi\" is not a profile of this build: ollama, vllm"),
         ("pools.toml", "http://127.0.0.1:8000", "http://user:key@host", "4: pool.gpt-oss.servers[0]: \"http://user:key@host\" has user info; give a key as api_key"),
         ("pools.toml", "http://127.0.0.1:8000", "http://169.254.169.254", "4: pool.gpt-oss.servers[0]: \"http://169.254.169.254\" is an address of this link only, where metadata services live"),
+        ("pools.toml", "http://127.0.0.1:8000", "https://api.openai.com/v1/", "4: pool.gpt-oss.servers[0]: \"https://api.openai.com/v1/\" ends in /v1, and /v1/… is what is asked there: write \"https://api.openai.com\""),
+        ("pools.toml", "servers = [\"http://127.0.0.1:8000\"]", "dns = \"http://a/api/v1\"", "4: pool.gpt-oss.dns: \"http://a/api/v1\" ends in /v1, and /v1/… is what is asked there: write \"http://a/api\""),
         ("pools.toml", "[\"http://127.0.0.1:8000\"]", "[\"http://a\", \"http://A:80/\"]", "4: pool.gpt-oss.servers[1]: is in this pool already; a larger share is a weight"),
         ("pools.toml", "[\"http://127.0.0.1:8000\"]", "[]", "4: pool.gpt-oss.servers: a pool has at least one server"),
         ("pools.toml", "[\"http://127.0.0.1:8000\"]", "[{ url = \"http://a\", weight = 0 }]", "4: pool.gpt-oss.servers[0].weight: 0 is not between 1 and 1000"),
@@ -423,6 +425,17 @@ fn the_generation_is_the_content() {
     let moved = Files::of([("models.toml", "a"), ("tiers.toml", ""), ("routes.toml", ""), ("pools.toml", "")]);
     let there = Files::of([("models.toml", ""), ("tiers.toml", "a"), ("routes.toml", ""), ("pools.toml", "")]);
     assert_ne!(moved.generation(), there.generation(), "a byte belongs to its file");
+}
+
+#[test]
+fn a_directory_that_is_not_there_is_one_mistake_that_names_it() {
+    for dir in ["/nowhere/rules", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")] {
+        let said = crate::rules::load(std::path::Path::new(dir), &catalogue()).unwrap_err();
+        assert!(
+            said.len() == 1 && said[0].to_string().starts_with(&format!("{dir}: is no directory of rules: ")),
+            "{said:?}"
+        );
+    }
 }
 
 #[test]

@@ -164,8 +164,18 @@ fn queue(s: &Section<'_>) -> Option<Queue> {
 /// (`notes/security.md` H11).
 fn address(value: &Value<'_>) -> Option<Origin> {
     value.read(|text| match Origin::parse(text) {
-        Ok(origin) if origin.is_link_local() => Err("is an address of this link only, where metadata services live"),
-        other => other,
+        Ok(origin) if origin.is_link_local() => {
+            Err("is an address of this link only, where metadata services live".to_owned())
+        }
+        // As vendors write their base URL. Nothing there would answer, and payers would have paid for that.
+        Ok(origin) if origin.prefix.ends_with("/v1") => {
+            let text = text.trim_end_matches('/');
+            Err(format!(
+                "ends in /v1, and /v1/… is what is asked there: write {:?}",
+                text.strip_suffix("/v1").unwrap_or(text)
+            ))
+        }
+        other => other.map_err(str::to_owned),
     })
 }
 

@@ -204,6 +204,33 @@ fn what_cannot_be_prepared_does_not_become_visible() {
 }
 
 #[test]
+fn what_could_not_be_prepared_is_tried_again_until_it_can_and_told_once() {
+    let bench = Bench::new(Pace { backup: Duration::from_millis(20), ..QUICK });
+    bench.veto.store(true, Ordering::SeqCst);
+    bench.replace("tiers.toml", &tiers("0.02"));
+    assert_eq!(bench.next().reloads_failed, 1);
+    let tries = bench.prepared.load(Ordering::SeqCst);
+    let end = Instant::now() + Duration::from_secs(20);
+    while bench.prepared.load(Ordering::SeqCst) < tries + 3 {
+        assert!(Instant::now() < end, "its key may be there by now, and nobody looks");
+        std::thread::yield_now();
+    }
+    bench.veto.store(false, Ordering::SeqCst);
+    let standing = bench.next();
+    assert_eq!((standing.last_error, standing.reloads_failed), (None, 1), "the same refusal is not told again");
+    assert_eq!(standing.generation, plan("0.02").generation);
+}
+
+#[test]
+fn what_is_wrong_in_the_files_is_not_read_again_and_again() {
+    let bench = Bench::new(Pace { backup: Duration::from_millis(20), ..QUICK });
+    bench.replace("tiers.toml", "[");
+    assert!(bench.next().last_error.is_some());
+    let standing = bench.settled();
+    assert_eq!(standing.reloads_failed, 2, "once when it changed, and once when somebody asked");
+}
+
+#[test]
 fn without_a_watch_the_content_is_looked_at() {
     let bench = Bench::new(Pace { watched: false, alone: Duration::from_millis(20), ..QUICK });
     bench.replace("tiers.toml", &tiers("0.02"));

@@ -57,6 +57,11 @@ impl Known {
         self.revisions.get(channel).copied()
     }
 
+    /// It is not there any more.
+    pub(super) fn has_none(&mut self, channel: &str) {
+        self.revisions.remove(channel);
+    }
+
     pub(super) fn has_revision(&mut self, channel: &str, revision: u64) {
         if let Some(known) = self.revisions.get_mut(channel) {
             *known = revision;

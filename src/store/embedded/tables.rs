@@ -9,7 +9,7 @@ use crate::clock::UnixSeconds;
 use crate::journal::Entry;
 use crate::journal::chain::Head;
 use crate::money::Usd;
-use crate::store::{StoreError, Swap, Write};
+use crate::store::{OVER_SECONDS, StoreError, Swap, TALLY_DAYS, Write};
 use redb::{Key, ReadableTable, Table, TableDefinition, TableError, Value, WriteTransaction};
 use std::borrow::Cow;
 
@@ -28,14 +28,16 @@ const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
 pub(super) const CLAIMS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("claims");
 /// Keys of claims that are neither delivered nor dead, so that a start does not read all of them.
 pub(super) const OPEN: TableDefinition<'_, &str, ()> = TableDefinition::new("open");
-/// Channel id → record as JSON. Closed ones stay: whoever comes back to one must be told that it is over, not unknown.
+/// Channel id → record as JSON. Closed ones stay for a while: whoever comes back to one must be told that it is over, not unknown.
 pub(super) const CHANNELS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("channels");
 /// Ids of channels that are not over.
 pub(super) const OPEN_CHANNELS: TableDefinition<'_, &str, ()> = TableDefinition::new("open_channels");
 /// `(rail, payer, id)` of channels that are not over.
 pub(super) const PAYERS: TableDefinition<'_, (&str, &str, &str), ()> = TableDefinition::new("payers");
-/// `(keep_until, key)` of every claim, so that forgetting reads only what is due.
+/// `(keep_until, key)` of every claim, so that forgetting reads only what is due; [`OVER`] and the id of a channel that is over.
 const DUE: TableDefinition<'_, (u64, &str), ()> = TableDefinition::new("due");
+/// No claim's key begins so.
+const OVER: &str = "channel ";
 /// Receipt id → `seq` of the newest line that holds it; [`INDEXED`] → the line up to which that is so.
 pub(super) const RECEIPTS: TableDefinition<'_, &str, u64> = TableDefinition::new("receipts");
 /// `seq` → the line, and those before it that share a row with it; [`HEAD`](lines::HEAD) → where they end.
@@ -399,6 +401,8 @@ impl<'t> Book<'t> {
         if channel.is_over() {
             self.open_channels.table()?.remove(id)?;
             self.payers.table()?.remove(payer)?;
+            let until = UnixSeconds::now().plus(OVER_SECONDS);
+            self.due.table()?.insert((until.0, format!("{OVER}{id}").as_str()), ())?;
         } else if channel.revision == 1 {
             self.open_channels.table()?.insert(id, ())?;
             self.payers.table()?.insert(payer, ())?;
@@ -467,24 +471,45 @@ impl<'t> Book<'t> {
         Ok(totals)
     }
 
-    /// Drops at most `most` claims that are over and past `keep_until`; how many it dropped. What cannot be read stays.
+    /// Drops at most `most` claims and channels that are over and past their time; how many it dropped. What cannot be read stays. Totals of
+    /// days long past go as well.
     pub(super) fn forget(&mut self, now: UnixSeconds, most: usize) -> Result<usize, Fault> {
         let mut gone = Vec::new();
-        let claims = self.claims.table()?;
+        let (claims, channels) = (self.claims.table()?, self.channels.table()?);
         for entry in self.due.table()?.range(..(now.0, ""))? {
             let (until, key) = entry.map(|(k, _)| (k.value().0, k.value().1.to_owned()))?;
-            match claim_in(claims, &key) {
-                Ok(Some(claim)) if claim.is_over(now) => gone.push((until, key)),
-                Ok(_) | Err(Fault::Here(_)) => {}
+            let over = match key.strip_prefix(OVER) {
+                Some(id) => channel_in(channels, id).map(|found| found.is_none_or(|channel| channel.is_over())),
+                None => claim_in(claims, &key).map(|found| found.is_some_and(|claim| claim.is_over(now))),
+            };
+            match over {
+                Ok(true) => gone.push((until, key)),
+                Ok(false) | Err(Fault::Here(_)) => {}
                 Err(disk) => return Err(disk),
             }
             if gone.len() == most {
                 break;
             }
         }
+        let mut past = Vec::new();
+        for entry in self.tallies.table()?.iter()? {
+            let (name, day) = entry.map(|(k, _)| (k.value().0.to_owned(), k.value().1))?;
+            if day.saturating_add(TALLY_DAYS) < now.day() {
+                past.push((name, day));
+            }
+        }
+        for (name, day) in past {
+            self.tallies.table()?.remove((name.as_str(), day))?;
+            self.changed = true;
+        }
         for (until, key) in &gone {
-            self.claims.table()?.remove(key.as_str())?;
-            self.open.table()?.remove(key.as_str())?;
+            if let Some(id) = key.strip_prefix(OVER) {
+                self.channels.table()?.remove(id)?;
+                self.known.has_none(id);
+            } else {
+                self.claims.table()?.remove(key.as_str())?;
+                self.open.table()?.remove(key.as_str())?;
+            }
             self.due.table()?.remove((*until, key.as_str()))?;
             self.changed = true;
         }

@@ -8,6 +8,7 @@ use crate::claim::{Op, Standing, sample};
 use crate::journal::sample::receipt;
 use crate::money::Atoms;
 use crate::store::conformance::{self, Bench};
+use crate::store::{OVER_SECONDS, TALLY_DAYS};
 use std::os::unix::fs::PermissionsExt;
 use tempfile::TempDir;
 
@@ -27,6 +28,46 @@ async fn it_keeps_what_every_store_promises() {
 
 fn claim_write(key: &str) -> Write {
     Write { claim: Some(sample::claim(key, 100)), ..Write::default() }
+}
+
+#[tokio::test]
+async fn a_channel_that_is_over_and_totals_of_past_days_go_after_their_time() {
+    use crate::channel::{Op, Phase, sample};
+    let dir = TempDir::fresh();
+    let path = dir.path().join("pontage.redb");
+    let mut store = Embedded::open(&path).unwrap();
+    let put = |channel: &Channel| Write { channel: Some(Arc::new(channel.clone())), ..Write::default() };
+    let (gone, stays) = (sample::opening("0xaa", 10), sample::opening("0xbb", 10));
+    let tx = gone.payers_tx.as_ref().unwrap().tx.clone();
+    let (failed, _) = gone.apply("f", Op::Dropped { tx }, sample::START).unwrap();
+    for channel in [&gone, &failed, &stays] {
+        assert_eq!(store.commit(put(channel)).await, Ok(Swap::Done));
+    }
+    let now = UnixSeconds::now();
+    let total = |day| Write { tally: vec![("lost".to_owned(), day, Usd(5))], ..Write::default() };
+    for day in [now.day() - TALLY_DAYS - 1, now.day() - TALLY_DAYS] {
+        store.commit(total(day)).await.unwrap();
+    }
+    assert_eq!(store.forget(now.plus(OVER_SECONDS - 60)).await, Ok(0));
+    assert_eq!(
+        store.channel(&gone.id).await.unwrap().unwrap().phase,
+        Phase::Failed,
+        "who asks is told that it is over"
+    );
+    assert_eq!(store.forget(now.plus(OVER_SECONDS + 60)).await, Ok(1));
+    for start in 1..=2 {
+        assert_eq!(store.channel(&gone.id).await, Ok(None), "start {start}");
+        assert_eq!(store.channels().await, Ok(vec![stays.clone()]), "what is not over stays, start {start}");
+        drop(store);
+        assert!(Embedded::audit(&path).unwrap().broken.is_none());
+        store = Embedded::open(&path).unwrap();
+    }
+    store.commit(total(now.day() - TALLY_DAYS - 1)).await.unwrap();
+    store.commit(total(now.day() - TALLY_DAYS)).await.unwrap();
+    store.forget(now).await.unwrap();
+    assert_eq!(store.tally("lost", now.day() - TALLY_DAYS - 1).await, Ok(Usd(0)));
+    assert_eq!(store.tally("lost", now.day() - TALLY_DAYS).await, Ok(Usd(5)), "one of these days is kept");
+    assert_eq!(store.commit(put(&gone)).await, Ok(Swap::Done), "nobody has heard of it");
 }
 
 /// Changes the file behind the store's back.
@@ -304,7 +345,9 @@ async fn what_was_written_briefly_is_forgotten_by_a_crash_and_its_lines_come_wit
     assert_eq!(store.claim(&promised.key).await, Ok(None));
     assert_eq!(store.lines().len(), 0);
     assert_eq!(store.commit(briefly).await, Ok(Swap::Done), "the proof is as good as new");
-    let taking = promised.apply(Op::Take { by: by(), amount: Atoms(100), receipt: None }, UnixSeconds(1_001)).unwrap();
+    let taking = promised
+        .apply(Op::Take { by: by(), amount: Atoms(100), output: None, receipt: None }, UnixSeconds(1_001))
+        .unwrap();
     let line = Entry::Taking { key: "k".into(), amount: Atoms(100), at: UnixSeconds(1_001) };
     let write = Write { claim: Some(taking.clone()), journal: vec![line], ..Write::default() };
     assert_eq!(store.commit(write.clone()).await, Ok(Swap::Done));

@@ -6,7 +6,9 @@ use crate::store::StoreError;
 use arc_swap::ArcSwap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 /// Shared by the watch and by whoever asks Redis anything.
 pub(super) struct Link {
@@ -15,13 +17,16 @@ pub(super) struct Link {
     losses: AtomicU64,
     /// How many had been when Redis was last found safe.
     seen: AtomicU64,
+    /// When that was, the first time since the last loss.
+    whole_since: ArcSwap<Instant>,
     wake: Notify,
 }
 
 impl Default for Link {
     fn default() -> Self {
         let standing = ArcSwap::from_pointee(Ok(()));
-        Self { standing, losses: AtomicU64::new(0), seen: AtomicU64::new(0), wake: Notify::new() }
+        let whole_since = ArcSwap::from_pointee(Instant::now());
+        Self { standing, losses: AtomicU64::new(0), seen: AtomicU64::new(0), whole_since, wake: Notify::new() }
     }
 }
 
@@ -34,6 +39,11 @@ impl Link {
     /// Whether Redis was looked at since the last loss.
     pub fn is_seen(&self) -> bool {
         self.seen.load(Ordering::SeqCst) == self.losses.load(Ordering::SeqCst)
+    }
+
+    /// How long no answer was lost, since Redis was first found safe. By the clock of this process, which no one sets.
+    pub fn whole_for(&self) -> Duration {
+        if self.is_seen() { self.whole_since.load().elapsed() } else { Duration::ZERO }
     }
 
     /// Answers lost so far.
@@ -70,6 +80,9 @@ impl Link {
 
     /// It was found safe after so many losses. One that came meanwhile asks for another look.
     pub fn is_well_since(&self, losses: u64) {
+        if self.seen.load(Ordering::SeqCst) != losses {
+            self.whole_since.store(Arc::new(Instant::now()));
+        }
         self.seen.store(losses, Ordering::SeqCst);
         self.standing.store(Arc::new(Ok(())));
         if !self.is_seen() {

@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use super::*;
-use crate::claim::{Op, sample};
+use crate::claim::{Op, Standing, sample};
+use crate::journal::Entry;
 use crate::money::Atoms;
 use crate::store::conformance::{self, Bench};
 use std::net::{Ipv4Addr, TcpListener};
@@ -220,6 +221,8 @@ async fn a_write_on_top_of_something_that_is_gone_is_no_write_and_stops_the_gate
     assert!(store.standing().is_err());
 }
 
+mod left;
+
 /// Between a gate and Redis: passes everything, and swallows one answer when told to.
 async fn swallowing(port: u16, swallow: Arc<std::sync::atomic::AtomicBool>) -> u16 {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -273,12 +276,28 @@ async fn gates_know_who_of_them_lives() {
     let (a, b) = (server.open("a.redb").await.unwrap(), server.open("b.redb").await.unwrap());
     assert_ne!(a.gate(), b.gate());
     until(|| async { a.alive(b.gate()).await == Ok(true) }).await;
-    assert_eq!(a.alive("gate_nobody").await, Ok(false));
+    // Which is known once its own link was whole for as long as a sign lasts.
+    assert_eq!(a.alive("gate_nobody").await, Ok(true));
+    until(|| async { a.alive("gate_nobody").await == Ok(false) }).await;
     let gone = b.gate().to_owned();
     drop(b);
     let mut other = a.streams_connection();
     let left: i64 = redis::cmd("TTL").arg(gate_key(&gone)).query_async(&mut other).await.unwrap();
     assert!(left > 0 && left <= 30, "its sign of life ends by itself: {left}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_an_outage_of_redis_no_gate_is_taken_for_dead_before_it_could_say_that_it_lives() {
+    let server = Server::with(&SAFE);
+    let a = server.open("a.redb").await.unwrap();
+    until(|| async { a.alive("gate_silent").await == Ok(false) }).await;
+    server.kill();
+    until(|| async { a.standing().is_err() }).await;
+    // Every sign of life has ended by itself when Redis is back.
+    server.start(&SAFE);
+    until(|| async { a.standing().is_ok() }).await;
+    assert_eq!(a.alive("gate_silent").await, Ok(true), "it may only not have had the time");
+    until(|| async { a.alive("gate_silent").await == Ok(false) }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -315,7 +334,7 @@ async fn what_a_payer_promises_at_one_gate_counts_at_the_others_until_it_is_over
     }
 
     let next = |claim: &Claim, op| claim.apply(op, UnixSeconds(1_100)).unwrap();
-    let take = Op::Take { by: server_of(&a, "r1"), amount: Atoms(9), receipt: None };
+    let take = Op::Take { by: server_of(&a, "r1"), amount: Atoms(9), output: None, receipt: None };
     let k1 = next(&k1, take);
     a.commit(put(&k1)).await.unwrap();
     assert_eq!(promise(&b, "k7", 1, 1).await, 60, "what is being taken is not paid");
@@ -330,6 +349,13 @@ async fn what_a_payer_promises_at_one_gate_counts_at_the_others_until_it_is_over
     assert_eq!(promise(&a, "k8", 1, 1).await, 1 + 50);
     let other = Whose { rail: &rail, payer: "0xother" };
     assert_eq!(a.promise(other, (&ClaimKey("k9".to_owned()), 1), Usd(5)).await, Ok(Usd::ZERO), "another payer");
+
+    // What is renewed is kept as long as what is new.
+    let (mut redis, key) = (a.streams_connection(), "pontage:promised:base/upto:0xpayer");
+    let _: i64 = redis::cmd("EXPIRE").arg(key).arg(100).query_async(&mut redis).await.unwrap();
+    promise(&a, "k8", 1, 1).await;
+    let left: i64 = redis::cmd("TTL").arg(key).query_async(&mut redis).await.unwrap();
+    assert!(left > 29 * 86_400, "{left}");
 }
 
 /// Between a gate and Redis: passes everything, until it is told to take the answer to the next new version of a record.
@@ -509,6 +535,26 @@ async fn a_redis_that_was_started_again_is_looked_at_before_it_is_asked_anything
     server.start(&SAFE);
     until(|| async { store.standing().is_ok() }).await;
     assert_eq!(store.commit(put(&sample::claim("after", 100))).await, Ok(Swap::Done), "safe again, it goes on");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gate_that_found_redis_gone_confirms_nothing_before_it_has_looked_again() {
+    let server = Server::with(&SAFE);
+    let store = server.open("journal.redb").await.unwrap();
+    let mut connection = store.streams_connection();
+    let run = Probe::new(false).look(&mut connection).await.unwrap();
+    // Nobody but this watch has missed it.
+    let link = Arc::new(Link::default());
+    let watching = tokio::spawn(watch(connection.clone(), Probe::new(false), run, Arc::clone(&link)));
+    let streams = Streams::new(connection.clone(), Arc::clone(&link));
+    server.kill();
+    until(|| async { link.standing().is_err() }).await;
+    server.start(&["--appendonly", "yes", "--appendfsync", "everysec", "--maxmemory-policy", "noeviction"]);
+    let there = async || redis::cmd("PING").query_async::<String>(&mut connection.clone()).await.is_ok();
+    until(async || there().await).await;
+    let told = streams.put("k", 1, "text").await;
+    assert!(told.is_err(), "written to a Redis that would lose it: {told:?}");
+    watching.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

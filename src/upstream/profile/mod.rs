@@ -1,6 +1,7 @@
 //! How a backend speaks, one small constant per kind. A new kind is a file here and one line in [`ALL`].
 
 mod anthropic;
+mod compatible;
 mod gemini;
 mod llamacpp;
 mod ollama;
@@ -53,8 +54,9 @@ impl Profile {
 }
 
 /// Every profile of this build.
-pub const ALL: [&Profile; 8] = [
+pub const ALL: [&Profile; 9] = [
     &openai::PROFILE,
+    &compatible::PROFILE,
     &openrouter::PROFILE,
     &anthropic::PROFILE,
     &gemini::PROFILE,
@@ -93,7 +95,8 @@ mod tests {
 
     #[test]
     fn every_profile_is_found_by_its_name_and_no_other_is() {
-        let names = ["anthropic", "gemini", "llamacpp", "ollama", "openai", "openrouter", "sglang", "vllm"];
+        let names =
+            ["anthropic", "compatible", "gemini", "llamacpp", "ollama", "openai", "openrouter", "sglang", "vllm"];
         assert_eq!(abilities().keys().copied().collect::<Vec<_>>(), names);
         for (name, profile) in NAMES.into_iter().zip(ALL) {
             assert_eq!(lookup(name), Some(profile));
@@ -125,7 +128,7 @@ mod tests {
     #[test]
     fn vendors_that_report_only_at_the_end_are_read_to_the_end_and_own_servers_are_not() {
         for profile in ALL {
-            let hosted = ["openai", "openrouter", "anthropic", "gemini"].contains(&profile.name);
+            let hosted = ["openai", "compatible", "openrouter", "anthropic", "gemini"].contains(&profile.name);
             assert_eq!(profile.ability.on_leave == OnLeave::Drain, hosted, "{}", profile.name);
             assert!(!(hosted && profile.ability.continuous_usage), "{}: it refuses the option", profile.name);
         }

@@ -30,11 +30,6 @@ pub fn accepts(reply: &RawReply) -> Vec<Value> {
     decode(header)["accepts"].as_array().unwrap().clone()
 }
 
-/// What a 402 accepts, v1.
-pub fn accepts_v1(reply: &RawReply) -> Vec<Value> {
-    reply.json()["accepts"].as_array().unwrap_or_else(|| panic!("no v1 offer: {}", reply.text())).clone()
-}
-
 /// OpenAI's error code.
 pub fn code(reply: &RawReply) -> String {
     reply.json()["error"]["code"].as_str().unwrap_or_default().to_owned()

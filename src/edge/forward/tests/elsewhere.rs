@@ -62,16 +62,18 @@ fn buffered(outcome: &Outcome) -> (u16, &str) {
 
 #[tokio::test]
 async fn who_refuses_to_serve_is_passed_over_within_the_pool_and_then_along_the_lane() {
-    for (status, outcome) in [
-        (429, "status"),
-        (500, "status"),
-        (503, "status"),
-        (529, "status"),
-        (401, "auth"),
-        (402, "auth"),
-        (403, "auth"),
+    let key = r#"{"error":"this API key may not"}"#;
+    for (status, said, outcome) in [
+        (429, "{}", "status"),
+        (500, "{}", "status"),
+        (503, "{}", "status"),
+        (529, "{}", "status"),
+        (401, "{}", "auth"),
+        (402, "{}", "auth"),
+        (403, key, "auth"),
+        (403, "{}", "status"),
     ] {
-        let bad = Same::start(reply(status, "", "{}")).await;
+        let bad = Same::start(reply(status, "", said)).await;
         let good = Same::start(OK_JSON.to_owned()).await;
         let (mut here, _client) = bed(vec![pool("p", &[bad.port, good.port])]).await;
         assert_eq!(buffered(&here.run().await), (200, "{}"), "{status}: the next server of the pool");

@@ -28,6 +28,33 @@ async fn each_wait_for_a_backend_ends_and_closes_it() {
 }
 
 #[tokio::test]
+async fn what_takes_long_to_make_is_waited_for_and_a_silence_in_the_middle_is_not() {
+    let begun = format!("{SSE}{}", chunked(&["data: 1\n\n"]));
+    // What comes at once, and how long the rest is waited for in all: the waits of the pool are a second, the whole three.
+    let rows = [
+        ("", true, false, 3, "a reply that does not stream: its head comes when it is done"),
+        ("", false, true, 1, "the head of a stream comes before the work"),
+        (SSE, false, true, 3, "a stream whose model thinks"),
+        (SSE, false, false, 1, "one whose does not"),
+        (&begun, false, true, 1, "thinking ends with the first word"),
+    ];
+    let all = rows.map(|(bytes, is_whole, thinks, seconds, why)| async move {
+        let (listener, port) = listen().await;
+        let mut rules = rules(&[port]);
+        rules.timeouts.total_seconds = 3;
+        let (mut bed, _client) = Bed::with(rules, ROOMY, "HTTP/1.1").await;
+        (bed.filter.is_whole, bed.filter.thinks) = (is_whole, thinks);
+        let (outcome, ()) = tokio::join!(bed.run(), async { closed(&mut answer(&listener, bytes).await.1).await });
+        let refusal = match outcome {
+            Outcome::Failed(refusal) | Outcome::Streamed(Ending { how: How::Upstream(refusal), .. }) => refusal,
+            other => panic!("{why}: {other:?}"),
+        };
+        assert_eq!(refusal, Refusal::UpstreamTimeout { seconds }, "{why}");
+    });
+    futures::future::join_all(all).await;
+}
+
+#[tokio::test]
 async fn a_stream_that_never_falls_silent_still_ends_at_total_seconds() {
     let (listener, port) = listen().await;
     let mut rules = rules(&[port]);
@@ -113,6 +140,8 @@ async fn a_stream_that_is_listened_to_is_read_to_its_end_without_its_client_or_h
         let (outcome, mut backend) = tokio::join!(bed.run(), async {
             let (_, mut stream) = answer(&listener, &begun).await;
             heard(&mut client, "data: 1\n\n").await;
+            // Before the request was sent, and now that nobody takes its answer.
+            asked.notified().await;
             drop(client);
             asked.notified().await;
             stream.write_all(rest.as_bytes()).await.unwrap();
@@ -131,17 +160,59 @@ async fn a_stream_that_is_listened_to_is_read_to_its_end_without_its_client_or_h
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_before_the_first_byte_is_not_listened_for() {
+async fn a_backend_that_is_listened_to_is_heard_from_when_it_has_the_request() {
+    let begun = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n{";
+    let answer_of = |rest: &str| format!("{begun}{rest}");
+    let whole = answer_of("    ");
+    // What comes before the client leaves and after it, and what is heard; `None`: nothing that is of use.
+    for (before, after, heard, why) in [
+        ("", whole.as_str(), Some("{    "), "no head yet"),
+        (begun, "    ", Some("{    "), "half a reply"),
+        ("", "HTTP/1.1 400 X\r\ncontent-length: 1\r\n\r\nx", None, "a refusal"),
+        ("", "HTTP/1.1 503 X\r\ncontent-length: 1\r\n\r\nx", None, "a refusal to serve: nobody else is asked"),
+        ("", "HTTP/1.1 403 X\r\ncontent-length: 1\r\n\r\nx", None, "one of our key"),
+        ("", "HTTP/1.1 200 OK\r\ncontent-type: text/refused\r\n\r\n", None, "what was not asked for"),
+        ("", "", None, "silence: first_byte_seconds"),
+        (begun, "", None, "silence: idle_seconds"),
+    ] {
+        let (listener, port) = listen().await;
+        let (mut bed, client) = Bed::new(&[port, nobody().await], ROOMY).await;
+        bed.filter.listens = Some(9);
+        let (outcome, _backend) = tokio::join!(bed.run(), async {
+            let (_, mut stream) = answer(&listener, before).await;
+            drop(client);
+            // Both sides of this test are one task: the gate is polled, and sees it, before more comes.
+            tokio::task::yield_now().await;
+            tokio::task::yield_now().await;
+            stream.write_all(after.as_bytes()).await.unwrap();
+            stream
+        });
+        match (outcome, heard) {
+            (Outcome::Unheard(body), Some(heard)) => assert_eq!(body, heard, "{why}"),
+            (Outcome::ClientGone, None) => {}
+            (other, _) => panic!("{why}: {other:?}"),
+        }
+        assert_ne!(bed.filter.tried.last(), Some(&"connect"), "{why}");
+        assert_eq!(bed.pool().status()[0].in_flight, 0, "{why}");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_whose_client_leaves_before_the_first_byte_is_heard_and_never_begins() {
     let (listener, port) = listen().await;
     let (mut bed, client) = Bed::new(&[port], ROOMY).await;
     bed.filter.listens = Some(9);
-    let (outcome, ()) = tokio::join!(bed.run(), async {
+    let asked = Arc::clone(&bed.filter.asked);
+    let (outcome, _backend) = tokio::join!(bed.run(), async {
         let (_, mut stream) = answer(&listener, SSE).await;
+        asked.notified().await;
         drop(client);
-        closed(&mut stream).await;
+        asked.notified().await;
+        stream.write_all(format!("{}0\r\n\r\n", chunked(&["data: 1\n\n"])).as_bytes()).await.unwrap();
+        stream
     });
     assert!(matches!(outcome, Outcome::ClientGone), "{outcome:?}");
-    assert!(!bed.filter.log.iter().any(|line| line.starts_with("overheard")));
+    assert_eq!(bed.filter.log, ["head 200", "overheard data: 1", "end"]);
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ const TX: B256 = B256::repeat_byte(0x11);
 const TX2: B256 = B256::repeat_byte(0x22);
 
 fn movement<'a>() -> Movement<'a> {
-    Movement { token: TOKEN, to: US, amount: Atoms(10_000) }
+    Movement { token: TOKEN, to: US, amount: Atoms(10_000), since: UnixSeconds(0) }
 }
 
 fn us() -> Address {
@@ -84,10 +84,13 @@ fn proxy_call(tx: B256, nonce: u64, amount: u64) -> (B256, Value) {
     (tx, json!({"hash": tx, "to": EXACT_PROXY, "input": Bytes::from(input), "from": PAYER}))
 }
 
-/// A chain at height 10,000 as one node shows it.
+/// A chain as one node shows it.
 #[derive(Clone)]
 struct World {
     chain_id: u64,
+    height: u64,
+    /// Milliseconds from block to block: of the last 40,000, and before.
+    pace: (u64, u64),
     /// Age of the newest block in seconds.
     age: u64,
     /// What the nonce's state is; from which block on.
@@ -105,6 +108,8 @@ impl World {
     fn new() -> Self {
         Self {
             chain_id: 84_532,
+            height: 10_000,
+            pace: (2_000, 2_000),
             age: 0,
             state: U256::ZERO,
             since: 0,
@@ -113,6 +118,12 @@ impl World {
             broken: "none",
             status: "0x1",
         }
+    }
+
+    fn time(&self, block: u64) -> u64 {
+        let back = self.height.checked_sub(block).expect("a block that is there");
+        let late = back.min(40_000);
+        UnixSeconds::now().0 - self.age - (late * self.pace.0 + (back - late) * self.pace.1) / 1_000
     }
 
     fn answer(&self, method: &str, params: &Value) -> Option<Value> {
@@ -124,11 +135,12 @@ impl World {
         Some(match method {
             "eth_chainId" => json!(format!("{:#x}", self.chain_id)),
             "eth_getBlockByNumber" => {
-                json!({"number": "0x2710", "timestamp": format!("{:#x}", UnixSeconds::now().0 - self.age), "hash": TX})
+                let block = if params[0] == "latest" { self.height } else { number(&params[0]) };
+                json!({"number": format!("{block:#x}"), "timestamp": format!("{:#x}", self.time(block)), "hash": TX})
             }
             "eth_call" => {
                 let at = number(&params[1]);
-                assert!(at <= 10_000, "asked of a block that is not there");
+                assert!(at <= self.height, "asked of a block that is not there");
                 json!(B256::from(if at >= self.since { self.state } else { U256::ZERO }))
             }
             "eth_getLogs" => {
@@ -364,7 +376,54 @@ async fn a_look_is_a_few_requests_however_long_the_chain() {
     let world = World { state: U256::from(1), ..World::new() };
     let (node, evidence) = world.evidence(Look::default()).await;
     assert_eq!(evidence.trace(&eip3009(), &movement()).await, Trace::Unknown);
-    assert_eq!(node.calls("eth_getLogs"), 5);
+    assert_eq!((node.calls("eth_getLogs"), node.calls("eth_getBlockByNumber") < 12), (6, true));
+    // An authorization that never ends, on a chain of millions of blocks.
+    let world = World { state: U256::from(1), height: 9_000_000, pace: (250, 250), ..World::new() };
+    let (node, evidence) = world.evidence(Look::default()).await;
+    assert_eq!(evidence.trace(&eip3009(), &movement()).await, Trace::Unknown);
+    assert!(node.calls("eth_getLogs") <= 20 && node.calls("eth_getBlockByNumber") <= 26);
+}
+
+#[tokio::test]
+async fn what_was_used_hours_ago_is_found_in_its_own_time_whatever_the_pace_of_the_chain() {
+    let now = UnixSeconds::now().0;
+    for (pace, hours, why) in [
+        ((2_000, 2_000), 6, "Base"),
+        ((250, 250), 6, "Arbitrum: 86,400 blocks ago"),
+        ((250, 250), 1, "an hour ago: 14,400 blocks"),
+        ((12_000, 12_000), 20, "a slow chain"),
+        ((250, 2_000), 20, "it makes more blocks than it did"),
+        ((2_000, 250), 40, "it makes fewer"),
+        ((1_000, 1_000), 0, "just now"),
+    ] {
+        let shown = now - hours * 3_600;
+        // As wallets write it: good from ten minutes ago, for as long as the offer says.
+        let (after, before) = (shown.saturating_sub(600), shown + 1_260);
+        let world = World { height: 5_000_000, pace, ..World::new() };
+        // It was taken a minute and a half after it was shown.
+        let taken = (0..=world.height).rev().find(|block| world.time(*block) <= (shown + 90).min(now)).unwrap();
+        for permit in [false, true] {
+            let signed = match (eip3009(), permit2()) {
+                (Signed::Eip3009(it), _) if !permit => {
+                    Signed::Eip3009(Eip3009 { valid_after: after, valid_before: before, ..it })
+                }
+                (_, Signed::Permit2(it)) => Signed::Permit2(Permit2 { valid_after: after, deadline: before, ..it }),
+                _ => unreachable!(),
+            };
+            let state = if permit { U256::from(1) << 5 } else { U256::from(1) };
+            let later = paid(TX2, 10_000, world.height);
+            let logs = vec![used(TX, taken), paid(TX, 10_000, taken), later];
+            let world = World { state, logs, calls: vec![proxy_call(TX, PERMIT_NONCE, 10_000)], ..world.clone() };
+            for since in [shown - 1_800, 0] {
+                let (node, evidence) = world.clone().evidence(Look::default()).await;
+                let movement = Movement { since: UnixSeconds(since), ..movement() };
+                let found = evidence.trace(&signed, &movement).await;
+                let asked = (node.calls("eth_getLogs"), node.calls("eth_getBlockByNumber"));
+                assert_eq!(found, moved(), "{why}: {asked:?} permit {permit}");
+                assert!(asked.0 <= 8 && asked.1 <= 20, "{why}: {asked:?}");
+            }
+        }
+    }
 }
 
 #[test]

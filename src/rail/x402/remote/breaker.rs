@@ -1,4 +1,9 @@
 //! When a facilitator fails again and again, it is left alone for a while, then asked once.
+//!
+//! What counts is what no payment can bring about and no follower repeats ([`Fault`]): silence (no connection, a broken one, a time that
+//! is over), a status of 500 or more without a verdict, credentials of ours that it does not take, and whatever a look at `/supported`
+//! comes to; of calls for a payment only those that were not made before. A refusal is an answer. Nonsense, and a 4xx without a verdict, neither
+//! count nor end a row of failures: anybody could send five payments that a facilitator chokes on, and stop the offers for everybody.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -6,6 +11,25 @@ use std::time::{Duration, Instant};
 
 /// Failures in a row after which nothing is offered any more.
 const LIMIT: u32 = 5;
+
+/// Why there is no usable answer, and whether that is held against the facilitator.
+#[derive(Debug)]
+pub(super) struct Fault {
+    pub why: String,
+    pub counts: bool,
+}
+
+impl Fault {
+    /// Nothing was heard.
+    pub(super) fn silence(why: &str) -> Self {
+        Self { why: why.to_owned(), counts: true }
+    }
+
+    /// There was an answer with this status that is none.
+    pub(super) fn of_status(status: u16, why: String) -> Self {
+        Self { why, counts: matches!(status, 401 | 403 | 500..) }
+    }
+}
 
 /// Counts failures in a row.
 pub(super) struct Breaker {

@@ -157,6 +157,7 @@ impl Sample {
             payload: &self.payload,
             requirements: &self.requirements,
             expects: Expects { network: &self.network, payer: Some(PAYER), amount: Atoms(10_000) },
+            again: false,
         }
     }
 
@@ -371,6 +372,37 @@ async fn after_five_failures_in_a_row_nothing_is_offered_or_verified_until_it_an
     server.says(vec![settled(|_| ())]);
     assert_eq!(word(&remote.settle(&sample.call()).await), "settled", "what is owed is asked for all the same");
     assert!(remote.support(&sample.kind()).is_ok(), "and an answer ends it");
+}
+
+#[tokio::test]
+async fn what_one_payment_can_bring_about_and_what_a_follower_repeats_never_brings_it_down() {
+    let bad_line = || ok(r#"{"isValid":true,"payer":"0x1111111111111111111111111111111111111111"}"#);
+    for (line, again, down, why) in [
+        (http(400, "", "<html>"), false, false, "it does not take this payment, and says so in a page"),
+        (http(429, "retry-after: 1\r\n", ""), false, false, "it is busy"),
+        (bad_line(), false, false, "its answer contradicts this payment"),
+        (ok("<html>"), false, false, "no verdict"),
+        (http(500, "", ""), true, false, "a settlement that was handed in before, and is again and again"),
+        (Line::Raw(String::new()), true, false, "the same, and silence"),
+        (Line::Raw(String::new()), false, true, "silence"),
+        (http(503, "", "<html>"), false, true, "it is out of order"),
+        (http(401, "", ""), false, true, "it does not take our credentials"),
+    ] {
+        let server = Server::start(vec![ok(KINDS), line]).await;
+        let times = Times { rest: Duration::from_secs(3_600), ..HASTY };
+        let remote = patient(Settings { times, ..server.settings() });
+        let sample = sample();
+        remote.probe().await;
+        for n in 0..8 {
+            let call = Call { again, ..sample.call() };
+            if again || n % 2 == 1 {
+                assert_eq!(word(&remote.settle(&call).await), "unknown", "{why}");
+            } else {
+                assert!(matches!(remote.verify(&call).await, Verdict::Unknown { .. }), "{why}");
+            }
+        }
+        assert_eq!(remote.support(&sample.kind()).is_err(), down, "{why}");
+    }
 }
 
 #[tokio::test]

@@ -56,7 +56,7 @@ fn payment() -> Signed {
 }
 
 fn movement<'a>() -> Movement<'a> {
-    Movement { token: MINT, to: US, amount: Atoms(10_000) }
+    Movement { token: MINT, to: US, amount: Atoms(10_000), since: UnixSeconds(1_000_000) }
 }
 
 fn landed(transaction: Vec<u8>, before: u64, after: u64) -> Landed {
@@ -95,15 +95,25 @@ fn only_the_payers_own_message_that_brought_us_exactly_the_amount_is_a_payment()
 
 #[test]
 fn the_payment_with_the_right_memo_is_looked_at_first_and_others_not_at_all() {
-    let entry = |name: &str, memo: Option<&str>| Listed { signature: name.into(), memo: memo.map(str::to_owned) };
-    let history = [entry("a", Some("[6] memo-9")), entry("b", None), entry("c", Some("[6] memo-1"))];
+    let entry = |name: &str, memo: Option<&str>, time: Option<u64>| {
+        let (signature, memo) = (name.to_owned(), memo.map(str::to_owned));
+        Listed { signature, memo, time }
+    };
+    let mine = Some("[6] memo-1");
+    let history = [
+        entry("late", mine, Some(9_000)),
+        entry("a", Some("[6] memo-9"), Some(1_100)),
+        entry("b", None, None),
+        entry("c", mine, Some(1_100)),
+        entry("early", None, Some(999)),
+    ];
     for (memos, want, why) in [
         (vec!["memo-1"], vec!["c", "b"], "its own, then the ones without"),
         (vec!["memo-2"], vec!["b"], "only those the node does not tell"),
         (vec![], vec!["b"], "a payment without a memo is not one with"),
         (vec!["memo-1", "x"], vec!["b"], "all of its memos"),
     ] {
-        assert_eq!(candidates(&history, &memos), want, "{why}");
+        assert_eq!(candidates(&history, &memos, UnixSeconds(1_000)), want, "{why}");
     }
 }
 
@@ -115,6 +125,8 @@ struct World {
     /// Commitments at which the blockhash holds.
     holds: Vec<&'static str>,
     history: Vec<(String, Option<&'static str>)>,
+    /// When the blocks of the history were made, where the node tells: the payment's, of what came after it, of what came before.
+    times: Option<(u64, u64, u64)>,
     landed: Vec<(&'static str, Vec<u8>, Value)>,
     broken: &'static str,
 }
@@ -122,7 +134,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let holds = vec!["processed", "finalized"];
-        Self { genesis: GENESIS, age: 1, holds, history: vec![], landed: vec![], broken: "none" }
+        Self { genesis: GENESIS, age: 1, holds, history: vec![], times: None, landed: vec![], broken: "none" }
     }
 
     fn paid() -> Self {
@@ -148,7 +160,18 @@ impl World {
                 let before = params[1]["before"].as_str();
                 let start = before.map_or(0, |b| self.history.iter().position(|(s, _)| s == b).unwrap() + 1);
                 let page = self.history[start..].iter().take(PAGE);
-                json!(page.map(|(s, m)| json!({"signature": s, "memo": m, "err": null, "slot": 1})).collect::<Vec<_>>())
+                let paid = self.history.iter().position(|(s, _)| s == PAY).unwrap_or(0);
+                let time = |at: usize| {
+                    self.times.map(|(of, after, before)| match at.cmp(&paid) {
+                        std::cmp::Ordering::Less => after,
+                        std::cmp::Ordering::Equal => of,
+                        std::cmp::Ordering::Greater => before,
+                    })
+                };
+                let page = page.enumerate().map(|(n, (s, m))| {
+                    json!({"signature": s, "memo": m, "err": null, "slot": 1, "blockTime": time(start + n)})
+                });
+                json!(page.collect::<Vec<_>>())
             }
             "getTransaction" => {
                 assert_eq!(params[1]["maxSupportedTransactionVersion"], 0);
@@ -217,6 +240,34 @@ async fn a_message_is_found_whoever_paid_its_fee_and_silence_is_unknown() {
     ] {
         let (_node, evidence) = world.evidence(Duration::ZERO).await;
         assert_eq!(evidence.trace(&payment(), &movement()).await, want, "{why}");
+    }
+}
+
+#[tokio::test]
+async fn a_message_is_looked_for_in_its_own_time_and_not_among_what_its_payer_did_later() {
+    let since = movement().since.0;
+    let crowd = |after: usize, before: usize, landed: bool| {
+        let mut history: Vec<(String, Option<&'static str>)> = (0..after).map(|n| (format!("s{n}"), None)).collect();
+        if landed {
+            history.push((PAY.into(), None));
+        }
+        history.extend((0..before).map(|n| (format!("o{n}"), None)));
+        World { history, times: Some((since + 1_900, since + 20_000, since - 100)), ..World::paid() }
+    };
+    for (world, pages, want, why) in [
+        (crowd(5_500, 5_500, true), 6, moved(), "thousands came after it, and the node tells no memo"),
+        (crowd(0, 20_000, true), 1, moved(), "what is older is not asked for"),
+        (
+            World { times: Some((0, since - 1, since - 1)), ..crowd(0, 20_000, false) },
+            1,
+            Trace::Unused,
+            "nobody used it",
+        ),
+        (crowd(20_000, 0, true), 10, Trace::Unknown, "more came after it than anybody looks through"),
+    ] {
+        let (node, evidence) = world.evidence(Duration::ZERO).await;
+        assert_eq!(evidence.trace(&payment(), &movement()).await, want, "{why}");
+        assert_eq!(node.calls("getSignaturesForAddress"), pages, "{why}");
     }
 }
 

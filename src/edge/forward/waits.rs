@@ -1,0 +1,143 @@
+//! The waits of one exchange: for a backend, and for a client that may leave meanwhile.
+
+use super::Outcome;
+use crate::refusal::Refusal;
+use crate::rules::plan::Timeouts;
+use pingora::proxy::Session;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::time::{Instant, Sleep};
+
+/// Why the exchange cannot go on.
+#[derive(Debug)]
+pub(super) enum Cut {
+    ClientGone,
+    Refused(Refusal),
+}
+
+impl From<Cut> for Outcome {
+    fn from(cut: Cut) -> Self {
+        match cut {
+            Cut::ClientGone => Self::ClientGone,
+            Cut::Refused(refusal) => Self::Failed(refusal),
+        }
+    }
+}
+
+/// Who asked, as long as it is there.
+pub(super) struct Client<'a> {
+    /// Its connection.
+    pub session: &'a mut Session,
+    /// What is waited for is of use without it: it is billed whether somebody listens or not.
+    pub is_dispensable: bool,
+    /// It has left.
+    pub left: bool,
+}
+
+impl<'a> Client<'a> {
+    pub fn of(session: &'a mut Session) -> Self {
+        Self { session, is_dispensable: false, left: false }
+    }
+
+    /// Completes when the client has left and nothing is left to wait for.
+    pub async fn gone(&mut self) {
+        if !self.left {
+            gone(self.session).await;
+            self.left = true;
+        }
+        if self.is_dispensable {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Waits of one exchange.
+pub(super) struct Clock {
+    /// Of the pool that is asked.
+    pub timeouts: Timeouts,
+    /// When the whole must be over.
+    pub end: Instant,
+}
+
+impl Clock {
+    pub fn start(timeouts: Timeouts) -> Self {
+        Self { timeouts, end: Self::after(timeouts.total_seconds) }
+    }
+
+    pub fn after(seconds: u64) -> Instant {
+        // A day bounds what the arithmetic of clocks can be asked; rules are far below.
+        Instant::now() + Duration::from_secs(seconds.min(86_400))
+    }
+
+    /// Another pool has waits of its own, within the time of the whole.
+    pub fn turn_to(&mut self, timeouts: Timeouts) {
+        self.timeouts = Timeouts { total_seconds: self.timeouts.total_seconds, ..timeouts };
+    }
+
+    pub fn idle(&self) -> Duration {
+        Duration::from_secs(self.timeouts.idle_seconds)
+    }
+
+    /// When a wait of `seconds` that begins now is over, and how many that are then, or were for the whole.
+    pub fn until(&self, seconds: u64) -> (Instant, u64) {
+        let own = Self::after(seconds);
+        if own < self.end { (own, seconds) } else { (self.end, self.timeouts.total_seconds) }
+    }
+
+    /// The same for the wait for the next bytes of an answer.
+    pub fn silence(&self, may_be_long: bool) -> (Instant, u64) {
+        self.until(if may_be_long { self.timeouts.total_seconds } else { self.timeouts.idle_seconds })
+    }
+
+    pub fn alarm(&self) -> Sleep {
+        tokio::time::sleep_until(self.until(self.timeouts.idle_seconds).0)
+    }
+}
+
+/// Runs `work` unless the client leaves first, or `seconds` pass, or the whole exchange has had its time.
+pub(super) async fn watched<T>(
+    client: &mut Client<'_>,
+    clock: &Clock,
+    seconds: u64,
+    work: impl Future<Output = T>,
+) -> Result<T, Cut> {
+    let (until, seconds) = clock.until(seconds);
+    tokio::select! { biased;
+        done = work => Ok(done),
+        () = client.gone() => Err(Cut::ClientGone),
+        () = tokio::time::sleep_until(until) => Err(Cut::Refused(Refusal::UpstreamTimeout { seconds })),
+    }
+}
+
+/// Completes when the client leaves. A client that sends more bytes after its body (pipelining, which is off) counts
+/// as gone: what it sent has been taken off its connection and could not be served any more.
+pub(in crate::edge) async fn gone(session: &mut Session) {
+    let _ = session.as_downstream_mut().read_body_or_idle(true).await;
+}
+
+/// One alarm for all the waits of a stream: setting it anew for each event would cost more than reading the event. It stays set for
+/// the end of an earlier wait, and is put off when it rings too soon.
+pub(super) fn rings(mut alarm: Pin<&mut Sleep>, until: Instant, cx: &mut Context<'_>) -> Poll<()> {
+    if until < alarm.deadline() {
+        alarm.as_mut().reset(until);
+    }
+    loop {
+        ready!(alarm.as_mut().poll(cx));
+        if until <= alarm.deadline() {
+            return Poll::Ready(());
+        }
+        alarm.as_mut().reset(until);
+    }
+}
+
+/// Runs `work` unless the client leaves first.
+pub(super) async fn unless_gone<T>(session: &mut Session, mut work: impl Future<Output = T> + Unpin) -> Result<T, Cut> {
+    let mut gone = pin!(gone(session));
+    poll_fn(|cx| match Pin::new(&mut work).poll(cx) {
+        Poll::Ready(done) => Poll::Ready(Ok(done)),
+        Poll::Pending => gone.as_mut().poll(cx).map(|()| Err(Cut::ClientGone)),
+    })
+    .await
+}
