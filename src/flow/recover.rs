@@ -78,6 +78,12 @@ async fn let_go(toll: &Arc<Toll>, claim: Claim) -> bool {
         Standing::Claimed { .. } | Standing::Taking { .. } => {
             tracing::warn!(claim = %claim.key.0, "nobody knows its outcome: asking the chain");
             let risk = risk_of(toll, &claim);
+            // Written before anybody can show its proof: he is then told to wait for the outcome, not that another request has it.
+            let claim = match ours(toll, &claim).await {
+                Ok(claim) => claim,
+                Err(stop) if is_of_the_store(&stop) => claim,
+                Err(_) => return true,
+            };
             follow(Arc::clone(toll), claim, risk);
             return true;
         }
@@ -157,20 +163,24 @@ pub fn follow(toll: Arc<Toll>, claim: Claim, risk: Option<Risk>) {
     });
 }
 
-/// Makes a claim ours to follow, durably. `None`: somebody else has it, or it is over. A store that fails is asked again.
-async fn take_over(toll: &Toll, claim: Claim) -> Option<Claim> {
-    let (Standing::Claimed { by: from } | Standing::Taking { by: from, .. }) = claim.standing.clone() else {
-        return None;
-    };
-    let (follower, mut claim, mut pause) = (toll.server(FOLLOWER), claim, Pause::default());
+/// Makes a claim ours to follow, durably.
+async fn ours(toll: &Toll, claim: &Claim) -> Result<Claim, Stop> {
+    let from = claim.standing.holder().cloned().unwrap_or_default();
+    let op = Op::TakeOver { from, by: toll.server(FOLLOWER) };
+    pay::advance(toll, claim, op, UnixSeconds::now()).await
+}
+
+/// The same, as often as the store fails. `None`: somebody else has it, or it is over.
+async fn take_over(toll: &Toll, mut claim: Claim) -> Option<Claim> {
+    let (from, follower) = (claim.standing.holder()?.to_owned(), toll.server(FOLLOWER));
+    let mut pause = Pause::default();
     loop {
         match &claim.standing {
             Standing::Claimed { by } | Standing::Taking { by, .. } if *by == follower => return Some(claim),
             Standing::Claimed { by } | Standing::Taking { by, .. } if *by == from => {}
             _ => return None,
         }
-        let op = Op::TakeOver { from: from.clone(), by: follower.clone() };
-        match pay::advance(toll, &claim, op, UnixSeconds::now()).await {
+        match ours(toll, &claim).await {
             Ok(claim) => return Some(claim),
             Err(stop) if !is_of_the_store(&stop) => return None,
             Err(_) => pause.longer().await,
