@@ -391,6 +391,10 @@ mod tests {
         assert!(!taken(answer(), 3, Duration::from_secs(50)).await, "it takes nothing any more");
         assert!(began.elapsed() < 5 * WRITE_WAIT);
         assert!(!taken(answer(), 32, Duration::from_secs(70)).await, "each piece has its time");
+        let large = |pieces| Answer::private(vec![b' '; pieces * PIECE]);
+        assert!(taken(large(65), 66, Duration::from_secs(8)).await, "a large one that is taken in ten minutes");
+        assert!(!taken(large(65), 66, Duration::from_secs(12)).await, "it would hold its memory for longer");
+        assert!(taken(large(63), 64, Duration::from_secs(12)).await, "a small one has no end");
     }
 
     #[test]

@@ -227,8 +227,12 @@ impl Pause {
 
     /// No longer than half a minute until `end`: so long a look may still bring the payment in.
     pub async fn longer_after(&mut self, end: UnixSeconds) {
-        let (step, is_over) = (self.step(), UnixSeconds::now() >= end.plus(60));
-        tokio::time::sleep(if is_over { step } else { step.min(Duration::from_secs(30)) }).await;
+        tokio::time::sleep(self.step_before(end, UnixSeconds::now())).await;
+    }
+
+    fn step_before(&mut self, end: UnixSeconds, now: UnixSeconds) -> Duration {
+        let step = self.step();
+        if now >= end.plus(60) { step } else { step.min(Duration::from_secs(30)) }
     }
 }
 
@@ -326,5 +330,13 @@ mod tests {
             }
             assert!(times <= asked + 5 && times >= asked / 2, "in an hour {times} times");
         }
+    }
+
+    #[test]
+    fn what_may_still_come_in_is_asked_for_at_least_twice_a_minute_however_long_it_was_waited_for() {
+        let (end, mut pause) = (UnixSeconds(1_000), Pause::patient());
+        let steps: Vec<u64> = (0..20).map(|_| pause.step_before(end, end.plus(59)).as_secs()).collect();
+        assert!(steps.iter().all(|step| *step <= 30) && steps.last() == Some(&30), "{steps:?}");
+        assert_eq!(pause.step_before(end, end.plus(60)).as_secs(), 600, "it is over");
     }
 }

@@ -91,6 +91,17 @@ async fn who_refuses_to_serve_is_passed_over_within_the_pool_and_then_along_the_
 }
 
 #[tokio::test]
+async fn a_refusal_that_names_no_reason_rests_no_server_however_long_it_says_to_wait() {
+    for (status, said, rests) in [(403, "{}", false), (503, "{}", true)] {
+        let bad = Same::start(reply(status, "retry-after: 60\r\n", said)).await;
+        let good = Same::start(OK_JSON.to_owned()).await;
+        let (mut bed, _client) = bed(vec![pool("p", &[bad.port]), pool("q", &[good.port])]).await;
+        assert_eq!(buffered(&bed.run().await), (200, "{}"));
+        assert_eq!(bed.pool().status()[0].usable, !rests, "{status}");
+    }
+}
+
+#[tokio::test]
 async fn what_the_request_itself_is_to_blame_for_is_asked_once() {
     for status in [200, 400, 404, 413, 422] {
         let one = Same::start(reply(status, "", "{}")).await;

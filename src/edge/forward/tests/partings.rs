@@ -124,6 +124,25 @@ async fn a_client_that_leaves_is_noticed_in_every_wait_and_its_backend_closed() 
 }
 
 #[tokio::test]
+async fn whoever_waited_as_long_as_a_first_byte_may_take_did_not_leave_the_server_fell_silent() {
+    for (patience, outcome) in [(Duration::ZERO, "left"), (Duration::from_millis(1_100), "timeout")] {
+        let (listener, port) = listen().await;
+        let mut rules = rules(&[port]);
+        rules.timeouts.total_seconds = 60;
+        let (mut bed, client) = Bed::with(rules, ROOMY, "HTTP/1.1").await;
+        bed.filter.is_whole = true;
+        let (ended, ()) = tokio::join!(bed.run(), async {
+            let (_, mut stream) = answer(&listener, "").await;
+            tokio::time::sleep(patience).await;
+            drop(client);
+            closed(&mut stream).await;
+        });
+        assert!(matches!(ended, Outcome::ClientGone), "{ended:?}");
+        assert_eq!(bed.filter.tried, [outcome]);
+    }
+}
+
+#[tokio::test]
 async fn a_stream_that_is_listened_to_is_read_to_its_end_without_its_client_or_hung_up_on() {
     let begun = format!("{SSE}{}", chunked(&["data: 1\n\n"]));
     let rest = format!("{}0\r\n\r\n", chunked(&["data: 2\n\n"]));
