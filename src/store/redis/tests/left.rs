@@ -202,3 +202,33 @@ async fn what_is_said_of_a_change_that_was_in_doubt_comes_after_its_own_lines() 
     assert_eq!(said.iter().map(|line| line.contains("\"complete\":true")).collect::<Vec<_>>(), [true, false]);
     assert_eq!(a.receipt("rcpt_1").await.unwrap().map(|receipt| receipt.complete), Some(false));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_that_a_living_gate_works_on_is_not_changed_under_its_hands() {
+    use crate::claim::Op;
+    let server = Server::with(&SAFE);
+    let a = server.open("a.redb").await.unwrap();
+    let (b, c) = (server.open("b.redb").await.unwrap(), server.open("c.redb").await.unwrap());
+    let (gone, now) = (a.gate().to_owned(), UnixSeconds(1_100));
+    let claim = crate::claim::sample::claim("k", 30);
+    assert_eq!(a.commit(put(&claim)).await, Ok(Swap::Done));
+    let owed = claim.apply(Op::PayUnserved { transaction: None }, now).unwrap();
+    let mut own = Lines::new(owed.revision, vec![Entry::Paid { key: "k".into(), at: now }]);
+    a.pen.put(&claim_key("k"), owed.revision, &json(&owed).unwrap(), &mut own, &[], |_| false).await.unwrap();
+    drop(a);
+    // The payer is served by another gate before anybody knows that the first is gone.
+    let by = format!("{}/r1", b.gate());
+    let terms = &owed.terms;
+    let redeem = Op::Redeem { by: by.clone(), route: terms.route.clone(), need: terms.amount };
+    let serving = owed.apply(redeem, now).unwrap();
+    assert_eq!(b.commit(put(&serving)).await, Ok(Swap::Done));
+    until(|| async { c.alive(&gone).await == Ok(false) }).await;
+    for _ in 0..3 {
+        by_others(&c.pen, &c.link).await.unwrap();
+    }
+    let paid = || lines(&b, "\"entry\":\"paid\"").len() + lines(&c, "\"entry\":\"paid\"").len();
+    assert_eq!(paid(), 0);
+    let delivered = serving.apply(Op::Deliver { by, receipt: "rcpt_1".to_owned() }, now).unwrap();
+    assert_eq!(b.commit(put(&delivered)).await, Ok(Swap::Done), "its delivery is written");
+    until(|| async { paid() == 1 }).await;
+}
