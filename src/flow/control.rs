@@ -194,7 +194,8 @@ async fn close(
     (voucher, agreed): (&Voucher, bool),
     now: UnixSeconds,
 ) -> Result<closing::Closed, Stop> {
-    let channel = toll.channels.read(id).await.map_err(|e| super::pay::store_down(&e))?;
+    // What a request uses may not be in the store yet.
+    let channel = toll.channels.newest(id).await.map_err(|e| super::pay::store_down(&e))?;
     let channel = channel.filter(|c| c.rail == *till.rail.id()).ok_or(Refusal::ChannelUnknown)?;
     if channel.serves().is_ok() {
         // Less than what was used is no end to agree on. A lower voucher than the highest may be shown: we have the better one.

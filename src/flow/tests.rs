@@ -94,6 +94,8 @@ struct Fake {
     /// What `look` finds, in order; then always `Unknown`.
     looked: Mutex<VecDeque<Collected>>,
     collects: AtomicUsize,
+    /// What the next that is made ready is told, once `open` is true; then all are ready.
+    untried: Mutex<VecDeque<Refusal>>,
     /// `collect` and `take` wait until this is true.
     open: watch::Sender<bool>,
     offered: Mutex<HashMap<String, Recognised>>,
@@ -113,6 +115,7 @@ impl Fake {
             takes: Mutex::default(),
             looked: Mutex::default(),
             collects: AtomicUsize::new(0),
+            untried: Mutex::default(),
             open: watch::channel(true).0,
             offered: Mutex::default(),
         })
@@ -197,6 +200,11 @@ impl Rail for Fake {
             return Err(Refusal::InvalidChallenge { why: "another body" });
         }
         Ok(Proof { recognised, payer: Some("payer".into()), is_proven: true, collect_until: now.plus(300) })
+    }
+    async fn complete(&self, _shown: &Shown, proof: Proof) -> Result<Proof, Refusal> {
+        let Some(told) = self.untried.lock().unwrap().pop_front() else { return Ok(proof) };
+        let _ = self.open.subscribe().wait_for(|open| *open).await;
+        Err(told)
     }
     async fn collect(&self, _shown: &Shown, _proof: &Proof) -> Collected {
         self.collects.fetch_add(1, Ordering::SeqCst);

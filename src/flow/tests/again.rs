@@ -29,7 +29,14 @@ async fn an_opening_in_doubt_is_answered_by_the_same_credential_however_late_it_
         let credential = opening(id, 5_000, 50_000);
         assert_eq!(stopped(bed.pay(BY_TOKEN, &body, &credential).await).refusal.code(), "payment_unknown");
         if by_content {
-            assert!(bed.pay(BY_TOKEN, &body, &over(&credential)).await.is_ok(), "it landed: content");
+            let mut served =
+                delivery(&bed, bed.pay(BY_TOKEN, &body, &over(&credential)).await.expect("it landed: content"));
+            let stop = stopped(bed.pay(BY_TOKEN, &body, &over(&credential)).await);
+            assert_eq!((stop.refusal, stop.moved), (Refusal::OfferExpired, Moved::No), "one is served by it");
+            served.whole(Bytes::from_static(REPLY)).await.unwrap();
+            drop(served);
+            let stop = stopped(bed.pay(BY_TOKEN, &body, &over(&credential)).await);
+            assert_eq!(stop.refusal, Refusal::OfferExpired, "late it buys one thing: later, anybody may have seen it");
         } else {
             manage(&bed, &over(&credential)).await.expect("it landed: management");
         }
@@ -60,13 +67,22 @@ async fn a_top_up_in_doubt_is_answered_by_the_same_credential_however_late_it_is
 
 #[tokio::test]
 async fn a_top_up_that_nobody_sent_in_its_time_failed_only_when_the_chain_says_so() {
-    let bed = bed();
-    drop(bed.pay(BY_TOKEN, &ask("m", 10), &opening("0xaa", 5_000, 50_000)).await.unwrap());
-    let late = over(&session(json!({"action": "topUp", "channelId": "0xaa", "additional": "900", "tx": "late"})));
-    bed.purse.outcomes.lock().unwrap().push_back(Outcome::Dropped { why: "never mined".into() });
-    let stop = manage(&bed, &late).await.unwrap_err();
-    assert_eq!((stop.refusal.code(), stop.moved), ("payment_failed", Moved::No));
-    assert_eq!(channel(&bed, "0xaa").await.payers_tx, None);
+    for (sponsored, relayed, code, moved, why) in [
+        (false, false, "payment_failed", Moved::No, "its hash is the chain's"),
+        (false, true, "payment_failed", Moved::No, "the payer's own, whoever sends others"),
+        (true, false, "payment_failed", Moved::No, "sponsored here, and not in our records"),
+        (true, true, "payment_unknown", Moved::Unknown, "a relay sends it under another hash"),
+    ] {
+        let bed = bed();
+        drop(bed.pay(BY_TOKEN, &ask("m", 10), &opening("0xaa", 5_000, 50_000)).await.unwrap());
+        bed.purse.relays.store(relayed, Ordering::SeqCst);
+        let fields =
+            json!({"action": "topUp", "channelId": "0xaa", "additional": "900", "tx": "late", "sponsored": sponsored});
+        bed.purse.outcomes.lock().unwrap().push_back(Outcome::Dropped { why: "never mined".into() });
+        let stop = manage(&bed, &over(&session(fields))).await.unwrap_err();
+        assert_eq!((stop.refusal.code(), stop.moved), (code, moved), "{why}");
+        assert_eq!(channel(&bed, "0xaa").await.payers_tx, None);
+    }
 }
 
 #[tokio::test]
@@ -88,6 +104,34 @@ async fn a_voucher_that_the_chain_has_shown_to_everybody_closes_nothing() {
     assert!(matches!(newest(&bed, "0xaa").await.phase, Phase::Closed { .. }));
     assert_eq!(manage(&bed, &close(spent, false)).await.map(|_| ()).err(), None, "over is over: the same answer");
     audited(bed).await;
+}
+
+#[tokio::test]
+async fn a_channel_that_was_settled_to_its_last_voucher_is_closed_by_it_once_nobody_has_used_it_for_five_minutes() {
+    let mut bed = bed();
+    drop(bed.pay(BY_TOKEN, &ask("m", 100), &opening("0xaa", 2_000, 50_000)).await.unwrap());
+    let close = session(json!({"action": "close", "channelId": "0xaa", "amount": "2000"}));
+    // As a gate finds it that is started so long after it was used.
+    let found = async |bed: &mut Bed, seconds: u64| {
+        until(|| async { channel(bed, "0xaa").await.leases.is_empty() }).await;
+        let known = channel(bed, "0xaa").await;
+        let view = crate::channel::View { settled: Atoms(2_000), ..known.view };
+        let touched_at = UnixSeconds(UnixSeconds::now().0 - seconds);
+        let aged = Channel { revision: known.revision + 1, view, touched_at, ..known };
+        bed.store.inner.commit(Write { channel: Some(Arc::new(aged)), ..Write::default() }).await.unwrap();
+        (bed.toll, bed.store) = toll(&bed.rules, Arc::clone(&bed.store.inner), &bed.rail, &bed.spare, &bed.purse);
+    };
+    let closed = async |bed: &Bed| manage(bed, &close).await.map(drop).map_err(|stop| stop.refusal.code());
+    found(&mut bed, 400).await;
+    let lease = bed.pay(BY_TOKEN, &ask("m", 100), &voucher("0xaa", 4_000)).await.unwrap();
+    assert!(channel(&bed, "0xaa").await.leases.is_empty(), "it is written with what it spends");
+    assert_eq!(closed(&bed).await, Err("voucher_invalid"), "a request uses it");
+    drop(lease);
+    found(&mut bed, 200).await;
+    assert_eq!(closed(&bed).await, Err("voucher_invalid"), "used a moment ago");
+    found(&mut bed, 301).await;
+    assert_eq!(closed(&bed).await, Ok(()));
+    assert!(matches!(channel(&bed, "0xaa").await.phase, Phase::Closed { .. }));
 }
 
 #[tokio::test]

@@ -385,3 +385,37 @@ async fn a_model_without_a_price_is_served_once_for_a_proof_of_nothing() {
     assert_eq!(stop.refusal.code(), "invalid_challenge", "it opens nothing that has a price");
     assert_eq!(bed.rail.collects.load(SeqCst), 1);
 }
+
+#[tokio::test]
+async fn a_chain_that_did_not_answer_one_copy_is_no_word_about_a_payment_that_another_copy_has_claimed() {
+    let lagging = Refusal::NoOffer { retry_after_seconds: 5, why: "the chain cannot be asked".into() };
+    let bed = Arc::new(Bed::new());
+    let body = ask("m", 10);
+    for is_claimed in [false, true] {
+        let proof = if is_claimed { "claimed" } else { "not claimed" };
+        let credential = bed.credential(PATH, &body, proof).await;
+        bed.rail.open.send_replace(false);
+        bed.rail.untried.lock().unwrap().push_back(lagging.clone());
+        let copy = {
+            let (bed, body, credential) = (Arc::clone(&bed), body.clone(), credential.clone());
+            tokio::spawn(async move { bed.pay(PATH, &body, &credential).await.map(drop) })
+        };
+        until(|| async { bed.rail.untried.lock().unwrap().is_empty() }).await;
+        let other = is_claimed.then(|| {
+            let (bed, body, credential) = (Arc::clone(&bed), body.clone(), credential.clone());
+            tokio::spawn(async move { bed.pay(PATH, &body, &credential).await.map(Paid::into_hold) })
+        });
+        if is_claimed {
+            bed.becomes(proof, |_| true).await;
+        }
+        bed.rail.open.send_replace(true);
+        let stop = copy.await.unwrap().unwrap_err();
+        if let Some(other) = other {
+            assert!(matches!(stop.refusal, Refusal::ProofRunning { .. }) && stop.claimed, "{stop:?}");
+            assert!(other.await.unwrap().is_ok());
+        } else {
+            assert_eq!((stop.refusal, stop.moved, stop.claimed), (lagging.clone(), Moved::No, false));
+            assert!(bed.pay(PATH, &body, &credential).await.is_ok(), "nothing was used up");
+        }
+    }
+}

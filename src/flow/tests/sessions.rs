@@ -41,6 +41,8 @@ pub(super) struct Purse {
     /// What becomes of the next transactions; then they land.
     pub(super) outcomes: Mutex<VecDeque<Outcome>>,
     pub(super) reads: AtomicUsize,
+    /// A relay sends what it sponsors.
+    pub(super) relays: AtomicBool,
     /// The chain answers nothing.
     pub(super) silent: AtomicBool,
     /// Sending never ends.
@@ -60,6 +62,7 @@ impl Purse {
             chain: Mutex::default(),
             outcomes: Mutex::default(),
             reads: AtomicUsize::new(0),
+            relays: AtomicBool::new(false),
             silent: AtomicBool::new(false),
             hangs: AtomicBool::new(false),
             keys: Mutex::default(),
@@ -152,7 +155,7 @@ impl Session for Purse {
             raw: Vec::new(),
             hash: format!("0x{}", say("tx")),
             valid_until: if is_over { UnixSeconds::now() } else { UnixSeconds::now().plus(25) },
-            sponsored: false,
+            sponsored: credential.payload["sponsored"] == true,
             by_access_key: credential.payload["by"] == "access key",
         };
         let number = |name: &str| Atoms::parse(&say(name)).unwrap();
@@ -173,6 +176,9 @@ impl Session for Purse {
             },
             action,
         }))
+    }
+    fn is_relayed(&self) -> bool {
+        self.relays.load(Ordering::SeqCst)
     }
     async fn complete(&self, presented: &Presented, now: UnixSeconds) -> Result<Intent, Refusal> {
         let (act, tx) = match &presented.action {
