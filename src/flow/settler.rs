@@ -6,7 +6,7 @@
 
 use super::errand::Errand;
 use super::{Till, Toll, closing, reclaim, transact, watcher};
-use crate::channel::{Channel, Op, Phase, Voucher};
+use crate::channel::{Channel, ChannelId, Op, Phase, Voucher};
 use crate::clock::UnixSeconds;
 use crate::money::Atoms;
 use crate::rail::session::Outcome;
@@ -79,7 +79,7 @@ async fn round(toll: &Arc<Toll>, pace: Pace, room: &Arc<Semaphore>) {
             closing::forced(toll, till, &channel.id);
             continue;
         }
-        if till.rail.standing().is_err() {
+        if till.rail.standing().is_err() || (due == Due::Close && !closes(toll, till, &channel.id, now).await) {
             continue;
         }
         let Some(mine) = toll.channels.alone.take(format!("due {}", channel.id)) else { continue };
@@ -104,6 +104,12 @@ async fn round(toll: &Arc<Toll>, pace: Pace, room: &Arc<Semaphore>) {
             }
         });
     }
+}
+
+/// Whether a channel is to be closed by all that is known here: what a request uses may not be in the store yet.
+async fn closes(toll: &Toll, till: &Till, id: &ChannelId, now: UnixSeconds) -> bool {
+    let newest = toll.channels.newest(id).await;
+    newest.is_ok_and(|channel| channel.is_some_and(|channel| due(&channel, till, now) == Some(Due::Close)))
 }
 
 /// What is to be done about a channel.

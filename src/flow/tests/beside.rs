@@ -272,6 +272,22 @@ async fn an_idle_channel_is_closed_at_what_was_spent() {
 }
 
 #[tokio::test]
+async fn an_idle_channel_is_not_closed_under_a_request_that_the_store_does_not_know_yet() {
+    use super::sessions::{BY_TOKEN, newest, opening};
+    let bed = super::sessions::bed();
+    bed.purse.terms.lock().unwrap().close_idle_hours = 0;
+    let (toll, _store) = toll(&bed.rules, Arc::clone(&bed.store.inner), &bed.rail, &bed.spare, &bed.purse);
+    let bed = Bed { toll, ..bed };
+    let lease = bed.pay(BY_TOKEN, &ask("m", 10), &opening("0xaa", 50_000, 900_000)).await.unwrap();
+    assert!(channel(&bed, "0xaa").await.leases.is_empty(), "it is written with what it spends");
+    settler::start(&bed.toll, FAST);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(newest(&bed, "0xaa").await.phase, Phase::Open);
+    drop(lease);
+    until(|| async { matches!(channel(&bed, "0xaa").await.phase, Phase::Closed { .. }) }).await;
+}
+
+#[tokio::test]
 async fn a_close_waits_for_the_stream_and_pays_out_what_it_used() {
     let bed = Bed::new();
     open(&bed, &[2_000_000], 300).await;
