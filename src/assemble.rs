@@ -5,7 +5,6 @@ use crate::chain::Address;
 use crate::chain::fees::Fees;
 use crate::chain::relay::HttpRelay;
 use crate::chain::tempo::Tempo;
-use crate::clock::UnixSeconds;
 use crate::conf::{Conf, RailConf, RailKind, Rails, Secrets, SponsorConf, StoreConf, TempoConf};
 use crate::edge::admin::Admin;
 use crate::edge::body::Budget;
@@ -126,7 +125,7 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     });
 
     for charge in charges {
-        charge.probe(UnixSeconds::now()).await;
+        charge.probe().await;
         tokio::spawn(async move { charge.watch().await });
     }
     futures::future::join_all(facilitators.iter().map(|facilitator| facilitator.probe())).await;

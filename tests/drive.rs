@@ -95,7 +95,7 @@ impl Bed {
         let narrow = "over_limit = \"refuse\"\nmax_body_bytes = 4000\nmax_input_tokens = 200\nmax_n = 2";
         let options = GateOptions::new(&rpc.url(), &backend.url())
             .conf_edit("threads = 2", "threads = 2\ncors = { origins = [\"https://page.test\"] }")
-            .conf_extra("\n[listen.limits]\nbody_seconds = 1\nunpaid_per_ip_per_second = 100000\n")
+            .conf_extra("\n[listen.limits]\nbody_seconds = 3\nunpaid_per_ip_per_second = 100000\n")
             .rule(
                 "pools.toml",
                 &[

@@ -107,7 +107,8 @@ async fn a_payment_whose_client_took_a_first_byte_is_spent() {
     let bridge = Bridge::start().await;
     let payer = Payer::fresh(&bridge.chain, 1_000_000).await;
     let paying = bridge.paying(&payer, &streamed("some of it")).await;
-    bridge.backend.tune(|script| script.per_token = Duration::from_millis(50));
+    let token = |n: u8| format!("data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"tok{n} \"}}}}]}}\n\n");
+    bridge.backend.next(Reply::broken_stream([token(0), token(1)], Step::Hang));
     let mut client = bridge.connect().await;
     client.send(&paying).await;
     assert!(client.until(b"tok1", PATIENCE).await);
@@ -163,7 +164,7 @@ async fn a_reader_that_stops_reading_is_let_go_like_one_that_left() {
     // More than the buffers of two sockets hold.
     let event =
         format!("data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{}\"}}}}]}}\n\n", "x".repeat(60_000));
-    bridge.backend.next(Reply::stream(vec![event; 400]));
+    bridge.backend.next(Reply::broken_stream(vec![event; 400], Step::Hang));
     let mut client = bridge.connect().await;
     client.send(&raw::post(FREE, &[], streamed("too much").to_string().as_bytes())).await;
     assert!(client.until(b"HTTP/1.1 200", PATIENCE).await);

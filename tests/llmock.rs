@@ -21,7 +21,7 @@ fn ask(n: u64, stream: bool) -> Value {
 
 /// A gate before llmock, with a fallback of our own, in a tier that sells several choices.
 async fn bridge(llmock: &Llmock, fallback: &Backend) -> Bridge {
-    let waits = "timeouts = { connect_seconds = 2, first_byte_seconds = 5, idle_seconds = 1, total_seconds = 30 }";
+    let waits = "timeouts = { connect_seconds = 2, first_byte_seconds = 5, idle_seconds = 4, total_seconds = 30 }";
     let pools = format!(
         "[pool.gpt-oss]\nprofile = \"openai\"\nservers = [\"{}\"]\nfallback = \"own\"\n{waits}\n\n\
          [pool.own]\nprofile = \"vllm\"\nservers = [\"{}\"]\n{waits}\n",

@@ -129,7 +129,10 @@ async fn a_gate_killed_while_the_backend_works_leaves_the_payment_redeemable() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gate_that_starts_without_its_chain_listens_and_settles_the_past_when_it_is_back() {
     let mut bed = Bed::with(|o| o.wait(Wait::Alive)).await;
-    assert!(eventually(SHORT, || async { bed.gate.admin_get("/readyz").await.unwrap().0 == 200 }).await);
+    assert!(
+        eventually(SHORT, || async { bed.gate.admin_get("/readyz").await.is_some_and(|(status, _)| status == 200) })
+            .await
+    );
     let payer = bed.payer().await;
     let proof = bed.proof(&payer, CHAT, &chat()).await;
     bed.rpc.always(BOTH[0], Fault::HangAfter);

@@ -112,7 +112,7 @@ fn claim(proof: &Proof) -> Claim {
 async fn a_real_client_pays_a_real_chain_once() {
     let chain = Chain::start().await;
     let rail = rail(&chain.url(), Duration::from_secs(20));
-    rail.probe(UnixSeconds::now()).await;
+    rail.probe().await;
     assert_eq!(rail.standing(), Ok(()));
     let payer: PrivateKeySigner = PAYER.parse().unwrap();
     let before = earned(&chain).await;
@@ -226,7 +226,7 @@ async fn a_payment_that_never_reached_the_node_is_sent_again_by_a_later_look() {
     let payer: PrivateKeySigner = PAYER.parse().unwrap();
     let (shown, proof) = admitted(&down, paid_by(&down, &chain, &payer, &terms).await, &terms).await;
     assert_eq!(down.collect(&shown, &proof).await, Collected::Unknown);
-    down.probe(UnixSeconds::now()).await;
+    down.probe().await;
     assert!(down.standing().is_err());
     assert_eq!(up.look(&claim(&proof), UnixSeconds::now()).await, Collected::Paid);
 }

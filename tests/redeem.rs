@@ -266,7 +266,7 @@ async fn a_stream_that_dies_in_the_middle_is_delivered_in_part_and_says_so() {
 async fn a_client_that_leaves_in_the_middle_of_its_stream_has_bought_it() {
     let bed = Bed::open().await;
     let payer = bed.payer().await;
-    bed.backend.tune(|script| script.per_token = Duration::from_millis(100));
+    bed.backend.tune(|script| (script.tokens, script.per_token) = (300, Duration::from_millis(100)));
     let proof = bed.proof(&payer, CHAT, &streamed()).await;
     let mut client = Raw::connect(bed.gate.listen).await;
     client.send(&raw::post(CHAT, &[("authorization", &proof)], streamed().to_string().as_bytes())).await;

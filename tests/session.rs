@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::channels::{INPUT, OUTPUT, SessionBed};
+use common::channels::{self, INPUT, OUTPUT, SessionBed};
 use common::reserve::Event;
 use common::session::CrateSession;
 use common::{Wallet, client};
@@ -21,7 +21,7 @@ struct Scene {
 
 /// Answers have `tokens` words; 60 of them come in a second.
 async fn scene(tokens: u64) -> Scene {
-    let bed = SessionBed::open().await;
+    let bed = SessionBed::with(channels::patient).await;
     bed.backend.tune(|script| {
         script.tokens = tokens;
         script.per_token = Duration::from_millis(16);
@@ -119,8 +119,9 @@ async fn a_wallet_at_its_cap_is_cut_off_and_charged_what_came() {
     let out = s.node("session.mjs", &[("steps", "sse,close"), ("deposit", "0.003")]).await;
     let step = &out["steps"][0];
     assert_eq!(step["ok"], false, "{out:#}");
-    let log = s.bed.gate.log();
-    assert!(log.contains("\"unpaid\"") || log.contains("client_gone"), "{log}");
+    let said = |word| s.bed.gate.log().contains(word);
+    let told = common::eventually(Duration::from_secs(20), || async { said("\"unpaid\"") || said("client_gone") });
+    assert!(told.await, "{}", s.bed.gate.log());
     let receipts = common::eventually(Duration::from_secs(20), || async {
         s.bed.gate.metric("pontage_inflight", &[("kind", "streams")]).await == 0.0
     });

@@ -106,10 +106,10 @@ async fn fifty_streams_on_cover_for_three_and_a_half_deliver_no_more_than_was_si
 async fn a_client_that_leaves_at_any_token_pays_for_what_left_and_no_more() {
     let bed = SessionBed::open().await;
     bed.backend.tune(|script| {
-        script.tokens = 40;
+        script.tokens = 400;
         script.per_token = Duration::from_millis(12);
     });
-    let body = long(40, true);
+    let body = long(400, true);
     let (channel, _) = bed.channel(1_000_000, 0).await;
     let h2 = {
         common::init();
@@ -160,10 +160,10 @@ async fn a_client_that_leaves_at_any_token_pays_for_what_left_and_no_more() {
         gone += u128::from(bed.backend.last().closed_early.is_some());
         assert!(charge <= cost(produced) + 10 * INPUT, "gone at {k}: {charge} charged, {produced} tokens produced");
         assert!(charge >= if seen == 0 { 0 } else { cost(seen) }, "gone at {k}: {charge} charged, {seen} tokens seen");
-        // 200 ms are some 16 tokens at this pace, and a loaded machine is slower on both sides.
-        assert!(produced <= seen + 20, "gone at {k}: the backend produced {produced}");
+        // What a second brings at this pace; noticing it takes far less.
+        assert!(produced <= seen + 100, "gone at {k}: the backend produced {produced}");
     }
-    assert!(gone >= 12, "the backend was closed early {gone} times of 16");
+    assert_eq!(gone, 16, "the backend was closed early each time");
     bed.audit(&[&channel], Hidden { receipts: 16, atoms: before }).await;
 }
 

@@ -37,8 +37,8 @@ fn slow(tokens: u64) -> Script {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_in_flight_is_finished_while_newcomers_are_sent_away() {
-    let backend = Backend::start(slow(20)).await;
-    let mut gate = Gate::start(free(&backend.url())).await;
+    let backend = Backend::start(slow(100)).await;
+    let mut gate = Gate::start(free(&backend.url()).conf_edit("grace_seconds = 5", "grace_seconds = 20")).await;
     // One connection that has been used before, one that has not said anything yet, one that streams.
     let mut used = Raw::connect(gate.listen).await;
     used.send(b"GET /v1/models HTTP/1.1\r\nhost: gate\r\n\r\n").await;
@@ -46,7 +46,7 @@ async fn a_stream_in_flight_is_finished_while_newcomers_are_sent_away() {
     let mut silent = Raw::connect(gate.listen).await;
     silent.send(b"GET /v1/models HTTP/1.1\r\nhost: ga").await;
     let mut stream = Raw::connect(gate.listen).await;
-    stream.send(&raw::post(CHAT, &[], &streamed(20))).await;
+    stream.send(&raw::post(CHAT, &[], &streamed(100))).await;
     assert!(stream.until(b"tok0", SHORT).await);
 
     common::signal(gate.pid().unwrap(), "TERM");
@@ -67,9 +67,9 @@ async fn a_stream_in_flight_is_finished_while_newcomers_are_sent_away() {
 
     let whole = stream.reply(SHORT).await;
     assert!(whole.complete && whole.text().ends_with("data: [DONE]\n\n"), "{}", whole.text());
-    assert!(whole.text().contains("tok19"), "{}", whole.text());
+    assert!(whole.text().contains("tok99"), "{}", whole.text());
     assert_eq!(gate.stop().await.code(), Some(0));
-    assert_eq!(backend.tokens_produced(), 20);
+    assert_eq!(backend.tokens_produced(), 100);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -336,7 +336,7 @@ async fn who_names_no_model_gets_the_first_that_can_serve_it_and_is_told_which()
     let before = bed.proof(&payer, AUTO, &body).await;
     large.healthy(false);
     let next = "openai/gpt-oss-20b on /v1/chat/completions";
-    let moved = eventually(Duration::from_secs(10), || async { named(&ask(&bed, AUTO, &body).await) == next });
+    let moved = eventually(Duration::from_secs(20), || async { named(&ask(&bed, AUTO, &body).await) == next });
     assert!(moved.await, "the pool that is down is still chosen");
     for _ in 0..50 {
         assert_eq!(named(&ask(&bed, AUTO, &body).await), next);
@@ -354,7 +354,7 @@ async fn who_names_no_model_gets_the_first_that_can_serve_it_and_is_told_which()
     let after = bed.proof(&payer, AUTO, &body).await;
     large.healthy(true);
     let back = "openai/gpt-oss-120b on /v1/chat/completions";
-    let moved = eventually(Duration::from_secs(10), || async { named(&ask(&bed, AUTO, &body).await) == back });
+    let moved = eventually(Duration::from_secs(20), || async { named(&ask(&bed, AUTO, &body).await) == back });
     assert!(moved.await, "the pool that is back is not chosen");
     let reply = elsewhere(&bed, &before, &body).await;
     assert_eq!((reply.status, reply.header("pontage-model")), (200, Some("openai/gpt-oss-120b")), "{}", reply.text());

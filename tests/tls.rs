@@ -103,9 +103,9 @@ async fn call(gate: &Gate, identity: &Identity, h2: bool, method: Method, path: 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_are_served_over_tls_in_either_version_of_http() {
     let identity = Identity::new();
-    let bridge = Bridge::with(|o| identity.on(limits(o, &format!("{ROOMY}, header_seconds = 1")))).await;
+    let bridge = Bridge::with(|o| identity.on(limits(o, &format!("{ROOMY}, header_seconds = 3")))).await;
     // An answer may take longer than the head of a request.
-    bridge.backend.tune(|script| script.first_byte = Duration::from_millis(1500));
+    bridge.backend.tune(|script| script.first_byte = Duration::from_millis(3500));
     for (h2, version) in [(false, Version::HTTP_11), (true, Version::HTTP_2)] {
         let call = |method, path, body| call(&bridge.gate, &identity, h2, method, path, body);
         let models = call(Method::GET, "/v1/models", String::new()).await;
@@ -127,7 +127,7 @@ async fn clients_are_served_over_tls_in_either_version_of_http() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_does_not_shake_hands_is_closed_in_time_and_plain_http_is_not_answered() {
     let identity = Identity::new();
-    let bridge = Bridge::with(|o| identity.on(limits(o, &format!("{ROOMY}, header_seconds = 1")))).await;
+    let bridge = Bridge::with(|o| identity.on(limits(o, &format!("{ROOMY}, header_seconds = 3")))).await;
     let mut silent = bridge.connect().await;
     assert!(silent.closed(PATIENCE).await, "nothing came");
     let mut plain = bridge.connect().await;
@@ -140,7 +140,7 @@ async fn a_connection_that_does_not_shake_hands_is_closed_in_time_and_plain_http
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_agrees_on_http2_and_then_asks_for_nothing_is_closed_in_time() {
     let identity = Identity::new();
-    let bridge = Bridge::with(|o| identity.on(limits(o, &format!("{ROOMY}, header_seconds = 1")))).await;
+    let bridge = Bridge::with(|o| identity.on(limits(o, &format!("{ROOMY}, header_seconds = 3")))).await;
     let mut config = identity.client();
     config.alpn_protocols = vec![b"h2".to_vec()];
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));

@@ -425,7 +425,7 @@ async fn sdks_pay_by_the_token_without_knowing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_answer_stands_still_for_vouchers_and_comes_whole() {
     const WORDS: u64 = 150;
-    let mut bed = by_the_token().await;
+    let mut bed = with_rules(common::channels::patient).await;
     let (url, rpc) = (bed.gate.url(), bed.reserve.url());
     let pieces: Vec<String> = (0..WORDS).map(|n| format!(" word{n}")).collect();
     let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();

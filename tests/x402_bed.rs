@@ -100,7 +100,7 @@ async fn ask(url: &str, path: &str) -> Option<(u16, Value)> {
         SUPPORTED => common::http().get(format!("{url}{path}")),
         _ => common::http().post(format!("{url}{path}")).json(&body),
     };
-    let reply = request.timeout(Duration::from_secs(2)).send().await.ok()?;
+    let reply = request.timeout(Duration::from_secs(5)).send().await.ok()?;
     let status = reply.status().as_u16();
     let body = reply.bytes().await.ok()?;
     Some((status, serde_json::from_slice(&body).unwrap_or(Value::Null)))

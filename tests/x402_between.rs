@@ -162,7 +162,7 @@ async fn what_a_backend_did_not_answer_is_not_paid_for_and_the_payment_stays_goo
         options.rule_edit(
             "pools.toml",
             "first_byte_seconds = 10, idle_seconds = 10, total_seconds = 60",
-            "first_byte_seconds = 1, idle_seconds = 1, total_seconds = 3",
+            "first_byte_seconds = 4, idle_seconds = 4, total_seconds = 5",
         )
     })
     .await;
@@ -421,7 +421,7 @@ async fn the_receipt_of_a_stream_that_is_still_running_says_so_and_nothing_else(
     let bed = Brittle::open().await;
     let buyer = bed.stall.buyer().await;
     let payment = bed.stall.payment(&buyer, server::UPTO, &streamed()).await;
-    bed.stall.backend.tune(|script| script.per_token = Duration::from_millis(100));
+    bed.stall.backend.tune(|script| script.per_token = Duration::from_millis(300));
     let mut line = Raw::connect(bed.stall.gate.listen).await;
     let body = streamed().to_string();
     line.send(&raw::post(&chat_at(server::UPTO), &[(SIGNATURE, &encode(&payment))], body.as_bytes())).await;
@@ -444,6 +444,7 @@ async fn the_receipt_of_a_stream_that_is_still_running_says_so_and_nothing_else(
     assert!(settled.await, "{}", bed.stall.get(&path).await.text());
 
     // One that its client leaves is over for its receipt, too.
+    bed.stall.backend.tune(|script| script.tokens = 300);
     let payment = bed.stall.payment(&buyer, server::UPTO, &streamed()).await;
     let mut line = Raw::connect(bed.stall.gate.listen).await;
     line.send(&raw::post(&chat_at(server::UPTO), &[(SIGNATURE, &encode(&payment))], body.as_bytes())).await;

@@ -13,12 +13,15 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(2);
+/// How long an unused connection is kept. Servers of Node.js close one after 5 s, and a request that meets that on its way has an outcome
+/// nobody knows.
+const IDLE: Duration = Duration::from_secs(4);
 
 /// Why there is no whole answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,8 +99,10 @@ impl Web {
         tcp.set_connect_timeout(Some(CONNECT));
         let connector =
             HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(tcp);
+        let mut pool = Client::builder(TokioExecutor::new());
+        pool.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE);
         Ok(Self {
-            client: Client::builder(TokioExecutor::new()).build(connector),
+            client: pool.build(connector),
             host: host.parse().map_err(|_| bad)?,
             scheme,
             base: uri.path().to_owned(),

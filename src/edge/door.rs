@@ -253,6 +253,8 @@ impl<A: ServerApp + Send + Sync + 'static> Door<A> {
     /// latter after its first request only: it waits for the preface without a timeout.
     async fn host(&self, stream: Stream, guest: &Guest, shutdown: &ShutdownWatch) {
         tokio::select! {
+            // A head that is there is in time, however late we get to look.
+            biased;
             _ = self.app.process_new(stream, shutdown) => {}
             // Dropping the exchange closes the connection: there is no request that could be answered.
             () = self.head_overdue(guest) => {}

@@ -218,7 +218,7 @@ async fn taken(
         }
         Collected::Unknown => {
             count("unknown");
-            recover::follow(Arc::clone(toll), claim.clone(), risk);
+            recover::follow(toll, claim.clone(), risk).await;
             return Err(unknown());
         }
     };

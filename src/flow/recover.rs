@@ -78,13 +78,7 @@ async fn let_go(toll: &Arc<Toll>, claim: Claim) -> bool {
         Standing::Claimed { .. } | Standing::Taking { .. } => {
             tracing::warn!(claim = %claim.key.0, "nobody knows its outcome: asking the chain");
             let risk = risk_of(toll, &claim);
-            // Written before anybody can show its proof: he is then told to wait for the outcome, not that another request has it.
-            let claim = match ours(toll, &claim).await {
-                Ok(claim) => claim,
-                Err(stop) if is_of_the_store(&stop) => claim,
-                Err(_) => return true,
-            };
-            follow(Arc::clone(toll), claim, risk);
+            follow(toll, claim, risk).await;
             return true;
         }
         Standing::Owed
@@ -138,8 +132,17 @@ fn risk_of(toll: &Toll, claim: &Claim) -> Option<Risk> {
     Some(toll.exposure.carry(&claim.terms.rail, claim.payer.as_deref().unwrap_or_default(), &claim.key, usd))
 }
 
-/// Follows a claim until the chain has spoken. Runs in the background; `risk` is what its payer has promised until then.
-pub fn follow(toll: Arc<Toll>, claim: Claim, risk: Option<Risk>) {
+/// Follows a claim until the chain has spoken, in the background; `risk` is what its payer has promised until then. That it is followed is
+/// written first, if the store can: whoever shows its proof from here on is told to wait for the outcome, not that another request
+/// has it.
+pub(super) async fn follow(toll: &Arc<Toll>, claim: Claim, risk: Option<Risk>) {
+    let claim = match ours(toll, &claim).await {
+        Ok(claim) => claim,
+        Err(stop) if is_of_the_store(&stop) => claim,
+        // Somebody else has it, or it is over.
+        Err(_) => return,
+    };
+    let toll = Arc::clone(toll);
     tokio::spawn(async move {
         let _until_the_outcome_is_known = risk;
         let Some(claim) = take_over(&toll, claim).await else { return };
@@ -180,14 +183,18 @@ async fn take_over(toll: &Toll, mut claim: Claim) -> Option<Claim> {
             Standing::Claimed { by } | Standing::Taking { by, .. } if *by == from => {}
             _ => return None,
         }
-        match ours(toll, &claim).await {
+        let failed = match ours(toll, &claim).await {
             Ok(claim) => return Some(claim),
-            Err(stop) if !is_of_the_store(&stop) => return None,
-            Err(_) => pause.longer().await,
+            Err(stop) => stop,
+        };
+        if is_of_the_store(&failed) {
+            pause.longer().await;
         }
-        // It may have been written all the same.
-        if let Ok(Some(now)) = toll.store.claim(&claim.key).await {
-            claim = now;
+        // It may have been written all the same, now or by a try before this one.
+        match toll.store.claim(&claim.key).await {
+            Ok(Some(now)) if now != claim => claim = now,
+            Ok(_) if !is_of_the_store(&failed) => return None,
+            Ok(_) | Err(_) => {}
         }
     }
 }
@@ -245,7 +252,7 @@ pub(super) async fn conclude(
     risk: Option<Risk>,
 ) {
     match collected {
-        Collected::Unknown => follow(Arc::clone(toll), claim, risk),
+        Collected::Unknown => follow(toll, claim, risk).await,
         known => write_down(toll, rail, &claim, known).await,
     }
 }

@@ -228,7 +228,7 @@ pub(super) async fn to_its_end(
         Ok(None) => {
             tracing::error!(claim = %key.0, "taking a payment broke off");
             if let Ok(Some(claim)) = toll.store.claim(key).await {
-                recover::follow(Arc::clone(toll), claim, None);
+                recover::follow(toll, claim, None).await;
             }
             Err(unknown())
         }
@@ -266,7 +266,7 @@ async fn conclude(
         }
         Collected::Unknown => {
             count("unknown");
-            recover::follow(Arc::clone(toll), claim.clone(), None);
+            recover::follow(toll, claim.clone(), None).await;
             return Err(unknown());
         }
     };

@@ -101,7 +101,7 @@ impl Aimock {
         let mut aimock = Self { child, url: String::new(), _dir: dir };
         let mut heard = Vec::new();
         while aimock.url.is_empty() {
-            match said.recv_timeout(Duration::from_secs(20)) {
+            match said.recv_timeout(Duration::from_secs(60)) {
                 Ok(line) => {
                     if let Some((_, url)) = line.split_once("listening on ") {
                         aimock.url = url.trim().to_owned();

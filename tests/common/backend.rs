@@ -234,6 +234,12 @@ impl Drop for Backend {
 }
 
 impl Backend {
+    /// Ends it; nobody listens at its address any more.
+    pub async fn stop(mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await;
+    }
+
     pub async fn start(script: Script) -> Self {
         Self::start_on("127.0.0.1:0".parse().unwrap(), script).await
     }

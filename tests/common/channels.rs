@@ -37,6 +37,12 @@ const ASKED: [&str; 8] = [
 /// Terms of the channels: 0.10 USD are advised.
 pub const TERMS: &str = "[rail.tempo.session]\ndeposit = \"0.1\"\nmin_deposit = \"0.0001\"\nmax_channels_per_payer = 4\npause_seconds = 2\n";
 
+/// A stream that stands still waits longer than a wallet that starts slowly may take.
+pub fn patient(mut options: GateOptions) -> GateOptions {
+    options.conf_extra = options.conf_extra.replace("pause_seconds = 2", "pause_seconds = 15");
+    options
+}
+
 pub struct SessionBed {
     pub chain: Chain,
     pub reserve: Reserve,

@@ -70,7 +70,7 @@ impl GateOptions {
             args: Vec::new(),
             small_disk: false,
             wait: Wait::Ready,
-            patience: Duration::from_secs(20),
+            patience: Duration::from_secs(60),
         }
     }
 
@@ -491,7 +491,7 @@ impl Gate {
     /// Status and text of an admin page; `None` when nothing answers.
     pub async fn admin_get(&self, path: &str) -> Option<(u16, String)> {
         let url = format!("http://{}{path}", self.admin);
-        let reply = super::http().get(url).timeout(Duration::from_secs(2)).send().await.ok()?;
+        let reply = super::http().get(url).timeout(Duration::from_secs(20)).send().await.ok()?;
         Some((reply.status().as_u16(), reply.text().await.ok()?))
     }
 

@@ -96,9 +96,20 @@ pub fn http() -> reqwest::Client {
         .unwrap()
 }
 
-/// A port of loopback that was free a moment ago.
+/// A port of loopback that nobody listens on, and that stays free until whoever asked uses it, again after a restart too: it is below
+/// those that the kernel gives to others (32768 and up), and given once.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: std::sync::OnceLock<std::sync::atomic::AtomicU32> = std::sync::OnceLock::new();
+    let next = NEXT.get_or_init(|| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos();
+        std::process::id().wrapping_mul(7_919).wrapping_add(now).into()
+    });
+    let ports = std::iter::repeat_with(|| {
+        let n = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        10_000 + u16::try_from(n % 20_000).unwrap()
+    });
+    let is_free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    ports.take(20_000).find(is_free).expect("a free port of loopback")
 }
 
 /// Asks again until `probe` says yes or `limit` has passed; returns whether it said yes.

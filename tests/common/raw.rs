@@ -68,7 +68,7 @@ pub fn post(path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
 pub async fn exchange(addr: SocketAddr, bytes: &[u8]) -> RawReply {
     let mut raw = Raw::connect(addr).await;
     raw.send(bytes).await;
-    raw.reply(Duration::from_secs(30)).await
+    raw.reply(Duration::from_secs(60)).await
 }
 
 /// As [`exchange`], with somebody who may die meanwhile: `None` when no whole head came back.

@@ -194,7 +194,7 @@ pub async fn play(bed: &mut Bed, row: (&str, u16, &str), nth: usize) -> Ended {
         ("upstream_unavailable", _, "owed") => {
             let brief_backend = bed.brief.take().expect("this row is played once");
             let (credential, address) = (bed.credential("/narrow", &brief("two")).await, brief_backend.addr);
-            drop(brief_backend);
+            brief_backend.stop().await;
             let ended = bed.ended(bed.show("/narrow", &credential, &brief("two"))).await;
             bed.brief = Some(Backend::start_on(address, Script::default()).await);
             let back = async || bed.show("/narrow", &credential, &brief("two")).await.status == 200;

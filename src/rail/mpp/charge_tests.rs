@@ -478,11 +478,34 @@ async fn the_rail_stands_only_while_the_right_chain_moves() {
         (head(CHAIN, 1_010), None, "back, a little ahead of us"),
     ] {
         *bench.node.head.lock().unwrap() = seen;
-        bench.rail.probe(UnixSeconds(1_000)).await;
-        let got = bench.rail.standing().err();
+        let got = bench.rail.seen(UnixSeconds(1_000)).await.err();
         assert_eq!(got.is_some(), want.is_some(), "{why}: {got:?}");
         assert!(want.is_none_or(|w| got.unwrap().contains(w)), "{why}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_bad_look_at_the_chain_takes_no_offer_away_and_a_second_does() {
+    let bench = bench();
+    let good = || Ok(Head { chain_id: CHAIN, number: 1, time: UnixSeconds::now() });
+    let says = |head| *bench.node.head.lock().unwrap() = head;
+    let lost = || Err(Unreachable { why: "the node is gone" });
+    says(good());
+    bench.rail.probe().await;
+    assert_eq!(bench.rail.standing(), Ok(()));
+    says(lost());
+    tokio::join!(bench.rail.probe(), async {
+        tokio::time::sleep(LOOK_AGAIN / 2).await;
+        assert_eq!(bench.rail.standing(), Ok(()));
+        says(good());
+    });
+    assert_eq!(bench.rail.standing(), Ok(()), "it was busy for a moment");
+    says(lost());
+    bench.rail.probe().await;
+    assert!(bench.rail.standing().is_err());
+    says(good());
+    bench.rail.probe().await;
+    assert_eq!(bench.rail.standing(), Ok(()), "it is back");
 }
 
 #[tokio::test]

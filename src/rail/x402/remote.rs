@@ -203,7 +203,12 @@ impl Remote {
             }
             Err(why) => {
                 self.trouble.store(Arc::new(format!("the facilitator does not say what it supports: {why}")));
-                let again = if self.breaker.is_open() { self.times.rest } else { self.times.again };
+                let again = match () {
+                    () if self.breaker.is_open() => self.times.rest,
+                    // Nothing can be offered before it has said for the first time.
+                    () if before.is_none() => self.times.again / 15,
+                    () => self.times.again,
+                };
                 // Never longer than between two looks at a facilitator that is well.
                 self.next_look(wait.unwrap_or(again).min(self.times.refresh));
             }

@@ -14,7 +14,7 @@ async fn large_replies_are_held_a_few_at_a_time_until_they_are_gone() {
     ] {
         let (listener, port) = listen().await;
         let mut rules = rules(&[port]);
-        rules.timeouts.total_seconds = 2;
+        rules.timeouts = Timeouts { idle_seconds: 30, total_seconds: if whole { 60 } else { 2 }, ..rules.timeouts };
         let (mut bed, _client) = Bed::with(rules, ROOMY, "HTTP/1.1").await;
         bed.filter.limit = Some(LARGE);
         let lines = Arc::clone(&bed.lines);

@@ -58,7 +58,7 @@ async fn what_takes_long_to_make_is_waited_for_and_a_silence_in_the_middle_is_no
 async fn a_stream_that_never_falls_silent_still_ends_at_total_seconds() {
     let (listener, port) = listen().await;
     let mut rules = rules(&[port]);
-    rules.timeouts.total_seconds = 2;
+    (rules.timeouts.idle_seconds, rules.timeouts.total_seconds) = (30, 2);
     let (mut bed, _client) = Bed::with(rules, ROOMY, "HTTP/1.1").await;
     let backend = async {
         let (_, mut stream) = answer(&listener, SSE).await;

@@ -84,6 +84,7 @@ async fn lines_of_a_gate_that_died_outlive_what_others_change_and_are_written_by
     let (b, c) = (server.open("b.redb").await.unwrap(), server.open("c.redb").await.unwrap());
     let channel = a_channel(&a).await;
     let mut last = accept(&channel, 50);
+    let last_sign = std::time::Instant::now();
     dies(a, &last, vec![sold("rcpt_1")], Killed::Unwritten).await;
     // More changes than versions of a record are kept.
     for amount in 51..56 {
@@ -93,7 +94,9 @@ async fn lines_of_a_gate_that_died_outlive_what_others_change_and_are_written_by
         assert_eq!(b.commit(write).await, Ok(Swap::Done));
     }
     let written = || lines(&b, "rcpt_1").len() + lines(&c, "rcpt_1").len();
-    assert_eq!(written(), 0, "it may only be slow");
+    if last_sign.elapsed() < Duration::from_secs(ALIVE_SECONDS) / 2 {
+        assert_eq!(written(), 0, "it may only be slow");
+    }
     until(|| async { written() > 0 }).await;
     until(|| async { b.receipt("rcpt_1").await.unwrap().is_some_and(|receipt| !receipt.complete) }).await;
     let taken = b.channel(&channel.id).await.unwrap().unwrap();
