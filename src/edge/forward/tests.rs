@@ -171,8 +171,14 @@ fn rules(ports: &[u16]) -> PoolRules {
         fallback: None,
         api_key: None,
         health: None,
-        timeouts: Timeouts { connect_seconds: 1, first_byte_seconds: 1, idle_seconds: 1, total_seconds: 60 },
+        timeouts: Timeouts { connect_seconds: 1, first_byte_seconds: 20, idle_seconds: 20, total_seconds: 60 },
     }
+}
+
+/// The same, who waits no longer than a second.
+fn brisk(ports: &[u16]) -> PoolRules {
+    let rules = rules(ports);
+    PoolRules { timeouts: Timeouts { first_byte_seconds: 1, idle_seconds: 1, ..rules.timeouts }, ..rules }
 }
 
 /// A gate between one client and its backends.

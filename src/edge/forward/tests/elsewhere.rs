@@ -42,9 +42,13 @@ impl Same {
 
 /// A pool of that name with servers at these ports.
 fn pool(name: &str, ports: &[u16]) -> Arc<Pool> {
-    let rules = PoolRules { name: name.into(), ..rules(ports) };
+    pool_of(PoolRules { name: name.into(), ..rules(ports) })
+}
+
+fn pool_of(rules: PoolRules) -> Arc<Pool> {
+    let name = rules.name.clone();
     let pools = Pools::build(&BTreeMap::from([(rules.name.clone(), Arc::new(rules))]), None).unwrap();
-    Arc::clone(pools.get(&name.into()).unwrap())
+    Arc::clone(pools.get(&name).unwrap())
 }
 
 async fn bed(lane: Vec<Arc<Pool>>) -> (Bed, DuplexStream) {
@@ -123,7 +127,7 @@ async fn who_cannot_be_reached_is_passed_over_and_who_took_the_request_and_fell_
     {
         let silent = Same::start(bytes.to_owned()).await;
         let other = Same::start(OK_JSON.to_owned()).await;
-        let (mut bed, _client) = bed(vec![pool("p", &[silent.port]), pool("q", &[other.port])]).await;
+        let (mut bed, _client) = bed(vec![pool_of(brisk(&[silent.port])), pool("q", &[other.port])]).await;
         assert!(matches!(bed.run().await, Outcome::Failed(_)), "{bytes:?}");
         assert_eq!(
             (bed.filter.tried.clone(), other.served()),
@@ -152,7 +156,7 @@ async fn nothing_is_asked_again_once_a_byte_is_out() {
     let begun = format!("{SSE}{}", chunked(&["data: 1\n\n"]));
     let breaks = Same::start(begun).await;
     let other = Same::start(OK_JSON.to_owned()).await;
-    let (mut bed, _client) = bed(vec![pool("p", &[breaks.port]), pool("q", &[other.port])]).await;
+    let (mut bed, _client) = bed(vec![pool_of(brisk(&[breaks.port])), pool("q", &[other.port])]).await;
     let outcome = bed.run().await;
     assert!(matches!(&outcome, Outcome::Streamed(Ending { how: How::Upstream(_), .. })), "{outcome:?}");
     assert_eq!((breaks.served(), other.served()), (1, 0));

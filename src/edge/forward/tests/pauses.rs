@@ -7,7 +7,11 @@ type Pauses = mpsc::UnboundedSender<(Flow, &'static str)>;
 
 /// A bed whose filter pauses after its first chunk.
 async fn pausing(port: u16, room: usize) -> (Bed, DuplexStream, Pauses) {
-    let (mut bed, client) = Bed::new(&[port], room).await;
+    pausing_with(rules(&[port]), room).await
+}
+
+async fn pausing_with(rules: PoolRules, room: usize) -> (Bed, DuplexStream, Pauses) {
+    let (mut bed, client) = Bed::with(rules, room, "HTTP/1.1").await;
     let (pauses, told) = mpsc::unbounded_channel();
     bed.filter.pauses = Some(told);
     bed.filter.pause_after = Some(1);
@@ -88,7 +92,7 @@ async fn a_client_that_leaves_in_a_pause_closes_the_backend_at_once() {
 #[tokio::test]
 async fn a_client_that_takes_no_heartbeat_is_given_up() {
     let (listener, port) = listen().await;
-    let (mut bed, _client, pauses) = pausing(port, 512).await;
+    let (mut bed, _client, pauses) = pausing_with(brisk(&[port]), 512).await;
     pauses.send((Flow::Hold, Box::leak("x".repeat(4096).into_boxed_str()))).unwrap();
     let begun = format!("{SSE}{}", chunked(&["data: 1\n\n"]));
     let (outcome, ()) = both(bed.run(), async { closed(&mut answer(&listener, &begun).await.1).await }).await;
@@ -127,7 +131,7 @@ async fn nothing_is_read_from_the_backend_in_a_pause() {
 #[tokio::test]
 async fn a_pause_counts_for_no_timeout_of_the_backend() {
     let (listener, port) = listen().await;
-    let mut rules = rules(&[port]);
+    let mut rules = brisk(&[port]);
     rules.timeouts.total_seconds = 2;
     let (mut bed, mut client) = Bed::with(rules, ROOMY, "HTTP/1.1").await;
     let (pauses, told) = mpsc::unbounded_channel();
