@@ -19,9 +19,11 @@ use std::time::Duration;
 
 /// How long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(2);
-/// How long an unused connection is kept. Servers of Node.js close one after 5 s, and a request that meets that on its way has an outcome
-/// nobody knows.
-const IDLE: Duration = Duration::from_secs(4);
+/// How long an unused connection is kept: proxies before services close one after a minute, and a request that meets that on its way has an
+/// outcome nobody knows.
+const IDLE: Duration = Duration::from_secs(50);
+/// The same where a server of Node.js may listen, which closes one after 5 s.
+pub const SHORT_IDLE: Duration = Duration::from_secs(4);
 
 /// Why there is no whole answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +81,11 @@ impl Web {
     /// A client for the service at `url` (`http` or `https`; a user part becomes Basic authentication). Nothing is connected
     /// yet. The error is a sentence that does not repeat the URL.
     pub fn new(url: &Secret) -> Result<Self, &'static str> {
+        Self::idling(url, IDLE)
+    }
+
+    /// As [`Self::new`], with connections that are kept unused for `idle` at most.
+    pub fn idling(url: &Secret, idle: Duration) -> Result<Self, &'static str> {
         let bad = "the service's URL is not an http or https URL";
         let uri: Uri = url.expose_str().and_then(|t| t.trim().parse().ok()).ok_or(bad)?;
         let scheme = uri.scheme().filter(|s| matches!(s.as_str(), "http" | "https")).ok_or(bad)?.clone();
@@ -100,7 +107,7 @@ impl Web {
         let connector =
             HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(tcp);
         let mut pool = Client::builder(TokioExecutor::new());
-        pool.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE);
+        pool.pool_timer(TokioTimer::new()).pool_idle_timeout(idle);
         Ok(Self {
             client: pool.build(connector),
             host: host.parse().map_err(|_| bad)?,
@@ -239,5 +246,35 @@ mod tests {
             assert!(Web::new(&Secret::new(url)).err().is_none_or(|e| !e.contains("canary")), "{url}");
         }
         assert!(!format!("{:?}", Web::new(&Secret::new("http://canary.example/canary")).unwrap()).contains("canary"));
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_used_again_and_not_when_its_server_may_be_closing_it() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        for (idle, connections) in [(IDLE, 1), (Duration::from_millis(20), 2)] {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = Secret::new(format!("http://{}", listener.local_addr().unwrap()));
+            let seen = Arc::<std::sync::atomic::AtomicUsize>::default();
+            let count = Arc::clone(&seen);
+            let server = tokio::spawn(async move {
+                loop {
+                    let (mut stream, _) = listener.accept().await.unwrap();
+                    count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                    tokio::spawn(async move {
+                        while stream.read(&mut [0; 4096]).await.is_ok_and(|n| n > 0) {
+                            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+                        }
+                    });
+                }
+            });
+            let web = Web::idling(&url, idle).unwrap();
+            for _ in 0..2 {
+                let ask = Ask { path: "/", json: None, headers: &[], within: Duration::from_secs(20), at_most: 1_000 };
+                assert_eq!(web.ask(ask).await.unwrap().status, 200);
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            assert_eq!(seen.load(std::sync::atomic::Ordering::SeqCst), connections, "{idle:?}");
+            server.abort();
+        }
     }
 }

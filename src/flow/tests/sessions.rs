@@ -28,7 +28,7 @@ pub(super) fn terms() -> SessionConf {
         settle_every_minutes: 60,
         close_idle_hours: 24,
         orphan: OrphanPolicy::Charge,
-        pause_seconds: 1,
+        pause_seconds: 4,
         max_channels_per_payer: 2,
     }
 }

@@ -17,7 +17,7 @@ use self::breaker::{Breaker, Fault};
 use self::supported::Book;
 use super::facilitator::{Call, Facilitator, Kind, Settlement, Support, Verdict};
 use super::wire::Version;
-use crate::chain::web::{Ask, Reply, Silence, Web};
+use crate::chain::web::{Ask, Reply, SHORT_IDLE, Silence, Web};
 use crate::clock::UnixSeconds;
 use crate::secret::Secret;
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -120,7 +120,7 @@ impl Remote {
     /// [`Facilitator::watch`] has asked. The error is a sentence that repeats neither URL nor key.
     pub fn new(settings: Settings) -> Result<Self, String> {
         Ok(Self {
-            web: Web::new(&settings.url)?,
+            web: Web::idling(&settings.url, SHORT_IDLE)?,
             proof: settings.auth.ready()?,
             minimal: settings.minimal,
             times: settings.times,
