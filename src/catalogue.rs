@@ -63,7 +63,7 @@ impl ProfileAbility {
     };
 }
 
-/// What becomes of a stream that is paid by usage when its client leaves (design §5).
+/// What becomes of a stream that is paid by usage when its client leaves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnLeave {
     /// The backend is hung up on and stops; what it had reported by then is used, else what was delivered. For backends of one's own,

@@ -12,7 +12,7 @@
 //! it, and ends by spending what it used of it; what is left is free again. So several requests share one channel without ever
 //! exceeding what was signed: `spent + leased ≤ accepted ≤ deposit`.
 //!
-//! Everything here is a pure function of the record, the op and the time (`notes/security.md` §4.1, invariants I1–I12). A store
+//! Everything here is a pure function of the record, the op and the time (its invariants: `channel/tests/invariants.rs`). A store
 //! replaces the record only if its revision matches.
 
 mod op;

@@ -18,7 +18,7 @@
 //! promise, because of what a dead process promised nothing is taken: it becomes `Untaken`, as good as never shown. `Serving` before the first upstream byte, `Taking`
 //! with its amount before that amount is asked for, `Delivered` before the first byte to the client (where it was paid before).
 //! What can never be proven either way ends in `Unproven`. The store replaces a record only if its revision matches;
-//! everything else is decided here (`notes/security.md` §4.1, §4.5, invariant I7).
+//! everything else is decided here.
 
 use crate::clock::UnixSeconds;
 use crate::ids::{Generation, PublicModel, RailId, RoutePath, TierName};

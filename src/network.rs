@@ -1,5 +1,5 @@
-//! Networks that x402 names, and the stablecoins everybody there means: CAIP-2 ids, v1 names, addresses, EIP-712 domains
-//! (`notes/x402-digest.md` §2). Facts only; nothing here talks to a chain.
+//! Networks that x402 names, and the stablecoins everybody there means: CAIP-2 ids, v1 names, addresses, EIP-712 domains.
+//! `DEFAULT_ASSETS.md` of x402-foundation/x402 says where its SDKs keep theirs. Facts only; nothing here talks to a chain.
 
 use std::fmt;
 

@@ -17,8 +17,8 @@ pub struct Size {
     pub height: u32,
 }
 
-/// How a family of models counts pictures (`notes/llm.md` §3). Vendors scale large pictures down first; where how they do it is not
-/// certain, it is not counted on.
+/// How a family of models counts pictures. Vendors scale large pictures down first; where how they do it is not certain, it is
+/// not counted on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// GPT-4o and its like: 85, and 170 for each tile of 512 × 512 of the picture fitted into 2048 × 2048 and 768 at its shorter side.

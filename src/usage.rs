@@ -35,7 +35,7 @@ pub(crate) fn is_zero<N: Default + PartialEq>(n: &N) -> bool {
     *n == N::default()
 }
 
-/// How the figures of one reply add up: backends differ (`notes/llm.md` §2).
+/// How the figures of one reply add up: backends differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// Figures that stand alone, behind the text.
@@ -60,8 +60,7 @@ pub enum Scope {
     Choice,
 }
 
-/// Which of a vendor's speeds served a request, as its *reply* says: what was asked for is not what is billed
-/// (`notes/llm.md` §1).
+/// Which of a vendor's speeds served a request, as its *reply* says: what was asked for is not what is billed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ServiceTier {

@@ -1,4 +1,4 @@
-//! The request body: its size, its time, its type, and what all bodies together may hold (security H5, H6, H7).
+//! The request body: its size, its time, its type, and what all bodies together may hold.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

@@ -1,5 +1,5 @@
 //! No secret, and nothing that people say to models, gets into a log, a metric, a status page or somebody else's answer,
-//! also when everything that knows one breaks and repeats it, and also at the most talkative log level (security H12, D6).
+//! also when everything that knows one breaks and repeats it, and also at the most talkative log level.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

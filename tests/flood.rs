@@ -1,4 +1,4 @@
-//! Traffic that nobody pays for has its limits, and those who pay do not feel them (security H7, D1, D3).
+//! Traffic that nobody pays for has its limits, and those who pay do not feel them.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

@@ -1,4 +1,4 @@
-//! HTTP/2 with prior knowledge: the same gate, and the floods that only HTTP/2 knows (security H8).
+//! HTTP/2 with prior knowledge: the same gate, and the floods that only HTTP/2 knows.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

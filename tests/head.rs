@@ -1,5 +1,5 @@
-//! The request head, byte by byte: whatever it says, one connection brings the backend at most the one request that a
-//! strict reader would see (security H1, H3).
+//! The request head, byte by byte: whatever it says, one connection brings the backend at most the one request that a strict
+//! reader would see.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

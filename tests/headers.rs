@@ -1,5 +1,5 @@
 //! Headers that a client writes change nothing that is the gate's to decide: how much it reads, whose rate is counted, who is
-//! paid, and which page in a browser may look (security H7, H9, H10, H13).
+//! paid, and which page in a browser may look.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

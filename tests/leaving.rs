@@ -1,5 +1,5 @@
-//! A client that leaves: whatever stage its request is in, the backend is let go at once, and a payment that bought
-//! nothing stays good (security S11, M1).
+//! A client that leaves: whatever stage its request is in, the backend is let go at once, and a payment that bought nothing
+//! stays good.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

@@ -1,5 +1,5 @@
 //! Which path, which method, which model: everything is refused that is not sold in so many words, before any price is
-//! named (security H2, H3; design §3.1, §3.4).
+//! named.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

@@ -1,5 +1,5 @@
 //! A backend that fails, in every way one can: the client gets a clean answer, the payment stays good, the operator hears
-//! of it, and the next server takes over where that is safe (security M1–M11, S12).
+//! of it, and the next server takes over where that is safe.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

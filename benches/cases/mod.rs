@@ -1,5 +1,5 @@
-//! The three costs the design bounds, as plain loops: `benches/challenge.rs` times one of them, `benches/instructions.rs` counts
-//! the instructions of all.
+//! The bounded costs, as plain loops: `benches/challenge.rs` times one of them, `benches/instructions.rs` counts the instructions
+//! of all.
 #![allow(dead_code)]
 
 pub mod books;

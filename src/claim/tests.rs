@@ -191,7 +191,7 @@ impl Gate {
         }
     }
 
-    /// The process is gone with all it believed; the next one recovers before it listens (design §6).
+    /// The process is gone with all it believed; the next one recovers before it listens.
     fn crash(&mut self, chain: Chain) {
         self.life += 1;
         self.serving.clear();

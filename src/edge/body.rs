@@ -2,8 +2,8 @@
 //! address may hold while they arrive.
 //!
 //! Nothing here trusts a declared length for more than refusing early: memory is counted as bytes arrive, so a client
-//! that announces much and sends nothing takes nothing (security H6, H7). A body that does not come to its end costs its sender
-//! nothing, so no address may fill the budget with such; what has arrived whole is answered at once, or was paid.
+//! that announces much and sends nothing takes nothing. A body that does not come to its end costs its sender nothing, so no
+//! address may fill the budget with such; what has arrived whole is answered at once, or was paid.
 
 use super::door::neighbourhood;
 use crate::limits::room_for_body;
@@ -140,8 +140,8 @@ async fn gather(session: &mut Session, limit: usize, permit: &mut Permit) -> Res
 }
 
 /// Refuses framing that two readers could read differently, and protocol changes: `Upgrade`, transfer codings other
-/// than one `chunked`, and a length beside a transfer-encoding (security H1). Pingora has removed the length by then
-/// (RFC 9112 §6.3 allows it), so it is looked for in the raw head.
+/// than one `chunked`, and a length beside a transfer-encoding. Pingora has removed the length by then (RFC 9112 §6.3 allows
+/// it), so it is looked for in the raw head.
 pub fn unambiguous(session: &Session) -> Result<(), Refusal> {
     let head = session.req_header();
     if head.headers.contains_key(header::UPGRADE) {

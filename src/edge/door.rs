@@ -1,8 +1,8 @@
 //! Who may come in, and for how long: the accept loop.
 //!
 //! Pingora's own `Server` is not used: it gives every service a runtime of its own, sleeps the whole grace period on SIGTERM even
-//! when idle, dies of SIGHUP, and has no place to bound connections per address or the time a request head may take
-//! (`notes/pingora.md` §4, H7). Its listeners' TLS, its HTTP/1 and HTTP/2 sessions and its proxy are.
+//! when idle, dies of SIGHUP, and has no place to bound connections per address or the time a request head may take. Its
+//! listeners' TLS, its HTTP/1 and HTTP/2 sessions and its proxy are.
 
 use super::outlet::Outlet;
 use crate::clock::UnixSeconds;

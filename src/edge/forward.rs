@@ -166,8 +166,8 @@ pub trait Filter: Send {
 pub struct Ending {
     /// Who ended it.
     pub how: How,
-    /// Body bytes handed to the client's connection, the last write included even when it failed (security S11). 0
-    /// when the connection broke with the head.
+    /// Body bytes handed to the client's connection, the last write included even when it failed. 0 when the connection broke
+    /// with the head.
     pub sent_bytes: u64,
 }
 
@@ -422,7 +422,7 @@ struct Mouth {
     /// Not sent yet.
     head: Option<Box<ResponseHeader>>,
     sent_bytes: u64,
-    /// How long one write may take: a slow reader must not hold a backend (security S12).
+    /// How long one write may take: a slow reader must not hold a backend.
     patience: Duration,
 }
 

@@ -75,7 +75,7 @@ impl From<Refusal> for Outcome {
 }
 
 impl Gate {
-    /// Pingora's proxy around the gate, with HTTP/2 bounded (H8). `plain_h2`: HTTP/2 also without TLS, for callers that know they may.
+    /// Pingora's proxy around the gate, with HTTP/2 bounded. `plain_h2`: HTTP/2 also without TLS, for callers that know they may.
     pub fn into_proxy(self, plain_h2: bool, h2_streams: u32) -> HttpProxy<Self> {
         let mut proxy = HttpProxy::new(self, Arc::new(ServerConf::default()));
         proxy.handle_init_modules();

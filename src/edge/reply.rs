@@ -1,7 +1,7 @@
 //! Refusal or challenge → status, headers, body: the one place that writes an answer of our own.
 //!
 //! One JSON object serves every client: problem+json members (RFC 9457) for MPP wallets, and `error` as OpenAI's object, because
-//! that is what both openai SDKs show (`notes/llm.md` §6). Policy refusals carry only the latter, and never a challenge.
+//! that is what both openai SDKs show. Policy refusals carry only the latter, and never a challenge.
 
 use crate::flow::Stop;
 use crate::openai::error::kind_of;

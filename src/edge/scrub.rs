@@ -1,8 +1,8 @@
 //! Which headers cross the gate. Two short lists of what may; everything else stays on its side.
 //!
 //! Lists of what may not would have to know every header a backend or a client can invent: payment words, forwarded
-//! addresses, cookies, account names of the operator (security H10). A header on a list still stays when the
-//! `Connection` header nominates it (RFC 9110 §7.6.1).
+//! addresses, cookies, account names of the operator. A header on a list still stays when the `Connection` header nominates
+//! it (RFC 9110 §7.6.1).
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 

@@ -21,8 +21,8 @@ use std::sync::Arc;
 /// Header lines of a 204.
 pub type Done = Vec<(HeaderName, HeaderValue)>;
 
-/// Whether a credential is for us alone: `topUp` and `close` always, `open` and `voucher` when no content is asked for with them
-/// (design §3.2; a query string never counts).
+/// Whether a credential is for us alone: `topUp` and `close` always, `open` and `voucher` when no content is asked for with them (a query
+/// string never counts).
 pub fn is_management(shown: &Shown, no_body: bool) -> bool {
     match shown.action() {
         Some("topUp" | "close") => true,

@@ -1,5 +1,5 @@
 //! What payers have promised and not paid yet, kept under a limit per payer: whoever cancels an authorization or drains an account
-//! after it was served takes no more than that (`notes/security.md` P6).
+//! after it was served takes no more than that.
 //!
 //! What is promised is counted here, because a promise dies with the process that serves it, and what is being taken is found in the
 //! claims again; what was lost is a running total in the store, so that a payer who did not pay stays poor for the rest of the day, whatever restarts.

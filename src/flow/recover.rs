@@ -2,8 +2,8 @@
 //!
 //! Before the gate listens, every claim that is not over is looked at: `Serving` of a dead process delivered nothing that was
 //! written down, so it becomes `Owed`; `Claimed` and `Taking` are asked of the chain by their own key, and sent again while they still
-//! can land (`notes/security.md` §4.5); of what was only `Promised` nothing is taken. The same goes for claims of requests that ended
-//! while the store did not answer.
+//! can land; of what was only `Promised` nothing is taken. The same goes for claims of requests that ended while the store did
+//! not answer.
 
 use super::exposure::Risk;
 use super::{Stop, Toll, pay};

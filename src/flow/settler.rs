@@ -1,8 +1,9 @@
 //! What is owed to us is brought home: channels are settled when enough or something long enough is spent, and closed when nobody
 //! uses them any more.
 //!
-//! Only a voucher of at most what was spent is settled (`notes/security.md` §6.4): where none covers it yet, nothing is forced, the
-//! next one will. One transaction of ours per channel is under way at a time, whichever gate has sent it: the record says so.
+//! Only a voucher of at most what was spent is settled, because `settle` takes all that a voucher says (TIP-1034): where none
+//! covers it yet, nothing is forced, the next one will. One transaction of ours per channel is under way at a time, whichever
+//! gate has sent it: the record says so.
 
 use super::errand::Errand;
 use super::{Till, Toll, closing, reclaim, transact, watcher};

@@ -1,4 +1,4 @@
-//! The byte fixtures of `notes/llm.md` §2.2, each read at every kind of boundary.
+//! What backends send that a meter must survive, as bytes, each read at every kind of boundary.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use super::meter::Meter;
@@ -81,26 +81,26 @@ fn fixtures() -> Vec<Fixture> {
     let finish = data(r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#);
     let error = data(r#"{"error":{"message":"x","type":"server_error"}}"#);
     vec![
-        plain("1: the usual end", format!("{a}{u}{DONE}"), used(5, 7), ok(1), &u),
-        plain("2: usage null on every chunk", format!("{null}{null}{DONE}"), None, ok(2), ""),
-        plain("3: zeros in the middle, then the figure", format!("{zeros}{u}{DONE}"), used(5, 7), ok(1), &u),
-        plain("3: zeros alone", format!("{zeros}{DONE}"), None, ok(1), ""),
+        plain("the usual end", format!("{a}{u}{DONE}"), used(5, 7), ok(1), &u),
+        plain("usage null on every chunk", format!("{null}{null}{DONE}"), None, ok(2), ""),
+        plain("zeros in the middle, then the figure", format!("{zeros}{u}{DONE}"), used(5, 7), ok(1), &u),
+        plain("zeros alone", format!("{zeros}{DONE}"), None, ok(1), ""),
         plain(
-            "4: running figure, no final",
+            "running figure, no final",
             format!("{}{}{DONE}", data(&chunk(0, "a", &usage_of(5, 1))), data(&chunk(0, "b", &usage_of(5, 2)))),
             used(5, 2),
             ok(2),
             "",
         ),
         plain(
-            "4: running figure, then the final",
+            "running figure, then the final",
             format!("{}{u}{DONE}", data(&chunk(0, "a", &usage_of(5, 1)))),
             used(5, 7),
             ok(1),
             &u,
         ),
         Fixture {
-            why: "4: running figures of two choices add up, the prompt does not",
+            why: "running figures of two choices add up, the prompt does not",
             stream: format!(
                 "{}{}{}{DONE}",
                 data(&chunk(0, "a", &usage_of(5, 1))),
@@ -123,34 +123,34 @@ fn fixtures() -> Vec<Fixture> {
             hidden: format!("{}{}", last(5, 7), last(5, 4)),
         },
         plain("the same final twice for one choice", format!("{a}{u}{u}{DONE}"), used(5, 7), ok(1), &format!("{u}{u}")),
-        plain("5: usage behind [DONE]", format!("{a}{DONE}{u}"), used(5, 7), ok(1), &u),
+        plain("usage behind [DONE]", format!("{a}{DONE}{u}"), used(5, 7), ok(1), &u),
         plain(
-            "5: usage behind the finish, no [DONE]",
+            "usage behind the finish, no [DONE]",
             format!("{a}{finish}{u}"),
             used(5, 7),
             (1, false, false, false),
             &u,
         ),
-        plain("5: usage behind an error", format!("{a}{error}{u}{DONE}"), used(5, 7), (1, true, true, false), &u),
-        plain("6: comments", format!(": OPENROUTER PROCESSING\n\n:\n\n{a}:\n\n{DONE}"), None, ok(1), ""),
-        plain("7: CRLF", format!("{a}{u}{DONE}").replace('\n', "\r\n"), used(5, 7), ok(1), &u.replace('\n', "\r\n")),
-        plain("7: CR", format!("{a}{u}{DONE}").replace('\n', "\r"), used(5, 7), ok(1), &u.replace('\n', "\r")),
+        plain("usage behind an error", format!("{a}{error}{u}{DONE}"), used(5, 7), (1, true, true, false), &u),
+        plain("comments", format!(": OPENROUTER PROCESSING\n\n:\n\n{a}:\n\n{DONE}"), None, ok(1), ""),
+        plain("CRLF", format!("{a}{u}{DONE}").replace('\n', "\r\n"), used(5, 7), ok(1), &u.replace('\n', "\r\n")),
+        plain("CR", format!("{a}{u}{DONE}").replace('\n', "\r"), used(5, 7), ok(1), &u.replace('\n', "\r")),
         plain(
-            "7: mixed",
+            "mixed",
             format!("{}{}{DONE}", a.replace("\n\n", "\r\n\n"), u.replace("\n\n", "\n\r\n")),
             used(5, 7),
             ok(1),
             &u.replace("\n\n", "\n\r\n"),
         ),
         plain(
-            "8: no space behind the colon",
+            "no space behind the colon",
             format!("{a}{u}{DONE}").replace("data: ", "data:"),
             used(5, 7),
             ok(1),
             &u.replace("data: ", "data:"),
         ),
         plain(
-            "9: JSON over two data lines",
+            "JSON over two data lines",
             format!(
                 "{a}data: {{\"choices\":[],\"usage\":{{\"prompt_tokens\":5,\ndata: \"completion_tokens\":7}}}}\n\n{DONE}"
             ),
@@ -158,53 +158,41 @@ fn fixtures() -> Vec<Fixture> {
             ok(1),
             "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":5,\ndata: \"completion_tokens\":7}}\n\n",
         ),
+        plain("byte-order mark, id and retry", format!("\u{feff}id: 1\nretry: 5\n{a}{u}{DONE}"), used(5, 7), ok(1), &u),
+        plain("a character cut by a read", format!("{}{DONE}", data(&chunk(0, "✓é😀", ""))), None, ok(1), ""),
         plain(
-            "10: byte-order mark, id and retry",
-            format!("\u{feff}id: 1\nretry: 5\n{a}{u}{DONE}"),
-            used(5, 7),
-            ok(1),
-            &u,
-        ),
-        plain("11: a character cut by a read", format!("{}{DONE}", data(&chunk(0, "✓é😀", ""))), None, ok(1), ""),
-        plain(
-            "12: an error event",
+            "an error event",
             format!("{a}event: error\ndata: {{\"message\":\"x\"}}\n\n"),
             None,
             (1, true, false, false),
             "",
         ),
         plain(
-            "12: error and choices in one chunk",
+            "error and choices in one chunk",
             data(&chunk(0, "a", r#","error":{"code":502}"#)),
             None,
             (1, true, false, false),
             "",
         ),
+        plain("error null is no error", format!("{}{DONE}", data(&chunk(0, "a", r#","error":null"#))), None, ok(1), ""),
         plain(
-            "12: error null is no error",
-            format!("{}{DONE}", data(&chunk(0, "a", r#","error":null"#))),
-            None,
-            ok(1),
-            "",
-        ),
-        plain(
-            "13: end without a blank line",
+            "end without a blank line",
             format!("{a}{}", u.trim_end()),
             used(5, 7),
             (1, false, false, false),
             u.trim_end(),
         ),
-        plain("13: [DONE] without a blank line", format!("{a}{u}data: [DONE]"), used(5, 7), ok(1), &u),
-        plain("13: cut in the middle of a chunk", format!("{a}{}", &u[..40]), None, (1, false, false, false), ""),
+        plain("[DONE] without a blank line", format!("{a}{u}data: [DONE]"), used(5, 7), ok(1), &u),
+        plain("cut in the middle of a chunk", format!("{a}{}", &u[..40]), None, (1, false, false, false), ""),
         plain(
-            "17: text that speaks of usage",
+            "text that speaks of usage",
             format!("{}{DONE}", data(&chunk(0, r#"\"usage\":{\"prompt_tokens\":9,\"completion_tokens\":9}"#, ""))),
             None,
             ok(1),
             "",
         ),
         plain(
-            "17: usage deeper than the top",
+            "usage deeper than the top",
             data(
                 r#"{"choices":[{"index":0,"delta":{"content":"a"},"usage":{"prompt_tokens":9,"completion_tokens":9}}]}"#,
             ),
@@ -213,7 +201,7 @@ fn fixtures() -> Vec<Fixture> {
             "",
         ),
         plain(
-            "18: deltas of other kinds",
+            "deltas of other kinds",
             format!(
                 "{}{}{}",
                 data(r#"{"choices":[{"index":0,"delta":{"reasoning_content":"r"}}]}"#),
@@ -228,14 +216,14 @@ fn fixtures() -> Vec<Fixture> {
             "",
         ),
         plain(
-            "20: negative",
+            "negative",
             format!("{a}{}{DONE}", data(r#"{"choices":[],"usage":{"prompt_tokens":-1,"completion_tokens":7}}"#)),
             None,
             (1, false, true, true),
             &data(r#"{"choices":[],"usage":{"prompt_tokens":-1,"completion_tokens":7}}"#),
         ),
         plain(
-            "20: more than was asked",
+            "more than was asked",
             format!("{a}{}{DONE}", last(5, 1001)),
             None,
             (1, false, true, true),

@@ -1,5 +1,5 @@
-//! `GET /v1/models`: what is sold, in OpenAI's list with OpenRouter's `pricing` (`notes/llm.md` §7). Prices are decimal
-//! strings, never JSON numbers: most readers would make floats of them.
+//! `GET /v1/models`: what is sold, in OpenAI's list with OpenRouter's `pricing`. Prices are decimal strings, never JSON
+//! numbers: most readers would make floats of them.
 
 use serde::Serialize;
 use std::collections::BTreeMap;

@@ -1,5 +1,5 @@
-//! The forms a receipt takes inside a reply that stock clients still read (`notes/llm.md` §6): a comment and a chunk without
-//! choices in a stream, one more member in a JSON body.
+//! The forms a receipt takes inside a reply that stock clients still read: a comment and a chunk without choices in a stream,
+//! one more member in a JSON body.
 
 use bytes::Bytes;
 use serde::Deserialize;

@@ -1,9 +1,9 @@
 //! Reading JSON so that nobody downstream can read it differently.
 //!
 //! Parsers disagree on duplicate keys, lone surrogates, byte-order marks, huge numbers and nesting, and whoever pays for
-//! one reading and is served another has found a hole (`notes/security.md` H4). So what is accepted here is the part of
-//! RFC 8259 on which every parser agrees: UTF-8, one value, no duplicate key at any depth, at most [`MAX_DEPTH`] levels,
-//! no lone surrogate, numbers every reader can hold. One pass, borrowing; the caller pulls.
+//! one reading and is served another has found a hole. So what is accepted here is the part of RFC 8259 on which every parser
+//! agrees: UTF-8, one value, no duplicate key at any depth, at most [`MAX_DEPTH`] levels, no lone surrogate, numbers every
+//! reader can hold. One pass, borrowing; the caller pulls.
 
 use std::borrow::Cow;
 use std::collections::HashSet;

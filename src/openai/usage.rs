@@ -1,7 +1,7 @@
 //! What a backend says it used, from whichever place it says it.
 //!
-//! Backends differ (`notes/llm.md` §2): one final figure, one per choice, a running one on every chunk, placeholders of
-//! zeros, nothing. Only their own figures are ever charged, so a figure that cannot be true counts as none.
+//! Backends differ: one final figure, one per choice, a running one on every chunk, placeholders of zeros, nothing. Only their
+//! own figures are ever charged, so a figure that cannot be true counts as none.
 
 use super::delta::{Holder, finishes, text_of};
 use crate::money::Usd;

@@ -1,7 +1,7 @@
 //! What the tokens of one model cost: resolved, so that nothing is looked up or guessed while somebody waits.
 //!
-//! A price that nobody wrote falls back where the rules are read (`notes/llm.md` §1): reading and writing a cache costs like input,
-//! reasoning like output, a speed of service that has no price of its own like the standard one, sound and pictures like text: a surface that
+//! A price that nobody wrote falls back where the rules are read: reading and writing a cache costs like input, reasoning like
+//! output, a speed of service that has no price of its own like the standard one, sound and pictures like text: a surface that
 //! takes sound refuses it where `audio_input` or `audio_output` is `None`.
 
 use crate::money::{PerToken, Usd};

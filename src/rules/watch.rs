@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-/// How long after it was replaced a plan can still be found: longer than any offer lives (design §10: 5 minutes).
+/// How long after it was replaced a plan can still be found: longer than any offer holds its price (5 minutes).
 pub const OLD_PLAN_SECONDS: u64 = 600;
 /// Most old plans kept, whatever their age.
 pub const MOST_OLD_PLANS: usize = 32;

@@ -1,8 +1,8 @@
 //! The store of one machine: a redb file beside the gate. Two-phase commit, group commit by one writer thread, snapshot
-//! reads, a file lock that forbids a second gate (`notes/security.md` §4.7).
+//! reads, a file lock that forbids a second gate.
 //!
 //! The journal is a table of the same file, so a claim and its lines are one transaction. After any failure of file or
-//! disk the store refuses everything until the process is restarted (R11).
+//! disk the store refuses everything until the process is restarted.
 
 mod brief;
 mod known;

@@ -1,15 +1,15 @@
 //! The store of a fleet: one Redis primary that every gate shares, and a journal file of this gate's own.
 //!
 //! A record is a stream whose entry id is its revision: `XADD key NOMKSTREAM … <rev>-0` is taken from exactly one of several
-//! writers, because a stream takes no id at or below its top (`notes/security.md` §4.4). No scripts, no transactions, one key in a
-//! command. What it promises: a call that returned is on the primary's disk (`appendfsync always`, looked at before anything is
-//! trusted and every minute), so gates and Redis may be killed and started again. It claims nothing about fail-over to a replica.
+//! writers, because a stream takes no id at or below its top. No scripts, no transactions, one key in a command. What it
+//! promises: a call that returned is on the primary's disk (`appendfsync always`, looked at before anything is trusted and every
+//! minute), so gates and Redis may be killed and started again. It claims nothing about fail-over to a replica.
 //!
 //! A change is swapped in Redis first, then come the lines of the journal, the receipts among them and the totals, all before anybody
 //! is answered: a swap that lost to another gate must leave no line. The record carries the lines of its newest changes, so whoever
 //! was stopped after the swap, by a lost answer (`redis/doubt.rs`) or for good (`redis/left.rs`), has lost none of them.
 //!
-//! What a gate that dies has charged and not delivered stays charged, as on one machine: what is spent never shrinks (I1), and the
+//! What a gate that dies has charged and not delivered stays charged, as on one machine: what is spent never shrinks, and the
 //! chain may have been told of it. Its receipt says that it is not complete, and the books that nobody knows what was delivered.
 
 mod doubt;

@@ -99,7 +99,7 @@ impl ServiceDiscovery for Name {
     async fn discover(&self) -> pingora::Result<(BTreeSet<Backend>, HashMap<u64, bool>)> {
         let found = self.resolver.resolve(&self.host, self.port).await;
         let found = found.map_err(|e| Error::because(ErrorType::Custom("resolve"), "no address", e))?;
-        // Whoever answers for the name must not be able to point the gate at its own machine's metadata (security H11).
+        // Whoever answers for the name must not be able to point the gate at its own machine's metadata.
         let found = found.into_iter().filter(|at| !is_link_local(at.ip()));
         // In order, so that which of too many are left out does not change from look to look.
         let found: BTreeSet<SocketAddr> = found.collect();

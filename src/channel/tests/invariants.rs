@@ -1,4 +1,4 @@
-//! Invariants I1–I12 of `notes/security.md` §4.2, as far as they are a channel's.
+//! The invariants of a channel, I1 to I12: the names of the tests say them.
 
 use super::super::sample::{self, DEPOSIT, START};
 use super::walk::{Chain, GATES, Step, Walk, most_applied};

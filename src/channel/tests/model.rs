@@ -1,6 +1,6 @@
 //! A small world in every order there is: two streams, three vouchers, a gate that dies, a close, a top-up and a settlement, whose
 //! transactions are mined, lost, or not heard of for as long as you like. Breadth-first over what the record says and where everybody
-//! stands; every state keeps the invariants of `notes/security.md` §4.2, and from every state there is a way to rest.
+//! stands; every state keeps the invariants of `invariants.rs` (I1 is its `i1_…`), and from every state there is a way to rest.
 //!
 //! Whoever changes the record reads it, works out what follows and swaps; a swap that lost the race changes nothing and is begun anew.
 //! So a change is one step here. What cannot be left out is the answer that is lost after the swap: then the same change comes

@@ -1,6 +1,6 @@
 //! From a pool to the head of a reply: pick a server, connect, send, wait; and go elsewhere when that is safe.
 //!
-//! When a request is sent again (security M8):
+//! When a request is sent again:
 //! - no connection could be made: nothing was sent, the next server is tried;
 //! - a *reused* connection turned out dead at once, without a single byte of an answer: once more, to the same server, on
 //!   a new connection. Backends close idle connections, and a request can cross that close;
@@ -405,7 +405,7 @@ fn accept(
         head.headers.get_all(name).iter().all(|v| v.as_bytes().eq_ignore_ascii_case(plain.as_bytes()))
     };
     if !is(header::CONTENT_ENCODING, "identity") || !is(header::TRANSFER_ENCODING, "chunked") {
-        // Its usage could not be read (security M11).
+        // Its usage could not be read.
         return Err(failed("it compressed an answer that was asked for plain"));
     }
     let declared_length =

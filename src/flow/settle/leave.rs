@@ -45,9 +45,9 @@ impl Delivery {
         }
     }
 
-    /// The client left before the first byte. `heard`: the reply that came whole without it. A backend that had begun to answer bills it
-    /// (security S11): by usage the payer owes what it reports, at least the prompt; what was promised for a fixed amount is taken for a reply that came, and
-    /// can be redeemed. What was held is given back, a few times. The receipt, where one was written.
+    /// The client left before the first byte. `heard`: the reply that came whole without it. A backend that had begun to answer bills it:
+    /// by usage the payer owes what it reports, at least the prompt; what was promised for a fixed amount is taken for a reply that came,
+    /// and can be redeemed. What was held is given back, a few times. The receipt, where one was written.
     pub async fn leave(mut self, heard: Option<Bytes>) -> Option<Receipt> {
         let verdict = match &heard {
             Some(body) => reply::whole(self.surface(), body, self.bounds),

@@ -1,8 +1,9 @@
 //! Challenge ids: a MAC over what we offered, so that a credential proves its terms with nothing kept on our side.
 //!
 //! The id is `base64url(HMAC-SHA256(key, realm|method|intent|request|expires|digest|[header|]opaque))`, empty text for what is
-//! absent; `header` is there only when the challenge names one (`notes/mpp-digest.md` §1.3, 7 or 8 slots). It proves that *we*
-//! wrote the challenge, not that we wrote it for *this* request: that is what `opaque` is compared for.
+//! absent (draft-httpauth-payment-00, "Recommended: HMAC-SHA256 Binding"); `header`, which is the published SDKs' and not the
+//! draft's, is there only when the challenge names one. It proves that *we* wrote the challenge, not that we wrote it for
+//! *this* request: that is what `opaque` is compared for.
 
 use crate::claim::Terms;
 use crate::ids::{self, RailId};

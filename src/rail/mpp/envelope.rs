@@ -1,7 +1,7 @@
 //! What a payer may hand over for us to carry the fee of, and what not. Pure.
 //!
-//! An envelope is `0x78` before the payer's fields, his address and his signature (`notes/mpp-digest.md` §2.6). It is a wire form,
-//! not a transaction: nobody can send it.
+//! An envelope is `0x78` before the payer's fields, his address and his signature (the `mpp` crate's `FeePayerEnvelope78`). It is
+//! a wire form, not a transaction: nobody can send it.
 
 use crate::chain::Address;
 use crate::chain::fees::{Trial, whole_atoms};

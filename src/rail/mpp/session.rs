@@ -1,9 +1,9 @@
-//! `tempo/session` (`sessionProtocol: "v2"`): vouchers against a channel of the reserve (TIP-1034).
+//! `tempo/session` (draft-tempo-session-00, `sessionProtocol: "v2"`): vouchers against a channel of the reserve (TIP-1034).
 //!
 //! One challenge serves many requests and every management call of a route, so it is pinned to realm, route, recipient, token,
-//! chain, escrow and operator, and to nothing of a body or a price (`notes/mpp-digest.md` §3). Everything a credential says is
-//! recomputed: the channel's id from the descriptor, the descriptor of an opening from the transaction, the digest of a voucher
-//! from the id. What is sent to the chain is in [`super::escrow`].
+//! chain, escrow and operator, and to nothing of a body or a price. Everything a credential says is recomputed: the channel's
+//! id from the descriptor, the descriptor of an opening from the transaction, the digest of a voucher from the id. What is sent
+//! to the chain is in [`super::escrow`].
 
 use super::bind::Slots;
 use super::charge::{Charge, DECIMALS};

@@ -2,7 +2,7 @@
 //!
 //! The payer signs his transaction without a fee token and hands it over as an *envelope* (`0x78`); we add the fee token and our
 //! signature, and it becomes the transaction (`0x76`) that is sent. What we sign costs us whether or not it does what it is for, so
-//! it is signed for a buyer only when all of this holds (`notes/security.md` P11):
+//! it is signed for a buyer only when all of this holds:
 //!
 //! 1. [`Sponsor::review`], pure: the canonical bytes of exactly one allowed call, nothing else in the transaction that costs
 //!    anything, gas and fees under the crate's own caps, an expiring nonce, the payer's own valid signature. That holds of one that was

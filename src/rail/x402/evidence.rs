@@ -1,5 +1,4 @@
-//! Looking for ourselves: whether the chain shows what a facilitator says, and what became of an authorization nobody answered
-//! for (`notes/security.md` P4, P7, P9).
+//! Looking for ourselves: whether the chain shows what a facilitator says, and what became of an authorization nobody answered for.
 
 use super::signed::Signed;
 use crate::clock::UnixSeconds;

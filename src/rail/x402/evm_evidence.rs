@@ -1,5 +1,4 @@
-//! Looking for ourselves on an EVM chain (`notes/security.md` P2, P4, P5, P7, P9): did this authorization's money move, whoever
-//! handed it in?
+//! Looking for ourselves on an EVM chain: did this authorization's money move, whoever handed it in?
 //!
 //! Every question is asked at one pinned block, and an answer that would let an authorization pass for unused is believed only of
 //! a node whose newest block is young: a node that lags shows yesterday's truth.

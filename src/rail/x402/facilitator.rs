@@ -1,7 +1,7 @@
 //! Whoever verifies and settles for us: a service over HTTP, or the same in this process.
 //!
 //! What it says is typed before it is believed, and silence is never read as "no": after a settlement was asked for, only a
-//! definite answer is one (`notes/x402-digest.md` §4).
+//! definite answer is one.
 
 use super::wire::{Scheme, Version};
 use crate::money::Atoms;

@@ -1,4 +1,4 @@
-//! A facilitator that is a service over HTTP (`notes/x402-digest.md` §4.1).
+//! A facilitator that is a service over HTTP (x402's `specs/x402-specification-v2.md` §7).
 //!
 //! It is believed only as far as `remote/answers.rs` goes. Redirects are followed once and only within the same scheme, host and
 //! port (services move their paths), so neither a payment nor our key ever reaches somebody else; a move to another host is for

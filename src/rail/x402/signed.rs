@@ -1,7 +1,8 @@
-//! What a payer signs, and what can be known of it without a chain: who, how much, to whom, until when.
+//! What a payer signs, and what can be known of it without a chain: who, how much, to whom, until when. The forms are those of
+//! `schemes/exact/scheme_exact_evm.md`, `schemes/exact/scheme_exact_svm.md` and `schemes/upto/scheme_upto_evm.md` in x402's `specs/`.
 //!
 //! A plain account's signature is proven here; a contract's can only be judged by its chain, through the facilitator. Nothing here
-//! accepts a payment: balance and nonce are the chain's to say (`notes/x402-digest.md` §3.1–3.3).
+//! accepts a payment: balance and nonce are the chain's to say.
 
 use super::shown;
 use super::solana;

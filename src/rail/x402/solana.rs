@@ -1,7 +1,8 @@
-//! What a partly signed Solana transaction says, read strictly (`notes/x402-digest.md` §3.3).
+//! What a partly signed Solana transaction says, read strictly.
 //!
-//! Only the layout that wallets write is taken: compute limit, compute price, one `TransferChecked`, then at most four memos or Lighthouse
-//! guards. Everything in it is the payer's choice and the fee is the facilitator's, so what is not understood is refused.
+//! Only the layout that wallets write is taken (x402's `specs/schemes/exact/scheme_exact_svm.md` §3.1): compute limit, compute
+//! price, one `TransferChecked`, then at most four memos or Lighthouse guards. Everything in it is the payer's choice and the fee
+//! is the facilitator's, so what is not understood is refused.
 
 use super::signed::{Wanted, same_amount};
 use crate::money::Atoms;

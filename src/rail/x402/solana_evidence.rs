@@ -1,4 +1,4 @@
-//! Looking for ourselves on Solana (`notes/security.md` P4, P7–P9): did the payer's message move the money, whoever paid its fee?
+//! Looking for ourselves on Solana: did the payer's message move the money, whoever paid its fee?
 //!
 //! A transaction's name is its fee payer's signature, which the payer does not know; it is found by its message, in the history of
 //! the token account the money comes from. A message lives as long as its blockhash, a minute or so. That the network does not

@@ -1,4 +1,5 @@
-//! What x402 puts on the wire, v2 and v1: headers, offers, payments, receipts (`notes/x402-digest.md` §1).
+//! What x402 puts on the wire, v2 and v1: headers, offers, payments, receipts. In `specs/` of x402-foundation/x402 that is §5 of
+//! `x402-specification-v2.md` and `x402-specification-v1.md`, and `transports-v2/http.md` and `transports-v1/http.md`.
 //!
 //! A payment is kept twice: as typed values, which are all that is ever decided on, and as the JSON text the client wrote,
 //! which goes to the facilitator as it is, so that members we do not know survive.
@@ -321,9 +322,9 @@ pub fn settled(version: Version, told: &Settled<'_>) -> Option<(HeaderName, Head
     header(name, &serde_json::to_string(&words).ok()?)
 }
 
-/// Whether a payment answers this offer (`notes/x402-digest.md` §1.3): a v2 payment repeats the whole of it, and may have added to
-/// `extra`; a v1 payment only names scheme and network. `extra.offer` is compared by its MAC, the facilitator's own addresses
-/// with what was signed ([`super::signed::check`]).
+/// Whether a payment answers this offer: a v2 payment repeats the whole of it (`accepted`, specification v2 §5.2), and may have
+/// added to `extra`; a v1 payment only names scheme and network. `extra.offer` is compared by its MAC, the facilitator's own
+/// addresses with what was signed ([`super::signed::check`]).
 pub fn matches(payment: &Payment, entry: &Entry) -> Result<(), &'static str> {
     let same = |is: bool, why| if is { Ok(()) } else { Err(why) };
     same(payment.scheme == entry.scheme, "its scheme is not the one offered")?;

@@ -160,8 +160,7 @@ fn queue(s: &Section<'_>) -> Option<Queue> {
     Some(Queue { length: usize::try_from(length?).ok()?, wait_seconds: wait? })
 }
 
-/// A reload must not be able to point the gate at the metadata service of the machine it runs on
-/// (`notes/security.md` H11).
+/// A reload must not be able to point the gate at the metadata service of the machine it runs on.
 fn address(value: &Value<'_>) -> Option<Origin> {
     value.read(|text| match Origin::parse(text) {
         Ok(origin) if origin.is_link_local() => {

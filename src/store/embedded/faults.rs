@@ -1,4 +1,4 @@
-//! What happens when the disk fails or the process is killed (`notes/security.md` R5, R11, A13).
+//! What happens when the disk fails or the process is killed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use super::*;

@@ -5,7 +5,7 @@
 //! them. Where their receipts can be found they are in the journal of the gate that died; of lines without a receipt nobody can tell,
 //! and they may stand in both journals, word for word.
 //!
-//! No answer to such a change has left. What it charged stays charged (I1): the receipt is written as not complete, and beside it a
+//! No answer to such a change has left. What it charged stays charged: the receipt is written as not complete, and beside it a
 //! line that says that nobody knows what was delivered.
 
 use super::doubt::Lines;

@@ -138,7 +138,7 @@ mod tests {
     fn one_field_limits_output_and_it_is_the_one_that_the_backend_obeys() {
         for profile in ALL {
             let own = profile.ability.spelling == Spelling::MaxCompletionTokens;
-            assert_eq!(own, profile.name == "openai", "{}: notes/llm.md §8", profile.name);
+            assert_eq!(own, profile.name == "openai", "{}", profile.name);
         }
     }
 }

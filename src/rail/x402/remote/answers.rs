@@ -1,10 +1,10 @@
 //! What a facilitator's answers mean: bytes in, a verdict or "that is no answer" out. Pure.
 //!
 //! A payment is good only on the JSON boolean `true` in a 2xx answer that names what must be named and contradicts nothing. A
-//! refusal in JSON counts whatever the status, because published facilitators refuse with 400, 412 and 500
-//! (`notes/x402-digest.md` §4.1), with one exception. A *settlement* said to have failed may still be on its way to the chain when
-//! the facilitator answers 5xx, names a transaction, or gives a word that only means "something went wrong here": then nobody knows.
-//! Handing the same authorization in again moves money at most once, a fresh one may move it twice, so doubt is the cheaper mistake.
+//! refusal in JSON counts whatever the status, because published facilitators refuse with 400, 412 and 500, with one exception.
+//! A *settlement* said to have failed may still be on its way to the chain when the facilitator answers 5xx, names a
+//! transaction, or gives a word that only means "something went wrong here": then nobody knows. Handing the same authorization
+//! in again moves money at most once, a fresh one may move it twice, so doubt is the cheaper mistake.
 
 use super::super::facilitator::{Expects, Verdict};
 use crate::money::Atoms;

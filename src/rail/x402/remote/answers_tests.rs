@@ -1,4 +1,4 @@
-//! Lying and malformed answers, each with what it must come to and why (`notes/security.md` P9).
+//! Lying and malformed answers, each with what it must come to and why.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 use super::*;
