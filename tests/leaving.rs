@@ -33,6 +33,12 @@ async fn assert_let_go(bridge: &Bridge, count: usize, why: &str) {
     bridge.quiet().await;
 }
 
+/// Whether a request of this route is counted as one whose client left.
+async fn is_counted_gone(bridge: &Bridge, route: &str) -> bool {
+    let labels = [("route", route), ("outcome", "client_gone")];
+    common::eventually(PATIENCE, || async { bridge.gate.metric("pontage_requests_total", &labels).await > 0.0 }).await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_works_for_a_client_that_left() {
     let bridge = Bridge::start().await;
@@ -114,6 +120,7 @@ async fn a_payment_whose_client_took_a_first_byte_is_spent() {
     assert!(client.until(b"tok1", PATIENCE).await);
     leave(client, Exit::Reset);
     assert_let_go(&bridge, 1, "mid-stream").await;
+    assert!(is_counted_gone(&bridge, CHAT).await, "it is the client who is gone, not the backend that fell silent");
     assert_eq!(bridge.send(&paying).await.status, 403);
     assert_eq!(bridge.backend.requests().len(), 1);
 }
@@ -169,6 +176,7 @@ async fn a_reader_that_stops_reading_is_let_go_like_one_that_left() {
     client.send(&raw::post(FREE, &[], streamed("too much").to_string().as_bytes())).await;
     assert!(client.until(b"HTTP/1.1 200", PATIENCE).await);
     assert_let_go(&bridge, 1, "a stalled reader").await;
+    assert!(is_counted_gone(&bridge, FREE).await, "it is the reader who is gone, not the backend that fell silent");
     assert_eq!(bridge.free(&json!({"messages": [{"role": "user", "content": "next"}]})).await.status, 200);
     assert_eq!(bridge.send(&raw::post(CHAT, &[], b"{}")).await.status, 402);
 }

@@ -20,7 +20,7 @@ pub struct HttpRelay(Rpc);
 impl HttpRelay {
     /// Prepares a client for the service at `url`. Nothing is connected yet. The error is a sentence that does not repeat the URL.
     pub fn new(url: &Secret) -> Result<Self, &'static str> {
-        Rpc::new(url).map(Self)
+        Rpc::briefly(url).map(Self)
     }
 }
 

@@ -1,7 +1,7 @@
 //! JSON-RPC 2.0 over HTTP, one call per request.
 
 use super::Head;
-use super::web::{Ask, Web};
+use super::web::{Ask, SHORT_IDLE, Web};
 use crate::clock::UnixSeconds;
 use crate::secret::Secret;
 use alloy::primitives::U64;
@@ -78,6 +78,11 @@ impl Rpc {
     /// The error is a sentence that does not repeat the URL.
     pub fn new(url: &Secret) -> Result<Self, &'static str> {
         Web::new(url).map(Self)
+    }
+
+    /// As [`Self::new`], for a service that closes its connections early.
+    pub fn briefly(url: &Secret) -> Result<Self, &'static str> {
+        Web::idling(url, SHORT_IDLE).map(Self)
     }
 
     /// Calls `method`. A `null` result is whatever `R` makes of it.

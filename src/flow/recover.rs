@@ -54,7 +54,12 @@ async fn take_up(toll: &Arc<Toll>, own: bool) -> Result<usize, StoreError> {
         if own && claim.standing == Standing::Owed {
             keep_room(toll, &claim).await;
         }
-        let_go(toll, claim).await;
+        let (key, holder) = (claim.key.clone(), claim.standing.holder().cloned());
+        if !let_go(toll, claim).await
+            && let Some(by) = holder
+        {
+            keep_letting_go(toll, key, by);
+        }
     }
     Ok(count)
 }
@@ -104,10 +109,14 @@ async fn let_go(toll: &Arc<Toll>, claim: Claim) -> bool {
 /// if the request's process had died. Runs in the background; `by` is the request as the claim has it. Nothing is to be done when it
 /// was not the store that stopped it.
 pub(super) fn abandon(toll: &Arc<Toll>, key: &ClaimKey, by: &str, stop: &Stop) {
-    if !is_of_the_store(stop) {
-        return;
+    if is_of_the_store(stop) {
+        keep_letting_go(toll, key.clone(), by.to_owned());
     }
-    let (toll, key, by) = (Arc::clone(toll), key.clone(), by.to_owned());
+}
+
+/// The same, as long as `by` has the claim and the store does not take what becomes of it.
+fn keep_letting_go(toll: &Arc<Toll>, key: ClaimKey, by: String) {
+    let toll = Arc::clone(toll);
     tokio::spawn(async move {
         let mut pause = Pause::default();
         loop {
@@ -134,17 +143,23 @@ fn risk_of(toll: &Toll, claim: &Claim) -> Option<Risk> {
 
 /// Follows a claim until the chain has spoken, in the background; `risk` is what its payer has promised until then. That it is followed is
 /// written first, if the store can: whoever shows its proof from here on is told to wait for the outcome, not that another request
-/// has it.
+/// has it. Call it where it is not broken off.
 pub(super) async fn follow(toll: &Arc<Toll>, claim: Claim, risk: Option<Risk>) {
-    let claim = match ours(toll, &claim).await {
-        Ok(claim) => claim,
-        Err(stop) if is_of_the_store(&stop) => claim,
-        // Somebody else has it, or it is over.
-        Err(_) => return,
+    let claim = match claim.standing.holder() {
+        // Since before a restart.
+        Some(by) if *by == toll.server(FOLLOWER) => claim,
+        _ => match ours(toll, &claim).await {
+            Ok(claim) => claim,
+            Err(stop) if is_of_the_store(&stop) => claim,
+            // Somebody else has it, or it is over.
+            Err(_) => return,
+        },
     };
     let toll = Arc::clone(toll);
     tokio::spawn(async move {
         let _until_the_outcome_is_known = risk;
+        // Whoever waits for the store has it already.
+        let Some(_mine) = toll.channels.alone.take(format!("claim {}", claim.key.0)) else { return };
         let Some(claim) = take_over(&toll, claim).await else { return };
         let Some(rail) = toll.rail(&claim.terms.rail).cloned() else {
             tracing::error!(claim = %claim.key.0, rail = %claim.terms.rail, "its rail is not configured any more");

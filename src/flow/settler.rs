@@ -80,7 +80,7 @@ async fn round(toll: &Arc<Toll>, pace: Pace, room: &Arc<Semaphore>) {
             closing::forced(toll, till, &channel.id);
             continue;
         }
-        if till.rail.standing().is_err() || (due == Due::Close && !closes(toll, till, &channel.id, now).await) {
+        if till.rail.standing().is_err() {
             continue;
         }
         let Some(mine) = toll.channels.alone.take(format!("due {}", channel.id)) else { continue };
@@ -89,6 +89,9 @@ async fn round(toll: &Arc<Toll>, pace: Pace, room: &Arc<Semaphore>) {
             let _mine = mine;
             let came = {
                 let Ok(_room) = room.acquire().await else { return };
+                if due == Due::Close && !closes(&toll, &till, &channel.id).await {
+                    return;
+                }
                 match due {
                     Due::Settle(voucher) => settle(&toll, &till, &channel, &voucher).await,
                     _ => match closing::close(&toll, &till, &channel.id).await {
@@ -107,9 +110,10 @@ async fn round(toll: &Arc<Toll>, pace: Pace, room: &Arc<Semaphore>) {
     }
 }
 
-/// Whether a channel is to be closed by all that is known here: what a request uses may not be in the store yet.
-async fn closes(toll: &Toll, till: &Till, id: &ChannelId, now: UnixSeconds) -> bool {
-    let newest = toll.channels.newest(id).await;
+/// Whether a channel is still to be closed, by all that is known here: what a request uses may not be in the store yet, and it may have
+/// come while others were closed.
+async fn closes(toll: &Toll, till: &Till, id: &ChannelId) -> bool {
+    let (newest, now) = (toll.channels.newest(id).await, UnixSeconds::now());
     newest.is_ok_and(|channel| channel.is_some_and(|channel| due(&channel, till, now) == Some(Due::Close)))
 }
 

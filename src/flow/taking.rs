@@ -227,9 +227,13 @@ pub(super) async fn to_its_end(
         Ok(Some(result)) => result,
         Ok(None) => {
             tracing::error!(claim = %key.0, "taking a payment broke off");
-            if let Ok(Some(claim)) = toll.store.claim(key).await {
-                recover::follow(toll, claim, None).await;
-            }
+            let (own, key) = (Arc::clone(toll), key.clone());
+            let follow = async move {
+                if let Ok(Some(claim)) = own.store.claim(&key).await {
+                    recover::follow(&own, claim, None).await;
+                }
+            };
+            Errand::new(follow).await;
             Err(unknown())
         }
         Err(_) => {

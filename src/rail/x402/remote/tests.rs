@@ -431,7 +431,7 @@ async fn a_watched_facilitator_comes_back_by_itself() {
     let down = http(500, "", "");
     let server = Server::start(vec![http(429, "retry-after: 0\r\n", ""), ok(KINDS), down.clone()]).await;
     let remote =
-        Arc::new(Remote::new(Settings { times: Times { again: PATIENT, ..HASTY }, ..server.settings() }).unwrap());
+        Arc::new(Remote::new(Settings { times: Times { again: PATIENT * 30, ..HASTY }, ..server.settings() }).unwrap());
     let watching = tokio::spawn({
         let remote = Arc::clone(&remote);
         async move { remote.watch().await }
