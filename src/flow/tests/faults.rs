@@ -138,3 +138,37 @@ async fn what_a_dead_process_left_is_found_asked_about_and_redeemable() {
     assert!(bed.pay(PATH, &body, &serving).await.is_ok());
     assert_eq!(bed.rail.collects(), 0, "recovery looks, it does not collect anew");
 }
+
+#[tokio::test]
+async fn what_a_restart_could_not_write_down_is_written_when_the_store_is_back() {
+    let mut bed = Bed::new();
+    let body = ask("m", 10);
+    let credential = bed.credential(PATH, &body, "a").await;
+    std::mem::forget(bed.pay(PATH, &body, &credential).await.unwrap());
+    bed.restart();
+    bed.store.fail(1, false);
+    assert_eq!(recover(&bed.toll).await, Ok(1));
+    assert!(matches!(bed.claim("a").await.unwrap().standing, Standing::Serving { .. }));
+    *bed.store.fails.lock().unwrap() = None;
+    bed.becomes("a", |claim| claim.standing == Standing::Owed).await;
+    assert!(bed.pay(PATH, &body, &credential).await.is_ok());
+}
+
+#[tokio::test]
+async fn what_was_followed_before_a_restart_is_followed_after_it_and_not_written_for_that() {
+    let mut bed = Bed::new();
+    let body = ask("m", 10);
+    let credential = bed.credential(PATH, &body, "a").await;
+    bed.rail.collected.lock().unwrap().push_back(Collected::Unknown);
+    assert_eq!(stopped(bed.pay(PATH, &body, &credential).await).refusal.code(), "payment_unknown");
+    let followed = bed.claim("a").await.unwrap();
+    assert!(followed.standing.holder().is_some_and(|by| crate::flow::recover::is_following(by)), "before he was told");
+    // The old process hears nothing more from the chain.
+    let old = std::mem::replace(&mut bed.rail, Fake::new("tempo/charge"));
+    *bed.rail.offered.lock().unwrap() = old.offered.lock().unwrap().clone();
+    bed.restart();
+    assert_eq!(recover(&bed.toll).await, Ok(1));
+    assert_eq!(bed.claim("a").await, Some(followed));
+    bed.rail.looked.lock().unwrap().push_back(Collected::Paid);
+    bed.becomes("a", |claim| claim.standing == Standing::Owed).await;
+}

@@ -11,6 +11,8 @@
 //! `Offline`, a provider that knows the chain id and nothing else. Sending and confirming are ours (`collect`), because a
 //! payment's outcome has three values and the crate's answer has two.
 
+mod watch;
+
 use super::bind::{Opaque, Slots};
 use super::collect::{self, Due, LAG_SECONDS, Pace};
 use super::offline::Offline;
@@ -42,24 +44,15 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use std::sync::Arc;
-use std::time::Duration;
 use tempo_alloy::primitives::AASigned;
 
 /// How long an offer lives.
 pub const OFFER_SECONDS: u64 = 300;
 /// TIP-20 dollar tokens have six.
 pub const DECIMALS: u8 = 6;
-/// How often the watch looks.
-pub const WATCH_EVERY: Duration = Duration::from_secs(5);
 /// How long after an offer's end a payer may show what he sent in time: well inside the day for which its claim is remembered, or it would
 /// buy once more when that is forgotten.
 const PUSH_LATE_SECONDS: u64 = 12 * 3_600;
-/// How long one look of the watch may take.
-const WATCH_PATIENCE: Duration = Duration::from_secs(2);
-/// How long after a bad look that follows a good one it looks again.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// Age of the newest block from which on the chain counts as standing still.
-const STALE_SECONDS: u64 = 60;
 
 const METHOD: &str = "tempo";
 const INTENT: &str = "charge";
@@ -147,43 +140,6 @@ impl Charge {
         }
         self.sponsor = Some(sponsor);
         self
-    }
-
-    /// Keeps [`Way::standing`] true: looks at once, then every [`WATCH_EVERY`], for ever. Run it in the background.
-    pub async fn watch(&self) {
-        loop {
-            self.probe().await;
-            tokio::time::sleep(WATCH_EVERY).await;
-        }
-    }
-
-    /// One look of the watch. A single bad one after good ones is looked at again: it would take every offer away until the next.
-    pub async fn probe(&self) {
-        let mut seen = self.seen(UnixSeconds::now()).await;
-        if seen.is_err() && self.standing().is_ok() {
-            tokio::time::sleep(LOOK_AGAIN).await;
-            seen = self.seen(UnixSeconds::now()).await;
-        }
-        self.standing.store(Arc::new(seen));
-        if let Some(sponsor) = &self.sponsor {
-            // It has no part in whether payments can be taken.
-            let _ = tokio::time::timeout(WATCH_PATIENCE, sponsor.probe(UnixSeconds::now())).await;
-        }
-    }
-
-    /// What the chain's node says of itself.
-    async fn seen(&self, now: UnixSeconds) -> Result<(), String> {
-        match tokio::time::timeout(WATCH_PATIENCE, self.chain.head()).await {
-            Err(_) => Err("the chain's node does not answer in time".to_owned()),
-            Ok(Err(e)) => Err(e.why.to_owned()),
-            Ok(Ok(head)) if head.chain_id != self.settings.chain_id => {
-                Err(format!("the node is on chain {}, not {}", head.chain_id, self.settings.chain_id))
-            }
-            Ok(Ok(head)) if now > head.time.plus(STALE_SECONDS) => {
-                Err(format!("the newest block is {} s old", now.0.saturating_sub(head.time.0)))
-            }
-            Ok(Ok(_)) => Ok(()),
-        }
     }
 
     fn request(&self, amount: Atoms, now: UnixSeconds) -> String {

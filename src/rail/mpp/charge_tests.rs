@@ -495,7 +495,7 @@ async fn one_bad_look_at_the_chain_takes_no_offer_away_and_a_second_does() {
     assert_eq!(bench.rail.standing(), Ok(()));
     says(lost());
     tokio::join!(bench.rail.probe(), async {
-        tokio::time::sleep(LOOK_AGAIN / 2).await;
+        tokio::time::sleep(watch::LOOK_AGAIN / 2).await;
         assert_eq!(bench.rail.standing(), Ok(()));
         says(good());
     });
