@@ -16,6 +16,7 @@ use http::{HeaderMap, HeaderValue};
 use serde_json::{Value, json};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 const CHAIN: u64 = 42431;
 const PAYEE: &str = "0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266";
