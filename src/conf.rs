@@ -8,7 +8,7 @@ use crate::catalogue::RailAbility;
 use crate::ids::RailId;
 use crate::money::Usd;
 use crate::network::Family;
-use crate::origin::Origin;
+use crate::origin::{self, Origin};
 use crate::secret::{Secret, SecretRef};
 use crate::written::{Mistake, Page, Said, Section, Spot, Value, plain_name};
 use payee::address;
@@ -409,7 +409,7 @@ fn public_url(value: &Value<'_>) -> Option<(String, String)> {
 
 /// What is odd about the name of a gate that others can reach.
 fn as_strangers_see(public_url: &str, realm: &str, address: SocketAddr) -> Option<String> {
-    let bare = realm.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(realm);
+    let bare = origin::bare(realm);
     let is_here = bare == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
     let why = match public_url.split_once("://")?.0 {
         _ if is_here => "means its own machine to every caller",

@@ -70,6 +70,11 @@ pub fn is_link_local(address: IpAddr) -> bool {
     }
 }
 
+/// A host without the brackets URLs put around IPv6.
+pub fn bare(host: &str) -> &str {
+    host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host)
+}
+
 /// `host`, `host:port`, `[v6]`, `[v6]:port`.
 fn split_port(authority: &str) -> Result<(&str, Option<&str>), &'static str> {
     let (host, port) = if let Some(rest) = authority.strip_prefix('[') {

@@ -96,17 +96,17 @@ impl Evm {
     }
 
     async fn ask<R: DeserializeOwned>(&self, method: &str, params: serde_json::Value) -> Result<R, Unreachable> {
-        self.0.ask(method, params).await.map_err(|e| Unreachable { why: e.words() })
+        self.0.ask(method, params).await.map_err(Unreachable::from)
     }
 
     /// The newest block, and which chain this is.
     pub async fn head(&self) -> Result<Head, Unreachable> {
-        self.0.head().await.map_err(|e| Unreachable { why: e.words() })
+        self.0.head().await.map_err(Unreachable::from)
     }
 
     /// When a block was made. A block that the node does not have is nonsense.
     pub async fn time(&self, block: u64) -> Result<UnixSeconds, Unreachable> {
-        self.0.time(block).await.map_err(|e| Unreachable { why: e.words() })?.ok_or(NONSENSE)
+        self.0.time(block).await?.ok_or(Unreachable::NONSENSE)
     }
 
     /// The receipt of a transaction, `None` while it is in no block. A receipt of another transaction is nonsense.
@@ -118,10 +118,10 @@ impl Evm {
         let success = match receipt.status.to::<u64>() {
             1 => true,
             0 => false,
-            _ => return Err(NONSENSE),
+            _ => return Err(Unreachable::NONSENSE),
         };
         if receipt.transaction_hash != tx {
-            return Err(NONSENSE);
+            return Err(Unreachable::NONSENSE);
         }
         Ok(Some(Mined { block: block.to(), success, logs: receipt.logs }))
     }
@@ -130,7 +130,7 @@ impl Evm {
     pub async fn called(&self, tx: B256) -> Result<Option<Called>, Unreachable> {
         let called: Option<Called> = self.ask("eth_getTransactionByHash", json!([tx])).await?;
         if called.as_ref().is_some_and(|c| c.hash != tx) {
-            return Err(NONSENSE);
+            return Err(Unreachable::NONSENSE);
         }
         Ok(called)
     }
@@ -150,5 +150,3 @@ impl Evm {
         Ok(logs)
     }
 }
-
-const NONSENSE: Unreachable = Unreachable { why: "the chain's node answered with nonsense" };

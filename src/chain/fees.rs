@@ -58,8 +58,6 @@ struct Receipt {
     effective_gas_price: U128,
 }
 
-const NONSENSE: Unreachable = Unreachable { why: "the chain's node answered with nonsense" };
-
 /// Whether a node's refusal of a trial is about the call itself. Anything else (a rate limit, a method it does not know, a newest
 /// block so old that an end half a minute from now is too far off) says nothing about it.
 pub(super) fn is_about_the_call(code: i64, message: &str) -> bool {
@@ -80,7 +78,7 @@ impl Tempo {
                 tracing::debug!(code, %message, "a trial fails");
                 Ok(Tried::Fails)
             }
-            Err(fault) => Err(Unreachable { why: fault.words() }),
+            Err(fault) => Err(fault.into()),
         }
     }
 }
@@ -103,24 +101,19 @@ impl Fees for Tempo {
     }
 
     async fn fee(&self, tx: B256) -> Result<Option<Usd>, Unreachable> {
-        let receipt: Option<Receipt> =
-            self.0.ask("eth_getTransactionReceipt", (tx,)).await.map_err(|e| Unreachable { why: e.words() })?;
+        let receipt: Option<Receipt> = self.0.ask("eth_getTransactionReceipt", (tx,)).await?;
         let Some(receipt) = receipt.filter(|r| r.block_number.is_some()) else { return Ok(None) };
         if receipt.transaction_hash != tx {
-            return Err(NONSENSE);
+            return Err(Unreachable::NONSENSE);
         }
         // Gas prices of this chain are dollars, as integers of 1e-18, exactly as ours.
         let spent = u128::from(receipt.gas_used.to::<u64>()).checked_mul(receipt.effective_gas_price.to());
-        spent.and_then(|s| whole_atoms(Usd(s))).map(Some).ok_or(NONSENSE)
+        spent.and_then(|s| whole_atoms(Usd(s))).map(Some).ok_or(Unreachable::NONSENSE)
     }
 
     async fn balance(&self, token: Address, owner: Address) -> Result<u128, Unreachable> {
         let input = Bytes::from(ITIP20::balanceOfCall { account: owner }.abi_encode());
-        let held: U256 = self
-            .0
-            .ask("eth_call", (json!({"to": token, "input": input}), "latest"))
-            .await
-            .map_err(|e| Unreachable { why: e.words() })?;
+        let held: U256 = self.0.ask("eth_call", (json!({"to": token, "input": input}), "latest")).await?;
         Ok(u128::try_from(held).unwrap_or(u128::MAX))
     }
 }

@@ -37,6 +37,11 @@ pub struct Unreachable {
     pub why: &'static str,
 }
 
+impl Unreachable {
+    /// The node answered, and with something else than was asked for.
+    const NONSENSE: Self = Self { why: "the chain's node answered with nonsense" };
+}
+
 /// One token transfer, as a log of a mined transaction reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transfer {

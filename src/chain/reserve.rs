@@ -109,8 +109,6 @@ struct Log {
     data: Bytes,
 }
 
-const NONSENSE: Unreachable = Unreachable { why: "the chain's node answered with nonsense" };
-
 impl Log {
     fn deed(self) -> Option<Deed> {
         if self.address != RESERVE {
@@ -131,21 +129,17 @@ impl Log {
     }
 }
 
-fn unreachable(fault: &Fault) -> Unreachable {
-    Unreachable { why: fault.words() }
-}
-
 #[async_trait]
 impl Reserve for Tempo {
     async fn states(&self, channels: &[B256]) -> Result<Vec<View>, Unreachable> {
-        let head: U64 = self.0.ask("eth_blockNumber", ()).await.map_err(|e| unreachable(&e))?;
+        let head: U64 = self.0.ask("eth_blockNumber", ()).await?;
         let input = Bytes::from(Abi::getChannelStatesBatchCall { channelIds: channels.to_vec() }.abi_encode());
         let call = json!({"to": RESERVE, "input": input});
         // At one block, by number: another node behind the same address may be behind, and then says so.
-        let answer: Bytes = self.0.ask("eth_call", (call, head)).await.map_err(|e| unreachable(&e))?;
-        let states = Abi::getChannelStatesBatchCall::abi_decode_returns(&answer).map_err(|_| NONSENSE)?;
+        let answer: Bytes = self.0.ask("eth_call", (call, head)).await?;
+        let states = Abi::getChannelStatesBatchCall::abi_decode_returns(&answer).map_err(|_| Unreachable::NONSENSE)?;
         if states.len() != channels.len() {
-            return Err(NONSENSE);
+            return Err(Unreachable::NONSENSE);
         }
         let view = |s: Abi::ChannelState| View {
             block: head.to(),
@@ -161,28 +155,27 @@ impl Reserve for Tempo {
             "address": RESERVE, "fromBlock": U64::from(from), "toBlock": U64::from(to),
             "topics": [Abi::CloseRequested::SIGNATURE_HASH, null, null, payee.into_word()],
         });
-        let logs: Vec<Log> = self.0.ask("eth_getLogs", (asked,)).await.map_err(|e| unreachable(&e))?;
+        let logs: Vec<Log> = self.0.ask("eth_getLogs", (asked,)).await?;
         Ok(logs.into_iter().filter(|l| l.address == RESERVE).filter_map(|l| l.topics.get(1).copied()).collect())
     }
 
     async fn mined(&self, tx: B256) -> Result<Option<Mined>, Unreachable> {
-        let receipt: Option<Receipt> =
-            self.0.ask("eth_getTransactionReceipt", (tx,)).await.map_err(|e| unreachable(&e))?;
+        let receipt: Option<Receipt> = self.0.ask("eth_getTransactionReceipt", (tx,)).await?;
         let Some(receipt) = receipt else { return Ok(None) };
         if receipt.transaction_hash != tx {
-            return Err(NONSENSE);
+            return Err(Unreachable::NONSENSE);
         }
         let Some(block) = receipt.block_number.map(|n| n.to()) else { return Ok(None) };
         let success = match receipt.status.to::<u64>() {
             1 => true,
             0 => false,
-            _ => return Err(NONSENSE),
+            _ => return Err(Unreachable::NONSENSE),
         };
         Ok(Some(Mined { block, success, deeds: receipt.logs.into_iter().filter_map(Log::deed).collect() }))
     }
 
     async fn gas_price(&self) -> Result<GasPrice, Unreachable> {
-        let price: U128 = self.0.ask("eth_gasPrice", ()).await.map_err(|e| unreachable(&e))?;
+        let price: U128 = self.0.ask("eth_gasPrice", ()).await?;
         Ok(GasPrice(price.to()))
     }
 
@@ -191,7 +184,7 @@ impl Reserve for Tempo {
         match self.0.ask::<_, U64>("eth_estimateGas", (call,)).await {
             Ok(gas) => Ok(Some(gas.to())),
             Err(Fault::Refused { code, message }) if super::fees::is_about_the_call(code, &message) => Ok(None),
-            Err(fault) => Err(unreachable(&fault)),
+            Err(fault) => Err(fault.into()),
         }
     }
 
@@ -205,14 +198,14 @@ impl Reserve for Tempo {
             Ok(blocks) => {
                 let tried: Vec<TriedCall> = blocks.into_iter().flat_map(|block| block.calls).collect();
                 if tried.len() != calls.len() {
-                    return Err(NONSENSE);
+                    return Err(Unreachable::NONSENSE);
                 }
                 Ok(Some(tried.iter().all(|call| call.status == U64::ONE)))
             }
             Err(Fault::Refused { code, message }) if super::fees::is_about_the_call(code, &message) => Ok(Some(false)),
             // It cannot, or may not, in whatever words: that says nothing against them.
             Err(Fault::Refused { .. }) => Ok(None),
-            Err(fault) => Err(unreachable(&fault)),
+            Err(fault) => Err(fault.into()),
         }
     }
 }

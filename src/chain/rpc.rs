@@ -1,7 +1,7 @@
 //! JSON-RPC 2.0 over HTTP, one call per request.
 
-use super::Head;
 use super::web::{Ask, SHORT_IDLE, Web};
+use super::{Head, Unreachable};
 use crate::clock::UnixSeconds;
 use crate::secret::Secret;
 use alloy::primitives::U64;
@@ -37,9 +37,15 @@ impl Fault {
     pub fn words(&self) -> &'static str {
         match self {
             Self::Refused { .. } => "the chain's node answered with an error",
-            Self::Nonsense => "the chain's node answered with nonsense",
+            Self::Nonsense => Unreachable::NONSENSE.why,
             Self::Lost => "the chain's node cannot be reached",
         }
+    }
+}
+
+impl From<Fault> for Unreachable {
+    fn from(fault: Fault) -> Self {
+        Self { why: fault.words() }
     }
 }
 

@@ -106,8 +106,6 @@ struct Of<T> {
     value: T,
 }
 
-const NONSENSE: Unreachable = Unreachable { why: "the chain's node answered with nonsense" };
-
 /// One node. Share it behind an `Arc`; any runtime may use it.
 pub struct Solana(Rpc);
 
@@ -125,7 +123,7 @@ impl Solana {
     }
 
     async fn ask<R: DeserializeOwned>(&self, method: &str, params: serde_json::Value) -> Result<R, Unreachable> {
-        self.0.ask(method, params).await.map_err(|e| Unreachable { why: e.words() })
+        self.0.ask(method, params).await.map_err(Unreachable::from)
     }
 
     /// The hash of the first block, whose first 32 characters name the network.
@@ -145,12 +143,12 @@ impl Solana {
         let Some(found) = self.ask::<Option<Found>>("getTransaction", json!([signature, how])).await? else {
             return Ok(None);
         };
-        let transaction = STANDARD.decode(found.transaction.0).map_err(|_| NONSENSE)?;
+        let transaction = STANDARD.decode(found.transaction.0).map_err(|_| Unreachable::NONSENSE)?;
         let read = |held: Option<Vec<Held>>| {
             let owned =
                 held.unwrap_or_default().into_iter().filter_map(|h| h.owner.map(|o| (h.mint, o, h.ui_token_amount)));
             let whole = owned.map(|(mint, owner, a)| Some(Balance { mint, owner, amount: a.amount.parse().ok()? }));
-            whole.collect::<Option<Vec<_>>>().ok_or(NONSENSE)
+            whole.collect::<Option<Vec<_>>>().ok_or(Unreachable::NONSENSE)
         };
         let (before, after) = (read(found.meta.pre_token_balances)?, read(found.meta.post_token_balances)?);
         Ok(Some(Landed { transaction, failed: found.meta.err.is_some(), before, after }))

@@ -117,17 +117,16 @@ fn refused(fault: &Fault) -> Sent {
 #[async_trait]
 impl Chain for Tempo {
     async fn head(&self) -> Result<Head, Unreachable> {
-        self.0.head().await.map_err(|e| Unreachable { why: e.words() })
+        self.0.head().await.map_err(Unreachable::from)
     }
 
     async fn time_of(&self, block: u64) -> Result<UnixSeconds, Unreachable> {
-        let time = self.0.time(block).await.map_err(|e| Unreachable { why: e.words() })?;
+        let time = self.0.time(block).await?;
         time.ok_or(Unreachable { why: "the chain's node does not know its own block" })
     }
 
     async fn inclusion(&self, tx: B256) -> Result<Inclusion, Unreachable> {
-        let receipt: Option<Receipt> =
-            self.0.ask("eth_getTransactionReceipt", (tx,)).await.map_err(|e| Unreachable { why: e.words() })?;
+        let receipt: Option<Receipt> = self.0.ask("eth_getTransactionReceipt", (tx,)).await?;
         match receipt {
             None => Ok(Inclusion::Absent),
             Some(r) => r.inclusion(tx).ok_or(Unreachable { why: "the chain's node answered with nonsense" }),

@@ -11,7 +11,6 @@ use crate::flow::loss::Losses;
 use crate::ids::{PoolName, RailId};
 use crate::rail::Way;
 use crate::rules::Plan;
-use crate::rules::plan::{Charge, Shortfall};
 use crate::upstream::{PoolStatus, Pools, ServerStatus};
 use async_trait::async_trait;
 use http::{Response, StatusCode, header};
@@ -76,7 +75,7 @@ impl Admin {
         let now = UnixSeconds::now();
         let mut tiers = Vec::new();
         for tier in plan.tiers.values() {
-            if let Some(Charge::Estimate { shortfall: Shortfall::Absorb { per_call, per_day }, .. }) = tier.charge {
+            if let Some((per_call, per_day)) = tier.absorbs() {
                 let lost = self.toll.store.tally(&Losses::tally_name(&tier.name), now.day()).await.ok();
                 tiers.push(json!({
                     "tier": tier.name,

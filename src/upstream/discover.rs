@@ -6,10 +6,9 @@
 //! two servers of one address apart (two path prefixes) nor keep a key on a server whose address changed. Listed servers,
 //! which are names, therefore do not go through it.
 
-use super::resolve::bare;
 use super::server::MOST_SERVERS;
 use super::standing::Moment;
-use crate::origin::is_link_local;
+use crate::origin::{bare, is_link_local};
 use crate::rules::plan::ServerRules;
 use async_trait::async_trait;
 use pingora::lb::discovery::ServiceDiscovery;

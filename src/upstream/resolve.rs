@@ -3,6 +3,7 @@
 //! Backends move: a name resolved once at start pins one machine of a provider for ever. The name itself stays what it
 //! is in `Host` and SNI.
 
+use crate::origin::bare;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -70,11 +71,6 @@ impl Addresses {
         let turn = self.turn.load(Ordering::Relaxed).checked_rem(known.addresses.len())?;
         known.addresses.get(turn).copied()
     }
-}
-
-/// A host without the brackets URLs put around IPv6.
-pub fn bare(host: &str) -> &str {
-    host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host)
 }
 
 #[cfg(test)]

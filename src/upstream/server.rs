@@ -1,9 +1,10 @@
 //! The servers of a pool at one moment: their rules beside how they stand. Membership changes by swapping the whole; whoever
 //! stays keeps its `Standing`, and with it requests in flight, health and rests.
 
-use super::resolve::{Addresses, bare};
+use super::resolve::Addresses;
 use super::ring::Ring;
 use super::standing::{Moment, Standing, Tally};
+use crate::origin::bare;
 use crate::rules::plan::{PoolRules, ServerRules};
 use std::borrow::Cow;
 use std::net::SocketAddr;

@@ -7,6 +7,7 @@
 use crate::channel::{Channel, ChannelId, Phase};
 use crate::clock::UnixSeconds;
 use crate::flow::{Toll, closing, release, settler};
+use crate::origin::bare;
 use http::{HeaderMap, Method, StatusCode, header};
 use serde_json::{Value, json};
 use std::net::IpAddr;
@@ -77,7 +78,7 @@ pub(super) async fn answer(
 /// Whether a host, with or without a port, is an address or `localhost`: nobody else can make either mean us.
 fn is_no_name(host: &str) -> bool {
     let alone = |host: &str| {
-        let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+        let bare = bare(host);
         bare.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok()
     };
     alone(host) || host.rsplit_once(':').is_some_and(|(host, port)| port.parse::<u16>().is_ok() && alone(host))

@@ -19,7 +19,7 @@ use super::offline::Offline;
 use super::proof::{Payload, hex_bytes, sendable};
 use super::sponsor::{self, LEAST_SECONDS, Purpose, Sponsor};
 use super::underway::Underway;
-use super::wire;
+use super::{untried, wire};
 use crate::chain::fees::Tried;
 use crate::chain::{Address, B256, Chain, Inclusion, Unreachable};
 use crate::claim::{Claim, Terms};
@@ -213,8 +213,8 @@ impl Charge {
                     "it would fail as things stand, and was not sent: is there enough of the token for it and its fee?";
                 Err(Refusal::PaymentFailed { why: why.to_owned() })
             }
-            Ok(Err(e)) => Err(untried(e.why)),
-            Err(_) => Err(untried("the chain's node did not answer in time")),
+            Ok(Err(e)) => Err(untried(self.settings.id.as_str(), e.why)),
+            Err(_) => Err(untried(self.settings.id.as_str(), "the chain's node did not answer in time")),
         }
     }
 
@@ -272,12 +272,6 @@ impl Charge {
             }
         }
     }
-}
-
-/// What a payer is told whose payment the chain's node could not try.
-fn untried(why: &'static str) -> Refusal {
-    tracing::warn!(why, "a payment could not be tried");
-    Refusal::NoOffer { retry_after_seconds: 5, why: "the chain cannot be asked".to_owned() }
 }
 
 /// The request object as we write it: a member that we never write (a split) is not ours.

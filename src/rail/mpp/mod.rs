@@ -18,3 +18,11 @@ mod told;
 mod underway;
 pub mod voucher;
 pub mod wire;
+
+use crate::refusal::Refusal;
+
+/// What a payer is told whose transaction the chain's node could not try; the operator hears why.
+fn untried(whose: &str, why: &'static str) -> Refusal {
+    tracing::warn!(whose, why, "a payer's transaction could not be tried");
+    Refusal::NoOffer { retry_after_seconds: 5, why: "the chain cannot be asked".to_owned() }
+}

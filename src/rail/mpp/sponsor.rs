@@ -25,6 +25,7 @@
 use super::budget::{Budget, Reserved, Short};
 use super::collect::LAG_SECONDS;
 use super::envelope::{self, Allowed, Found};
+use super::untried;
 use crate::chain::fees::{Fees, Trial, Tried};
 use crate::chain::relay::Relay;
 use crate::chain::{Address, B256, Unreachable};
@@ -365,8 +366,7 @@ impl Sponsor {
             }
             Err(e) => {
                 self.count(purpose, "unknown");
-                tracing::warn!(section = %self.terms.section, why = e.why, "a sponsored transaction could not be tried");
-                Err(Refusal::NoOffer { retry_after_seconds: 5, why: "the chain cannot be asked".to_owned() })
+                Err(untried(&self.terms.section, e.why))
             }
         }
     }
