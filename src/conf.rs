@@ -340,6 +340,15 @@ fn conf(root: &Section<'_>) -> Option<Conf> {
         if let Some((key, why)) = rail.kind.pays_nobody() {
             warnings.push(format!("rail.{}.{key} {why}: `serve` refuses it", rail.name));
         }
+        if let RailKind::X402(x402) = &rail.kind
+            && matches!(x402.facilitator, FacilitatorConf::Remote { .. })
+            && x402.rpc.is_none()
+        {
+            warnings.push(format!(
+                "rail.{} has no `rpc`: when its facilitator breaks off, nobody can say what became of the money, and whoever paid it gets no answer",
+                rail.name
+            ));
+        }
     }
     let (challenge_keys, receipt_key) = secrets?;
     Some(Conf { listen: listen?, challenge_keys, receipt_key, store: store?, rails: rails?, warnings })

@@ -41,7 +41,14 @@ impl Market {
         }
         let mut options = agent402::rules(GateOptions::new("http://127.0.0.1:9", &backend.url()), None);
         options.conf = Some(conf);
-        let gate = Gate::start(options.env("X402_FACILITATOR_URL", &facilitator.url())).await;
+        options = options.env("X402_FACILITATOR_URL", &facilitator.url());
+        let [on_base, on_polygon, on_arbitrum] = [0, 1, 2].map(|i: usize| evm[i].url());
+        for (name, node) in
+            [("BASE", on_base), ("POLYGON", on_polygon), ("ARBITRUM", on_arbitrum), ("SOLANA", svm.url())]
+        {
+            options = options.env(&format!("{name}_RPC_URL"), &node);
+        }
+        let gate = Gate::start(options).await;
         Self { evm, svm, backend, gate, _facilitator: facilitator }
     }
 

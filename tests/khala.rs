@@ -52,7 +52,9 @@ fn khala(rpc: &str, facilitator: &str, workers: [&str; 2], hosted: &str) -> Gate
             ("pay_to = \"0x000000000000000000000000000000000000dEaD\"", &format!("pay_to = \"{PAYEE}\"")),
         ],
     );
-    let mut options = GateOptions::new(rpc, workers[0]).env("X402_FACILITATOR_URL", facilitator);
+    let mut options = GateOptions::new(rpc, workers[0])
+        .env("X402_FACILITATOR_URL", facilitator)
+        .env("BASE_RPC_URL", "http://127.0.0.1:9");
     options.conf = Some(conf);
     for file in ["models.toml", "tiers.toml", "routes.toml"] {
         options = options.rule(file, &shipped(&format!("lua-free-rules/khala/{file}")));

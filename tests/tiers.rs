@@ -442,7 +442,10 @@ fn the_sample_takes_usdc_on_four_networks_and_pays_nobody_until_it_is_edited() {
     for file in ["models.toml", "tiers.toml", "routes.toml", "pools.toml"] {
         options = options.rule(file, &shipped(file));
     }
-    let gate = Gate::prepare(options.env("X402_FACILITATOR_URL", "http://127.0.0.1:9"));
+    for name in ["X402_FACILITATOR", "BASE_RPC", "POLYGON_RPC", "ARBITRUM_RPC", "SOLANA_RPC"] {
+        options = options.env(&format!("{name}_URL"), "http://127.0.0.1:9");
+    }
+    let gate = Gate::prepare(options);
     let (status, said, complaint) = gate.verb(&["check"]);
     assert!(status.success() && said.contains("10 routes, 5 tiers, 11 models"), "{said}{complaint}");
     let serve = ["serve", "--conf", "conf/pontage.toml", "--rules", "lua-free-rules"];

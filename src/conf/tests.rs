@@ -455,14 +455,27 @@ fn secrets_are_measured_when_they_are_read_and_never_shown() {
 #[test]
 fn the_shipped_files_are_right() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for (file, sessions, warnings) in [("conf/pontage.toml", false, 0), ("conf/worldrouter.toml", true, 1)] {
+    for (file, sessions, warnings) in [
+        ("conf/pontage.toml", false, 0),
+        ("conf/worldrouter.toml", true, 1),
+        ("conf/agent402.toml", false, 4),
+        ("conf/khala.toml", true, 2),
+    ] {
         let conf = Conf::load(&root.join(file))
             .unwrap_or_else(|mistakes| panic!("{:#?}", mistakes.iter().map(Mistake::to_string).collect::<Vec<_>>()));
         assert_eq!(conf.offered().contains_key("tempo/session"), sessions, "{file}");
         // What a sample for a real network warns of is its payee.
         assert_eq!(conf.warnings.len(), warnings, "{file}: {:?}", conf.warnings);
-        assert!(conf.warnings.iter().all(|said| said.contains("recipient")), "{file}: {:?}", conf.warnings);
+        let of_payee = |said: &String| said.contains("recipient") || said.contains("pay_to");
+        assert!(conf.warnings.iter().all(of_payee), "{file}: {:?}", conf.warnings);
     }
+}
+
+#[test]
+fn a_facilitator_elsewhere_without_a_node_of_ones_own_is_warned_of() {
+    let read = |more: &str| on_base("\"usdc\"", &format!("{NOBODYS}\"\n{more}#")).unwrap().warnings;
+    assert!(read("").iter().any(|said| said.contains("`rpc`") && said.contains("rail.base")), "{:?}", read(""));
+    assert_eq!(read("rpc = \"env:BASE_RPC_URL\""), [""; 0]);
 }
 
 #[test]

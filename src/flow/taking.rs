@@ -116,6 +116,11 @@ async fn vouched(toll: &Arc<Toll>, taking: Taking<'_>, by_usage: bool) -> Result
                 let moved = promise.forgo().await;
                 Err(Stop { refusal: Refusal::PaymentInvalid { why }, moved, claimed: true })
             }
+            Vouched::Unproven => {
+                count("unproven");
+                promise.forgo().await;
+                Err(Stop { refusal: Refusal::PaymentUnproven, moved: Moved::Unknown, claimed: true })
+            }
             Vouched::Unknown { why } => {
                 count("unknown");
                 tracing::warn!(rail = %rail.id(), why, "a payment could not be verified: nothing was taken");

@@ -81,6 +81,8 @@ pub enum Vouched {
         /// In our words, or the facilitator's one.
         why: String,
     },
+    /// It is used up, and nobody can ever show whether for us.
+    Unproven,
     /// Nobody could be asked.
     Unknown {
         /// In our words.

@@ -145,6 +145,7 @@ async fn a_proof_that_bought_nothing_may_be_shown_under_another_offer() {
 async fn a_proof_that_is_not_vouched_for_is_not_forwarded_and_stays_as_it_was() {
     for (vouched, code, why) in [
         (Vouched::Bad { why: "insufficient_funds".into() }, "payment_invalid", "the facilitator says no"),
+        (Vouched::Unproven, "payment_unproven", "used up, and nobody can show for what"),
         (Vouched::Unknown { why: "silence".into() }, "payment_unchecked", "the facilitator says nothing"),
     ] {
         let bed = bed(by_success());
@@ -152,7 +153,8 @@ async fn a_proof_that_is_not_vouched_for_is_not_forwarded_and_stays_as_it_was() 
         let credential = bed.credential(PATH, &body, "a").await;
         bed.rail.vouched.lock().unwrap().push_back(vouched);
         let stop = stopped(bed.pay(PATH, &body, &credential).await);
-        assert_eq!((stop.refusal.code(), stop.moved, stop.claimed), (code, Moved::No, true), "{why}");
+        let moved = if code == "payment_unproven" { Moved::Unknown } else { Moved::No };
+        assert_eq!((stop.refusal.code(), stop.moved, stop.claimed), (code, moved, true), "{why}");
         assert_eq!(stop.refusal.invites_payment(), code == "payment_invalid", "{why}");
         assert_eq!(bed.claim("a").await.unwrap().standing, Standing::Untaken, "{why}");
         assert!(sell(&bed, &body, &credential, REPLY).await.is_ok(), "{why}: once it is vouched for");

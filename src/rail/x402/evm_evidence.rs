@@ -194,6 +194,11 @@ impl EvmEvidence {
         let filter = Filter { address: due.token, topics };
         let span = self.span(since.max(signed.valid_after), signed.deadline, &head).await?;
         let mut found = self.search(&filter, span, usize::MAX).await?;
+        if found.len() > CANDIDATES {
+            // A payer who is busy pays the same price many times: the block in which the nonce was spent is one of theirs.
+            let block = self.spent_in(signed, span.0, &head).await?;
+            found.retain(|log| log.block_number == block);
+        }
         // The ones of the right amount first; of `upto` another amount may have been taken.
         found.sort_by_key(|log| U256::try_from_be_slice(&log.data) != Some(due.amount));
         let mut looked: Vec<B256> = Vec::new();
@@ -221,6 +226,20 @@ impl EvmEvidence {
     async fn spent(&self, signed: &Permit2, block: u64) -> Result<bool, Unreachable> {
         let call = abi::nonceBitmapCall { owner: signed.from, word: signed.nonce >> 8 };
         Ok(self.word(PERMIT2, call.abi_encode(), block).await?.bit(usize::from(signed.nonce.byte(0))))
+    }
+
+    /// The block from which on the nonce's bit is set, which it is in the newest one and, as far as is known, not before `first`. The
+    /// node must have the states of that time.
+    async fn spent_in(&self, signed: &Permit2, first: u64, head: &Head) -> Result<u64, Unreachable> {
+        let (mut low, mut high) = (first, head.number);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.spent(signed, middle).await? {
+                true => high = middle,
+                false => low = middle.saturating_add(1),
+            }
+        }
+        Ok(high)
     }
 
     /// Whether the payer took the nonce back while it was unused: it was free in the block before. (In the very block, no transfer to

@@ -103,7 +103,7 @@ pub struct Support {
     pub facilitator_address: Option<String>,
     /// Every address it signs with on that network.
     pub signers: Vec<String>,
-    /// Solana: who pays the fee.
+    /// Solana: who pays the fee. The same account as long as it stays among the signers.
     pub fee_payer: Option<String>,
     /// Whether it carries EIP-2612 approvals (`eip2612GasSponsoring`).
     pub sponsors_approval: bool,

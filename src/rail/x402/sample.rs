@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use super::signed::Wanted;
-use super::wire::{Accepted, Entry, Payment, Scheme};
+use super::wire::{Accepted, Entry, FEE_PAYER, Payment, Scheme};
 use crate::clock::UnixSeconds;
 use crate::money::Atoms;
 use crate::network::{Asset, Network};
@@ -38,7 +38,6 @@ pub struct Asked {
     pub asset: Asset,
     pub permit2: bool,
     pub facilitators: Vec<String>,
-    pub fee_payer: Option<String>,
     pub memo: Option<String>,
     pub now: UnixSeconds,
     pub lasts: u64,
@@ -88,8 +87,7 @@ impl Golden {
         Asked {
             asset: crate::network::asset(&self.entry.network, "usdc").unwrap(),
             permit2: word("assetTransferMethod").is_some(),
-            facilitators: word("facilitatorAddress").into_iter().collect(),
-            fee_payer: word("feePayer"),
+            facilitators: word("facilitatorAddress").or(word(FEE_PAYER)).into_iter().collect(),
             memo: word("memo"),
             now: UnixSeconds(self.at),
             lasts: 200,
@@ -108,7 +106,6 @@ impl Asked {
             scheme: self.entry.scheme,
             permit2: self.permit2,
             facilitators: &self.facilitators,
-            fee_payer: self.fee_payer.as_deref(),
             memo: self.memo.as_deref(),
             now: self.now,
             lasts: self.lasts,
@@ -125,7 +122,7 @@ pub fn entry(network: &str, scheme: Scheme) -> Entry {
         extra.insert("name".into(), asset.name.clone().into());
         extra.insert("version".into(), asset.version.clone().into());
     } else {
-        extra.insert("feePayer".into(), "J2xccRtuG43drESLYznHhLhQkLTdfepcKYbiQ9BsJVaf".into());
+        extra.insert(FEE_PAYER.into(), "J2xccRtuG43drESLYznHhLhQkLTdfepcKYbiQ9BsJVaf".into());
     }
     if scheme == Scheme::Upto {
         extra.insert("assetTransferMethod".into(), "permit2".into());

@@ -99,10 +99,8 @@ pub struct Wanted<'a> {
     pub scheme: Scheme,
     /// Whether by Permit2; `upto` always is.
     pub permit2: bool,
-    /// `upto`: who may hand it in, any of them.
+    /// Who may hand it in (`upto`), or pay its fee (Solana): any of them.
     pub facilitators: &'a [String],
-    /// Solana: who pays the fee.
-    pub fee_payer: Option<&'a str>,
     /// Solana: the memo that was demanded.
     pub memo: Option<&'a str>,
     /// The clock.

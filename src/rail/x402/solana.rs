@@ -42,6 +42,11 @@ pub fn payer(transaction: &[u8]) -> Option<String> {
     Some(base58(&Transfer::of(&read)?.authority))
 }
 
+/// Who pays its fee.
+pub fn fee_payer(transaction: &[u8]) -> Option<String> {
+    Some(base58(Transaction::read(transaction)?.keys.first()?))
+}
+
 /// How much its transfer moves. Nothing is believed about the rest.
 pub fn amount(transaction: &[u8]) -> Option<Atoms> {
     let read = Transaction::read(transaction)?;
@@ -84,13 +89,13 @@ pub fn check(transaction: &[u8], wanted: &Wanted<'_>) -> Result<(), String> {
     }
     let ours =
         |what: &str, text: &str| from_base58::<32>(text).ok_or_else(|| format!("our {what} {text} is no address"));
-    let fee_payer = ours("fee payer", wanted.fee_payer.ok_or("nobody is known who would pay its fee")?)?;
     let (mint, pay_to) = (ours("token", &wanted.asset.address)?, ours("payee", wanted.pay_to)?);
     let read = Transaction::read(transaction).ok_or("it is not a transaction of the plain form")?;
-    if read.keys.first() != Some(&fee_payer) {
-        return Err(format!("its fee payer is not {}", base58(&fee_payer)));
+    let fee_payer = read.keys.first().ok_or("nobody pays its fee")?;
+    if !wanted.facilitators.iter().any(|known| from_base58::<32>(known).as_ref() == Some(fee_payer)) {
+        return Err(format!("its fee payer {} is none of the facilitator's", base58(fee_payer)));
     }
-    if read.instructions.iter().any(|i| i.accounts.contains(&fee_payer)) {
+    if read.instructions.iter().any(|i| i.accounts.contains(fee_payer)) {
         return Err("it uses the account of its fee payer".to_owned());
     }
     budget(&read)?;

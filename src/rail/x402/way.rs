@@ -10,7 +10,8 @@ use super::facilitator::{Call, Expects, Facilitator, Kind, Settlement, Support, 
 use super::offer::{self, Bound, Stamp};
 use super::shown;
 use super::signed::{self, Signed, Wanted};
-use super::wire::{self, Entry, OFFER, Payment, Resource, Scheme, Settled, Version};
+use super::solana;
+use super::wire::{self, Entry, FEE_PAYER, OFFER, Payment, Resource, Scheme, Settled, Version};
 use crate::claim::{Claim, Standing, Terms};
 use crate::clock::UnixSeconds;
 use crate::ids::{self, PublicModel, RailId};
@@ -147,7 +148,7 @@ impl X402 {
             say("facilitatorAddress", support.facilitator_address.as_deref().unwrap_or(""));
         }
         if self.is_solana() {
-            say("feePayer", support.fee_payer.as_deref().unwrap_or(""));
+            say(FEE_PAYER, support.fee_payer.as_deref().unwrap_or(""));
         }
         say(MODEL, terms.model.as_str());
         let max_timeout_seconds = match self.may_wait() {
@@ -174,6 +175,16 @@ impl X402 {
             && !permit2
             && network.v1().is_some()
             && self.facilitator.support(&self.kind(Version::V1)).is_ok()
+    }
+
+    /// Solana: whom offers of ours name, or named, as the one who pays the fee. A facilitator with several may name another one in
+    /// every answer and for every kind, so another gate, an older answer or v1 (whose clients are told what v2's are) named another.
+    fn fee_payers(&self, payment: &Payment) -> Vec<String> {
+        let kinds = [Version::V1, Version::V2].map(|version| self.facilitator.support(&self.kind(version)));
+        let named = kinds.into_iter().filter_map(|support| support.ok()?.fee_payer);
+        // Under the offer's MAC.
+        let offered = payment.accepted.as_ref().and_then(|accepted| accepted.extra.get(FEE_PAYER)?.as_str());
+        named.chain(offered.map(str::to_owned)).collect()
     }
 
     fn same_address(&self, a: &str, b: &str) -> bool {
@@ -454,10 +465,15 @@ impl Rail for X402 {
         }
         let unchecked = |_| Refusal::PaymentUnchecked { retry_after_seconds: 5 };
         let support = self.facilitator.support(&self.kind(payment.version)).map_err(unchecked)?;
-        let entry = self.entry(ask.terms, ask.lasts, &support, true);
+        let mut entry = self.entry(ask.terms, ask.lasts, &support, true);
         wire::matches(payment, &entry).map_err(|why| Refusal::InvalidChallenge { why })?;
         let mut facilitators = support.signers.clone();
         facilitators.extend(support.facilitator_address.clone());
+        if let Signed::Solana(transaction) = &payment.signed {
+            facilitators.extend(self.fee_payers(payment));
+            // A v1 payment does not say whom it was offered as fee payer; the facilitator compares with what we say.
+            entry.extra.extend(solana::fee_payer(transaction).map(|payer| (FEE_PAYER.to_owned(), Value::from(payer))));
+        }
         let wanted = Wanted {
             network: &self.settings.network,
             asset: &self.settings.asset,
@@ -466,7 +482,6 @@ impl Rail for X402 {
             scheme: self.settings.scheme,
             permit2: self.settings.permit2,
             facilitators: &facilitators,
-            fee_payer: support.fee_payer.as_deref(),
             memo: None,
             now,
             lasts: self.must_last(ask.lasts),
@@ -521,7 +536,9 @@ impl Rail for X402 {
             Verdict::Invalid { reason } if is_used(&reason) && self.settings.scheme == Scheme::Exact => {
                 match self.trace(&handing).await {
                     Trace::Moved { .. } => Vouched::Good,
-                    Trace::Unused | Trace::Gone | Trace::Unknown => Vouched::Bad { why: reason },
+                    Trace::Gone => Vouched::Bad { why: reason },
+                    _ if self.evidence.is_none() => Vouched::Unproven,
+                    _ => Vouched::Unknown { why: "it is used up, and the node does not show for what".to_owned() },
                 }
             }
             Verdict::Invalid { reason } => Vouched::Bad { why: reason },

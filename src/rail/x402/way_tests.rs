@@ -13,6 +13,8 @@ const BODY: [u8; 32] = [7; 32];
 /// A facilitator by script.
 struct Says {
     support: Mutex<Result<Support, String>>,
+    /// Of v1, where it is another.
+    v1: Mutex<Option<Support>>,
     verdict: Mutex<Verdict>,
     settlement: Mutex<Settlement>,
     /// The requirements it was called with.
@@ -21,8 +23,9 @@ struct Says {
 
 #[async_trait]
 impl Facilitator for Says {
-    fn support(&self, _kind: &Kind) -> Result<Support, String> {
-        self.support.lock().unwrap().clone()
+    fn support(&self, kind: &Kind) -> Result<Support, String> {
+        let v1 = self.v1.lock().unwrap().clone().filter(|_| kind.version == Version::V1);
+        v1.map_or_else(|| self.support.lock().unwrap().clone(), Ok)
     }
     async fn verify(&self, _call: &Call<'_>) -> Verdict {
         self.verdict.lock().unwrap().clone()
@@ -89,15 +92,14 @@ impl Bed {
     fn with(name: &str, traces: &[Trace], shows: Trace, change: impl FnOnce(&mut Settings)) -> Self {
         let golden = Golden::read(name);
         let asked = golden.asked();
-        let facilitator = asked.facilitators.first().cloned();
-        let support = Support {
-            signers: asked.facilitators.clone(),
-            facilitator_address: facilitator,
-            fee_payer: asked.fee_payer.clone(),
-            sponsors_approval: false,
-        };
+        let named = asked.facilitators.first().cloned();
+        let is_solana = golden.entry.network.family == Family::Solana;
+        let (facilitator_address, fee_payer) = if is_solana { (None, named) } else { (named, None) };
+        let support =
+            Support { signers: asked.facilitators.clone(), facilitator_address, fee_payer, sponsors_approval: false };
         let says = Arc::new(Says {
             support: Mutex::new(Ok(support)),
+            v1: Mutex::default(),
             verdict: Mutex::new(Verdict::Valid { payer: None }),
             settlement: Mutex::new(paid()),
             settled: Mutex::default(),
@@ -184,6 +186,46 @@ impl Bed {
 
 fn taking(amount: u128) -> Standing {
     Standing::Taking { by: "r0".into(), amount: Atoms(amount), receipt: None }
+}
+
+/// A facilitator with several accounts that pay fees names one at random: for every kind, in every answer, to every gate.
+#[tokio::test]
+async fn a_solana_payment_is_good_whichever_of_the_facilitators_fee_payers_it_was_offered() {
+    const OTHER: &str = "4zMMC9srt5Ri5X14GAgXhaHii3GnPAEERYPJgZJDncDU";
+    let other = |listed: &[&str]| Support {
+        signers: listed.iter().map(|s| (*s).to_owned()).collect(),
+        fee_payer: Some(OTHER.into()),
+        ..Support::default()
+    };
+    for listed in [&[][..], &[OTHER]] {
+        let bed = Bed::new("v1-solana", &[]);
+        *bed.says.v1.lock().unwrap() = Some(other(listed));
+        let (shown, proof) = bed.proof().await;
+        bed.rail.collect(&shown, &proof).await;
+        let sent = bed.says.settled.lock().unwrap()[0]["extra"][FEE_PAYER].clone();
+        assert_eq!(sent, bed.golden.entry.extra[FEE_PAYER], "v1: the one that the transaction names");
+
+        let bed = Bed::new("exact-solana", &[]);
+        let (ask, now) = (bed.ask(), bed.now());
+        let shown = bed.shown(&ask, now);
+        *bed.says.support.lock().unwrap() = Ok(other(listed));
+        let recognised = bed.rail.recognise(&shown, &ask).unwrap().expect("ours");
+        let proof = bed.rail.check(&shown, recognised, &ask, now).await;
+        assert!(proof.is_ok(), "v2: it was offered before, or by another gate: {:?}", proof.err());
+    }
+}
+
+#[tokio::test]
+async fn a_solana_payment_with_a_fee_payer_that_nobody_offered_is_refused() {
+    let bed = Bed::new("v1-solana", &[]);
+    let nobody =
+        Support { fee_payer: Some("4zMMC9srt5Ri5X14GAgXhaHii3GnPAEERYPJgZJDncDU".into()), ..Support::default() };
+    *bed.says.support.lock().unwrap() = Ok(nobody);
+    let (ask, now) = (bed.ask(), bed.now());
+    let shown = bed.shown(&ask, now);
+    let recognised = bed.rail.recognise(&shown, &ask).unwrap().expect("ours");
+    let refused = bed.rail.check(&shown, recognised, &ask, now).await.err();
+    assert!(matches!(&refused, Some(Refusal::PaymentInvalid { why }) if why.contains("fee payer")), "{refused:?}");
 }
 
 #[tokio::test]
@@ -367,6 +409,7 @@ async fn a_promise_is_good_when_the_facilitator_says_so_or_the_chain_shows_it_pa
     let used = || Verdict::Invalid { reason: "invalid_exact_evm_nonce_already_used".into() };
     let poor = || Verdict::Invalid { reason: "insufficient_funds".into() };
     let bad = |why: &str| Vouched::Bad { why: why.into() };
+    let unseen = || Vouched::Unknown { why: "it is used up, and the node does not show for what".into() };
     let table: &[(&str, &[Trace], Verdict, Vouched, &str)] = &[
         ("exact-eip3009", &[], Verdict::Valid { payer: None }, Vouched::Good, "it would settle"),
         ("exact-eip3009", &[moved()], poor(), bad("insufficient_funds"), "it would not"),
@@ -379,8 +422,9 @@ async fn a_promise_is_good_when_the_facilitator_says_so_or_the_chain_shows_it_pa
         ),
         ("exact-eip3009", &[moved()], used(), Vouched::Good, "somebody handed it in before us"),
         ("exact-eip3009", &[Trace::Gone], used(), bad("invalid_exact_evm_nonce_already_used"), "for something else"),
-        ("exact-eip3009", &[Trace::Unknown], used(), bad("invalid_exact_evm_nonce_already_used"), "nobody can show it"),
-        ("exact-eip3009", &[], used(), bad("invalid_exact_evm_nonce_already_used"), "nobody can show it"),
+        ("exact-eip3009", &[Trace::Unknown], used(), unseen(), "the node does not say"),
+        ("exact-eip3009", &[Trace::Unused], used(), unseen(), "the node has not seen it yet"),
+        ("exact-eip3009", &[], used(), Vouched::Unproven, "there is no node to show it"),
         ("upto", &[moved()], used(), bad("invalid_exact_evm_nonce_already_used"), "what will be used is not known yet"),
     ];
     for (name, traces, says, want, why) in table {

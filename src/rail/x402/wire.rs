@@ -29,9 +29,11 @@ pub const X_PAYMENT_RESPONSE: HeaderName = HeaderName::from_static("x-payment-re
 
 /// The member of `extra` that carries our own words about an offer under our MAC.
 pub const OFFER: &str = "offer";
+/// The member of `extra` that names who pays the fee on Solana.
+pub const FEE_PAYER: &str = "feePayer";
 /// The members of `extra` that are not compared: our words are compared by their MAC, and whom a facilitator hands its work to
 /// may change while a payment is on its way; what was signed is compared with all of them instead.
-const NOT_COMPARED: [&str; 3] = [OFFER, "facilitatorAddress", "feePayer"];
+const NOT_COMPARED: [&str; 3] = [OFFER, "facilitatorAddress", FEE_PAYER];
 
 /// Most bytes of `PAYMENT-REQUIRED`: clients and intermediaries drop answers with large headers.
 pub const MAX_REQUIRED: usize = 6 * 1024 - 1;

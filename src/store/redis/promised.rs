@@ -11,6 +11,7 @@ use crate::claim::Standing;
 use crate::clock::UnixSeconds;
 use crate::money::Usd;
 use crate::store::{StoreError, Whose};
+use futures::future::try_join_all;
 use std::collections::BTreeMap;
 
 /// How long an entry waits for its claim.
@@ -71,12 +72,11 @@ pub(super) async fn enter(
             by_key.entry(other).or_default().push(promised);
         }
     }
+    // All at once: a payer may have hundreds of calls under way.
+    let claims = try_join_all(by_key.keys().map(|key| async move { streams.top(&claim_key(key)).await })).await?;
     let (mut sum, mut over) = (Usd::ZERO, Vec::new());
-    for (key, entries) in by_key {
-        let claim = match streams.top(&claim_key(&key)).await? {
-            Some((_, text)) => Some(read_claim(&key, &text)?),
-            None => None,
-        };
+    for ((key, entries), claim) in by_key.into_iter().zip(claims) {
+        let claim = claim.map(|(_, text)| read_claim(&key, &text)).transpose()?;
         let mut elsewhere = Usd::ZERO;
         for promised in entries {
             let (open, ours) = match claim.as_ref().filter(|claim| claim.revision >= promised.revision) {

@@ -290,9 +290,29 @@ async fn a_permit_is_found_among_other_payments_of_the_same_payer() {
             "taken back, and a payment beside it that cannot be read",
         ),
         (
-            spent((0..9).map(|n| paid(B256::repeat_byte(0x40 + n), 10_000, 9_990)).collect(), vec![]),
+            World {
+                since: 9_990,
+                ..spent((0..9).map(|n| paid(B256::repeat_byte(0x40 + n), 10_000, 9_990)).collect(), vec![])
+            },
             Trace::Unknown,
-            "too many to look at",
+            "too many to look at in one block",
+        ),
+        (
+            World {
+                since: 9_990,
+                ..spent(
+                    (0..30)
+                        .map(|n| paid(B256::repeat_byte(0x40 + n), 10_000, 9_970 + u64::from(n)))
+                        .chain([paid(TX, 10_000, 9_990)])
+                        .collect(),
+                    (0..30)
+                        .map(|n| proxy_call(B256::repeat_byte(0x40 + n), 900 + u64::from(n), 10_000))
+                        .chain([ours()])
+                        .collect(),
+                )
+            },
+            moved(),
+            "one of many at the same price",
         ),
     ] {
         assert_eq!(world.trace(&permit2(), Look::default()).await, want, "{why}");

@@ -35,7 +35,7 @@ impl Book {
             if kinds.iter().any(|(known, _)| *known == kind) {
                 continue;
             }
-            let old = before.and_then(|b| b.support(&kind).ok()).and_then(|s| s.facilitator_address);
+            let old = before.and_then(|b| b.support(&kind).ok());
             let support =
                 support(&kind, &listed["extra"], signers(said.signers.as_ref(), &kind.network), approval, old);
             kinds.push((kind, support));
@@ -87,22 +87,27 @@ fn support(
     extra: &Value,
     mut signers: Vec<String>,
     sponsors_approval: bool,
-    before: Option<String>,
+    before: Option<Support>,
 ) -> Result<Support, String> {
     let named = |key: &str| extra[key].as_str().filter(|a| is_account(&kind.network, a)).map(str::to_owned);
+    let before = before.unwrap_or_default();
     let mut support = Support { sponsors_approval, ..Support::default() };
-    if kind.scheme == Scheme::Upto {
-        let now = named("facilitatorAddress")
-            .ok_or_else(|| format!("the facilitator lists upto on {} without its own address", kind.network))?;
-        support.facilitator_address = Some(before.filter(|old| holds(&signers, old)).unwrap_or_else(|| now.clone()));
+    let mut stays = |old: Option<String>, now: String| {
+        let named = old.filter(|old| holds(&signers, old)).unwrap_or_else(|| now.clone());
         if !holds(&signers, &now) {
             signers.push(now);
         }
+        Some(named)
+    };
+    if kind.scheme == Scheme::Upto {
+        let now = named("facilitatorAddress")
+            .ok_or_else(|| format!("the facilitator lists upto on {} without its own address", kind.network))?;
+        support.facilitator_address = stays(before.facilitator_address, now);
     }
     if kind.network.family == Family::Solana {
-        let payer = named("feePayer")
+        let now = named("feePayer")
             .ok_or_else(|| format!("the facilitator lists {} without the account that pays the fee", kind.network))?;
-        support.fee_payer = Some(payer);
+        support.fee_payer = stays(before.fee_payer, now);
     }
     support.signers = signers;
     Ok(support)
@@ -188,6 +193,17 @@ mod tests {
         assert_eq!(address(&second), A, "it names another of its own at random");
         let third = read(&upto(B, &[B]), Some(&second));
         assert_eq!(address(&third), B, "the first one is gone");
+        let solana = of(Version::V2, Scheme::Exact, SOLANA);
+        let paying = |now: &str, signers: &[&str]| {
+            json!({"kinds": [{"x402Version": 2, "scheme": "exact", "network": SOLANA, "extra": {"feePayer": now}}],
+                   "signers": {"solana:*": signers}})
+        };
+        let other = "J2xccRtuG43drESLYznHhLhQkLTdfepcKYbiQ9BsJVaf";
+        let first = read(&paying(PAYER, &[PAYER, other]), None);
+        let second = read(&paying(other, &[PAYER, other]), Some(&first));
+        assert_eq!(second.support(&solana).unwrap().fee_payer.as_deref(), Some(PAYER), "and so who pays the fee");
+        let third = read(&paying(other, &[other]), Some(&second));
+        assert_eq!(third.support(&solana).unwrap().fee_payer.as_deref(), Some(other), "which is gone");
         let unlisted = read(&upto(A, &[]), Some(&third));
         assert_eq!(address(&unlisted), A, "without a list, what it names now is all there is");
         assert_eq!(unlisted.support(&kind).unwrap().signers, [A], "and is one of its signers");
