@@ -85,7 +85,7 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     let one = |e: String| vec![e];
     let defect = |e: prometheus::Error| one(format!("metrics: {e}"));
     // First of all: a signal that nobody listens for would end a gate that is only starting.
-    let signals = Signals::listen().map_err(one)?;
+    let mut signals = Signals::listen().map_err(one)?;
 
     let store = store(&conf.store).await.map_err(|e| one(format!("store: {e}")))?;
     let ring =
@@ -148,7 +148,7 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     tokio::spawn(crate::flow::recover::sweep(Arc::clone(&toll)));
     tokio::spawn(crate::flow::recover::watch(Arc::clone(&toll)));
 
-    let stopping = Arc::new(AtomicBool::new(false));
+    let (leaving, stopping) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let (stop, stopped) = watch::channel(false);
     let guests = Arc::new(Guests::default());
     let gate = gate(&conf, &toll, &signet, lines, &guests, &stopping);
@@ -164,10 +164,16 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
         refused: Refused::new(toll.metrics.connections_refused.clone()),
         tls: certificate.clone(),
     });
-    let admin = Admin { toll: Arc::clone(&toll), stopping: Arc::clone(&stopping), receipt_key: signet.public_key() };
+    let admin_guests = Arc::new(Guests::default());
+    let admin = Admin {
+        toll: Arc::clone(&toll),
+        leaving: Arc::clone(&leaving),
+        guests: Arc::clone(&admin_guests),
+        receipt_key: signet.public_key(),
+    };
     let admin_door = Arc::new(Door {
         app: Arc::new(HttpServer::new_app(admin)),
-        guests: Arc::default(),
+        guests: admin_guests,
         limits: DoorLimits {
             per_ip: 256,
             total: 256,
@@ -186,7 +192,10 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     tracing::info!(address = %conf.listen.address, admin = %conf.listen.admin, generation = %rules.plan().generation, "listening");
 
     let reread = Reread { kept: Kept::of(&conf), path, conf, rules, ring, certificate };
-    until_told_to_stop(signals, &reread).await;
+    signals.until_told_to_stop(&reread).await;
+    leaving.store(true, Ordering::Relaxed);
+    let drained = Duration::from_secs(reread.conf.listen.drain_seconds);
+    let _ = tokio::time::timeout(drained, signals.until_told_to_stop(&reread)).await;
     stopping.store(true, Ordering::Relaxed);
     let _ = stop.send(true);
     let _ = serving.await;
@@ -433,6 +442,7 @@ fn gate(
 struct Signals {
     term: Signal,
     int: Signal,
+    quit: Signal,
     hup: Signal,
 }
 
@@ -442,19 +452,20 @@ impl Signals {
         Ok(Self {
             term: on(SignalKind::terminate())?,
             int: on(SignalKind::interrupt())?,
+            quit: on(SignalKind::quit())?,
             hup: on(SignalKind::hangup())?,
         })
     }
-}
 
-/// SIGHUP reads again what can be; SIGTERM and SIGINT end the wait.
-async fn until_told_to_stop(signals: Signals, reread: &Reread) {
-    let Signals { mut term, mut int, mut hup } = signals;
-    loop {
-        tokio::select! {
-            _ = term.recv() => return,
-            _ = int.recv() => return,
-            _ = hup.recv() => reread.all(),
+    /// SIGHUP reads again what can be; SIGTERM, SIGINT and SIGQUIT end the wait.
+    async fn until_told_to_stop(&mut self, reread: &Reread) {
+        loop {
+            tokio::select! {
+                _ = self.term.recv() => return,
+                _ = self.int.recv() => return,
+                _ = self.quit.recv() => return,
+                _ = self.hup.recv() => reread.all(),
+            }
         }
     }
 }

@@ -68,7 +68,9 @@ pub struct Listen {
     pub tls: Option<TlsFiles>,
     /// Worker threads of the proxy.
     pub threads: usize,
-    /// Longest time between SIGTERM and the end.
+    /// Time between SIGTERM and the closed door in which all is served as before, while `/readyz` says already that the gate goes.
+    pub drain_seconds: u64,
+    /// Longest time between the closed door and the end.
     pub grace_seconds: u64,
     /// Flood limits.
     pub limits: ListenLimits,
@@ -381,6 +383,7 @@ fn listen(s: &Section<'_>, warnings: &mut Vec<String>) -> Option<Listen> {
         Some(TlsFiles { cert: cert?, key: key? })
     });
     let threads = s.take("threads").map_or(Some(2), |v| v.count(1..=1024));
+    let drain_seconds = s.take("drain_seconds").map_or(Some(0), |v| v.count(0..=600));
     let grace_seconds = s.take("grace_seconds").map_or(Some(30), |v| v.count(1..=3600));
     let limits = match s.take("limits") {
         Some(v) => v.section().and_then(|table| limits(Some(&table))),
@@ -396,6 +399,7 @@ fn listen(s: &Section<'_>, warnings: &mut Vec<String>) -> Option<Listen> {
         admin: admin?,
         tls: tls.map_or(Some(None), |tls| tls.map(Some))?,
         threads: usize::try_from(threads?).ok()?,
+        drain_seconds: drain_seconds?,
         grace_seconds: grace_seconds?,
         limits: limits?,
         cors: cors?,

@@ -85,7 +85,7 @@ async fn whoever_waits_for_100_continue_gets_it_at_once_or_is_refused_without_se
     for (more, status) in [
         ("content-length: 2000000\r\n", 413),
         ("content-length: 10\r\ncontent-encoding: gzip\r\n", 415),
-        ("content-length: 10\r\ncontent-type: text/plain\r\n", 415),
+        ("content-length: 10\r\ncontent-type: text/html\r\n", 415),
         ("content-length: 10\r\ntransfer-encoding: chunked\r\n", 400),
     ] {
         let mut refused = bridge.connect().await;
@@ -107,7 +107,8 @@ async fn only_plain_json_is_read() {
         (vec![("content-encoding", "gzip")], body.as_bytes(), "said to be compressed"),
         (vec![("content-encoding", "identity, br")], body.as_bytes(), "compressed after all"),
         (vec![("content-encoding", "deflate")], body.as_bytes(), "another way"),
-        (vec![("content-type", "text/plain")], body.as_bytes(), "text"),
+        (vec![("content-type", "text/html")], body.as_bytes(), "a page"),
+        (vec![("content-type", "text/plain; charset=latin1")], body.as_bytes(), "text in another alphabet"),
         (vec![("content-type", "multipart/form-data; boundary=x")], body.as_bytes(), "a form"),
         (vec![("content-type", "application/x-www-form-urlencoded")], body.as_bytes(), "another form"),
         (vec![("content-type", "application/jsonx")], body.as_bytes(), "nearly"),
@@ -118,7 +119,7 @@ async fn only_plain_json_is_read() {
         assert_eq!((got.status, got.json()["error"]["code"].as_str()), (415, Some("unsupported_media_type")), "{why}");
         assert!(got.header("www-authenticate").is_none(), "{why}");
     }
-    for kind in ["application/json", "Application/JSON; Charset=\"UTF-8\""] {
+    for kind in ["application/json", "text/plain;charset=UTF-8", "Application/JSON; Charset=\"UTF-8\""] {
         assert_eq!(
             bridge.send(&raw::post(CHAT, &[("content-type", kind)], body.as_bytes())).await.status,
             402,

@@ -73,6 +73,21 @@ async fn a_stream_in_flight_is_finished_while_newcomers_are_sent_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_gate_that_drains_serves_as_before_and_says_that_it_goes() {
+    let backend = Backend::start(Script::default()).await;
+    let drains = "grace_seconds = 5\ndrain_seconds = 600";
+    let mut gate = Gate::start(free(&backend.url()).conf_edit("grace_seconds = 5", drains)).await;
+    common::signal(gate.pid().unwrap(), "QUIT");
+    let leaving =
+        async || gate.admin_get("/readyz").await.is_some_and(|(s, text)| s == 503 && text.contains("stopping"));
+    assert!(eventually(SHORT, leaving).await, "a load balancer can see it");
+    let body = chat(MODEL, "go on").to_string().into_bytes();
+    let reply = raw::exchange(gate.listen, &raw::post(CHAT, &[], &body)).await;
+    assert_eq!(reply.status, 200, "who comes meanwhile is served: {}", reply.text());
+    assert_eq!(gate.stop().await.code(), Some(0), "told again, it waits no longer");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_paid_stream_longer_than_the_grace_is_cut_and_the_books_say_so() {
     let chain = Chain::start().await;
     let backend = Backend::start(slow(2048)).await;

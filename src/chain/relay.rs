@@ -31,6 +31,10 @@ impl Relay for HttpRelay {
             Ok(raw) => Ok(Some(raw.to_vec())),
             Err(Fault::Refused { .. }) => Ok(None),
             Err(Fault::Nonsense) => Err(Unreachable { why: "the relay answered with nonsense" }),
+            Err(Fault::Status(401 | 403)) => {
+                Err(Unreachable { why: "the relay does not take our key (HTTP 401 or 403)" })
+            }
+            Err(Fault::Status(_)) => Err(Unreachable { why: "the relay answered with an HTTP error" }),
             Err(Fault::Lost) => Err(Unreachable { why: "the relay cannot be reached" }),
         }
     }

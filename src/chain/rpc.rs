@@ -28,6 +28,8 @@ pub enum Fault {
     },
     /// It answered with something else than the result asked for.
     Nonsense,
+    /// It answered with another HTTP status than 200: nobody knows what it did.
+    Status(u16),
     /// No answer: nobody knows whether the call was heard.
     Lost,
 }
@@ -38,6 +40,9 @@ impl Fault {
         match self {
             Self::Refused { .. } => "the chain's node answered with an error",
             Self::Nonsense => Unreachable::NONSENSE.why,
+            Self::Status(401 | 403) => "the chain's node does not take our key (HTTP 401 or 403)",
+            Self::Status(429) => "the chain's node says that we ask too often (HTTP 429)",
+            Self::Status(_) => "the chain's node answered with an HTTP error",
             Self::Lost => "the chain's node cannot be reached",
         }
     }
@@ -99,7 +104,7 @@ impl Rpc {
         let ask = Ask { path: &path, json: Some(&body), headers: &[], within: TOTAL, at_most: MAX_ANSWER };
         let reply = self.0.ask(ask).await.map_err(|_| Fault::Lost)?;
         if reply.status != StatusCode::OK {
-            return Err(Fault::Lost);
+            return Err(Fault::Status(reply.status.as_u16()));
         }
         let answer: Answer<'_> = serde_json::from_slice(&reply.body).map_err(|_| Fault::Nonsense)?;
         match answer {
@@ -181,10 +186,10 @@ mod tests {
             ),
             ("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n<html>", Err(Fault::Nonsense), "not JSON"),
             ("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{\"result\":7}", Err(Fault::Nonsense), "another type"),
-            ("HTTP/1.1 429 Too Many\r\ncontent-length: 0\r\n\r\n", lost.clone(), "rate limited"),
+            ("HTTP/1.1 429 Too Many\r\ncontent-length: 0\r\n\r\n", Err(Fault::Status(429)), "rate limited"),
             (
                 "HTTP/1.1 307 Moved\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n",
-                lost.clone(),
+                Err(Fault::Status(307)),
                 "redirect",
             ),
             ("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{", lost.clone(), "cut off"),

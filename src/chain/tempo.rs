@@ -110,7 +110,7 @@ fn rejection(message: &str) -> Option<Rejection> {
 fn refused(fault: &Fault) -> Sent {
     match fault {
         Fault::Refused { message, .. } => rejection(message).map_or(Sent::Lost { why: fault.words() }, Sent::Rejected),
-        Fault::Nonsense | Fault::Lost => Sent::Lost { why: fault.words() },
+        Fault::Nonsense | Fault::Status(_) | Fault::Lost => Sent::Lost { why: fault.words() },
     }
 }
 

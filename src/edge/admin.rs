@@ -5,6 +5,7 @@ mod ready;
 
 pub use channels::OPERATOR;
 
+use super::door::Guests;
 use crate::clock::UnixSeconds;
 use crate::flow::Toll;
 use crate::flow::loss::Losses;
@@ -24,8 +25,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct Admin {
     /// What it tells about.
     pub toll: Arc<Toll>,
-    /// Set when the gate is stopping.
-    pub stopping: Arc<AtomicBool>,
+    /// Set when the gate has been told to stop: it may still let people in.
+    pub leaving: Arc<AtomicBool>,
+    /// Who is inside: a request that is being answered is not late.
+    pub guests: Arc<Guests>,
     /// Public key of receipts, for whoever verifies them.
     pub receipt_key: String,
 }
@@ -34,7 +37,7 @@ impl Admin {
     /// Why paid traffic would not be served now; empty when it would.
     pub fn unready(&self) -> Vec<String> {
         let mut why = Vec::new();
-        if self.stopping.load(Ordering::Relaxed) {
+        if self.leaving.load(Ordering::Relaxed) {
             why.push("stopping".to_owned());
         }
         if let Err(e) = self.toll.store.standing() {
@@ -158,6 +161,10 @@ fn pool(name: &PoolName, pools: &Pools) -> Value {
 #[async_trait]
 impl ServeHttp for Admin {
     async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
+        let peer = session.client_addr().and_then(|address| address.as_inet()).copied();
+        if let Some(peer) = peer {
+            self.guests.head_seen(peer);
+        }
         let head = session.req_header();
         let (path, method, sent) = (head.uri.path().to_owned(), head.method.clone(), head.headers.clone());
         let host = head.uri.host().map(str::to_owned);
@@ -177,6 +184,9 @@ impl ServeHttp for Admin {
                 None => (StatusCode::NOT_FOUND, "text/plain", "no such path\n".to_owned()),
             },
         };
+        if let Some(peer) = peer {
+            self.guests.answered(peer);
+        }
         let mut response = Response::new(body.into_bytes());
         *response.status_mut() = status;
         let length = response.body().len();

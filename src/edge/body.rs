@@ -139,12 +139,19 @@ async fn gather(session: &mut Session, limit: usize, permit: &mut Permit) -> Res
     }
 }
 
+/// Whether it wants to go on in another protocol than HTTP. The offer to go on in HTTP/2 (`h2c`), which Java's client and `curl --http2`
+/// make on every plain connection, may be ignored (RFC 9110 §7.8); the caller lets nothing follow such a request.
+fn asks_for_another_protocol(headers: &HeaderMap) -> bool {
+    let mut wanted = headers.get_all(header::UPGRADE).iter();
+    wanted.next().is_some_and(|first| !first.as_bytes().eq_ignore_ascii_case(b"h2c") || wanted.next().is_some())
+}
+
 /// Refuses framing that two readers could read differently, and protocol changes: `Upgrade`, transfer codings other
 /// than one `chunked`, and a length beside a transfer-encoding. Pingora has removed the length by then (RFC 9112 §6.3 allows
 /// it), so it is looked for in the raw head.
 pub fn unambiguous(session: &Session) -> Result<(), Refusal> {
     let head = session.req_header();
-    if head.headers.contains_key(header::UPGRADE) {
+    if asks_for_another_protocol(&head.headers) {
         return Err(Refusal::BadHead { why: "protocol upgrades are not served" });
     }
     let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter();
@@ -172,7 +179,7 @@ pub enum Media {
     Form,
 }
 
-/// A body is what it should be, as it is: a missing content type is taken for JSON, a wrong one is not. The boundary of a form.
+/// A body is what it should be, as it is: a missing content type is taken for JSON, and so is plain text, a wrong one is not. The boundary of a form.
 fn identity(headers: &HeaderMap, media: Media) -> Result<Option<String>, Refusal> {
     if headers.get_all(header::CONTENT_ENCODING).iter().any(|v| !v.as_bytes().eq_ignore_ascii_case(b"identity")) {
         return Err(Refusal::UnsupportedMedia { why: "the body must not be compressed" });
@@ -186,7 +193,10 @@ fn identity(headers: &HeaderMap, media: Media) -> Result<Option<String>, Refusal
     }
     let Some(text) = first else { return Ok(None) };
     let mut parts = text.split(';').map(str::trim);
-    let is_json = parts.next().is_some_and(|essence| essence.eq_ignore_ascii_case("application/json"));
+    // What `fetch` calls a text whose type nobody named: x402-fetch loses the headers of openai-node that way.
+    let is_json = parts.next().is_some_and(|essence| {
+        ["application/json", "text/plain"].iter().any(|known| essence.eq_ignore_ascii_case(known))
+    });
     let is_utf8 = parts.filter_map(|p| p.split_once('=')).filter(|(k, _)| k.eq_ignore_ascii_case("charset")).all(
         |(_, charset)| {
             let charset = charset.trim_matches('"');
@@ -360,7 +370,8 @@ mod tests {
                 too_large(),
                 "undeclared",
             ),
-            ("content-type: text/plain\r\ncontent-length: 2\r\n".into(), "{}", media(not_json), "another type"),
+            ("content-type: text/html\r\ncontent-length: 2\r\n".into(), "{}", media(not_json), "another type"),
+            ("content-type: text/plain;charset=UTF-8\r\ncontent-length: 2\r\n".into(), "{}", Ok("{}"), "text to fetch"),
             (
                 "content-type: application/json; charset=latin1\r\ncontent-length: 2\r\n".into(),
                 "{}",
@@ -402,6 +413,18 @@ mod tests {
                 "",
                 bad("protocol upgrades are not served"),
                 "upgrade",
+            ),
+            (
+                "upgrade: h2c\r\nupgrade: websocket\r\nconnection: upgrade\r\n".into(),
+                "",
+                bad("protocol upgrades are not served"),
+                "upgrade to one of two",
+            ),
+            (
+                format!("{json}upgrade: h2c\r\nconnection: upgrade, http2-settings\r\ncontent-length: 2\r\n"),
+                "{}",
+                Ok("{}"),
+                "an offer of HTTP/2 that is not taken up",
             ),
         ] {
             // Some of these never get past Pingora's own parser; that is as good as our refusal.

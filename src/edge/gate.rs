@@ -103,6 +103,9 @@ impl Gate {
             session.set_keepalive(None);
             return refusal.into();
         }
+        if session.req_header().headers.contains_key(header::UPGRADE) {
+            session.set_keepalive(None);
+        }
         let path = session.req_header().uri.path().to_owned();
         let method = session.req_header().method.clone();
         let plan = Arc::clone(&visit.plan);

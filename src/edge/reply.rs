@@ -148,6 +148,9 @@ fn body(stop: &Stop, challenge_id: Option<&str>, shared: Vec<(&'static str, Valu
             object.insert("challengeId".into(), json!(id));
             object.insert("hint".into(), json!(HINT));
         }
+    } else {
+        // As Anthropic says it; OpenAI's clients look into `error` only.
+        object.insert("type".into(), json!("error"));
     }
     if let Refusal::BalanceShort { required, deposit, .. } = refusal {
         let missing = required.0.saturating_sub(deposit.0);
@@ -328,7 +331,7 @@ mod tests {
         let body: Value = serde_json::from_slice(&answer.body).unwrap();
         assert_eq!(body["error"]["code"], "model_not_found");
         assert_eq!(body["error"]["param"], "model");
-        assert_eq!(body["type"], Value::Null);
+        assert_eq!(body["type"], "error", "@ai-sdk/anthropic reads no message without it");
     }
 
     #[test]

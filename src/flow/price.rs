@@ -12,10 +12,14 @@ use crate::rules::plan::{Access, Charge, Dearest, Prices, Shortfall};
 use crate::surface::Surface;
 use crate::tokens::{self, Vocabulary};
 use crate::usage::{ServiceTier, Usage};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
+use tokio::sync::Semaphore;
 
 /// Prompts above this many bytes are counted off the async threads.
 const COUNT_INLINE_BYTES: usize = 64 * 1024;
+/// Turns at counting longer ones.
+static COUNTING: LazyLock<Semaphore> =
+    LazyLock::new(|| Semaphore::new(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)));
 /// Output tokens that a stream starts with, before anybody knows how fast it is: half a second at 64 a second.
 pub const FIRST_WINDOW: u64 = 32;
 
@@ -122,6 +126,12 @@ async fn count(allowed: Allowed) -> Result<(Allowed, Counted), Refusal> {
         (allowed, tokens.map(|tokens| tokens.saturating_add(pictures)))
     };
     let (allowed, tokens) = if long {
+        // As many at a time as there are cores: nobody has paid for this yet, and those who stream need them, too.
+        let turn = COUNTING.acquire().await.map_err(|_| Refusal::Internal { place: "price: counting" })?;
+        let run = move || {
+            let _turn = turn;
+            run()
+        };
         tokio::task::spawn_blocking(run).await.map_err(|_| Refusal::Internal { place: "price: counting" })?
     } else {
         run()

@@ -330,6 +330,10 @@ fn pieces() -> impl Strategy<Value = String> {
     let parts = [
         "event: payment-receipt",
         "event:payment-x",
+        // White space to JavaScript.
+        "event: \u{a0}payment-x",
+        "event:\u{b}PAYMENT-x",
+        "event: \u{feff}payment-x",
         "event: x",
         "data: {}",
         "data",
@@ -372,7 +376,7 @@ proptest! {
     fn no_bytes_of_a_backend_become_a_payment_event(stream in pieces(), wants_usage in any::<bool>()) {
         let (out, held, verdict) = run(stream.as_bytes(), &[11], wants_usage, BOUNDS);
         let out = [out, held].concat();
-        prop_assert!(!event_names(&out).iter().any(|n| n.starts_with("payment-")), "{:?}", out);
+        prop_assert!(!event_names(&out).iter().any(|n| n.contains("payment-")), "{:?}", out);
         if wants_usage && verdict.forged_frames == 0 {
             prop_assert_eq!(out, stream.as_bytes(), "nothing lost, nothing moved");
         }

@@ -159,11 +159,35 @@ const MESSAGE: &[&str] = &[
     "annotations",
     "reasoning_content",
     "reasoning",
+    // What OpenRouter puts into its replies, and wants back with the conversation.
+    "reasoning_details",
 ];
 pub(super) const ONE_TYPE: &str = "must hold what its type says, and nothing else";
 const ROLES: &[&str] = &["developer", "system", "user", "assistant", "tool", "function"];
 const PART: &[&str] = &["type", "text", "refusal", "image_url"];
 const IMAGE: &[&str] = &["url", "detail"];
+
+const A_PICTURE: &str = "must be a data:image/ URL, or an https: URL with a public name of a host";
+
+fn is_picture(url: &str) -> bool {
+    url.starts_with("data:image/") || is_elsewhere(url)
+}
+
+/// Whether the backend, which fetches it, would look for this URL out in the world and not in its own house: `https:` to a name with a
+/// dot, in plain letters. No address in any of its spellings, nothing local, nobody's password. Where a name leads is for the backend to
+/// look at.
+pub fn is_elsewhere(url: &str) -> bool {
+    let Some(rest) = url.strip_prefix("https://") else { return false };
+    let authority = rest.split(['/', '?', '#', '\\']).next().unwrap_or_default();
+    let host = authority.split(':').next().unwrap_or_default().trim_end_matches('.').to_ascii_lowercase();
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    let port = authority.split_once(':').map_or("", |(_, port)| port);
+    let Some((_, last)) = host.rsplit_once('.') else { return false };
+    host.chars().all(plain)
+        && port.bytes().all(|b| b.is_ascii_digit())
+        && !last.starts_with(|c: char| c.is_ascii_digit())
+        && !matches!(last, "" | "localhost" | "local" | "internal" | "intranet" | "lan" | "home" | "corp" | "arpa")
+}
 
 /// Reads what a model reads, with the scanner of the whole body.
 pub(super) struct Reader<'a, 'l> {
@@ -351,7 +375,7 @@ impl<'a> Reader<'a, '_> {
                 ("content", Kind::String) => this.text_piece()?,
                 ("content", _) => return Err(bad(place(".content"), "must be a string or an array of parts")),
                 ("audio", _) => return Err(Refusal::NotPriced { param: place(".audio") }),
-                ("tool_calls" | "function_call" | "annotations", _) => this.scalar_pieces()?,
+                ("tool_calls" | "function_call" | "annotations" | "reasoning_details", _) => this.scalar_pieces()?,
                 (_, Kind::String) => {
                     this.found.names += u64::from(key == "name");
                     this.text_piece()?;
@@ -427,8 +451,8 @@ impl<'a> Reader<'a, '_> {
             let said = this.string_of(&place(&format!(".{key}")))?;
             if key == "url" {
                 url = true;
-                if !said.starts_with("https://") && !said.starts_with("data:image/") {
-                    return Err(bad(place(".url"), "must be an https: or data:image/ URL"));
+                if !is_picture(&said) {
+                    return Err(bad(place(".url"), A_PICTURE));
                 }
                 this.found.pictures.extend(picture::of_data_url(&said));
             }
@@ -447,8 +471,8 @@ impl<'a> Reader<'a, '_> {
             return Err(Refusal::NotPriced { param: param.to_owned() });
         }
         let said = self.string_of(param)?;
-        if !said.starts_with("https://") && !said.starts_with("data:image/") {
-            return Err(bad(param, "must be an https: or data:image/ URL"));
+        if !is_picture(&said) {
+            return Err(bad(param, A_PICTURE));
         }
         self.found.pictures.extend(picture::of_data_url(&said));
         self.found.images += 1;

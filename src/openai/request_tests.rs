@@ -112,11 +112,14 @@ fn what_costs_extra_and_has_no_price_is_refused_by_name() {
         }
     }
     for (content, param) in [
-        (r#"[{"type":"image_url","image_url":{"url":"https://a/b"}}]"#, "messages[0].content[0].type"),
+        (r#"[{"type":"image_url","image_url":{"url":"https://a.example/b"}}]"#, "messages[0].content[0].type"),
         (r#"[{"type":"text","text":"x"},{"type":"input_audio","input_audio":{}}]"#, "messages[0].content[1].type"),
         (r#"[{"type":"file","file":{}}]"#, "messages[0].content[0].type"),
         (r#"[{"type":"video_url","video_url":{}}]"#, "messages[0].content[0].type"),
-        (r#"[{"image_url":{"url":"https://a/b"},"type":"text","text":"x"}]"#, "messages[0].content[0].image_url"),
+        (
+            r#"[{"image_url":{"url":"https://a.example/b"},"type":"text","text":"x"}]"#,
+            "messages[0].content[0].image_url",
+        ),
     ] {
         let got = read(&says(content), &limits()).map(|_| ());
         assert_eq!(got, Err(Refusal::NotPriced { param: param.to_owned() }), "{content}");
@@ -271,17 +274,49 @@ fn an_empty_ask_can_be_quoted_and_broken_json_never() {
 fn priced_images_are_counted_and_only_from_where_a_backend_may_look() {
     let priced = Limits { image_url: Some(PicturePrice::default()), ..limits() };
     let part = |url: &str| format!(r#"{{"type":"image_url","image_url":{{"url":"{url}","detail":"low"}}}}"#);
-    let two = says(&format!("[{},{}]", part("https://a/b"), part("data:image/png;base64,AA")));
+    let two = says(&format!("[{},{}]", part("https://a.example/b"), part("data:image/png;base64,AA")));
     assert_eq!(read(&two, &priced).unwrap().images, 2);
-    for url in ["http://a/b", "file:///etc/passwd", "ftp://a", "data:text/html,x", ""] {
+    for url in [
+        "https://a.example:8443/b?c",
+        "https://images.example.",
+        "https://xn--bcher-kva.example/b",
+        "https://a_b.example/@x",
+    ] {
+        assert!(read(&says(&format!("[{}]", part(url))), &priced).is_ok(), "{url}");
+    }
+    for url in [
+        "http://a.example/b",
+        "file:///etc/passwd",
+        "ftp://a.example",
+        "data:text/html,x",
+        "",
+        "https://",
+        // In the backend's own house, or what some reader takes for it.
+        "https://localhost/b",
+        "https://vault/b",
+        "https://a.localhost",
+        "https://metadata.google.internal/b",
+        "https://printer.local./b",
+        "https://169.254.169.254/latest/meta-data",
+        "https://10.1:8443/b",
+        "https://2852039166/b",
+        "https://0xa9.0xfe.0xa9.0xfe/b",
+        "https://[::1]/b",
+        "https://１６９.254.169.254/b",
+        "https://a.example@10.0.0.1/b",
+        "https://user:word@a.example/b",
+        "https://10.0.0.1\\\\@a.example/b",
+        "https://%31%30.0.0.1/b",
+        "https:a.example/b",
+    ] {
         let got = read(&says(&format!("[{}]", part(url))), &priced);
         assert!(matches!(got, Err(Refusal::BadField { .. })), "{url}");
     }
     for part in [
-        r#"{"type":"text","image_url":{"url":"https://a/b"}}"#,
+        r#"{"type":"text","image_url":{"url":"https://a.example/b"}}"#,
         r#"{"type":"image_url","text":"x"}"#,
-        r#"{"type":"text","text":"x","image_url":{"url":"https://a/b"}}"#,
-        r#"{"type":"image_url","image_url":"https://a/b"}"#,
+        r#"{"type":"text","text":"x","image_url":{"url":"https://a.example/b"}}"#,
+        r#"{"type":"image_url","image_url":"https://a.example/b"}"#,
         r#"{"type":"image_url","image_url":{}}"#,
     ] {
         assert!(read(&says(&format!("[{part}]")), &priced).is_err(), "type and member must say the same: {part}");

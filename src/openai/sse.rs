@@ -147,10 +147,10 @@ impl<'a> Frame<'a> {
                 }
             });
         } else if let Some(value) = field(line, b"event") {
-            // Sloppy clients trim and ignore case, and which of two names wins differs: any of them counts.
-            let name = value.trim_ascii();
-            self.payment |= name.get(..8).is_some_and(|start| start.eq_ignore_ascii_case(b"payment-"));
-            self.error |= name == b"error";
+            // Sloppy clients ignore case and trim what they take for white space (JavaScript: U+000B, U+00A0, U+FEFF and more), and
+            // which of two names wins differs: any of them counts, wherever it stands.
+            self.payment |= value.windows(8).any(|word| word.eq_ignore_ascii_case(b"payment-"));
+            self.error |= value.trim_ascii() == b"error";
         } else if let Some(comment) = line.strip_prefix(b":") {
             // The receipt of a stream is a comment (`openai/receipt.rs`), so a comment can pose as one.
             let start = comment.trim_ascii_start().get(..15);

@@ -8,7 +8,7 @@ use super::{
     write_flag,
 };
 use crate::limits::Limits;
-use crate::openai::prompt::{Found, Reader, bad};
+use crate::openai::prompt::{Found, Reader, bad, is_elsewhere};
 use crate::openai::request::{Ask, Rewrite};
 use crate::openai::strict::Kind;
 use crate::picture;
@@ -291,8 +291,8 @@ fn source(reader: &mut Reader<'_, '_>, at: &str) -> Result<(), Refusal> {
             "type" => kind = Some(this.string_of(&place(".type"))?),
             "url" => {
                 url = true;
-                if !this.string_of(&place(".url"))?.starts_with("https://") {
-                    return Err(bad(place(".url"), "must be an https: URL"));
+                if !is_elsewhere(&this.string_of(&place(".url"))?) {
+                    return Err(bad(place(".url"), "must be an https: URL with a public name of a host"));
                 }
             }
             "file_id" => return Err(Refusal::NotPriced { param: place(".file_id") }),

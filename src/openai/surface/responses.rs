@@ -56,7 +56,8 @@ const INCLUDED: &[&str] = &["reasoning.encrypted_content", "message.output_text.
 /// How much is thought, which the limit of the output bounds, and what is told of it.
 const REASONING: &[&str] = &["effort", "generate_summary", "mode", "summary"];
 
-const KEPT: &str = "nothing is kept here: send the whole conversation as input";
+const KEPT: &str = "nothing is kept here: send the whole conversation as input, and store: false (AI SDK: \
+                    providerOptions.openai.store = false)";
 
 fn check(name: &'static str, reader: &mut Reader<'_, '_>) -> Result<(), Refusal> {
     match name {

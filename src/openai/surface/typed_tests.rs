@@ -102,7 +102,11 @@ fn a_response_that_would_cost_more_than_its_price_or_be_kept_is_refused() {
         (part(json!({"type":"input_file","file_id":"file_1"})), "input[0].content[0].file_id", true),
         (part(json!({"type":"input_image","file_id":"file_1"})), "input[0].content[0].file_id", true),
         (part(json!({"type":"input_audio"})), "input[0].content[0].type", true),
-        (part(json!({"type":"input_image","image_url":"https://a/b.png"})), "input[0].content[0].image_url", true),
+        (
+            part(json!({"type":"input_image","image_url":"https://a.example/b.png"})),
+            "input[0].content[0].image_url",
+            true,
+        ),
         (part(json!({"text":"x"})), "input[0].content[0].type", false),
         (json!({"max_output_tokens":0}), "max_output_tokens", false),
         (json!({"max_output_tokens":1.0}), "max_output_tokens", false),
@@ -310,7 +314,7 @@ fn a_message_that_would_cost_more_than_its_price_is_refused() {
     }
     for source in [
         json!({"type":"url","url":"http://a/b.png"}),
-        json!({"type":"url","url":"https://a/b.png","data":"AA=="}),
+        json!({"type":"url","url":"https://a.example/b.png","data":"AA=="}),
         json!({"type":"base64","media_type":"image/svg+xml","data":"AA=="}),
         json!({"type":"file","file_id":"file_1"}),
         json!({"type":"base64"}),
@@ -422,7 +426,7 @@ fn everything_a_message_reads_is_counted_and_passed() {
         "messages": [
             {"role":"user","content":[{"type":"text","text":"one","citations":null},
                 {"type":"image","source":{"type":"base64","media_type":"image/png","data":"AAAABBBB"}},
-                {"type":"image","source":{"type":"url","url":"https://a/b.png"}}]},
+                {"type":"image","source":{"type":"url","url":"https://a.example/b.png"}}]},
             {"role":"assistant","content":[{"type":"thinking","thinking":"two","signature":"sig"},
                 {"type":"redacted_thinking","data":"three"},{"type":"tool_use","id":"t","name":"f","input":{"four":[4]}}]},
             {"role":"user","content":[{"type":"tool_result","tool_use_id":"t","is_error":false,

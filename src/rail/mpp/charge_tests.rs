@@ -474,6 +474,7 @@ async fn the_rail_stands_only_while_the_right_chain_moves() {
         (head(CHAIN, 1_000), None, "the right chain, fresh"),
         (head(CHAIN, 940), None, "a minute old"),
         (head(CHAIN, 939), Some("61 s old"), "standing still"),
+        (head(CHAIN, 1_061), Some("61 s behind"), "our clock is slow"),
         (head(1, 1_000), Some("chain 1, not 42431"), "another chain"),
         (Err(Unreachable { why: "the node is gone" }), Some("gone"), "unreachable"),
         (head(CHAIN, 1_010), None, "back, a little ahead of us"),

@@ -37,9 +37,23 @@ pub enum Trace {
 /// A chain as a rail needs it. Every call is a few requests with a bounded duration.
 #[async_trait]
 pub trait Evidence: Send + Sync {
+    /// Whether the node could say anything now: it answers, for the right network, and keeps up. The error is a sentence for operators.
+    async fn standing(&self) -> Result<(), String>;
     /// Whether this transaction, which a facilitator names, shows the movement for this authorization: [`Trace::Moved`], or
     /// [`Trace::Gone`] when it is there and does not, else [`Trace::Unknown`].
     async fn shows(&self, transaction: &str, signed: &Signed, movement: &Movement<'_>) -> Trace;
     /// What became of an authorization, whoever handed it in.
     async fn trace(&self, signed: &Signed, movement: &Movement<'_>) -> Trace;
+}
+
+/// Whether a newest block of that time is young enough.
+pub(super) fn keeps_up(newest: UnixSeconds, stale_seconds: u64) -> Result<(), String> {
+    let now = UnixSeconds::now();
+    match now > newest.plus(stale_seconds) {
+        true => Err(format!(
+            "the newest block is {} s old, if this machine's clock is right",
+            now.0.saturating_sub(newest.0)
+        )),
+        false => Ok(()),
+    }
 }

@@ -11,7 +11,7 @@ mod abi;
 mod judge;
 
 use self::judge::{Due, Meaning};
-use super::evidence::{Evidence, Movement, Trace};
+use super::evidence::{Evidence, Movement, Trace, keeps_up};
 use super::signed::{Eip3009, PERMIT2, Permit2, Signed};
 use crate::chain::evm::{Evm, Filter, Log};
 use crate::chain::{Address, B256, Head, Unreachable};
@@ -291,6 +291,11 @@ fn due(movement: &Movement<'_>) -> Option<Due> {
 
 #[async_trait]
 impl Evidence for EvmEvidence {
+    async fn standing(&self) -> Result<(), String> {
+        let head = self.head().await.map_err(|Unreachable { why }| why.to_owned())?;
+        keeps_up(head.time, self.look.stale_seconds)
+    }
+
     async fn shows(&self, transaction: &str, signed: &Signed, movement: &Movement<'_>) -> Trace {
         let (Some(due), Ok(tx)) = (due(movement), transaction.parse::<B256>()) else { return Trace::Unknown };
         let Ok(head) = self.head().await else { return Trace::Unknown };

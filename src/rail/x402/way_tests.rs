@@ -46,6 +46,9 @@ struct Node {
 
 #[async_trait]
 impl Evidence for Node {
+    async fn standing(&self) -> Result<(), String> {
+        Ok(())
+    }
     async fn shows(&self, _transaction: &str, _signed: &Signed, _movement: &Movement<'_>) -> Trace {
         self.shows.clone()
     }

@@ -47,7 +47,13 @@ impl Charge {
                 Err(format!("the node is on chain {}, not {}", head.chain_id, self.settings.chain_id))
             }
             Ok(Ok(head)) if now > head.time.plus(STALE_SECONDS) => {
-                Err(format!("the newest block is {} s old", now.0.saturating_sub(head.time.0)))
+                let old = now.0.saturating_sub(head.time.0);
+                Err(format!("the newest block is {old} s old, if this machine's clock is right"))
+            }
+            // Offers would have expired for everybody else before they are made.
+            Ok(Ok(head)) if head.time > now.plus(STALE_SECONDS) => {
+                let late = head.time.0.saturating_sub(now.0);
+                Err(format!("this machine's clock is {late} s behind the newest block"))
             }
             Ok(Ok(_)) => Ok(()),
         }
