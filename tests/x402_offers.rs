@@ -270,12 +270,38 @@ async fn pages_of_a_configured_origin_may_pay_and_read_what_they_paid() {
             }
             continue;
         }
-        for name in ["payment-signature", "x-payment", "content-type", "access-control-expose-headers"] {
+        for name in [
+            "authorization",
+            "payment-authorization",
+            "accept-payment",
+            "payment-session",
+            "payment-signature",
+            "x-payment",
+            "content-type",
+            "access-control-expose-headers",
+        ] {
             let allowed = words(&preflight, "access-control-allow-headers");
             assert!(allowed.iter().any(|word| word == name), "{name} is not among {allowed:?}");
         }
-        for name in ["payment-required", "payment-response", "x-payment-response", "pontage-receipt-id"] {
-            for reply in [&unpaid, &paid] {
+        // SDKs repeat some refusals unless they can read that they must not.
+        let spent = stall.post(&path, &[("origin", origin), ("payment-signature", &payment)], &ask()).await;
+        assert_eq!((spent.status, spent.header("x-should-retry")), (403, Some("false")), "{}", spent.text());
+        for name in [
+            "www-authenticate",
+            "payment-receipt",
+            "payment-session",
+            "payment-session-snapshot",
+            "payment-required",
+            "payment-response",
+            "x-payment-response",
+            "pontage-model",
+            "pontage-receipt-id",
+            "x-should-retry",
+            "retry-after",
+            "retry-after-ms",
+            "x-request-id",
+        ] {
+            for reply in [&unpaid, &paid, &spent] {
                 let exposed = words(reply, "access-control-expose-headers");
                 assert!(exposed.iter().any(|word| word == name), "{name} is not among {exposed:?}");
             }
