@@ -269,7 +269,7 @@ fn rails(
             }
             RailKind::X402(conf_of) => {
                 let public_url = conf.listen.public_url.trim_end_matches('/');
-                x402::rails(&section.name, conf_of, public_url, ring, &mut facilitators)
+                x402::rails(&section.name, conf_of, &conf.rails, public_url, ring, &mut facilitators)
                     .map(|rails| made.rails.extend(rails))
             }
         };
