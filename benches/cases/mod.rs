@@ -149,7 +149,8 @@ impl Challenge {
     /// Bytes of a request → the answer 402 with its offer: digest, strict reading, policy, price, MAC, headers, body.
     pub fn run(&self) -> Answer {
         let digest: [u8; 32] = Sha256::digest(black_box(&self.body)).into();
-        let quoted = self.runtime.block_on(quote_under(&self.plan, "/v1/chat/completions", self.body.clone(), None)).unwrap();
+        let quoted =
+            self.runtime.block_on(quote_under(&self.plan, "/v1/chat/completions", self.body.clone(), None)).unwrap();
         let offer = |rail: &Arc<dyn Rail>| {
             let terms = quoted.terms(rail.id(), rail.decimals()).unwrap();
             let description = "openai/gpt-oss-120b on /v1/chat/completions";
