@@ -50,7 +50,7 @@ mod payee;
 mod reread;
 mod x402;
 
-pub use mistakes::{mistakes, plain_mistakes};
+pub use mistakes::{mistakes, never_offered, plain_mistakes};
 use reread::{Kept, Reread};
 
 /// Connections that may wait to be accepted.
@@ -383,7 +383,11 @@ fn watched_rules(
 ) -> Result<Arc<Rules>, Vec<String>> {
     let pools = Arc::clone(pools);
     let runtime = tokio::runtime::Handle::current();
+    let own = conf.clone();
     let prepare = move |plan: &crate::rules::Plan| {
+        for doubt in never_offered(&own, plan) {
+            tracing::warn!("{doubt}");
+        }
         let next = Pools::build(&plan.pools, Some(&pools.load()))?;
         // A reload has a thread of its own and may wait for names; at the start the caller does.
         if tokio::runtime::Handle::try_current().is_err() {

@@ -16,8 +16,8 @@ pub(super) fn lasts(plan: &Plan, quoted: &Quoted) -> u64 {
     plan.pools.get(&quoted.allowed.model.pool).map_or(0, |pool| pool.timeouts.total_seconds)
 }
 
-/// The quote under the rules that made the offer, and for how long they let such a request last. Price comes from the offer, security from the live rules: a model that is
-/// gone or served elsewhere now is refused before any claim.
+/// The quote under the rules that made the offer, and for how long they let such a request last. Price comes from the offer, security
+/// from the live rules: a model that is gone or served elsewhere now is refused before any claim.
 pub(super) async fn offered(
     toll: &Toll,
     visit: &Visit<'_>,

@@ -2,7 +2,7 @@
 //!
 //! Order of checks, cheapest and least harmful first: form → MAC → the claim we may already have → terms → expiry and
 //! signature (`Rail::check`) → what we add (`Rail::complete`) → durable claim → chain. Nothing asks the chain before a valid
-//! signature.
+//! signature. A payment that is not for this request may have a claim as well: it is looked for before anybody is told to pay.
 
 use super::hold::Hold;
 use super::lease::Lease;
