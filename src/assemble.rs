@@ -50,7 +50,7 @@ mod payee;
 mod reread;
 mod x402;
 
-pub use mistakes::{mistakes, plain_mistakes};
+pub use mistakes::{mistakes, never_offered, plain_mistakes};
 use reread::{Kept, Reread};
 
 /// Connections that may wait to be accepted.
@@ -278,7 +278,7 @@ fn rails(
             }
             RailKind::X402(conf_of) => {
                 let public_url = conf.listen.public_url.trim_end_matches('/');
-                x402::rails(&section.name, conf_of, public_url, ring, &mut facilitators)
+                x402::rails(&section.name, conf_of, &conf.rails, public_url, ring, &mut facilitators)
                     .map(|rails| made.rails.extend(rails))
             }
         };
@@ -392,7 +392,11 @@ fn watched_rules(
 ) -> Result<Arc<Rules>, Vec<String>> {
     let pools = Arc::clone(pools);
     let runtime = tokio::runtime::Handle::current();
+    let own = conf.clone();
     let prepare = move |plan: &crate::rules::Plan| {
+        for doubt in never_offered(&own, plan) {
+            tracing::warn!("{doubt}");
+        }
         let next = Pools::build(&plan.pools, Some(&pools.load()))?;
         // A reload has a thread of its own and may wait for names; at the start the caller does.
         if tokio::runtime::Handle::try_current().is_err() {

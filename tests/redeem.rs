@@ -7,7 +7,11 @@ mod common;
 use common::backend::{Step, chunk, stream_head};
 use common::bed::{CHAT, PRICE, assert_final, chat, priced_by_ceiling, streamed, two_of_each};
 use common::client::node;
-use common::{Bed, DEV, Raw, RawReply, Reply, Unseen, eventually, ledger, payer, raw};
+use common::facilitator::SETTLE;
+use common::x402::Stall;
+use common::x402::counter::{assert_challenge, assert_final as x402_final};
+use common::x402::stall::{chat_at, server};
+use common::{Bed, DEV, EvmBed, GateOptions, Raw, RawReply, Reply, Scripted, Unseen, eventually, ledger, payer, raw};
 use pontage::clock::UnixSeconds;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -212,6 +216,75 @@ async fn what_was_paid_buys_any_body_of_the_route_that_costs_no_more_and_nothing
     }
     assert_eq!(bed.rpc.broadcasts(), 1);
     bed.close(Unseen::default()).await;
+}
+
+/// Two models at one price, on two paths that take the same rail and on one that takes another.
+fn two_models(options: GateOptions) -> GateOptions {
+    let models = options.rules["models.toml"].clone();
+    let second = models.replace("[model.\"openai/gpt-oss-120b\"]", "[model.\"openai/second\"]");
+    let routes = options.rules["routes.toml"].clone();
+    let tiers = options.rules["tiers.toml"].replace("120b\"]", "120b\", \"openai/second\"]");
+    let first = chat_at(server::FIRST);
+    let twin = routes.split("[[route]]").find(|route| route.contains(&format!("\"{first}\""))).unwrap();
+    let twin = twin.replace(&format!("\"{first}\""), &format!("\"{OTHER}\""));
+    options
+        .rule("models.toml", &format!("{models}\n{second}"))
+        .rule("routes.toml", &format!("{routes}\n[[route]]{twin}"))
+        .rule("tiers.toml", &tiers)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_paid_by_x402_buys_any_body_and_model_of_its_path_and_nobody_is_asked_to_pay_again() {
+    const ELSEWHERE: &str = "/other";
+    let chain = EvmBed::start().await;
+    let facilitator = Scripted::start(&[&chain.network()]).await;
+    let stall = Stall::with(chain, &facilitator.url(), two_models).await;
+    let buyer = stall.buyer().await;
+    let body = |model: &str, prompt: &str| common::client::chat(model, prompt);
+    let bought = body("openai/gpt-oss-120b", "one two");
+    let others =
+        [body("openai/second", "one two"), body("openai/second", "another"), body("openai/gpt-oss-120b", "another")];
+    for next in &others {
+        // Before anything is claimed an offer is for its model, its body and its path: nothing is taken for anything else.
+        let payment = stall.payment(&buyer, server::FIRST, &bought).await;
+        let (settled, served) = (facilitator.count(SETTLE), stall.served());
+        assert_challenge(
+            &stall.show(server::FIRST, &payment, next).await,
+            "invalid_challenge",
+            "unclaimed, another body",
+        );
+        for path in [ELSEWHERE, server::EXACT] {
+            assert_challenge(
+                &stall.show(path, &payment, &bought).await,
+                "invalid_challenge",
+                "unclaimed, another path",
+            );
+        }
+        assert_eq!((facilitator.count(SETTLE), stall.served()), (settled, served));
+
+        stall.backend.next(Reply::error(500, "x", "y", "z"));
+        let failed = stall.show(server::FIRST, &payment, &bought).await;
+        x402_final(&failed, &[502], "upstream_failed", "paid");
+        assert_redeemable(&failed);
+        for (path, body) in [(ELSEWHERE, &bought), (ELSEWHERE, next), (server::EXACT, &bought), (server::EXACT, next)] {
+            let reply = stall.show(path, &payment, body).await;
+            x402_final(&reply, &[403], "redeem_elsewhere", path);
+            assert_redeemable(&reply);
+        }
+        assert_eq!((facilitator.count(SETTLE), stall.served()), (settled + 1, served + 1), "taken once, asked once");
+        let reply = stall.show(server::FIRST, &payment, next).await;
+        assert_eq!((reply.status, reply.header("pontage-model")), (200, next["model"].as_str()), "{}", reply.text());
+        for path in [server::FIRST, ELSEWHERE, server::EXACT] {
+            for body in [&bought, next] {
+                x402_final(&stall.show(path, &payment, body).await, &[403], "payment_spent", path);
+            }
+        }
+        assert_eq!((facilitator.count(SETTLE), stall.served()), (settled + 1, served + 2));
+    }
+    // Words that are not ours say nothing about a payment that nobody has seen, whatever it is signed for.
+    let mut payment = stall.payment(&buyer, server::FIRST, &bought).await;
+    payment["accepted"]["extra"]["offer"] = json!("A".repeat(151));
+    assert_challenge(&stall.show(server::FIRST, &payment, &bought).await, "invalid_challenge", "not our offer");
 }
 
 #[tokio::test(flavor = "multi_thread")]

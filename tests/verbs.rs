@@ -51,6 +51,37 @@ fn check_lists_every_mistake_of_every_file_at_once_with_its_place() {
 }
 
 #[test]
+fn check_warns_of_a_price_that_is_never_offered_because_no_payer_may_owe_so_much() {
+    let rail = "\n[rail.base]\nkind = \"x402\"\nnetwork = \"eip155:8453\"\nasset = \"usdc\"\nfacilitator = { url = \"http://127.0.0.1:1\" }\n\
+                pay_to = \"0x8ba1f109551bD432803012645Ac136ddd64DBA72\"\n";
+    let check = |flat: &str, stream: &str, more: &str| {
+        let options = GateOptions::new(NOWHERE, NOWHERE)
+            .conf_extra(&format!("{rail}{more}"))
+            .rule_edit("tiers.toml", "flat = \"0.02\"", &format!("flat = \"{flat}\""))
+            .rule_edit("routes.toml", "stream = \"allow\"", &format!("stream = \"{stream}\""))
+            .rule_edit("routes.toml", "accept = [\"tempo/charge\"]", "accept = [\"tempo/charge\", \"base/exact\"]");
+        let (status, _, said) = Gate::prepare(options).verb(&["check"]);
+        assert!(status.success(), "{said}");
+        said
+    };
+    let said = check("5.01", "allow", "");
+    for word in
+        ["warning: tiers.toml: tier.standard.charge.flat", "$5.01", "rail.base.payer_exposure, $5)", "base/exact"]
+    {
+        assert!(said.contains(word), "nothing of {word:?} in {said}");
+    }
+    for (flat, stream, more, why) in [
+        ("5", "allow", "", "as much as he may owe"),
+        ("5.01", "force", "", "streams are paid first"),
+        ("5.01", "allow", "settle = \"first\"\n", "so is everything"),
+        ("5.01", "allow", "payer_exposure = \"6\"\n", "he may owe more"),
+    ] {
+        let said = check(flat, stream, more);
+        assert!(!said.contains("payer_exposure"), "{why}: {said}");
+    }
+}
+
+#[test]
 fn check_passes_every_shipped_set_without_any_secret() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let sets = std::fs::read_dir(root.join("lua-free-rules")).unwrap().map(|entry| entry.unwrap().path());

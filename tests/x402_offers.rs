@@ -11,8 +11,9 @@ use common::client::{chat, node, python};
 use common::facilitator::{SETTLE, VERIFY};
 use common::x402::stall::{chat_at, node as node_of, rail, server};
 use common::x402::{Client, Stall, decode, encode};
-use common::{EvmBed, Facilitator, GateOptions, RawReply, Scripted, SessionBed, payer, raw};
+use common::{EvmBed, Facilitator, GateOptions, RawReply, Scripted, SessionBed, eventually, payer, raw};
 use serde_json::{Value, json};
+use std::time::Duration;
 
 /// What the flat tier takes, in atoms.
 const FLAT: u128 = 20_000;
@@ -270,16 +271,68 @@ async fn pages_of_a_configured_origin_may_pay_and_read_what_they_paid() {
             }
             continue;
         }
-        for name in ["payment-signature", "x-payment", "content-type", "access-control-expose-headers"] {
+        for name in [
+            "authorization",
+            "payment-authorization",
+            "accept-payment",
+            "payment-session",
+            "payment-signature",
+            "x-payment",
+            "content-type",
+            "access-control-expose-headers",
+        ] {
             let allowed = words(&preflight, "access-control-allow-headers");
             assert!(allowed.iter().any(|word| word == name), "{name} is not among {allowed:?}");
         }
-        for name in ["payment-required", "payment-response", "x-payment-response", "pontage-receipt-id"] {
-            for reply in [&unpaid, &paid] {
+        // SDKs repeat some refusals unless they can read that they must not.
+        let spent = stall.post(&path, &[("origin", origin), ("payment-signature", &payment)], &ask()).await;
+        assert_eq!((spent.status, spent.header("x-should-retry")), (403, Some("false")), "{}", spent.text());
+        for name in [
+            "www-authenticate",
+            "payment-receipt",
+            "payment-session",
+            "payment-session-snapshot",
+            "payment-required",
+            "payment-response",
+            "x-payment-response",
+            "pontage-model",
+            "pontage-receipt-id",
+            "x-should-retry",
+            "retry-after",
+            "retry-after-ms",
+            "x-request-id",
+        ] {
+            for reply in [&unpaid, &paid, &spent] {
                 let exposed = words(reply, "access-control-expose-headers");
                 assert!(exposed.iter().any(|word| word == name), "{name} is not among {exposed:?}");
             }
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_offer_outlives_rules_that_give_a_request_more_or_less_time_and_its_pool_another_name() {
+    let (stall, _facilitator) = stall_everywhere().await;
+    let path = chat_at(server::EXACT);
+    let gate = &stall.gate;
+    let (pools, models) = (gate.rules("pools.toml"), gate.rules("models.toml"));
+    for (seconds, name) in [(30, "gpt-oss"), (900, "gpt-oss"), (900, "renamed"), (60, "renamed")] {
+        let offer = required(&stall.post(&path, &[], &ask()).await)["accepts"][0].clone();
+        let before = gate.generation().await;
+        let moved = pools.replace("total_seconds = 60", &format!("total_seconds = {seconds}"));
+        let moved = moved.replace("[pool.gpt-oss]", &format!("[pool.{name}]"));
+        gate.write_rules("models.toml", &models.replace("pool = \"gpt-oss\"", &format!("pool = \"{name}\"")));
+        gate.write_rules("pools.toml", &moved);
+        gate.hup();
+        let loaded = eventually(Duration::from_secs(20), || async {
+            let now = required(&stall.post(&path, &[], &ask()).await)["accepts"][0].clone();
+            gate.generation().await != before && now["maxTimeoutSeconds"] == json!(seconds + 360)
+        });
+        assert!(loaded.await, "the rules are not in force: {}", gate.log());
+        let buyer = stall.chain.buyer(FLAT).await;
+        let payment = encode(&stall.chain.authorize(&buyer, &offer, |_| ()));
+        let paid = stall.post(&path, &[("payment-signature", &payment)], &ask()).await;
+        assert_eq!(paid.status, 200, "{seconds} s in {name}: {}", paid.text());
     }
 }
 

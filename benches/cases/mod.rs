@@ -11,7 +11,7 @@ use pontage::chain::{Address, B256, Chain, Head, Inclusion, Sent, Unreachable};
 use pontage::clock::UnixSeconds;
 use pontage::edge::reply::Answer;
 use pontage::flow::Stop;
-use pontage::flow::pay::quote_under;
+use pontage::flow::offered::quote_under;
 use pontage::ids::{PoolName, UpstreamModel};
 use pontage::limits::Spelling;
 use pontage::money::Usd;
@@ -149,7 +149,8 @@ impl Challenge {
     /// Bytes of a request → the answer 402 with its offer: digest, strict reading, policy, price, MAC, headers, body.
     pub fn run(&self) -> Answer {
         let digest: [u8; 32] = Sha256::digest(black_box(&self.body)).into();
-        let quoted = self.runtime.block_on(quote_under(&self.plan, "/v1/chat/completions", self.body.clone())).unwrap();
+        let quoted =
+            self.runtime.block_on(quote_under(&self.plan, "/v1/chat/completions", self.body.clone(), None)).unwrap();
         let offer = |rail: &Arc<dyn Rail>| {
             let terms = quoted.terms(rail.id(), rail.decimals()).unwrap();
             let description = "openai/gpt-oss-120b on /v1/chat/completions";

@@ -5,6 +5,9 @@ use super::{catalogue, settle_key, sponsors_secret, x402};
 use crate::chain::tempo::Tempo;
 use crate::conf::{Conf, RailConf, RailKind};
 use crate::edge::door::tls;
+use crate::ids::RailId;
+use crate::limits::StreamRule;
+use crate::rules::Plan;
 use crate::secret::Secret;
 use crate::store;
 use crate::upstream::Pools;
@@ -35,6 +38,31 @@ pub fn plain_mistakes(conf: &Conf) -> Vec<String> {
         RailKind::MppTempo(_) => None,
     });
     certificate.into_iter().chain(unbuilt).collect()
+}
+
+/// Flat prices above what one payer may owe, on rails that are paid after the answer: there is no offer of them but for streams. Sentences
+/// for the operator, who may have meant it.
+pub fn never_offered(conf: &Conf, plan: &Plan) -> Vec<String> {
+    let after = conf.rails.iter().filter_map(|section| match &section.kind {
+        RailKind::X402(x402) if !x402.first => Some((&section.name, x402.payer_exposure)),
+        RailKind::X402(_) | RailKind::MppTempo(_) => None,
+    });
+    let mut said = Vec::new();
+    for (name, most) in after {
+        let rail = RailId::from(format!("{name}/exact").as_str());
+        let routes = plan.routes.values().filter(|r| r.accept.contains(&rail) && r.stream != StreamRule::Force);
+        for route in routes {
+            let Some(price) = route.flat().and_then(|flat| route.share(&rail).times(flat)) else { continue };
+            if price > most {
+                said.push(format!(
+                    "tiers.toml: tier.{}.charge.flat: ${price} is more than a payer may owe (rail.{name}.payer_exposure, ${most}): \
+                     {rail} is not offered on {} but for streams",
+                    route.tier.name, route.path
+                ));
+            }
+        }
+    }
+    said
 }
 
 fn of_rail(section: &RailConf) -> Vec<String> {

@@ -1,6 +1,6 @@
 //! The x402 rails of `pontage.toml`.
 
-use crate::conf::{AuthConf, FacilitatorConf, X402Conf};
+use crate::conf::{AuthConf, FacilitatorConf, RailConf, RailKind, X402Conf};
 use crate::network::Family;
 use crate::rail::Rail;
 use crate::rail::ring::KeyRing;
@@ -86,16 +86,25 @@ fn node(rpc: &SecretRef, conf: &X402Conf) -> Result<Arc<dyn Evidence>, String> {
     })
 }
 
-/// The rails of one section.
+/// The rails of one section, which stands among `others`.
 pub(super) fn rails(
     name: &str,
     conf: &X402Conf,
+    others: &[RailConf],
     public_url: &str,
     ring: &Arc<KeyRing>,
     facilitators: &mut Facilitators,
 ) -> Result<Vec<Arc<dyn Rail>>, String> {
     let facilitator = facilitators.of(conf)?;
     let evidence = evidence(conf)?;
+    let beside = |other: &RailConf| match &other.kind {
+        RailKind::X402(other) if other.network == conf.network && !other.permit2 => {
+            let there = (other.asset.clone(), other.pay_to.clone());
+            (there != (conf.asset.clone(), conf.pay_to.clone())).then_some(there)
+        }
+        _ => None,
+    };
+    let beside: Vec<_> = others.iter().filter_map(beside).collect();
     let rail = |scheme, word: &str| {
         let settings = Settings {
             id: format!("{name}/{word}").into(),
@@ -103,6 +112,7 @@ pub(super) fn rails(
             network: conf.network.clone(),
             asset: conf.asset.clone(),
             pay_to: conf.pay_to.clone(),
+            beside: beside.clone(),
             permit2: conf.permit2 || scheme == Scheme::Upto,
             first: conf.first,
             ceiling: conf.ceiling,

@@ -22,6 +22,8 @@ pub fn run(conf: &Path, rules: &Path) -> ExitCode {
         Ok(conf) => {
             conf.warnings.iter().chain(&conf.exposed()).for_each(|warning| eprintln!("warning: {warning}"));
             mistakes.extend(assemble::plain_mistakes(&conf));
+            let doubts = plan.as_ref().map(|plan| assemble::never_offered(&conf, plan)).unwrap_or_default();
+            doubts.iter().for_each(|doubt| eprintln!("warning: {doubt}"));
         }
         Err(found) => mistakes.extend(found.iter().map(ToString::to_string)),
     }

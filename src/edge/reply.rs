@@ -229,8 +229,10 @@ impl Cors {
             (
                 header::ACCESS_CONTROL_EXPOSE_HEADERS,
                 HeaderValue::from_static(
-                    "WWW-Authenticate, Payment-Receipt, PAYMENT-REQUIRED, PAYMENT-RESPONSE, X-PAYMENT-RESPONSE, \
-                     Pontage-Model, Pontage-Receipt-Id, Retry-After, X-Request-Id",
+                    // SDKs repeat 409, 429 and 5xx by themselves unless they can read `X-Should-Retry`, each time paying anew.
+                    "WWW-Authenticate, Payment-Receipt, Payment-Session, Payment-Session-Snapshot, PAYMENT-REQUIRED, \
+                     PAYMENT-RESPONSE, X-PAYMENT-RESPONSE, Pontage-Model, Pontage-Receipt-Id, X-Should-Retry, \
+                     Retry-After, Retry-After-Ms, X-Request-Id, OpenAI-Processing-Ms, OpenAI-Version",
                 ),
             ),
         ]
@@ -250,8 +252,8 @@ impl Cors {
             header::ACCESS_CONTROL_ALLOW_HEADERS,
             // The published x402 clients send the last one with every request, and a browser asks for it.
             HeaderValue::from_static(
-                "Authorization, Payment-Authorization, Accept-Payment, Content-Type, PAYMENT-SIGNATURE, X-PAYMENT, \
-                 SIGN-IN-WITH-X, Access-Control-Expose-Headers",
+                "Authorization, Payment-Authorization, Accept-Payment, Payment-Session, Content-Type, PAYMENT-SIGNATURE, \
+                 X-PAYMENT, SIGN-IN-WITH-X, Access-Control-Expose-Headers",
             ),
         ));
         headers.push((header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600")));
@@ -309,6 +311,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::clock::UnixSeconds;
+    use crate::edge::scrub;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     fn stop(refusal: Refusal, moved: Moved, claimed: bool) -> Stop {
@@ -398,6 +401,19 @@ mod tests {
         assert!(taken(large(65), 66, Duration::from_secs(8)).await, "a large one that is taken in ten minutes");
         assert!(!taken(large(65), 66, Duration::from_secs(12)).await, "it would hold its memory for longer");
         assert!(taken(large(63), 64, Duration::from_secs(12)).await, "a small one has no end");
+    }
+
+    #[test]
+    fn a_page_may_read_whatever_crosses_from_a_backend_and_that_it_must_not_repeat_itself() {
+        let cors = Cors(vec!["https://a.example".into()]);
+        let headers = cors.headers(Some(&HeaderValue::from_static("https://a.example")));
+        let exposed = headers.iter().find(|(name, _)| *name == header::ACCESS_CONTROL_EXPOSE_HEADERS).unwrap();
+        let exposed: Vec<_> = exposed.1.to_str().unwrap().split(", ").map(str::to_ascii_lowercase).collect();
+        // Browsers show it of every answer.
+        let shown = [header::CONTENT_TYPE];
+        for name in scrub::TO_CLIENT.iter().filter(|name| !shown.contains(name)).chain([&SHOULD_RETRY]) {
+            assert!(exposed.iter().any(|word| word == name.as_str()), "{name} is not among {exposed:?}");
+        }
     }
 
     #[test]

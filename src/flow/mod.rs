@@ -17,6 +17,7 @@ pub mod hold;
 pub mod lease;
 pub mod loss;
 mod means;
+pub mod offered;
 pub mod parse;
 pub mod pay;
 pub mod policy;

@@ -2,22 +2,23 @@
 //!
 //! Order of checks, cheapest and least harmful first: form → MAC → the claim we may already have → terms → expiry and
 //! signature (`Rail::check`) → what we add (`Rail::complete`) → durable claim → chain. Nothing asks the chain before a valid
-//! signature.
+//! signature. A payment that is not for this request may have a claim as well: it is looked for before anybody is told to pay.
 
 use super::hold::Hold;
 use super::lease::Lease;
 use super::loss::{Losses, Room};
+use super::offered::{expected, lasts, offered};
 use super::price::Quoted;
 use super::promise::{Promise, unpaid};
 use super::taking::{Taking, promise, take, to_its_end};
-use super::{Stop, Toll, parse, policy, price, recover, session};
+use super::{Stop, Toll, recover, session};
 use crate::channel::Channel;
 use crate::claim::{Claim, Denied, Op, Standing, Terms};
 use crate::clock::UnixSeconds;
 use crate::ids::RailId;
 use crate::journal::{Entry, Settlement};
 use crate::money::{Atoms, Usd};
-use crate::rail::{self, Ask, Found, Offer, Rail, Recognised, Shown, When};
+use crate::rail::{self, Ask, Found, Identity, Offer, Rail, Recognised, Shown, When};
 use crate::refusal::{Moved, Refusal};
 use crate::rules::Plan;
 use crate::rules::plan::Access;
@@ -94,19 +95,26 @@ pub async fn pay(toll: &Arc<Toll>, visit: &Visit<'_>, quoted: &Arc<Quoted>) -> R
     if let Some((till, presented)) = session::present(toll, shown, UnixSeconds::now())? {
         return session::buy(toll, visit, quoted, till, presented).await;
     }
-    let (rail, recognised) = recognise(toll, visit, quoted, shown)?;
+    let (rail, recognised) = match recognise(toll, visit, quoted, shown) {
+        Ok(known) => known,
+        Err(refusal) => return bought_before(toll, visit, quoted, shown, refusal).await,
+    };
     let revision = match toll.store.claim(&recognised.key).await.map_err(|e| unread(&e))? {
         None => 1,
         // Somebody else's attempt with this proof came to nothing, as it had to. Its owner is not the poorer for it.
         Some(claim) if claim.yields_to(&recognised.challenge_id) => claim.revision.saturating_add(1),
-        Some(claim) => return resume(toll, visit, quoted, claim, &recognised).await,
+        Some(claim) => {
+            // The body it was bought for needs no second look at its price; any other must cost no more.
+            let same_body = recognised.digest == Some(visit.digest);
+            return resume(toll, visit, quoted, claim, &recognised.identity(), same_body).await;
+        }
     };
     if !quoted.allowed.route.accept.contains(rail.id()) {
         return Err(Refusal::InvalidChallenge { why: "this rail is not accepted here any more" }.into());
     }
-    let quoted = offered(toll, visit, quoted, rail.as_ref(), &recognised).await?;
+    let (quoted, lasts) = offered(toll, visit, quoted, rail.as_ref(), &recognised).await?;
     let terms = expected(&quoted, rail.as_ref(), &recognised)?;
-    let ask = Ask { terms: &terms, digest: visit.digest, description: "", lasts: lasts(visit.plan, &quoted) };
+    let ask = Ask { terms: &terms, digest: visit.digest, description: "", lasts };
     let proof = rail.check(shown, recognised, &ask, UnixSeconds::now()).await.inspect_err(|_| {
         toll.metrics.payments.with_label_values(&[rail.id().as_str(), "refused"]).inc();
     })?;
@@ -173,107 +181,39 @@ fn recognise<'a>(
     Err(refused.unwrap_or(Refusal::InvalidChallenge { why: "it was not issued here" }).into())
 }
 
+/// A credential that answers no offer for this request: what it bought is its payer's all the same, and nobody who has paid is told to
+/// pay anew. Nothing is ever claimed by it.
+async fn bought_before(
+    toll: &Arc<Toll>,
+    visit: &Visit<'_>,
+    quoted: &Arc<Quoted>,
+    shown: &Shown,
+    refusal: Stop,
+) -> Result<Paid, Stop> {
+    let mut identities: Vec<_> = toll.rails.iter().filter_map(|rail| rail.identity(shown, visit.digest)).collect();
+    identities.dedup();
+    for identity in identities {
+        match toll.store.claim(&identity.key).await.map_err(|e| unread(&e))? {
+            Some(claim) if !claim.yields_to(&identity.challenge_id) => {
+                return resume(toll, visit, quoted, claim, &identity, false).await;
+            }
+            _ => {}
+        }
+    }
+    Err(refusal)
+}
+
 /// Whether what a request used is what it pays on this rail.
 fn is_by_usage(rail: &dyn Rail, quoted: &Quoted) -> bool {
     matches!(rail.when(quoted.allowed.stream), When::After { most: Some(_), .. })
 }
 
 /// What a request costs on a rail, or the most it can cost where what it used is taken. `None`: more than can be asked for.
-fn terms_on(quoted: &Quoted, rail: &dyn Rail) -> Option<Terms> {
+pub(super) fn terms_on(quoted: &Quoted, rail: &dyn Rail) -> Option<Terms> {
     match rail.when(quoted.allowed.stream) {
         When::After { most: Some(most), .. } => quoted.terms_by_usage(rail.id(), rail.decimals(), most),
         When::First | When::After { most: None, .. } => quoted.terms(rail.id(), rail.decimals()),
     }
-}
-
-/// The longest a request may take, in seconds.
-fn lasts(plan: &Plan, quoted: &Quoted) -> u64 {
-    plan.pools.get(&quoted.allowed.model.pool).map_or(0, |pool| pool.timeouts.total_seconds)
-}
-
-/// The quote under the rules that made the offer. Price comes from the offer, security from the live rules: a model that is
-/// gone or served elsewhere now is refused before any claim.
-async fn offered(
-    toll: &Toll,
-    visit: &Visit<'_>,
-    live: &Arc<Quoted>,
-    rail: &dyn Rail,
-    recognised: &Recognised,
-) -> Result<Arc<Quoted>, Refusal> {
-    let terms = &recognised.terms;
-    if terms.route != live.allowed.route.path {
-        return Err(Refusal::InvalidChallenge { why: "it was offered on another path" });
-    }
-    if terms.model != live.allowed.model.name {
-        return Err(Refusal::InvalidChallenge { why: "it was offered for another model" });
-    }
-    if terms.generation == live.generation {
-        return Ok(Arc::clone(live));
-    }
-    let old = match terms.generation.as_str() {
-        // x402 v1 repeats no offer: any price of the last minutes will do.
-        "" => match recent(toll, visit, rail, recognised).await {
-            Some(found) => found,
-            None => return Err(Refusal::InvalidChallenge { why: "no offer of this path has this amount" }),
-        },
-        _ => match toll.rules.plan_of(&terms.generation) {
-            Some(plan) => (Arc::clone(&plan), quote_under(&plan, terms.route.as_str(), visit.body.clone()).await?),
-            None => return Ok(Arc::clone(live)),
-        },
-    };
-    let (plan, old) = old;
-    let (then, now) = (&old.allowed.model, &live.allowed.model);
-    // A pool that only got another name is the same place; the old name is still found there (`upstream::Pools::get`).
-    let moved = match (plan.pools.get(&then.pool), visit.plan.pools.get(&now.pool)) {
-        _ if then.pool == now.pool => false,
-        (Some(was), Some(is)) => !was.is_the_same_place(is),
-        _ => true,
-    };
-    if then.upstream != now.upstream || moved {
-        return Err(Refusal::InvalidChallenge { why: "the model is served elsewhere since the offer" });
-    }
-    Ok(Arc::new(old))
-}
-
-/// The newest rules under which this request had the amount that was signed.
-async fn recent(
-    toll: &Toll,
-    visit: &Visit<'_>,
-    rail: &dyn Rail,
-    recognised: &Recognised,
-) -> Option<(Arc<Plan>, Quoted)> {
-    for plan in toll.rules.recent() {
-        let Ok(quoted) = quote_under(&plan, recognised.terms.route.as_str(), visit.body.clone()).await else {
-            continue;
-        };
-        if terms_on(&quoted, rail).is_some_and(|terms| terms.amount == recognised.terms.amount) {
-            return Some((plan, quoted));
-        }
-    }
-    None
-}
-
-/// Parse, policy and price under a given plan.
-pub async fn quote_under(plan: &Plan, path: &str, body: Bytes) -> Result<Quoted, Refusal> {
-    let route = plan.route(path).ok_or(Refusal::UnknownPath)?;
-    let allowed = policy::allow(parse::parse(Arc::clone(route), body)?, plan)?;
-    price::quote(allowed, plan.generation.clone()).await
-}
-
-/// What the credential's terms must be. The amount is what we compute, unless the rules that made the offer are gone (a
-/// restart): then it is the offer's own, which came back under our MAC together with the digest of this very body.
-fn expected(quoted: &Quoted, rail: &dyn Rail, recognised: &Recognised) -> Result<Terms, Refusal> {
-    let uncovered = Refusal::InvalidChallenge { why: "this request costs more than can be asked for on its rail" };
-    let mut terms = terms_on(quoted, rail).ok_or(uncovered)?;
-    if recognised.terms.generation.as_str().is_empty() {
-        return Ok(terms);
-    }
-    if terms.generation != recognised.terms.generation {
-        terms.generation = recognised.terms.generation.clone();
-        terms.amount = recognised.terms.amount;
-        terms.price = recognised.terms.price;
-    }
-    Ok(terms)
 }
 
 /// Room for what the operator absorbs on this request; where it was paid before and is `owed`, what was kept for it.
@@ -302,28 +242,29 @@ pub(super) async fn learn(toll: &Toll, tier: &str, now: UnixSeconds) -> Result<(
 
 /// The key says which proof it is; the challenge says who was asked. Somebody else's proof under an offer of one's own must
 /// not open somebody else's claim.
-fn is_answered_by(claim: &Claim, recognised: &Recognised) -> Result<(), Stop> {
-    if claim.challenge_id == recognised.challenge_id {
+fn is_answered_by(claim: &Claim, identity: &Identity) -> Result<(), Stop> {
+    if claim.challenge_id == identity.challenge_id {
         return Ok(());
     }
     // While it is not known whose it is, nobody may be told to pay anew.
     match claim.standing {
         Standing::Claimed { .. } | Standing::Taking { .. } | Standing::Promised { .. } => Err(running_stop()),
         // An x402 payment is public once it is settled. Whoever shows it otherwise than its payer did is told that it is used.
-        _ if recognised.is_public => Err(Stop { moved: Moved::Yes, claimed: true, ..Refusal::ProofSpent.into() }),
+        _ if identity.is_public => Err(Stop { moved: Moved::Yes, claimed: true, ..Refusal::ProofSpent.into() }),
         _ => Err(Refusal::InvalidChallenge { why: "the payment answers another offer" }.into()),
     }
 }
 
-/// A proof we have seen before.
+/// A proof we have seen before. `same_body`: under our MAC it was bought for this body.
 async fn resume(
     toll: &Arc<Toll>,
     visit: &Visit<'_>,
     quoted: &Arc<Quoted>,
     mut claim: Claim,
-    recognised: &Recognised,
+    identity: &Identity,
+    same_body: bool,
 ) -> Result<Paid, Stop> {
-    is_answered_by(&claim, recognised)?;
+    is_answered_by(&claim, identity)?;
     let rail = claim.terms.rail.clone();
     let deadline = tokio::time::Instant::now() + toll.unknown_wait;
     while let Standing::Claimed { by } | Standing::Taking { by, .. } = &claim.standing {
@@ -337,10 +278,8 @@ async fn resume(
         tokio::time::sleep(Duration::from_millis(250)).await;
         claim = toll.store.claim(&claim.key).await.map_err(|e| unread(&e))?.ok_or_else(unknown)?;
         // It may have died meanwhile and been claimed by its owner.
-        is_answered_by(&claim, recognised)?;
+        is_answered_by(&claim, identity)?;
     }
-    // The body it was bought for needs no second look at its price; any other must cost no more.
-    let same_body = recognised.digest == Some(visit.digest);
     let by_usage = toll.rail(&rail).is_some_and(|rail| is_by_usage(rail.as_ref(), quoted));
     let decimals = claim.terms.decimals;
     let need = match same_body {
@@ -535,6 +474,11 @@ pub async fn offers(
             }
             (Some(rail), _) => {
                 let terms = terms_on(quoted, rail.as_ref()).ok_or("the amount is out of range")?;
+                if let When::After { exposure, .. } = rail.when(allowed.stream)
+                    && terms.price > exposure
+                {
+                    return Err(format!("it costs ${}, and a payer may owe ${exposure} at most", terms.price));
+                }
                 let fixed = allowed.route.by_usage && !is_by_usage(rail.as_ref(), quoted);
                 let description = if fixed { &as_quoted } else { &description };
                 let ask = Ask { terms: &terms, digest, description, lasts };

@@ -21,7 +21,8 @@ use self::sessions::Purse;
 use super::channels::Channels;
 use super::hold::Hold;
 use super::loss::Losses;
-use super::pay::{self, Money, Paid, Visit, quote_under};
+use super::offered::quote_under;
+use super::pay::{self, Money, Paid, Visit};
 use super::price::Quoted;
 use super::{Stop, Till, Toll};
 use crate::catalogue::{Catalogue, RailAbility};
@@ -406,7 +407,7 @@ impl Bed {
 
     async fn quote(&self, path: &str, body: &str) -> Result<Arc<Quoted>, Refusal> {
         let plan = self.toll.rules.plan();
-        Ok(Arc::new(quote_under(&plan, path, Bytes::copy_from_slice(body.as_bytes())).await?))
+        Ok(Arc::new(quote_under(&plan, path, Bytes::copy_from_slice(body.as_bytes()), None).await?))
     }
 
     async fn pay(&self, path: &str, body: &str, shown: &Shown) -> Result<Paid, Stop> {

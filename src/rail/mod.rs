@@ -120,6 +120,14 @@ pub fn found(headers: &HeaderMap) -> Found {
     }
 }
 
+impl Recognised {
+    /// By what its claim is found.
+    pub fn identity(&self) -> Identity {
+        let Self { key, challenge_id, is_public, .. } = self;
+        Identity { key: key.clone(), challenge_id: challenge_id.clone(), is_public: *is_public }
+    }
+}
+
 impl Found {
     fn count(&self) -> usize {
         match self {
@@ -192,6 +200,17 @@ pub struct Recognised {
     pub is_public: bool,
 }
 
+/// By what the claim of a credential is found, and told from what somebody else makes of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Key of the claim.
+    pub key: ClaimKey,
+    /// The challenge that it says it answers.
+    pub challenge_id: String,
+    /// As [`Recognised::is_public`].
+    pub is_public: bool,
+}
+
 /// A checked proof: everything that can be known without the chain holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proof {
@@ -250,6 +269,11 @@ pub trait Rail: Way {
     /// Whether the credential answers an offer of this rail, by MAC alone. `Ok(None)`: another rail's. `live`: this request under
     /// the rules in force, for protocols whose offers name neither path nor model. No I/O, no expiry check.
     fn recognise(&self, shown: &Shown, live: &Ask<'_>) -> Result<Option<Recognised>, Refusal>;
+    /// The claim that a credential of this rail's may have, whatever its offer says and for whatever it was made: for protocols whose
+    /// payments do not say it themselves. Good for looking a claim up, never for making one. No I/O.
+    fn identity(&self, _shown: &Shown, _digest: [u8; 32]) -> Option<Identity> {
+        None
+    }
     /// The model of the offer that a credential answers, as it says itself; `None`: it does not say, or its offer is another rail's
     /// or path's.
     fn offered(&self, shown: &Shown, path: &str) -> Option<PublicModel>;

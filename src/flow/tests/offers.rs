@@ -111,6 +111,41 @@ async fn an_offer_is_honoured_at_its_price_after_the_rules_changed() {
 }
 
 #[tokio::test]
+async fn a_request_that_names_no_model_keeps_the_one_it_was_offered_whatever_is_reloaded() {
+    // A word of `m` costs too much for the price, so that `gift` is offered.
+    let flat: &[_] = &[("tiers.toml", "{ ceiling = true }", "{ flat = \"0.0002\", min_output_tokens = 20 }")];
+    let other: &[_] = &[flat[0], ("models.toml", "output = \"10\"", "output = \"9\"")];
+    let gone: &[_] = &[flat[0], ("tiers.toml", "[\"m\", \"gift\"]", "[\"m\"]")];
+    let body = r#"{"max_tokens":20,"messages":[{"role":"user","content":"hi"}]}"#;
+    for (edits, kept, why) in [(other, true, "other prices"), (gone, false, "it is not sold here any more")] {
+        let bed = Bed::with(flat);
+        let quote = async |found: &Found| {
+            let plan = bed.toll.rules.plan();
+            choose::quote(&bed.toll, &plan, PATH, body.into(), found).await.map(Arc::new)
+        };
+        let quoted = quote(&Found::Nothing).await.unwrap();
+        assert_eq!(quoted.allowed.model.name.as_str(), "gift");
+        let offers = pay::offers(&bed.toll, &quoted, digest(body), &http::HeaderMap::new(), None).await.unwrap();
+        let found = Found::One(shown(offers[0].challenge_id.as_ref().unwrap(), "a"));
+        bed.reload(edits).await;
+        let live = match quote(&found).await {
+            Ok(live) => live,
+            Err(refusal) => {
+                assert!(!kept, "{why}: {refusal:?}");
+                continue;
+            }
+        };
+        let (plan, bytes) = (bed.toll.rules.plan(), Bytes::copy_from_slice(body.as_bytes()));
+        let visit = Visit { plan: &plan, found: &found, digest: digest(body), body: &bytes, request: "req_1" };
+        let paid = pay::pay(&bed.toll, &visit, &live).await;
+        assert!(kept, "{why}");
+        let paid = paid.unwrap_or_else(|stop| panic!("{why}: {stop:?}"));
+        let terms = paid.hold().terms();
+        assert_eq!((terms.model.as_str(), &terms.generation), ("gift", &quoted.generation), "{why}");
+    }
+}
+
+#[tokio::test]
 async fn an_offer_is_refused_unclaimed_when_what_it_sold_is_sold_elsewhere_now() {
     let upstream: &[_] = &[("models.toml", "m-up", "m-other")];
     let pool: &[_] = &[

@@ -55,6 +55,22 @@ async fn a_payer_promises_no_more_at_a_time_than_he_is_trusted_with() {
 }
 
 #[tokio::test]
+async fn what_is_dearer_than_a_payer_may_owe_is_offered_only_where_it_is_paid_first() {
+    let offered = async |exposure, body: &str| -> Vec<String> {
+        let bed = bed(When::After { most: None, exposure });
+        let quoted = bed.quote(PATH, body).await.unwrap();
+        let made = pay::offers(&bed.toll, &quoted, digest(body), &http::HeaderMap::new(), None).await.unwrap();
+        made.into_iter().map(|offer| offer.rail.to_string()).collect()
+    };
+    let (whole, stream) = (ask("m", 10), streamed(10));
+    let price = Bed::new().quote(PATH, &whole).await.unwrap().parts.price_usd;
+    assert_eq!(offered(price, &whole).await, ["tempo/charge", "spare/charge"], "as much as he may owe");
+    let less = Usd(price.0 - 1);
+    assert_eq!(offered(less, &whole).await, ["spare/charge"], "it would be refused whoever pays");
+    assert_eq!(offered(less, &stream).await, ["tempo/charge", "spare/charge"], "nothing is owed for a stream");
+}
+
+#[tokio::test]
 async fn what_other_gates_count_as_promised_is_part_of_what_a_payer_is_trusted_with() {
     for (elsewhere, taken, why) in
         [(40, true, "what is promised beside it fits into 250"), (100, false, "and here it does not")]

@@ -170,6 +170,30 @@ impl Signed {
     }
 }
 
+/// How well a payment that names no token fits one, and a payee.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fit {
+    /// It goes to somebody else.
+    Not,
+    /// It goes to the payee; whether in this token only the payer's contract can tell, if he is one.
+    Payee,
+    /// It moves this token to the payee.
+    Proven,
+}
+
+/// How well what was signed fits a token and a payee. Nothing else of it is looked at.
+pub fn fit(signed: &Signed, network: &Network, asset: &Asset, pay_to: &str) -> Fit {
+    match signed {
+        Signed::Eip3009(a) if shown::address(pay_to) == Some(a.to) => {
+            let token = network.chain_id().zip(shown::address(&asset.address));
+            let made = |token| recover(&a.signature, transfer(a, asset, token)).is_ok_and(|made| made.signer == a.from);
+            if a.signature.len() == recover::LENGTH && token.is_some_and(made) { Fit::Proven } else { Fit::Payee }
+        }
+        Signed::Solana(bytes) if solana::pays(bytes, &asset.address, pay_to) => Fit::Proven,
+        Signed::Eip3009(_) | Signed::Permit2(_) | Signed::Solana(_) => Fit::Not,
+    }
+}
+
 /// Whether this is signed for what is wanted, by the payer as far as that can be known here. The error is a sentence with both
 /// values.
 pub fn check(signed: &Signed, wanted: &Wanted<'_>) -> Result<Standing, String> {
@@ -188,13 +212,13 @@ fn eip3009(signed: &Eip3009, wanted: &Wanted<'_>) -> Result<Standing, String> {
     same_address("payee", signed.to, pay_to)?;
     same_amount(signed.value, wanted.amount)?;
     in_time(signed.valid_after, signed.valid_before, wanted)?;
-    let domain = keccak(&[
-        *TOKEN_DOMAIN,
-        keccak256(&wanted.asset.name),
-        keccak256(&wanted.asset.version),
-        number(chain),
-        token.into_word(),
-    ]);
+    standing(&signed.signature, transfer(signed, wanted.asset, (chain, token)), signed.from)
+}
+
+/// What is signed of a transfer of this token.
+fn transfer(signed: &Eip3009, asset: &Asset, (chain, token): (u64, Address)) -> B256 {
+    let domain =
+        keccak(&[*TOKEN_DOMAIN, keccak256(&asset.name), keccak256(&asset.version), number(chain), token.into_word()]);
     let what = keccak(&[
         *TRANSFER,
         signed.from.into_word(),
@@ -204,7 +228,7 @@ fn eip3009(signed: &Eip3009, wanted: &Wanted<'_>) -> Result<Standing, String> {
         number(signed.valid_before),
         signed.nonce,
     ]);
-    standing(&signed.signature, digest(domain, what), signed.from)
+    digest(domain, what)
 }
 
 fn permit2(signed: &Permit2, wanted: &Wanted<'_>) -> Result<Standing, String> {

@@ -53,6 +53,16 @@ pub fn amount(transaction: &[u8]) -> Option<Atoms> {
     Some(Atoms(Transfer::of(&read)?.amount.into()))
 }
 
+/// Whether its transfer moves tokens of this mint to the token account of this owner. Nothing is believed about the rest.
+pub fn pays(transaction: &[u8], mint: &str, owner: &str) -> bool {
+    let transfer = Transaction::read(transaction).as_ref().and_then(Transfer::of);
+    let (Some(transfer), Some(mint), Some(owner)) = (transfer, from_base58::<32>(mint), from_base58::<32>(owner))
+    else {
+        return false;
+    };
+    transfer.mint == mint && Some(transfer.destination) == associated(&owner, &transfer.program, &mint)
+}
+
 /// What a transaction is found again by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sought<'a> {

@@ -5,6 +5,8 @@
 //! is asked; without a chain the same payment is handed in again, and once that can no longer tell, it is nobody's
 //! ([`Collected::Unprovable`]): refused, and never asked for a second time.
 
+mod known;
+
 use super::evidence::{Evidence, Movement, Trace};
 use super::facilitator::{Call, Expects, Facilitator, Kind, Settlement, Support, Verdict};
 use super::offer::{self, Bound, Stamp};
@@ -19,14 +21,13 @@ use crate::journal::Receipt;
 use crate::money::{Atoms, Usd};
 use crate::network::{Asset, Family, Network};
 use crate::rail::ring::KeyRing;
-use crate::rail::{Ask, Collected, Offer, Proof, Rail, Recognised, Shown, Vouched, Way, When};
+use crate::rail::{Ask, Collected, Identity, Offer, Proof, Rail, Recognised, Shown, Vouched, Way, When};
 use crate::refusal::Refusal;
 use async_trait::async_trait;
 use http::{HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
-use sha2::{Digest as _, Sha256};
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,6 +63,9 @@ pub struct Settings {
     pub asset: Asset,
     /// To whom.
     pub pay_to: String,
+    /// Token and payee of the other sections on this network that take `exact` by the token's own authorization: a payment of v1
+    /// names neither.
+    pub beside: Vec<(Asset, String)>,
     /// By Permit2 instead of EIP-3009; `upto` always is.
     pub permit2: bool,
     /// `exact`: taken before the request is served, not after its success.
@@ -187,10 +191,6 @@ impl X402 {
         named.chain(offered.map(str::to_owned)).collect()
     }
 
-    fn same_address(&self, a: &str, b: &str) -> bool {
-        if self.is_solana() { a == b } else { a.eq_ignore_ascii_case(b) }
-    }
-
     fn resource_url(&self, terms: &Terms) -> String {
         format!("{}{}", self.settings.public_url, terms.route)
     }
@@ -304,18 +304,6 @@ fn asking(requirements: &RawValue, amount: Atoms) -> Option<Box<RawValue>> {
     serde_json::value::to_raw_value(&words).ok()
 }
 
-/// Which payment of this payer it is, as only he knows before it is on chain.
-fn secret_of(payment: &Payment, digest: &[u8; 32]) -> String {
-    let mut hash = Sha256::new();
-    match payment.accepted.as_ref().and_then(|a| a.extra.get(OFFER)).and_then(Value::as_str) {
-        Some(offer) => hash.update(offer.as_bytes()),
-        // v1 repeats nothing of ours: the body stands for it.
-        None => hash.update(digest),
-    }
-    hash.update(payment.signed.signature());
-    format!("v{}:{}", u8::from(payment.version), hex::encode(hash.finalize()))
-}
-
 impl Way for X402 {
     fn id(&self) -> &RailId {
         &self.settings.id
@@ -383,67 +371,17 @@ impl Rail for X402 {
 
     fn recognise(&self, shown: &Shown, live: &Ask<'_>) -> Result<Option<Recognised>, Refusal> {
         let Shown::X402(payment) = shown else { return Ok(None) };
-        if (payment.scheme, &payment.network) != (self.settings.scheme, &self.settings.network) {
-            return Ok(None);
-        }
-        let support = self.facilitator.support(&self.kind(Version::V2)).unwrap_or_default();
-        let mut terms = live.terms.clone();
-        let mut entry = self.entry(&terms, live.lasts, &support, true);
-        let (digest, expires) = match &payment.accepted {
-            Some(accepted) => {
-                let permit2 = matches!(payment.signed, Signed::Permit2(_));
-                if !self.same_address(&accepted.asset, &entry.asset)
-                    || !self.same_address(&accepted.pay_to, &entry.pay_to)
-                    || permit2 != self.settings.permit2
-                {
-                    return Ok(None);
-                }
-                entry.amount = accepted.amount;
-                entry.max_timeout_seconds = accepted.max_timeout_seconds;
-                let entry = entry.repeated(accepted);
-                let text = accepted.extra.get(OFFER).and_then(Value::as_str).unwrap_or("");
-                let Terms { route, model, .. } = live.terms;
-                let bound = Bound { rail: &self.settings.id, route, model, entry: &entry };
-                let not_ours = Refusal::InvalidChallenge { why: "its offer was not made here for this request" };
-                let stamp = offer::open(&self.ring, text, &bound).ok_or(not_ours)?;
-                terms.amount = accepted.amount;
-                terms.price = stamp.price;
-                terms.generation = stamp.generation;
-                (Some(stamp.digest), stamp.expires)
-            }
-            None => {
-                let (Signed::Eip3009(_) | Signed::Solana(_)) = payment.signed else { return Ok(None) };
-                if self.settings.permit2 {
-                    return Ok(None);
-                }
-                let amount = payment.signed.amount().unwrap_or(terms.amount);
-                if amount != terms.amount {
-                    terms.amount = amount;
-                    terms.generation = "".into();
-                }
-                entry.amount = amount;
-                // Its challenge stands for this body and no other.
-                (Some(live.digest), UnixSeconds(u64::MAX))
-            }
-        };
-        let key = payment.signed.key(&self.settings.network, &self.settings.asset.address);
-        Ok(Some(Recognised {
-            challenge_id: secret_of(payment, &live.digest),
-            // A nonce is anybody's to choose: only with payer, token and network is it one payment's.
-            reference: key.0.clone(),
-            key,
-            terms,
-            digest,
-            expires,
-            resend: None,
-            is_public: true,
-        }))
+        self.known(payment, live)
+    }
+
+    fn identity(&self, shown: &Shown, digest: [u8; 32]) -> Option<Identity> {
+        let Shown::X402(payment) = shown else { return None };
+        (self.takes(payment)).then(|| self.identity_of(payment, &digest))
     }
 
     fn offered(&self, shown: &Shown, _path: &str) -> Option<PublicModel> {
         let Shown::X402(payment) = shown else { return None };
-        let model = payment.accepted.as_ref()?.extra.get(MODEL)?.as_str()?;
-        Some(PublicModel::from(model))
+        known::model_of(payment.accepted.as_ref()?)
     }
 
     async fn check(
@@ -466,6 +404,10 @@ impl Rail for X402 {
         let unchecked = |_| Refusal::PaymentUnchecked { retry_after_seconds: 5 };
         let support = self.facilitator.support(&self.kind(payment.version)).map_err(unchecked)?;
         let mut entry = self.entry(ask.terms, ask.lasts, &support, true);
+        if let Some(accepted) = &payment.accepted {
+            // Under our MAC it is what was offered, whatever the rules say now. For how long the signature must be good is asked below.
+            entry.max_timeout_seconds = accepted.max_timeout_seconds;
+        }
         wire::matches(payment, &entry).map_err(|why| Refusal::InvalidChallenge { why })?;
         let mut facilitators = support.signers.clone();
         facilitators.extend(support.facilitator_address.clone());

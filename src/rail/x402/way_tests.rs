@@ -4,6 +4,7 @@
 
 use super::*;
 use crate::rail::x402::sample::{Golden, accepted};
+use crate::rail::x402::signed::Signed;
 use crate::secret::Secret;
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -113,6 +114,7 @@ impl Bed {
             network: golden.entry.network.clone(),
             asset: asked.asset.clone(),
             pay_to: golden.entry.pay_to.clone(),
+            beside: Vec::new(),
             permit2: asked.permit2,
             first: false,
             ceiling: Usd::ONE,
@@ -269,6 +271,67 @@ async fn who_may_redeem_a_payment_is_who_knows_what_it_answered() {
     let secret = |ask: &Ask<'_>| bed.rail.recognise(&shown, ask).unwrap().unwrap().challenge_id;
     assert_eq!(secret(&ask), secret(&ask));
     assert_ne!(secret(&ask), secret(&Ask { digest: [8; 32], ..ask }), "who has the signature only");
+}
+
+#[tokio::test]
+async fn a_payment_shown_for_another_model_or_path_is_known_and_good_for_neither() {
+    for name in ["exact-eip3009", "exact-permit2", "upto", "exact-solana"] {
+        let bed = Bed::new(name, &[]);
+        let (ask, now) = (bed.ask(), bed.now());
+        let shown = bed.shown(&ask, now);
+        let known = bed.rail.recognise(&shown, &ask).unwrap().unwrap();
+        let another = Terms { model: "another".into(), ..bed.terms.clone() };
+        let there = Ask { terms: &another, ..ask.clone() };
+        assert_eq!(bed.rail.recognise(&shown, &there), Ok(Some(known.clone())), "{name}: with the offer's own model");
+        let refused = bed.rail.check(&shown, known.clone(), &there, now).await.unwrap_err();
+        assert_eq!(refused.code(), "invalid_challenge", "{name}");
+
+        let elsewhere = Terms { route: "/elsewhere".into(), ..bed.terms.clone() };
+        let there = Ask { terms: &elsewhere, ..ask.clone() };
+        let refused = bed.rail.recognise(&shown, &there).unwrap_err();
+        assert_eq!(refused.code(), "invalid_challenge", "{name}");
+        assert_eq!(bed.rail.identity(&shown, [9; 32]), Some(known.identity()), "{name}: its claim is found");
+        let other = Bed::with(name, &[], moved(), |settings| settings.network = Network::parse("eip155:1").unwrap());
+        assert_eq!(other.rail.identity(&shown, [9; 32]), None, "{name}: another network's");
+    }
+}
+
+#[test]
+fn a_payment_of_v1_goes_to_the_section_that_it_was_signed_for() {
+    const EVM: &str = "0x00000000000000000000000000000000000000aa";
+    const SOLANA: &str = "TokenkegQfeZyiNwAJbNbGKPFXCWuBvf9Ss623VQ5DA";
+    for (name, other) in [("v1-eip3009", EVM), ("v1-solana", SOLANA)] {
+        let usual = Bed::new(name, &[]).rail.settings;
+        let signed_for = (usual.asset.clone(), usual.pay_to.clone());
+        let token = (Asset { address: other.into(), ..usual.asset.clone() }, usual.pay_to.clone());
+        let third = (Asset { decimals: 7, ..token.0.clone() }, usual.pay_to.clone());
+        let payee = (usual.asset.clone(), other.to_owned());
+        let is_taken = |here: &(Asset, String), beside: &[&(Asset, String)], by_contract: bool| {
+            let bed = Bed::with(name, &[], moved(), |settings| {
+                (settings.asset, settings.pay_to) = here.clone();
+                settings.beside = beside.iter().map(|there| (*there).clone()).collect();
+            });
+            let Shown::X402(mut payment) = bed.shown(&bed.ask(), bed.now()) else { panic!("another protocol") };
+            if let (Signed::Eip3009(a), true) = (&mut payment.signed, by_contract) {
+                a.signature = a.signature.iter().rev().copied().collect();
+            }
+            bed.rail.recognise(&Shown::X402(payment), &bed.ask()).unwrap().is_some()
+        };
+        for (here, beside, taken, why) in [
+            (&signed_for, &[][..], true, "there is no other"),
+            (&signed_for, &[&token, &payee], true, "it is for this one"),
+            (&token, &[&signed_for], false, "in another token"),
+            (&payee, &[&token, &signed_for], false, "to another payee"),
+            (&token, &[], true, "there is no other, and it is told why not"),
+            (&token, &[&third], true, "it is for none of them, and is told why not"),
+        ] {
+            assert_eq!(is_taken(here, beside, false), taken, "{name}: {why}");
+        }
+        if name == "v1-eip3009" {
+            assert!(is_taken(&token, &[&signed_for], true), "only its contract can tell for which token it is");
+            assert!(!is_taken(&payee, &[&signed_for], true), "and to whom it goes, everybody");
+        }
+    }
 }
 
 #[tokio::test]
@@ -518,9 +581,10 @@ async fn an_offer_that_ran_out_or_was_for_another_body_is_refused() {
     assert_eq!(code(ask.clone(), bed.now()).await, Ok(()));
     assert_eq!(code(ask.clone(), bed.now().plus(OFFER_SECONDS)).await, Err("offer_expired"));
     assert_eq!(code(Ask { digest: [8; 32], ..ask.clone() }, bed.now()).await, Err("invalid_challenge"));
+    assert_eq!(code(Ask { lasts: 60, ..ask.clone() }, bed.now()).await, Ok(()), "its time was that of the offer");
     assert_eq!(
         code(Ask { lasts: 600, ..ask }, bed.now()).await,
-        Err("invalid_challenge"),
+        Err("payment_invalid"),
         "it must last for the request"
     );
 }
