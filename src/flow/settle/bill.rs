@@ -25,11 +25,12 @@ impl Delivery {
         self.bill(verdict, &verdict.usage?, UsageSource::Reported)?.to_atoms(self.receipt.decimals)
     }
 
-    /// What was used when the answer ended early and the backend did not say: the prompt, and what left.
+    /// What was used when the answer ended early and the backend did not say: the prompt, and what left. In tokens, or about as many
+    /// where bytes are all that can be counted: a bound is to be covered, not to be charged.
     fn counted(&self, verdict: &Verdict) -> Usage {
-        let prompt = self.quoted.parts.prompt_tokens.unwrap_or(0);
+        let prompt = self.quoted.parts.prompt_about.unwrap_or(0);
         let completion = match self.money {
-            Money::Lease(_) | Money::Promise(_) => self.meter.counted(),
+            Money::Lease(_) | Money::Promise(_) => self.meter.counted().about,
             Money::Hold(_) | Money::None => verdict.delivered_chunks,
         };
         Usage { completion, ..verdict.begun.unwrap_or(Usage { prompt, ..Usage::default() }) }
@@ -43,7 +44,7 @@ impl Delivery {
             (Some(usage), End::ClientGone | End::Unpaid)
                 if self.ending.is_none() && !self.drained && is_by_token(&self.money) =>
             {
-                let counted = usage.completion.min(self.meter.counted());
+                let counted = usage.completion.min(self.meter.counted().about);
                 let completion = self.meter.delivered().map_or(counted, |out| out.completion.min(usage.completion));
                 (Some(Usage { completion, ..usage }), UsageSource::Reported, "reported")
             }

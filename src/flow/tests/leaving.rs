@@ -17,13 +17,14 @@ fn usage(completion: u64) -> Bytes {
 #[tokio::test]
 async fn a_vendor_that_bills_to_the_end_is_heard_to_the_end_as_far_as_it_is_covered() {
     let (reported, counted) = (UsageSource::Reported, UsageSource::Counted);
-    // What it says to nobody, whether it ends well, what is charged for beside the prompt.
+    // What it says to nobody, whether it ends well, what is charged for beside the prompt. Ten bytes had left: about three tokens.
     for (profile, said, ends, source, output, why) in [
         ("openai", vec![words(5), usage(15)], true, reported, 15, "its own figure"),
-        ("openai", vec![words(5)], true, counted, 10, "it says none: what had left"),
-        ("openai", vec![words(5)], false, counted, 10, "it breaks off: what had left"),
-        ("openai", vec![words(900), usage(910)], true, counted, 10, "more than is covered is not waited for"),
-        ("vllm", vec![], true, counted, 10, "a server of one's own is hung up on"),
+        ("openai", vec![words(5)], true, counted, 3, "it says none: what had left"),
+        ("openai", vec![words(5)], false, counted, 3, "it breaks off: what had left"),
+        ("openai", vec![words(100), usage(30)], true, reported, 30, "more bytes than are covered, of fewer tokens"),
+        ("openai", vec![words(900), usage(910)], true, counted, 3, "more than is covered is not waited for"),
+        ("vllm", vec![], true, counted, 3, "a server of one's own is hung up on"),
     ] {
         let bed = Bed::with(&[
             ROUTE,
@@ -31,7 +32,7 @@ async fn a_vendor_that_bills_to_the_end_is_heard_to_the_end_as_far_as_it_is_cove
             ("pools.toml", "vllm", profile),
         ]);
         let paid = bed.pay(BY_TOKEN, &streamed(1000), &opening("0xaa", 50_000, 50_000)).await.unwrap();
-        let prompt = paid.quoted.parts.prompt_tokens.unwrap();
+        let prompt = paid.quoted.parts.prompt_about.unwrap();
         let mut served = delivery(&bed, paid);
         served.body(&bed.pool(), true);
         served.tried(&bed.pool(), None, "answered");
@@ -56,6 +57,33 @@ async fn a_vendor_that_bills_to_the_end_is_heard_to_the_end_as_far_as_it_is_cove
         drop(served);
         audited(bed).await;
     }
+}
+
+#[tokio::test]
+async fn bytes_are_never_charged_or_shown_as_tokens() {
+    let bed = Bed::with(&[ROUTE]);
+    let body = streamed(100).replace("\"hi\"", &format!("\"{}\"", "x".repeat(8_000)));
+    let paid = bed.pay(BY_TOKEN, &body, &opening("0xaa", 50_000, 50_000)).await.unwrap();
+    let (bound, about) = (paid.quoted.parts.prompt_tokens.unwrap(), paid.quoted.parts.prompt_about.unwrap());
+    assert!(bound > 8_000 && (2_000..2_020).contains(&about), "{bound}, about {about}");
+    let held = channel(&bed, "0xaa").await.leases.values().next().unwrap().cap;
+    assert!(held > Atoms(u128::from(bound)), "what is held covers every byte");
+    let mut served = delivery(&bed, paid);
+    served.chunk(words(20), &mut Vec::new()).await.unwrap();
+    served.first_byte().await.unwrap();
+    // A gate that is killed here charges what the record knows: that is no bound either.
+    let told = || async { channel(&bed, "0xaa").await.leases.values().next().unwrap().used };
+    until(|| async { told().await.is_some() }).await;
+    let charged = Atoms(u128::from(about + 10 * 5));
+    assert_eq!(told().await, Some(charged));
+    served.end(End::ClientGone, &mut Vec::new()).await;
+    let receipt = served.receipt().clone();
+    assert_eq!((receipt.charged, channel(&bed, "0xaa").await.spent()), (charged, charged));
+    assert_eq!(receipt.usage.map(|used| (used.prompt, used.completion)), Some((about, 5)));
+    let tokens = |kind| bed.toll.metrics.tokens.with_label_values(&["m", kind]).get();
+    assert_eq!((tokens("prompt"), tokens("completion")), (about, 5));
+    drop(served);
+    audited(bed).await;
 }
 
 #[tokio::test]
@@ -197,7 +225,7 @@ async fn whoever_leaves_before_the_first_byte_owes_what_the_backend_bills() {
     ] {
         let bed = Bed::with(&[ROUTE, ("pools.toml", "vllm", profile)]);
         let paid = bed.pay(BY_TOKEN, &streamed(100), &opening("0xaa", 50_000, 50_000)).await.unwrap();
-        let prompt = paid.quoted.parts.prompt_tokens.unwrap();
+        let prompt = paid.quoted.parts.prompt_about.unwrap();
         let mut served = delivery(&bed, paid);
         asked_of(&bed, &mut served, began).await;
         if served.drains(&bed.pool()) && !stream.is_empty() {

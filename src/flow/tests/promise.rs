@@ -386,9 +386,9 @@ async fn a_client_that_leaves_a_stream_pays_for_what_left() {
     let id = served.receipt().id.clone();
     bed.becomes("a", |claim| matches!(claim.standing, Standing::Delivered { .. })).await;
     let own = receipt(&bed, &id).await;
-    let prompt = bed.quote(PATH, &body).await.unwrap().parts.prompt_tokens.unwrap();
+    let prompt = bed.quote(PATH, &body).await.unwrap().parts.prompt_about.unwrap();
     assert_eq!(own.usage_source, Some(crate::usage::UsageSource::Counted));
-    assert_eq!(own.charged, Atoms(u128::from(prompt) + 30), "the prompt and three tokens");
+    assert_eq!(own.charged, Atoms(u128::from(prompt) + 10), "the prompt and three bytes: a token");
     assert_eq!((takes(&bed), own.complete), (vec![own.charged], false));
     drop(served);
     audited(bed).await;
