@@ -172,7 +172,9 @@ fn price(allowed: &Allowed, charge: Charge, prompt: Option<Counted>) -> Option<P
     let size = Size::of(&allowed.ask);
     let images_usd = size.pictures(&allowed.model, &tier.limits)?;
     let (prompt_usd, prompt_most_usd) = match prompt {
-        Some(Counted { tokens, .. }) => (Some(prices.at(tokens).standard.input.of(tokens)?), Some(dearest.input.of(tokens)?)),
+        Some(Counted { tokens, .. }) => {
+            (Some(prices.at(tokens).standard.input.of(tokens)?), Some(dearest.input.of(tokens)?))
+        }
         None => (None, None),
     };
     // What the operator absorbs, or a price covers that was set beforehand, is not set aside here.
@@ -225,6 +227,11 @@ fn price(allowed: &Allowed, charge: Charge, prompt: Option<Counted>) -> Option<P
 }
 
 impl Quoted {
+    /// Most prompt tokens that a backend can report, as long as the text is here. `None`: nobody knows.
+    pub fn most_prompt(&self) -> Option<u64> {
+        Size::of(&self.allowed.ask).most_prompt(&self.allowed.model, picture_tokens(&self.allowed))
+    }
+
     /// The terms of an offer on one rail. Rounds up, once; of what has a price at least one atom, because an amount of nothing asks
     /// for no payment. `None` when the amount does not fit.
     pub fn terms(&self, rail: &RailId, decimals: u8) -> Option<Terms> {

@@ -9,7 +9,7 @@ use crate::usage::Shape;
 use bytes::Bytes;
 use proptest::prelude::*;
 
-const BOUNDS: Bounds = Bounds { choices: 1, completion: Some(100), shape: Shape::PLAIN };
+const BOUNDS: Bounds = Bounds { choices: 1, prompt: None, completion: Some(100), shape: Shape::PLAIN };
 const DONE: &str = "data: [DONE]\n\n";
 
 /// A token for every word.

@@ -155,7 +155,11 @@ impl Meter {
                     Some(frame) => Piece { range: 0..frame.len(), read: frame },
                     None => Piece { read: chunk.clone(), range },
                 };
-                queue.push(Waiting { piece, count: if seen.free { Output::default() } else { seen.count }, text: seen.text });
+                queue.push(Waiting {
+                    piece,
+                    count: if seen.free { Output::default() } else { seen.count },
+                    text: seen.text,
+                });
             }
         };
         if joined == (0..chunk.len()) {

@@ -178,7 +178,7 @@ mod tests {
     }
 
     fn metered(stream: &str, size: usize, words: bool) -> (Vec<u8>, Vec<u8>, Verdict, Output, Option<Usage>) {
-        let bounds = Bounds { choices: 1, completion: Some(1000), shape: Shape::PLAIN };
+        let bounds = Bounds { choices: 1, prompt: None, completion: Some(1000), shape: Shape::PLAIN };
         let count: fn(&str) -> u64 = |text| text.split(' ').count() as u64;
         let cover = if words { Cover::Tokens(count) } else { Cover::Bytes };
         let mut meter = Meter::new(false, bounds).with_cover(cover).all_is_shown();

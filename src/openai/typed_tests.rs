@@ -10,7 +10,7 @@ use crate::usage::{Shape, Usage};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-const BOUNDS: Bounds = Bounds { choices: 1, completion: Some(1000), shape: Shape::PLAIN };
+const BOUNDS: Bounds = Bounds { choices: 1, prompt: None, completion: Some(1000), shape: Shape::PLAIN };
 use Dialect::{Messages, Responses};
 
 /// What left at once, what waited for the receipt, and the verdict.

@@ -41,16 +41,18 @@ impl Delivery {
         let pool = self.receipt.pool.clone();
         let (usage, source, label) = match (verdict.usage, end) {
             // A running count may be ahead of what was let out.
-            (Some(usage), End::ClientGone | End::Unpaid)
-                if self.ending.is_none() && !self.drained && is_by_token(&self.money) =>
+            (Some(usage), end)
+                if end.is_cut() && self.ending.is_none() && !self.drained && is_by_token(&self.money) =>
             {
                 let counted = usage.completion.min(self.meter.counted().about);
                 let completion = self.meter.delivered().map_or(counted, |out| out.completion.min(usage.completion));
                 (Some(Usage { completion, ..usage }), UsageSource::Reported, "reported")
             }
             (Some(usage), _) => (Some(usage), UsageSource::Reported, "reported"),
-            (None, End::ClientGone | End::Unpaid)
-                if verdict.delivered_chunks > 0 || end == End::ClientGone && self.begun && is_by_token(&self.money) =>
+            (None, end)
+                if end.is_cut()
+                    && (verdict.delivered_chunks > 0
+                        || end == End::ClientGone && self.begun && is_by_token(&self.money)) =>
             {
                 (Some(self.counted(verdict)), UsageSource::Counted, "counted")
             }

@@ -1,6 +1,6 @@
 //! What is charged for a stream that is paid by usage and does not end as it should: its client leaves, or its backend fails.
 
-use super::promise::{REPLY, bed_with, by_success, streamed, words};
+use super::promise::{REPLY, bed, bed_with, by_success, by_usage, streamed, words};
 use super::sessions::{BY_TOKEN, ROUTE, audited, channel, delivery, opening, voucher};
 use super::*;
 use crate::flow::control;
@@ -197,6 +197,78 @@ async fn a_reply_is_read_and_booked_as_that_of_the_pool_that_answered_whatever_w
         let receipt = served.receipt();
         assert_eq!((receipt.pool.as_str(), receipt.usage.unwrap().completion), (pool, output), "{why}");
         drop((pools, served));
+        audited(bed).await;
+    }
+}
+
+#[tokio::test]
+async fn a_stream_is_charged_no_more_than_the_most_it_was_quoted_at_and_an_absurd_prompt_nothing() {
+    let figure = |prompt: u64, cost: &str| {
+        let usage = format!("{{\"prompt_tokens\":{prompt},\"completion_tokens\":20,\"cost\":{cost}}}");
+        Bytes::from(format!("data: {{\"choices\":[],\"usage\":{usage}}}\n\ndata: [DONE]\n\n"))
+    };
+    let stated = (
+        "models.toml",
+        "pool = \"p\"\nprice = { input = \"1\"",
+        "pool = \"p\"\nbill = \"stated\"\nprice = { input = \"1\"",
+    );
+    // What is charged of the 90,000 atoms that are there: the figure, all that was quoted, or nothing.
+    for (edits, said, charged, cost, why) in [
+        (&[ROUTE][..], figure(60, "0"), Some(260), 260, "what it used, a template that nobody counted included"),
+        (
+            &[ROUTE],
+            figure(4_000, "0"),
+            None,
+            4_200,
+            "a prompt that a vendor may have made longer: as far as it was quoted",
+        ),
+        (&[ROUTE, stated], figure(9, "0.05"), None, 50_000, "a figure of the backend's own"),
+        (&[ROUTE], figure(500_000, "0"), Some(0), 0, "no such prompt was sent: no figure"),
+    ] {
+        let bed = Bed::with(edits);
+        let paid = bed.pay(BY_TOKEN, &streamed(20), &opening("0xaa", 90_000, 90_000)).await.unwrap();
+        let most = paid.quoted.cover(&"tempo/session".into(), 6).unwrap().start(true).unwrap();
+        let mut served = delivery(&bed, paid);
+        let mut out = Vec::new();
+        served.chunk(words(10), &mut out).await.unwrap();
+        served.first_byte().await.unwrap();
+        served.chunk(said, &mut out).await.unwrap();
+        assert_eq!(served.end(End::Whole, &mut out).await, Next::Go, "{why}: there is money enough");
+        let charged = charged.map_or(most, Atoms);
+        assert_eq!((served.receipt().charged, channel(&bed, "0xaa").await.spent()), (charged, charged), "{why}");
+        let metrics = &bed.toll.metrics;
+        let lost = metrics.session_loss_usd.with_label_values(&["tempo/session"]).get();
+        assert_eq!((lost * 1e6).round() as u128, cost - charged.0.min(cost), "{why}: the rest is the operator's");
+        let absurd = metrics.usage.with_label_values(&["p", "absurd"]).get();
+        assert_eq!(absurd == 1, charged == Atoms(0), "{why}");
+        drop(served);
+        audited(bed).await;
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_is_cut_at_total_seconds_is_owed_as_far_as_it_left() {
+    let by_token = Bed::with(&[ROUTE]);
+    let upto = bed(by_usage());
+    for (bed, path, why) in [(by_token, BY_TOKEN, "a session"), (upto, PATH, "a promise")] {
+        let body = streamed(100);
+        let credential = match path {
+            BY_TOKEN => opening("0xaa", 50_000, 50_000),
+            _ => bed.credential(path, &body, "a").await,
+        };
+        let paid = bed.pay(path, &body, &credential).await.unwrap();
+        let prompt = paid.quoted.parts.prompt_about.unwrap();
+        let mut served = delivery(&bed, paid);
+        let mut out = Vec::new();
+        served.chunk(words(10), &mut out).await.unwrap();
+        served.first_byte().await.unwrap();
+        served.end(End::OutOfTime, &mut out).await;
+        let receipt = served.receipt();
+        let told = String::from_utf8(out.concat()).unwrap();
+        assert!(told.contains("upstream_timeout"), "{why}: {told}");
+        assert_eq!(receipt.usage_source, Some(UsageSource::Counted), "{why}");
+        assert_eq!((receipt.charged, receipt.complete), (Atoms(u128::from(prompt + 10 * 3)), false), "{why}");
+        drop(served);
         audited(bed).await;
     }
 }

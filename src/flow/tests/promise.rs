@@ -298,7 +298,8 @@ async fn what_a_whole_reply_used_is_taken_and_never_more_than_was_promised() {
     for (edits, reply, want, why) in [
         (free, figures(2, 3), Some(32), "as reported"),
         (free, figures(0, 0), Some(0), "nothing used"),
-        (free, figures(1_000_000, 3), None, "more than was authorized"),
+        (free, figures(4_000, 3), None, "more than was authorized"),
+        (free, figures(1_000_000, 3), Some(0), "a prompt that was never sent: no figure"),
         (free, with("null"), Some(0), "not reported, and the tier gives it away"),
         (ceiling, with("null"), None, "not reported, and the tier does not"),
     ] {
@@ -330,7 +331,7 @@ pub(super) fn streamed(output: u64) -> String {
     body.to_string()
 }
 
-/// A chunk with `n` bytes of text, which count as as many tokens.
+/// A chunk with `n` bytes of text, which are covered as as many tokens and charged as a quarter of them.
 pub(super) fn words(n: usize) -> Bytes {
     format!("data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{}\"}}}}]}}\n\n", "a".repeat(n)).into()
 }
