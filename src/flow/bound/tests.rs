@@ -17,6 +17,7 @@ fn model(input: u128, cached_input: u128, output: u128) -> Model {
         vocabulary: None,
         stated: None,
         sources: Vec::new(),
+        not_applied: Vec::new(),
         max_input: None,
         max_output: None,
         hidden_output: false,
