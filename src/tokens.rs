@@ -2,9 +2,9 @@
 //!
 //! Counts price a request before it is served; what is charged by usage is the backend's own figure, and where there is none a count
 //! by the vocabulary, or [`crate::usage::about`]. A vocabulary takes 33 to 67 MB once it is loaded, so it is loaded by the first prompt
-//! that needs it and by nothing else. Counting costs by the token, some 4 million a second on a core: prose and code of four bytes a token go at 14 MB/s and more, Chinese at 70, base64 and
-//! random letters, of a byte and a half to two, at 5 to 7 (`benches/request.rs`). A hostile megabyte is 0.2 s, off the async
-//! threads, and less with the limit of [`count_within`].
+//! that needs it and by nothing else. Counting costs by the token, some 4 million a second on a core: prose and code of four bytes a
+//! token go at 14 MB/s and more, Chinese at 70, base64 and random letters, of a byte and a half to two, at 5 to 7
+//! (`benches/request.rs`). A hostile megabyte is 0.2 s, off the async threads, and less with the limit of [`count_within`].
 
 mod known;
 

@@ -105,7 +105,7 @@ impl ServiceTier {
 pub enum UsageSource {
     /// The backend's own figure.
     Reported,
-    /// The client left before the backend reported: prompt plus what was delivered.
+    /// The answer was cut before the backend reported (its client left, nobody paid on, its time was over): prompt plus what was delivered.
     Counted,
     /// Nobody: the backend ended normally and said nothing.
     Missing,

@@ -222,7 +222,7 @@ impl Lease {
 
     /// Waits until `charge` in all is leased, at most until the next heartbeat; for the end of a request whose usage is above its
     /// lease. What is above the most that the request can cost, as it was quoted, is never asked for: a call that does not stream is
-    /// charged no more, and whoever reports more, or costs more by his own figure, has the operator to thank.
+    /// charged no more either, and a backend that reports more, or states a higher cost, is the operator's.
     pub async fn wait_for(&mut self, charge: Atoms, out: &mut Vec<Bytes>) -> Wait {
         let charge = self.cover.start(true).map_or(charge, |most| charge.min(most));
         let since = *self.waiting_since.get_or_insert_with(Instant::now);
