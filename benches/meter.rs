@@ -39,8 +39,10 @@ fn metering(c: &mut Criterion) {
             group.bench_with_input(BenchmarkId::new(name, format!("reads of {read}")), &reads, |b, reads| {
                 let mut out = Vec::with_capacity(64);
                 b.iter(|| {
-                    let mut meter =
-                        Meter::new(false, Bounds { choices: 1, completion: Some(1 << 20), shape: Shape::PLAIN });
+                    let mut meter = Meter::new(
+                        false,
+                        Bounds { choices: 1, prompt: None, completion: Some(1 << 20), shape: Shape::PLAIN },
+                    );
                     for read in reads {
                         meter.feed(black_box(read.clone()), &mut out).unwrap();
                         out.clear();
@@ -62,7 +64,7 @@ fn metering(c: &mut Criterion) {
             group.bench_with_input(BenchmarkId::new(format!("cover by {cover_name}"), name), &reads, |b, reads| {
                 let mut out = Vec::with_capacity(64);
                 b.iter(|| {
-                    let bounds = Bounds { choices: 1, completion: Some(1 << 20), shape: Shape::PLAIN };
+                    let bounds = Bounds { choices: 1, prompt: None, completion: Some(1 << 20), shape: Shape::PLAIN };
                     let mut meter = Meter::new(false, bounds).with_cover(cover);
                     let mut covered = 0;
                     for read in reads {

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 pub struct Metrics {
     registry: Registry,
     /// `pontage_requests_total{route,outcome}`: answered requests. `route` is a configured path or `other`; `outcome` is
-    /// `served`, `managed`, `preflight`, `unpaid`, `upstream_died`, `client_gone` or a refusal's code.
+    /// `served`, `managed`, `preflight`, `unpaid`, `upstream_died`, `out_of_time`, `client_gone` or a refusal's code.
     pub requests: IntCounterVec,
     /// `pontage_challenges_total{rail}`: offers made.
     pub challenges: IntCounterVec,

@@ -21,8 +21,10 @@ pub struct Size {
 /// not counted on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
-    /// GPT-4o and its like: 85, and 170 for each tile of 512 × 512 of the picture fitted into 2048 × 2048 and 768 at its shorter side.
+    /// GPT-4o and its like (o1, o3 and GPT-5's chat models count a little less): 85, and 170 for each tile of 512 × 512 of the picture fitted into 2048 × 2048 and 768 at its shorter side.
     Tiles,
+    /// GPT-4o mini: the same tiles at 2,833 and 5,667, so that a picture costs what it costs on GPT-4o.
+    TilesMini,
     /// GPT-4.1 mini, o4-mini and their like: patches of 32 × 32, at most 1,536, times at most 2.46.
     Patches,
     /// Claude: a token for each 750 picture elements.
@@ -33,18 +35,25 @@ pub enum Family {
 
 impl Family {
     /// The names rules give them.
-    pub const NAMES: [(&'static str, Self); 4] =
-        [("tiles", Self::Tiles), ("patches", Self::Patches), ("claude", Self::Claude), ("gemini", Self::Gemini)];
+    pub const NAMES: [(&'static str, Self); 5] = [
+        ("tiles", Self::Tiles),
+        ("tiles-mini", Self::TilesMini),
+        ("patches", Self::Patches),
+        ("claude", Self::Claude),
+        ("gemini", Self::Gemini),
+    ];
 
     /// Tokens of one picture, shown in full detail.
     pub fn tokens(self, size: Size) -> u64 {
         let (width, height) = (u64::from(size.width).max(1), u64::from(size.height).max(1));
         let cells = |side: u64| width.div_ceil(side).saturating_mul(height.div_ceil(side));
+        let tiles = || {
+            let (width, height) = fitted(width, height);
+            width.div_ceil(512) * height.div_ceil(512)
+        };
         match self {
-            Self::Tiles => {
-                let (width, height) = fitted(width, height);
-                170 * width.div_ceil(512) * height.div_ceil(512) + 85
-            }
+            Self::Tiles => 170 * tiles() + 85,
+            Self::TilesMini => 5667 * tiles() + 2833,
             Self::Patches => (cells(32).min(1536) * 246).div_ceil(100),
             Self::Claude => width.saturating_mul(height).div_ceil(750),
             Self::Gemini => cells(768).saturating_mul(258),
@@ -233,6 +242,8 @@ mod tests {
             (Family::Tiles, size(1024, 1024), 765, "OpenAI's example: 768 at the side, four tiles"),
             (Family::Tiles, size(2048, 4096), 1105, "OpenAI's example: 768 by 1536, six tiles"),
             (Family::Tiles, size(100, 100), 255, "one tile"),
+            (Family::TilesMini, size(100, 100), 8_500, "one tile, as it was billed"),
+            (Family::TilesMini, size(2048, 4096), 36_835, "six tiles"),
             (Family::Patches, size(1024, 1024), 2520, "1,024 patches"),
             (Family::Patches, size(8000, 8000), 3779, "at most 1,536"),
             (Family::Claude, size(1092, 1092), 1590, "Anthropic's example"),
@@ -258,7 +269,7 @@ mod tests {
             for (_, family) in Family::NAMES {
                 prop_assert!(family.tokens(size) > 0);
                 // What is fitted into a square first may be fewer tiles when it is longer.
-                prop_assert!(family == Family::Tiles || family.tokens(larger) >= family.tokens(size));
+                prop_assert!(matches!(family, Family::Tiles | Family::TilesMini) || family.tokens(larger) >= family.tokens(size));
             }
         }
     }

@@ -1,10 +1,10 @@
 //! How many tokens a prompt has: exact where the vocabulary is known, else its bytes as a bound.
 //!
-//! Counts price a request before it is served; what is charged by usage is the backend's own figure. A vocabulary takes 33
-//! to 67 MB once it is loaded, so it is loaded by the first prompt that needs it and by nothing else. Counting costs by the token,
-//! some 4 million a second on a core: prose and code of four bytes a token go at 14 MB/s and more, Chinese at 70, base64 and
-//! random letters, of a byte and a half to two, at 5 to 7 (`benches/request.rs`). A hostile megabyte is 0.2 s, off the async
-//! threads, and less with the limit of [`count_within`].
+//! Counts price a request before it is served; what is charged by usage is the backend's own figure, and where there is none a count
+//! by the vocabulary, or [`crate::usage::about`]. A vocabulary takes 33 to 67 MB once it is loaded, so it is loaded by the first prompt
+//! that needs it and by nothing else. Counting costs by the token, some 4 million a second on a core: prose and code of four bytes a
+//! token go at 14 MB/s and more, Chinese at 70, base64 and random letters, of a byte and a half to two, at 5 to 7
+//! (`benches/request.rs`). A hostile megabyte is 0.2 s, off the async threads, and less with the limit of [`count_within`].
 
 mod known;
 
@@ -132,6 +132,7 @@ pub fn count_plain<T: AsRef<str>>(
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
+    use crate::usage::about;
     use proptest::prelude::*;
 
     #[test]
@@ -160,6 +161,14 @@ mod tests {
             None,
             "counts that overflow are over"
         );
+    }
+
+    #[test]
+    fn what_is_taken_for_tokens_of_an_unknown_vocabulary_is_near_those_of_a_known_one() {
+        for (text, why) in [(include_str!("../CHANGELOG.md"), "prose"), (include_str!("tokens.rs"), "code")] {
+            let (known, about) = (count(Vocabulary::O200k, [text], 0, 0), about(text.len() as u64));
+            assert!(about * 2 < known * 3 && known * 2 < about * 3, "{why}: {known}, about {about}");
+        }
     }
 
     #[test]

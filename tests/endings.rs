@@ -55,7 +55,8 @@ impl Money {
 }
 
 /// What ends a request without being a refusal.
-const NOT_REFUSED: [&str; 6] = ["served", "preflight", "managed", "client_gone", "upstream_died", "unpaid"];
+const NOT_REFUSED: [&str; 7] =
+    ["served", "preflight", "managed", "client_gone", "upstream_died", "out_of_time", "unpaid"];
 
 fn at(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)

@@ -112,6 +112,17 @@ fn what_the_published_file_says_of_well_known_models_is_what_they_cost() {
         let said = list.named(key).unwrap().unbillable;
         assert!(said.iter().any(|sentence| sentence.contains(why)), "{key}: {said:?}");
     }
+    // Factors of an endpoint that is not named: the row is taken without them, and they are said.
+    for (key, want) in [
+        ("gpt-5.4", "regional_processing_uplift_multiplier_us = 1.1"),
+        ("claude-sonnet-4-6", "provider_specific_entry.us = 1.1"),
+        ("claude-opus-5", "provider_specific_entry.fast = 2"),
+        ("vertex_ai/claude-haiku-4-5", "regional_endpoint_uplift_multiplier = 1.1"),
+    ] {
+        let row = list.named(key).unwrap();
+        assert_eq!(row.unbillable, Vec::<String>::new(), "{key}");
+        assert!(row.not_applied.iter().any(|said| said.starts_with(want)), "{key}: {:?}", row.not_applied);
+    }
     // Names that are near a row and are none.
     for name in ["gpt-oss-120b", "openrouter/openai/gpt-oss-120b", "ollama/gpt-oss:20b", "openai/gpt-oss-120b"] {
         assert!(list.of(&[name]).is_none(), "{name} has a price that nobody meant for it");

@@ -208,7 +208,12 @@ impl Case {
     }
 
     fn bounds(&self) -> Bounds {
-        Bounds { choices: self.n, completion: Some(self.n * self.most), shape: self.profile().ability.shape }
+        Bounds {
+            choices: self.n,
+            prompt: None,
+            completion: Some(self.n * self.most),
+            shape: self.profile().ability.shape,
+        }
     }
 
     fn says_done(&self) -> bool {

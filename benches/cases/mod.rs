@@ -239,7 +239,8 @@ impl Metering {
     /// The whole stream.
     pub fn run(&self) -> u64 {
         let mut out = Vec::with_capacity(64);
-        let mut meter = Meter::new(false, Bounds { choices: 1, completion: Some(1 << 20), shape: Shape::PLAIN });
+        let mut meter =
+            Meter::new(false, Bounds { choices: 1, prompt: None, completion: Some(1 << 20), shape: Shape::PLAIN });
         if let Some(cover) = self.cover {
             meter = meter.with_cover(cover);
         }

@@ -29,6 +29,7 @@ pub fn run(conf: &Path, rules: &Path) -> ExitCode {
     }
     match plan {
         Ok(plan) if mistakes.is_empty() => {
+            plan.models.values().filter_map(|model| model.not_applied()).for_each(|said| eprintln!("warning: {said}"));
             println!(
                 "ok: generation {}, {} routes, {} tiers, {} models, {} pools",
                 plan.generation,

@@ -148,6 +148,7 @@ fn prices(model: &Model) -> Value {
     json!({
         "sources": model.sources,
         "speeds": speeds(&model.price.base),
+        "not_applied": model.not_applied,
         "steps": model.price.steps.iter().map(above).collect::<Vec<_>>(),
         "billed_by": if model.stated.is_some() { "the backend's own figure, else usage" } else { "usage" },
     })
@@ -164,6 +165,9 @@ fn table(shown: &Value) -> String {
     for source in shown["prices"]["sources"].as_array().into_iter().flatten() {
         let unit = if source["kind"] == "request" { "USD" } else { "USD per 1M" };
         row(&text(&source["kind"]), format!("{} {unit}", text(&source["usd"])), text(&source["from"]));
+    }
+    for said in shown["prices"]["not_applied"].as_array().into_iter().flatten() {
+        row("not applied", text(said), "where the endpoint bills it: `markup`, or a price of its own".to_owned());
     }
     for step in shown["prices"]["steps"].as_array().into_iter().flatten() {
         let (above, at) = (text(&step["prompt_tokens_above"]), &step["speeds"]["standard"]);

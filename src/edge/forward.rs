@@ -183,6 +183,8 @@ pub enum How {
     ClientGone,
     /// The backend, by failing: [`Refusal::UpstreamFailed`] or [`Refusal::UpstreamTimeout`].
     Upstream(Refusal),
+    /// We, after `total_seconds`, of a backend that had not been silent for long: [`Refusal::UpstreamTimeout`].
+    OutOfTime(Refusal),
 }
 
 /// What came of it.
@@ -318,6 +320,9 @@ async fn stream(
             Ok(Some(chunk)) => chunk,
             Ok(None) => break How::Complete,
             Err(Cut::ClientGone) => break How::ClientGone,
+            Err(Cut::Refused(late @ Refusal::UpstreamTimeout { .. })) if most.0 == clock.end => {
+                break How::OutOfTime(late);
+            }
             Err(Cut::Refused(refusal)) => break How::Upstream(refusal),
         };
         arrived = true;
@@ -357,7 +362,7 @@ async fn stream(
     }
     match &how {
         How::ClientGone if mouth.is_shut() => return Outcome::ClientGone,
-        How::Upstream(refusal) if mouth.is_shut() => return Outcome::Failed(refusal.clone()),
+        How::Upstream(refusal) | How::OutOfTime(refusal) if mouth.is_shut() => return Outcome::Failed(refusal.clone()),
         How::Complete if !arrived => return Outcome::Failed(nothing_came()),
         // Nothing of it was worth sending. Finishing would send a head, and with it spend what was paid.
         How::Stopped if mouth.is_shut() => return Outcome::Failed(nothing_good_came()),

@@ -102,6 +102,10 @@ pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Bo
                     count_failure(gate, model.pool.as_str(), &refusal);
                     "upstream_died"
                 }
+                How::OutOfTime(refusal) => {
+                    count_failure(gate, model.pool.as_str(), &refusal);
+                    "out_of_time"
+                }
             }));
         }
         Outcome::Buffered { status, headers, body } => {
@@ -373,6 +377,7 @@ impl Filter for Pipe<'_> {
             How::Complete => End::Whole,
             How::ClientGone => End::ClientGone,
             How::Stopped if self.delivery.is_unpaid() => End::Unpaid,
+            How::OutOfTime(_) => End::OutOfTime,
             How::Stopped | How::Upstream(_) => End::UpstreamDied,
         };
         flow(self.delivery.end(end, out).await)

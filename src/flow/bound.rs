@@ -17,6 +17,10 @@ pub const TEMPLATE_TOKENS: u64 = 8;
 /// Tokens that a chat template may add to a whole request: the longest system message that we know of has 61 (GPT-OSS).
 const SYSTEM_TOKENS: u64 = 64;
 
+/// Tokens that a vendor may put before a prompt of its own accord, and bill: instructions of its own, and those around tools (Anthropic
+/// lists up to some 800 for theirs). Well above all that we know of, for who is taken for absurd is not paid.
+const VENDOR_TOKENS: u64 = 4096;
+
 /// What of a request decides whether a tier takes it, apart from its model.
 #[derive(Clone, Copy, Debug)]
 pub struct Size {
@@ -58,6 +62,14 @@ impl Size {
     /// Tokens that may come to those of a prompt beyond what is counted.
     pub fn room(&self) -> u64 {
         SYSTEM_TOKENS.saturating_add(TEMPLATE_TOKENS.saturating_mul(self.messages.saturating_add(1)))
+    }
+
+    /// Most prompt tokens that a backend can report of this request, with the text still in it and so many tokens of `pictures`: no text
+    /// has more of them than bytes. `None`: of one with a picture whose tokens are not known it may be any number.
+    pub fn most_prompt(&self, model: &Model, pictures: u64) -> Option<u64> {
+        let bytes = u64::try_from(self.bytes).unwrap_or(u64::MAX);
+        let most = self.reach(model, bytes.saturating_add(pictures)).prompt.saturating_add(VENDOR_TOKENS);
+        (most < u64::MAX).then_some(most)
     }
 
     /// Most output tokens of one choice: as asked, held to the limit.

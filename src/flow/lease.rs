@@ -14,6 +14,7 @@ use super::{Stop, Till, Toll};
 use crate::channel::{Channel, Denied, Lease as Held, Op};
 use crate::journal::Receipt;
 use crate::money::Atoms;
+use crate::openai::cover::Output;
 use crate::rail::session::SessionReceipt;
 use crate::refusal::{Moved, Refusal};
 use bytes::Bytes;
@@ -57,8 +58,8 @@ pub struct Lease {
     cover: Cover,
     /// Output tokens that the cap covers: [`Cover::tokens`] of it.
     covered: u64,
-    /// Output tokens that have left.
-    delivered: u64,
+    /// Output that has left.
+    delivered: Output,
     /// Size of the next window, in tokens.
     window: u64,
     first_word: Option<Instant>,
@@ -102,7 +103,7 @@ impl Lease {
             challenge_id,
             cover,
             covered,
-            delivered: 0,
+            delivered: Output::default(),
             window: super::price::FIRST_WINDOW,
             first_word: None,
             tells_at: 0,
@@ -136,14 +137,20 @@ impl Lease {
         self.covered
     }
 
-    /// Output was delivered, `delivered` tokens so far. Leases the next window when half of this one is used, or asks the payer
+    /// Whether the cap pays for so many output tokens, at what is charged for them.
+    pub fn pays_for(&self, tokens: u64) -> bool {
+        self.cover.used(tokens).is_some_and(|used| used <= self.held.cap)
+    }
+
+    /// Output was delivered, `output` so far. Leases the next window when half of this one is used, or asks the payer
     /// for it, and tells the record once for each window, leased or not, how far it is: a gate that is killed hides one window, and what
     /// left while that was being written. Never waits; what is to be sent goes into `out`.
-    pub async fn progress(&mut self, delivered: u64, out: &mut Vec<Bytes>) {
+    pub async fn progress(&mut self, output: Output, out: &mut Vec<Bytes>) {
+        let delivered = output.most;
         if delivered == 0 {
             return;
         }
-        self.delivered = delivered;
+        self.delivered = output;
         let since = *self.first_word.get_or_insert_with(Instant::now);
         if self.extending.as_ref().is_some_and(JoinHandle::is_finished) {
             self.extended().await;
@@ -173,7 +180,7 @@ impl Lease {
     fn keep_pace(&mut self, since: Instant) {
         let elapsed = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
         if elapsed >= 100 {
-            self.window = (self.delivered.saturating_mul(500) / elapsed).clamp(WINDOW.0, WINDOW.1);
+            self.window = (self.delivered.most.saturating_mul(500) / elapsed).clamp(WINDOW.0, WINDOW.1);
             self.toll.channels.streams_at(&self.held.purchase.model, self.window);
         }
     }
@@ -214,8 +221,10 @@ impl Lease {
     }
 
     /// Waits until `charge` in all is leased, at most until the next heartbeat; for the end of a request whose usage is above its
-    /// lease.
+    /// lease. What is above the most that the request can cost, as it was quoted, is never asked for: a call that does not stream is
+    /// charged no more either, and a backend that reports more, or states a higher cost, is the operator's.
     pub async fn wait_for(&mut self, charge: Atoms, out: &mut Vec<Bytes>) -> Wait {
+        let charge = self.cover.start(true).map_or(charge, |most| charge.min(most));
         let since = *self.waiting_since.get_or_insert_with(Instant::now);
         let deadline = since + Duration::from_secs(self.till.terms.pause_seconds);
         let heartbeat = Instant::now() + HEARTBEAT;
@@ -292,7 +301,7 @@ impl Lease {
 
     /// What was used so far, as far as that can be said without the backend.
     fn used(&self) -> Atoms {
-        self.cover.used(self.delivered).unwrap_or(self.held.cap).min(self.held.cap)
+        self.cover.used(self.delivered.about).unwrap_or(self.held.cap).min(self.held.cap)
     }
 
     fn newest(&self) -> Arc<Channel> {
@@ -335,9 +344,9 @@ impl Lease {
     /// Leases `by` more, a window of `tokens`, and tells the record how far it is.
     fn start_extending(&mut self, by: Atoms, tokens: u64) {
         let (channels, id) = (Arc::clone(&self.toll.channels), self.channel.id.clone());
-        let used = (self.delivered > 0).then(|| self.used());
+        let used = (self.delivered.most > 0).then(|| self.used());
         if used.is_some() {
-            self.tells_at = self.delivered.saturating_add(tokens);
+            self.tells_at = self.delivered.most.saturating_add(tokens);
         }
         let op = Op::Extend { lease: self.id.clone(), by, used };
         let task = tokio::spawn(async move { channels.apply(&id, vec![op.into()]).await });
@@ -348,7 +357,7 @@ impl Lease {
     fn start_marking(&mut self) {
         let (channels, id) = (Arc::clone(&self.toll.channels), self.channel.id.clone());
         let op = Op::Mark { lease: self.id.clone(), used: self.used(), window: self.cover.window(self.window) };
-        self.tells_at = self.delivered.saturating_add(self.window);
+        self.tells_at = self.delivered.most.saturating_add(self.window);
         self.marking = Some(tokio::spawn(async move { channels.one(&id, op).await.is_ok() }));
     }
 

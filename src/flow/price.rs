@@ -11,7 +11,7 @@ use crate::refusal::Refusal;
 use crate::rules::plan::{Access, Charge, Dearest, Prices, Shortfall};
 use crate::surface::Surface;
 use crate::tokens::{self, Vocabulary};
-use crate::usage::{ServiceTier, Usage};
+use crate::usage::{self, ServiceTier, Usage};
 use std::sync::{Arc, LazyLock};
 use tokio::sync::Semaphore;
 
@@ -32,6 +32,8 @@ pub struct Parts {
     pub prompt_tokens: Option<u64>,
     /// Who counted: a vocabulary, or `bytes` as the bound.
     pub counted_by: Option<&'static str>,
+    /// About how many they are, where bytes are the bound: what is charged for a prompt that nobody reported. Else the same.
+    pub prompt_about: Option<u64>,
     /// Prompt × input price.
     pub prompt_usd: Option<Usd>,
     /// Prompt × the dearest that a prompt token of this request can cost: what is set aside for it.
@@ -96,6 +98,7 @@ pub async fn quote(allowed: Allowed, generation: Generation) -> Result<Quoted, R
     let parts = price(&allowed, charge, prompt).ok_or(Refusal::Internal { place: "price: out of range" })?;
     if let (Charge::Flat { usd, min_output_tokens: Some(least) }, Access::Paid) = (charge, allowed.route.access) {
         let counted = prompt.ok_or(Refusal::Internal { place: "price: not counted" })?;
+        let counted = (counted.tokens, counted.by);
         let within = Size::of(&allowed.ask).within(usd, least, &allowed.model, &allowed.route.tier.limits, counted);
         within.map_err(|gap| Refusal::OverPrice { surface: allowed.ask.surface, gap, sold_at: Vec::new() })?;
     }
@@ -107,11 +110,19 @@ fn picture_tokens(allowed: &Allowed) -> u64 {
     allowed.model.images.map_or(0, |family| allowed.ask.picture_tokens(family))
 }
 
-/// Tokens of a prompt, and who counted.
-type Counted = Option<(u64, &'static str)>;
+/// The prompt of a request, counted.
+#[derive(Clone, Copy, Debug)]
+struct Counted {
+    /// Its tokens, or a bound on them.
+    tokens: u64,
+    /// About how many, where it is a bound.
+    about: u64,
+    /// Who counted.
+    by: &'static str,
+}
 
 /// Counts the prompt, no further than the tier's limit.
-async fn count(allowed: Allowed) -> Result<(Allowed, Counted), Refusal> {
+async fn count(allowed: Allowed) -> Result<(Allowed, Option<Counted>), Refusal> {
     let vocabulary = allowed.model.vocabulary.as_deref().and_then(Vocabulary::parse).unwrap_or(Vocabulary::Bytes);
     let long = allowed.ask.body.len() > COUNT_INLINE_BYTES && vocabulary != Vocabulary::Bytes;
     let max = allowed.route.tier.limits.max_input_tokens;
@@ -119,13 +130,27 @@ async fn count(allowed: Allowed) -> Result<(Allowed, Counted), Refusal> {
         let prompt = allowed.ask.prompt();
         let pictures = picture_tokens(&allowed);
         let Some(most) = max.unwrap_or(u64::MAX).checked_sub(pictures) else { return (allowed, None) };
-        let tokens = match prompt.is_plain {
-            true => tokens::count_plain(vocabulary, prompt.texts(), prompt.given, most),
-            false => tokens::count_within(vocabulary, prompt.texts(), prompt.messages, prompt.names, most),
+        // What is no text is a count of tokens by whatever vocabulary.
+        let (tokens, beside) = match prompt.is_plain {
+            true => (tokens::count_plain(vocabulary, prompt.texts(), prompt.given, most), prompt.given),
+            false => {
+                let (messages, names) = (prompt.messages, prompt.names);
+                let none = tokens::count(vocabulary, [""; 0], messages, names);
+                (tokens::count_within(vocabulary, prompt.texts(), messages, names, most), none)
+            }
         };
-        (allowed, tokens.map(|tokens| tokens.saturating_add(pictures)))
+        let counted = tokens.map(|tokens| Counted {
+            tokens: tokens.saturating_add(pictures),
+            about: match vocabulary {
+                Vocabulary::Bytes => beside.saturating_add(usage::about(tokens.saturating_sub(beside))),
+                Vocabulary::O200k | Vocabulary::Cl100k => tokens,
+            }
+            .saturating_add(pictures),
+            by: vocabulary.name(),
+        });
+        (allowed, counted)
     };
-    let (allowed, tokens) = if long {
+    let (allowed, counted) = if long {
         // As many at a time as there are cores: nobody has paid for this yet, and those who stream need them, too.
         let turn = COUNTING.acquire().await.map_err(|_| Refusal::Internal { place: "price: counting" })?;
         let run = move || {
@@ -136,8 +161,8 @@ async fn count(allowed: Allowed) -> Result<(Allowed, Counted), Refusal> {
     } else {
         run()
     };
-    match (tokens, max) {
-        (Some(tokens), _) => Ok((allowed, Some((tokens, vocabulary.name())))),
+    match (counted, max) {
+        (Some(counted), _) => Ok((allowed, Some(counted))),
         (None, max) => Err(Refusal::PromptTooLong {
             surface: allowed.ask.surface,
             max: max.unwrap_or(u64::MAX),
@@ -148,16 +173,18 @@ async fn count(allowed: Allowed) -> Result<(Allowed, Counted), Refusal> {
 }
 
 /// The pure part: `None` only when an amount exceeds 2^128 of 1e-18 USD.
-fn price(allowed: &Allowed, charge: Charge, prompt: Counted) -> Option<Parts> {
+fn price(allowed: &Allowed, charge: Charge, prompt: Option<Counted>) -> Option<Parts> {
     let prices = &allowed.model.price;
-    let dearest = dearest(allowed, prompt.map(|(tokens, _)| tokens));
+    let dearest = dearest(allowed, prompt.map(|p| p.tokens));
     let tier = &allowed.route.tier;
     let n = allowed.ask.n;
     let max_output_tokens = allowed.ask.max_output;
     let size = Size::of(&allowed.ask);
     let images_usd = size.pictures(&allowed.model, &tier.limits)?;
     let (prompt_usd, prompt_most_usd) = match prompt {
-        Some((tokens, _)) => (Some(prices.at(tokens).standard.input.of(tokens)?), Some(dearest.input.of(tokens)?)),
+        Some(Counted { tokens, .. }) => {
+            (Some(prices.at(tokens).standard.input.of(tokens)?), Some(dearest.input.of(tokens)?))
+        }
         None => (None, None),
     };
     // What the operator absorbs, or a price covers that was set beforehand, is not set aside here.
@@ -194,8 +221,9 @@ fn price(allowed: &Allowed, charge: Charge, prompt: Counted) -> Option<Parts> {
     };
     Some(Parts {
         rule,
-        prompt_tokens: prompt.map(|p| p.0),
-        counted_by: prompt.map(|p| p.1),
+        prompt_tokens: prompt.map(|p| p.tokens),
+        counted_by: prompt.map(|p| p.by),
+        prompt_about: prompt.map(|p| p.about),
         prompt_usd,
         prompt_most_usd,
         template_usd,
@@ -209,6 +237,11 @@ fn price(allowed: &Allowed, charge: Charge, prompt: Counted) -> Option<Parts> {
 }
 
 impl Quoted {
+    /// Most prompt tokens that a backend can report, as long as the text is here. `None`: nobody knows.
+    pub fn most_prompt(&self) -> Option<u64> {
+        Size::of(&self.allowed.ask).most_prompt(&self.allowed.model, picture_tokens(&self.allowed))
+    }
+
     /// The terms of an offer on one rail. Rounds up, once; of what has a price at least one atom, because an amount of nothing asks
     /// for no payment. `None` when the amount does not fit.
     pub fn terms(&self, rail: &RailId, decimals: u8) -> Option<Terms> {
@@ -309,13 +342,16 @@ impl Quoted {
         let Self { allowed, parts, .. } = self;
         let dearest = self.dearest();
         let prompt = parts.prompt_most_usd.unwrap_or(Usd::ZERO);
-        let said = parts.prompt_usd.unwrap_or(Usd::ZERO).plus(parts.images_usd)?.plus(parts.request_usd)?;
+        // What is charged is no bound: of a prompt whose vocabulary is not known an estimate.
+        let about = parts.prompt_about.unwrap_or(0);
+        let listed = allowed.model.price.at(about).standard;
+        let said = listed.input.of(about)?.plus(parts.images_usd)?.plus(parts.request_usd)?;
         Some(Cover {
             base: prompt.plus(parts.images_usd)?.plus(parts.request_usd)?,
             margin: dearest.input.of(Size::of(&allowed.ask).room())?,
             output: dearest.output,
             said,
-            said_output: allowed.model.price.at(parts.prompt_tokens.unwrap_or(0)).standard.output,
+            said_output: listed.output,
             most: parts.max_output_tokens.checked_mul(parts.n)?,
             share: self.share(rail),
             decimals,

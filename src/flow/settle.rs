@@ -53,6 +53,15 @@ pub enum End {
     UpstreamDied,
     /// No voucher came in time to cover more, or the channel was paid out.
     Unpaid,
+    /// We hung up on a backend that was answering: it had had its `total_seconds`.
+    OutOfTime,
+}
+
+impl End {
+    /// The backend would have said what was used, and was not let: what left is owed all the same.
+    fn is_cut(self) -> bool {
+        matches!(self, Self::ClientGone | Self::Unpaid | Self::OutOfTime)
+    }
 }
 
 /// How a stream goes on.
@@ -132,6 +141,7 @@ impl Delivery {
         };
         let bounds = Bounds {
             choices: quoted.parts.n,
+            prompt: quoted.most_prompt(),
             completion: Some(output.saturating_mul(quoted.parts.n)),
             shape: Shape::PLAIN,
         };
@@ -409,6 +419,10 @@ impl Delivery {
             End::UpstreamDied => {
                 let why = "the backend went away in the middle of its answer";
                 out.push(reply::cut_short(self.surface(), why, "upstream_failed"));
+            }
+            End::OutOfTime => {
+                let why = "the answer took longer than answers may take here: the rest of it is not sent";
+                out.push(reply::cut_short(self.surface(), why, "upstream_timeout"));
             }
             End::Unpaid => {
                 let over = match &self.money {

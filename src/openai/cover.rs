@@ -1,9 +1,11 @@
 //! How much output a stream has shown, counted while it runs, and the frames that wait until that much is covered.
 //!
-//! For cover only, never for price: the count may be too high by the whole text (bytes stand in for tokens) and is then
-//! bounded by what was asked, so whoever covers the ceiling of the request covers any of its streams.
+//! Two counts, because bytes stand in for tokens where the vocabulary is not known. What must be covered takes every byte for a token:
+//! it may be too high by most of the text and is bounded by what was asked, so whoever covers the ceiling of the request covers any
+//! of its streams. What is charged, where the backend says nothing, is an estimate of tokens.
 
 use super::delta::{Delivered, Said};
+use crate::usage;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -20,7 +22,23 @@ pub enum Cover {
     Tokens(fn(&str) -> u64),
 }
 
-/// The cover count of one stream, in output tokens over all choices. It never falls.
+/// Output that went by, in tokens over all choices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Output {
+    /// At most so many: what must be covered.
+    pub most: u64,
+    /// About so many: what is charged for them where the backend says nothing. The same where every text could be counted.
+    pub about: u64,
+}
+
+impl Output {
+    /// The larger of each.
+    pub(super) fn max(self, other: Self) -> Self {
+        Self { most: self.most.max(other.most), about: self.about.max(other.about) }
+    }
+}
+
+/// The cover count of one stream. It never falls.
 #[derive(Debug)]
 pub(super) struct Count {
     cover: Cover,
@@ -28,18 +46,21 @@ pub(super) struct Count {
     most: u64,
     /// Newest figure of the backend.
     reported: u64,
-    /// Counted deltas since.
+    /// Tokens of the deltas since, of those that were counted as tokens.
     since: u64,
+    /// Bytes of the others.
+    since_bytes: u64,
     /// Counted deltas, all of them.
     alone: u64,
-    highest: u64,
+    highest: Output,
     scratch: String,
 }
 
 impl Count {
     pub fn new(cover: Cover, most: Option<u64>) -> Self {
         let most = most.unwrap_or(u64::MAX);
-        Self { cover, most, reported: 0, since: 0, alone: 0, highest: 0, scratch: String::new() }
+        let highest = Output::default();
+        Self { cover, most, reported: 0, since: 0, since_bytes: 0, alone: 0, highest, scratch: String::new() }
     }
 
     /// Whether text counts as its tokens.
@@ -50,13 +71,14 @@ impl Count {
     /// A piece of generated text went by.
     pub fn said(&mut self, said: Said<'_>) {
         let tokens = match self.cover {
-            Cover::Tokens(count) if said.bytes <= LONG_TEXT as u64 => {
-                said.text(&mut self.scratch).map_or(said.bytes, count)
-            }
-            Cover::Tokens(_) | Cover::Bytes => said.bytes,
+            Cover::Tokens(count) if said.bytes <= LONG_TEXT as u64 => said.text(&mut self.scratch).map(count),
+            Cover::Tokens(_) | Cover::Bytes => None,
         };
-        self.since = self.since.saturating_add(tokens);
-        self.alone = self.alone.saturating_add(tokens);
+        match tokens {
+            Some(tokens) => self.since = self.since.saturating_add(tokens),
+            None => self.since_bytes = self.since_bytes.saturating_add(said.bytes),
+        }
+        self.alone = self.alone.saturating_add(tokens.unwrap_or(said.bytes));
     }
 
     /// Tokens of all text that went by, whatever the backend says; `None` where bytes stand in for them.
@@ -68,13 +90,16 @@ impl Count {
     /// nothing: some backends repeat the prompt's with no output until the end.
     pub fn reported(&mut self, tokens: u64) {
         if tokens > self.reported {
-            (self.reported, self.since) = (tokens, 0);
+            (self.reported, self.since, self.since_bytes) = (tokens, 0, 0);
         }
     }
 
     /// The count after everything that went by.
-    pub fn now(&mut self) -> u64 {
-        self.highest = self.highest.max(self.reported.saturating_add(self.since).min(self.most));
+    pub fn now(&mut self) -> Output {
+        let sure = self.reported.saturating_add(self.since);
+        let with = |unsure: u64| sure.saturating_add(unsure).min(self.most);
+        let now = Output { most: with(self.since_bytes), about: with(usage::about(self.since_bytes)) };
+        self.highest = self.highest.max(now);
         self.highest
     }
 }
@@ -114,8 +139,8 @@ impl Joined {
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub piece: Piece,
-    /// The cover count after it.
-    pub count: u64,
+    /// The count after it; of a frame that needs no cover of its own, nothing.
+    pub count: Output,
     /// Text in it.
     pub text: Delivered,
 }
@@ -144,7 +169,7 @@ impl Queue {
 
     /// The next frame, when `covered` is enough for it or it has nothing that needs cover.
     pub fn pop(&mut self, covered: u64) -> Option<Waiting> {
-        let frame = self.frames.pop_front_if(|frame| frame.count <= covered)?;
+        let frame = self.frames.pop_front_if(|frame| frame.count.most <= covered)?;
         self.text.texts -= frame.text.texts;
         self.text.bytes -= frame.text.bytes;
         self.bytes -= frame.piece.range.len();
@@ -153,6 +178,6 @@ impl Queue {
 
     /// What the first frame with text needs.
     pub fn next(&self) -> Option<u64> {
-        self.frames.iter().find(|frame| frame.text.texts > 0).map(|frame| frame.count)
+        self.frames.iter().find(|frame| frame.text.texts > 0).map(|frame| frame.count.most)
     }
 }

@@ -1,7 +1,7 @@
 //! What leaves a stream under cover, and when.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use super::cover::Cover;
+use super::cover::{Cover, Output};
 use super::meter::Meter;
 use super::sse::{DEFAULT_CARRY, TooLong};
 use super::usage::Bounds;
@@ -9,7 +9,7 @@ use crate::usage::Shape;
 use bytes::Bytes;
 use proptest::prelude::*;
 
-const BOUNDS: Bounds = Bounds { choices: 1, completion: Some(100), shape: Shape::PLAIN };
+const BOUNDS: Bounds = Bounds { choices: 1, prompt: None, completion: Some(100), shape: Shape::PLAIN };
 const DONE: &str = "data: [DONE]\n\n";
 
 /// A token for every word.
@@ -62,9 +62,9 @@ fn only_text_that_is_covered_leaves_and_nothing_overtakes_what_waits() {
     ] {
         let mut meter = meter(WORDS);
         assert_eq!(feed(&mut meter, &read, covered), leaves, "{why}");
-        assert_eq!((meter.waiting(), meter.counted(), meter.seen()), (waiting, counted, seen), "{why}");
+        assert_eq!((meter.waiting(), meter.counted().most, meter.seen().most), (waiting, counted, seen), "{why}");
         assert_eq!(leaves.clone() + &release(&mut meter, u64::MAX), read, "{why}: the rest, in order");
-        assert_eq!((meter.waiting(), meter.counted()), (None, seen), "{why}");
+        assert_eq!((meter.waiting(), meter.counted().most), (None, seen), "{why}");
     }
 }
 
@@ -77,9 +77,9 @@ fn more_cover_lets_out_as_much_as_it_covers_in_one_piece() {
     let mut out = Vec::new();
     meter.release(3, &mut out);
     assert_eq!(out, [format!("{a}{a}")], "one write, and no half of what takes two tokens");
-    assert_eq!((meter.waiting(), meter.counted()), (Some(4), 2));
+    assert_eq!((meter.waiting(), meter.counted().most), (Some(4), 2));
     assert_eq!(feed(&mut meter, &b, 5), format!("{b}{a}: ping\n\n"), "what waits goes before what comes");
-    assert_eq!((meter.waiting(), meter.counted(), meter.seen()), (Some(7), 5, 7));
+    assert_eq!((meter.waiting(), meter.counted().most, meter.seen().most), (Some(7), 5, 7));
 }
 
 #[test]
@@ -102,13 +102,34 @@ fn the_backends_own_figure_replaces_what_was_counted_before_it() {
     ] {
         let mut meter = meter(cover);
         assert_eq!(feed(&mut meter, &stream, u64::MAX), stream, "{why}");
-        assert_eq!((meter.seen(), meter.counted()), (seen, seen), "{why}");
+        assert_eq!((meter.seen().most, meter.counted().most), (seen, seen), "{why}");
     }
     let two = Meter::new(true, Bounds { choices: 2, ..BOUNDS });
     let mut meter = two.with_cover(WORDS);
     feed(&mut meter, &running("a", 3), u64::MAX);
     feed(&mut meter, &running("b", 4).replace("\"index\":0", "\"index\":1"), u64::MAX);
-    assert_eq!(meter.seen(), 7, "choices add up");
+    assert_eq!(meter.seen().most, 7, "choices add up");
+}
+
+#[test]
+fn bytes_that_stand_in_for_tokens_are_covered_one_by_one_and_charged_by_four() {
+    for (cover, stream, most, about, why) in [
+        (Cover::Bytes, text(&"x".repeat(40)), 40, 10, "a token for every four bytes"),
+        (Cover::Bytes, text("x").repeat(6), 6, 2, "rounded up once, not for each text"),
+        (Cover::Bytes, format!("{}{}", running("a b c", 7), text("d e")), 10, 8, "after the backend's own figure"),
+        (WORDS, text("a b c"), 3, 3, "where words can be counted both say the same"),
+        (Cover::Tokens(|_| 1), text(&"x ".repeat(40_000)), 100, 100, "but of a text too long to be counted"),
+    ] {
+        let mut meter = meter(cover);
+        feed(&mut meter, &stream, u64::MAX);
+        assert_eq!((meter.counted(), meter.seen()), (Output { most, about }, Output { most, about }), "{why}");
+    }
+    let mut meter = meter(Cover::Bytes);
+    let eight = text("12345678");
+    assert_eq!(feed(&mut meter, &eight.repeat(3), 16), eight.repeat(2), "the third needs cover of its own");
+    assert_eq!((meter.counted().about, meter.seen().about), (4, 6), "what waits is not among what left");
+    release(&mut meter, 24);
+    assert_eq!(meter.counted().about, 6);
 }
 
 #[test]
@@ -116,7 +137,7 @@ fn a_final_figure_beyond_the_cover_waits_with_done_but_does_not_stop_the_stream(
     let (a, u) = (text("a"), last(9));
     let mut meter = meter(WORDS);
     assert_eq!(feed(&mut meter, &format!("{a}{u}: bye\n\n{DONE}"), 5), a);
-    assert_eq!((meter.waiting(), meter.counted(), meter.seen()), (None, 1, 9));
+    assert_eq!((meter.waiting(), meter.counted().most, meter.seen().most), (None, 1, 9));
     meter.finish();
     assert_eq!(meter.take_done(), None, "[DONE] does not overtake it");
     assert_eq!(release(&mut meter, 8), "");
@@ -243,9 +264,9 @@ proptest! {
             let (now, later) = rest.split_at(size.min(rest.len()));
             meter.feed_covered(Bytes::copy_from_slice(now), covered, &mut out).unwrap();
             rest = later;
-            prop_assert!(meter.seen() >= seen, "the count never falls");
-            seen = meter.seen();
-            prop_assert!(meter.counted() <= seen);
+            prop_assert!(meter.seen().most >= seen, "the count never falls");
+            seen = meter.seen().most;
+            prop_assert!(meter.counted().most <= seen);
             prop_assert!(meter.waiting().is_none_or(|needed| needed > covered && needed <= seen));
             let left = String::from_utf8(out.concat()).unwrap();
             let left: Vec<_> = left.lines().filter_map(|line| line.split("\"content\":\"").nth(1)?.split('"').next())
@@ -276,7 +297,7 @@ proptest! {
                 feed(meter, &running("a", count), u64::MAX);
             }
             prop_assert_eq!(every.verdict().usage, some.verdict().usage);
-            prop_assert!(some.counted() <= every.counted().max(100));
+            prop_assert!(some.counted().most <= every.counted().most.max(100));
         }
         if end {
             for meter in [&mut every, &mut some] {
@@ -296,7 +317,7 @@ fn of_a_stream_that_is_cut_the_figure_of_what_left_is_known() {
         for n in 1..=eager {
             feed(&mut meter, &running("a", n), u64::MAX);
         }
-        let covered = meter.counted() + 3;
+        let covered = meter.counted().most + 3;
         for n in eager + 1..=eager + 9 {
             feed(&mut meter, &running("a", n), covered);
         }

@@ -6,7 +6,7 @@
 //! not covered waits as well, and everything behind it. Pure: no clock, no I/O; frames are judged by a few substring
 //! searches (about 0.1 µs) and parsed only when one of them hits (0.6 µs, `benches/meter.rs`).
 
-use super::cover::{Count, Cover, Joined, Piece, Queue, Waiting};
+use super::cover::{Count, Cover, Joined, Output, Piece, Queue, Waiting};
 use super::delta::{Delivered, Holder, finishes, is_null, string_at, text_of};
 use super::mould::{self, Cast, Mould};
 use super::reply;
@@ -43,8 +43,8 @@ pub struct Meter {
     reading: Reading,
     /// Frames that are not covered yet.
     queue: Queue,
-    /// The cover count of what was let out.
-    counted: u64,
+    /// The count of what was let out.
+    counted: Output,
     /// While frames wait: the newest chunk with a running figure that does not.
     last_out: Vec<u8>,
     /// Text that came when there was nobody left to send it to.
@@ -70,7 +70,8 @@ impl Meter {
             held: BytesMut::new(),
         };
         let (splitter, queue, overheard) = (Splitter::default(), Queue::default(), Delivered::default());
-        Self { splitter, cap: DEFAULT_CARRY, reading, queue, counted: 0, last_out: Vec::new(), overheard }
+        let counted = Output::default();
+        Self { splitter, cap: DEFAULT_CARRY, reading, queue, counted, last_out: Vec::new(), overheard }
     }
 
     /// How the figures of the backend add up, once it is known which one answers. To be said before the first byte.
@@ -138,7 +139,7 @@ impl Meter {
             let range = at..at + length;
             at = range.end;
             let Some(seen) = seen else { continue };
-            if queue.is_empty() && (seen.count <= covered || seen.free) {
+            if queue.is_empty() && (seen.count.most <= covered || seen.free) {
                 *counted = seen.count;
                 match whole {
                     // It began in an earlier read: nothing of this one is before it.
@@ -154,7 +155,11 @@ impl Meter {
                     Some(frame) => Piece { range: 0..frame.len(), read: frame },
                     None => Piece { read: chunk.clone(), range },
                 };
-                queue.push(Waiting { piece, count: if seen.free { 0 } else { seen.count }, text: seen.text });
+                queue.push(Waiting {
+                    piece,
+                    count: if seen.free { Output::default() } else { seen.count },
+                    text: seen.text,
+                });
             }
         };
         if joined == (0..chunk.len()) {
@@ -208,15 +213,15 @@ impl Meter {
         self.queue.next()
     }
 
-    /// Output tokens in what was let out so far: the backend's newest figure and what was counted since. 0 without cover.
-    pub fn counted(&self) -> u64 {
+    /// Output in what was let out so far: the backend's newest figure and what was counted since. Nothing without cover.
+    pub fn counted(&self) -> Output {
         self.counted
     }
 
     /// The same for everything that came, whether it waits or not. Once the backend gave its final figure, that one (in
     /// [`Meter::verdict`]) is what was used; this may be above it.
-    pub fn seen(&mut self) -> u64 {
-        self.reading.count.as_mut().map_or(0, Count::now)
+    pub fn seen(&mut self) -> Output {
+        self.reading.counted()
     }
 
     /// Output tokens of everything that came by the vocabulary alone, for comparison with what the backend says; `None` without one.
@@ -315,8 +320,8 @@ struct Reading {
 struct Seen {
     /// It needs no cover of its own.
     free: bool,
-    /// The cover count after it.
-    count: u64,
+    /// The count after it.
+    count: Output,
     text: Delivered,
 }
 
@@ -342,7 +347,7 @@ impl Reading {
             self.held.extend_from_slice(bytes);
             return None;
         }
-        Some(Seen { free, count: self.count.as_mut().map_or(0, Count::now), text })
+        Some(Seen { free, count: self.counted(), text })
     }
 
     /// The frame that `read` begins with, when it is one like the one before: how long it is, and what is to be done with it.
@@ -362,7 +367,12 @@ impl Reading {
         let text = Delivered::once(bytes);
         self.verdict.delivered_chunks += text.texts;
         self.verdict.delivered_bytes += text.bytes;
-        Some((length, Seen { free: text.texts == 0, count: self.count.as_mut().map_or(0, Count::now), text }))
+        Some((length, Seen { free: text.texts == 0, count: self.counted(), text }))
+    }
+
+    /// Output in everything that went by.
+    fn counted(&mut self) -> Output {
+        self.count.as_mut().map_or(Output::default(), Count::now)
     }
 
     fn tail(&mut self, bytes: &[u8]) {

@@ -8,7 +8,7 @@ use crate::usage::{Scope, Shape, Usage};
 use bytes::Bytes;
 use proptest::prelude::*;
 
-const BOUNDS: Bounds = Bounds { choices: 1, completion: Some(1000), shape: Shape::PLAIN };
+const BOUNDS: Bounds = Bounds { choices: 1, prompt: None, completion: Some(1000), shape: Shape::PLAIN };
 
 /// What left at once, what waited for the receipt, and the verdict.
 fn run(stream: &[u8], sizes: &[usize], wants_usage: bool, bounds: Bounds) -> (Vec<u8>, Vec<u8>, Verdict) {

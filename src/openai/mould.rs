@@ -111,7 +111,7 @@ pub(super) fn place(frame: &[u8], part: &[u8]) -> Option<Range<usize>> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-    use super::super::cover::Cover;
+    use super::super::cover::{Cover, Output};
     use super::super::meter::Meter;
     use super::super::usage::{Bounds, Verdict};
     use super::*;
@@ -177,8 +177,8 @@ mod tests {
         assert_eq!(mould.before, b"data: {\"t\":\"", "figures before the text");
     }
 
-    fn metered(stream: &str, size: usize, words: bool) -> (Vec<u8>, Vec<u8>, Verdict, u64, Option<Usage>) {
-        let bounds = Bounds { choices: 1, completion: Some(1000), shape: Shape::PLAIN };
+    fn metered(stream: &str, size: usize, words: bool) -> (Vec<u8>, Vec<u8>, Verdict, Output, Option<Usage>) {
+        let bounds = Bounds { choices: 1, prompt: None, completion: Some(1000), shape: Shape::PLAIN };
         let count: fn(&str) -> u64 = |text| text.split(' ').count() as u64;
         let cover = if words { Cover::Tokens(count) } else { Cover::Bytes };
         let mut meter = Meter::new(false, bounds).with_cover(cover).all_is_shown();

@@ -92,7 +92,7 @@ impl Reader {
 
     /// What was said of the prompt before anything was said of the output.
     pub fn begun(&self) -> Option<Usage> {
-        self.tally.begun
+        self.tally.begun.filter(|begun| self.tally.bounds.admit(begun))
     }
 
     /// The speed at which it was served.
@@ -158,7 +158,7 @@ impl Tally {
 
     fn total(&self) -> (Option<Usage>, bool) {
         match self.said {
-            Some(usage) if self.bounds.completion.is_some_and(|most| usage.completion > most) => (None, true),
+            Some(usage) if !self.bounds.admit(&usage) => (None, true),
             said => (said, self.absurd),
         }
     }

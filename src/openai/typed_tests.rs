@@ -10,7 +10,7 @@ use crate::usage::{Shape, Usage};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-const BOUNDS: Bounds = Bounds { choices: 1, completion: Some(1000), shape: Shape::PLAIN };
+const BOUNDS: Bounds = Bounds { choices: 1, prompt: None, completion: Some(1000), shape: Shape::PLAIN };
 use Dialect::{Messages, Responses};
 
 /// What left at once, what waited for the receipt, and the verdict.
@@ -391,7 +391,7 @@ fn of_a_typed_stream_nothing_leaves_that_is_not_covered() {
         assert_eq!(feed(&mut meter, &first, 0), first, "no text, no cover needed");
         assert_eq!(feed(&mut meter, &one, 4), one);
         assert_eq!(feed(&mut meter, &format!("{one}{last}"), 4), "", "the second text waits, and the end behind it");
-        assert_eq!((meter.waiting(), meter.counted()), (Some(most), 4));
+        assert_eq!((meter.waiting(), meter.counted().most), (Some(most), 4));
         meter.finish();
         assert_eq!(meter.take_done(), None, "the end never overtakes what waits");
         let mut rest = Vec::new();

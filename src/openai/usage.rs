@@ -20,10 +20,20 @@ const MOST_CHOICES: usize = 128;
 pub struct Bounds {
     /// Choices asked for (`n`).
     pub choices: u64,
+    /// Most tokens that the prompt can have, with whatever a backend puts before it; a larger figure counts as none. `None`: nobody knows.
+    pub prompt: Option<u64>,
     /// Most output tokens over all choices that the backend was allowed; a larger figure counts as none.
     pub completion: Option<u64>,
     /// How the backend's figures add up.
     pub shape: Shape,
+}
+
+impl Bounds {
+    /// Whether a figure can be true of what was asked.
+    pub fn admit(&self, figure: &Usage) -> bool {
+        let within = |most: Option<u64>, said| most.is_none_or(|most| said <= most);
+        within(self.prompt, figure.prompt) && within(self.completion, figure.completion)
+    }
 }
 
 /// What a reply said about itself.
@@ -297,10 +307,7 @@ impl Tally {
             (n, Shape { finals: Scope::Choice, .. }) if n <= self.bounds.choices => self.sum,
             _ => self.last,
         };
-        if self.bounds.completion.is_some_and(|most| figure.completion > most) {
-            return (None, true);
-        }
-        (Some(figure), self.absurd)
+        if self.bounds.admit(&figure) { (Some(figure), self.absurd) } else { (None, true) }
     }
 }
 

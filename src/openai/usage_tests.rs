@@ -1,8 +1,11 @@
 //! What is read of one usage object, and what is not believed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 use super::*;
+use crate::openai::meter::Meter;
+use crate::openai::reply;
+use crate::surface::Surface;
 
-const BOUNDS: Bounds = Bounds { choices: 1, completion: Some(100), shape: Shape::PLAIN };
+const BOUNDS: Bounds = Bounds { choices: 1, prompt: None, completion: Some(100), shape: Shape::PLAIN };
 
 fn usage(prompt: u64, completion: u64, cached: u64, reasoning: u64) -> Option<Usage> {
     Some(Usage { prompt, completion, cached, reasoning, ..Usage::default() })
@@ -170,16 +173,37 @@ fn figures_add_up_as_the_backends_kind_says() {
         (in_total, &[(None, 5, 7, 20)], usage(5, 15, 0, 8), "thoughts that are in the total only are billed"),
         (in_total, &[(Some(0), 5, 7, 12)], usage(5, 7, 0, 0), "and none where the total is the sum"),
     ] {
-        let mut tally = Tally::new(Bounds { choices: 2, completion: Some(100), shape });
+        let mut tally = Tally::new(Bounds { choices: 2, prompt: None, completion: Some(100), shape });
         for (choice, prompt, completion, total) in figures {
             let choices: Vec<_> = choice.iter().map(|index| Choice { index: *index }).collect();
             assert!(tally.add(&figure(*prompt, *completion, *total), &choices));
         }
         assert_eq!(tally.total(), (want, false), "{why}");
     }
-    let mut tally = Tally::new(Bounds { choices: 1, completion: Some(10), shape: in_total });
+    let mut tally = Tally::new(Bounds { choices: 1, prompt: None, completion: Some(10), shape: in_total });
     tally.add(&figure(5, 7, 20), &[]);
     assert_eq!(tally.total(), (None, true), "thoughts count against what was asked");
+}
+
+#[test]
+fn a_prompt_longer_than_can_have_been_sent_is_no_figure() {
+    let bounds = Bounds { prompt: Some(20), ..BOUNDS };
+    for (prompt, is_true) in [(20, true), (21, false)] {
+        let chat = format!("{{\"choices\":[],\"usage\":{{\"prompt_tokens\":{prompt},\"completion_tokens\":3}}}}");
+        let typed = format!(
+            "{{\"type\":\"message\",\"content\":[],\"usage\":{{\"input_tokens\":{prompt},\"output_tokens\":3}}}}"
+        );
+        for (surface, body) in [(Surface::Chat, chat), (Surface::Messages, typed)] {
+            let got = reply::whole(surface, body.as_bytes(), bounds);
+            assert_eq!((got.usage.is_some(), got.absurd), (is_true, !is_true), "{surface:?}: {prompt}");
+        }
+        let start = format!(
+            "event: message_start\ndata: {{\"type\":\"message_start\",\"message\":{{\"usage\":{{\"input_tokens\":{prompt}}}}}}}\n\n"
+        );
+        let mut meter = Meter::new(false, bounds).of(Surface::Messages);
+        meter.feed(start.into(), &mut Vec::new()).unwrap();
+        assert_eq!(meter.verdict().begun.is_some(), is_true, "what is charged when a client leaves: {prompt}");
+    }
 }
 
 #[test]
@@ -215,13 +239,13 @@ fn reasoning_is_billed_once_wherever_it_is_counted_and_never_cut() {
             said["total_tokens"] = total.into();
             typed["total_tokens"] = total.into();
         }
-        let bounds = Bounds { choices: 1, completion: Some(1000), shape };
+        let bounds = Bounds { choices: 1, prompt: None, completion: Some(1000), shape };
         let want = want.and_then(|(completion, reasoning)| usage(12, completion, 0, reasoning));
         let got = read_json(serde_json::json!({"choices": [], "usage": said}).to_string().as_bytes(), bounds);
         assert_eq!((got.usage, got.absurd), (want, want.is_none()), "{why}");
         if shape == Shape::PLAIN {
             let body = serde_json::json!({"status": "completed", "output": [], "usage": typed}).to_string();
-            let got = crate::openai::reply::whole(crate::surface::Surface::Responses, body.as_bytes(), bounds);
+            let got = reply::whole(Surface::Responses, body.as_bytes(), bounds);
             assert_eq!((got.usage, got.absurd), (want, want.is_none()), "{why}: in a response");
         }
     }

@@ -168,6 +168,7 @@ impl Desk<'_> {
             price: tariff.prices,
             stated: e.stated.then(|| self.entries.prices.markup.as_ref().map_or(Factor::ONE, |said| said.value)),
             sources: tariff.sources,
+            not_applied: tariff.not_applied,
             max_input: tariff.max_input,
             max_output: tariff.max_output,
             vocabulary: e.vocabulary.as_ref().map(|v| v.value.clone()).filter(|v| v != BYTES),

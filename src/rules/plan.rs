@@ -271,6 +271,8 @@ pub struct Model {
     pub stated: Option<Factor>,
     /// Where they came from.
     pub sources: Vec<Source>,
+    /// What the price list charges on some endpoints only, and is not in them: key and number.
+    pub not_applied: Vec<String>,
     /// Most prompt tokens that it takes, where that is known.
     pub max_input: Option<u64>,
     /// Most output tokens that it gives, likewise.
@@ -285,6 +287,18 @@ pub struct Model {
 }
 
 impl Model {
+    /// What its row of the price list charges beside and its prices do not hold, as a sentence; `None`: nothing.
+    pub fn not_applied(&self) -> Option<String> {
+        let Self { name, not_applied, .. } = self;
+        let keys = not_applied.join(", ");
+        (!keys.is_empty()).then(|| {
+            format!(
+                "{:?}: its row of the price list has {keys}, which is not applied: where its endpoint bills that, raise `markup` or write its price",
+                name.as_str()
+            )
+        })
+    }
+
     /// What the backends of a pool call it.
     pub fn upstream_in(&self, pool: &PoolName) -> &UpstreamModel {
         self.elsewhere.get(pool).unwrap_or(&self.upstream)

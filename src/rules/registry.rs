@@ -1,7 +1,8 @@
 //! LiteLLM's cost file as it is: numbers read from their text, rows read only for models that are sold.
 //!
 //! A row is taken whole or not at all. What it charges for that this build cannot bill (by the second, at some hours, for pictures it
-//! draws) is a sentence for the operator, not a price that is a little too low. A zero is a price that nobody wrote: free is what
+//! draws) is a sentence for the operator, not a price that is a little too low. What it charges on some endpoints only is not applied, and
+//! said. A zero is a price that nobody wrote: free is what
 //! the operator calls free.
 
 use super::tariff::Given;
@@ -39,6 +40,17 @@ const BESIDE: [&str; 20] = [
     "vector_store_cost",
 ];
 
+/// Factors on all prices of a row where a request is processed in one region, or in a mode that the gate cannot ask for: which endpoint a
+/// pool has is not known here.
+const UPLIFTS: [&str; 3] = [
+    "regional_endpoint_uplift_multiplier",
+    "regional_processing_uplift_multiplier_eu",
+    "regional_processing_uplift_multiplier_us",
+];
+/// Words in keys of what may be owed, where they say neither `cost` nor `pricing`.
+const OF_MONEY: [&str; 11] =
+    ["charge", "discount", "factor", "fee", "markup", "multiplier", "premium", "price", "rate", "surcharge", "uplift"];
+
 /// The file, split into rows and not yet understood.
 #[derive(Debug)]
 pub struct Registry<'t> {
@@ -65,6 +77,8 @@ pub struct Row {
     pub embeds: bool,
     /// What it charges for that cannot be billed here, as sentences without a subject.
     pub unbillable: Vec<String>,
+    /// What it charges on some endpoints only, as key and number.
+    pub not_applied: Vec<String>,
 }
 
 /// The same kinds of token at each speed, as written.
@@ -192,6 +206,8 @@ impl Row {
                 "max_output_tokens" => row.max_output = whole(value),
                 "input_cost_per_request" => row.per_request = row.number(name, value).map(|rate| Usd(rate.0)),
                 "tiered_pricing" => ranges = Some(*raw),
+                "provider_specific_entry" => row.specific(raw),
+                _ if UPLIFTS.contains(&name) && Usd::of_number(value).is_some() => row.uplift(name, value),
                 "off_peak_pricing" => {
                     row.unbillable.push("has other prices at some hours (off_peak_pricing)".to_owned())
                 }
@@ -213,8 +229,35 @@ impl Row {
         row
     }
 
+    /// A factor that holds on some endpoints; one of 1 is none.
+    fn uplift(&mut self, name: &str, value: &str) {
+        if Usd::of_number(value) != Some(Usd::ONE) {
+            self.not_applied.push(format!("{name} = {value}"));
+        }
+    }
+
+    /// `provider_specific_entry`: factors by region or mode (`us`, `fast`) are numbers, what else a vendor needs is mostly none.
+    fn specific(&mut self, raw: &RawValue) {
+        let name = "provider_specific_entry";
+        let Ok(Pairs(entries)) = serde_json::from_str::<Pairs>(raw.get()) else {
+            return self.unbillable.push(format!("charges in a way that is not billed here ({name})"));
+        };
+        for (key, raw) in entries {
+            let value = raw.get();
+            match Usd::of_number(value) {
+                // Counts of what is free.
+                Some(_) if key.contains("free") => {}
+                Some(_) => self.uplift(&format!("{name}.{key}"), value),
+                None if is_of_money(&key) && has_number(value) => {
+                    self.unbillable.push(format!("charges in a way that is not billed here ({name}.{key})"));
+                }
+                None => {}
+            }
+        }
+    }
+
     fn price(&mut self, name: &str, value: &str, steps: &mut Vec<(u64, Offer)>) {
-        if !(name.contains("cost") || name.contains("pricing")) {
+        if !(name.contains("cost") || name.contains("pricing") || is_of_money(name) && has_number(value)) {
             return;
         }
         let Some(field) = Field::read(name) else {
@@ -291,6 +334,22 @@ impl Row {
         // The list says it all; prices beside it are those of its first range, if anything.
         self.base = steps.remove(0).1;
         self.steps = steps;
+    }
+}
+
+/// Whether a key speaks of money without saying so as prices do.
+fn is_of_money(key: &str) -> bool {
+    key.split(['_', '.', '-']).any(|word| OF_MONEY.contains(&word.trim_end_matches('s')))
+}
+
+/// Whether a value is, or has in it, a number: everything but words, flags, and lists and tables of those.
+fn has_number(value: &str) -> bool {
+    match serde_json::from_str::<serde_json::Value>(value) {
+        Ok(serde_json::Value::Array(list)) => list.iter().any(|value| has_number(&value.to_string())),
+        Ok(serde_json::Value::Object(table)) => table.values().any(|value| has_number(&value.to_string())),
+        Ok(value) => value.is_number(),
+        // A number that is too large for that reader is one, too.
+        Err(_) => true,
     }
 }
 

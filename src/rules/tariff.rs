@@ -116,6 +116,8 @@ pub struct Tariff {
     pub max_input: Option<u64>,
     /// Most output tokens, likewise.
     pub max_output: Option<u64>,
+    /// What the registry charges on some endpoints only, and these prices do not hold: [`Row::not_applied`].
+    pub not_applied: Vec<String>,
 }
 
 impl Tariff {
@@ -183,7 +185,8 @@ impl Tariff {
             sources.push(Source { kind: "request", usd: per_request.to_string(), from });
         }
         let prices = Prices { per_request, base: base_speeds, steps };
-        Ok(Self { prices, sources, max_input: row.max_input, max_output: row.max_output })
+        let not_applied = if named { Vec::new() } else { row.not_applied.clone() };
+        Ok(Self { prices, sources, max_input: row.max_input, max_output: row.max_output, not_applied })
     }
 }
 

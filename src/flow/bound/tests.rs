@@ -17,6 +17,7 @@ fn model(input: u128, cached_input: u128, output: u128) -> Model {
         vocabulary: None,
         stated: None,
         sources: Vec::new(),
+        not_applied: Vec::new(),
         max_input: None,
         max_output: None,
         hidden_output: false,
@@ -44,6 +45,31 @@ fn worst(size: &Size, model: &Model, limits: &Limits, prompt: u64, output: u64) 
     each * (u128::from(prompt) + room)
         + limits.image_url.unwrap().flat.0 * u128::from(size.images)
         + model.price.standard().output.0 * u128::from(output) * u128::from(size.n)
+}
+
+#[test]
+fn a_reported_prompt_is_held_against_the_bytes_that_were_sent_and_all_that_may_come_to_them() {
+    let priced = model(1, 1, 1);
+    let counts = Model { images: Some(crate::picture::Family::Tiles), ..model(1, 1, 1) };
+    let size = |bytes, images, sized| Size {
+        surface: Surface::Chat,
+        bytes,
+        messages: 1,
+        images,
+        sized,
+        n: 1,
+        asked_output: None,
+        stream: false,
+    };
+    // Room for a template is 64, and 8 for each message and for what opens the answer; a vendor's own words are 4,096.
+    for (size, model, pictures, most, why) in [
+        (size(200, 0, 0), &priced, 0, Some(200 + 80 + 4_096), "text"),
+        (size(200, 1, 1), &counts, 765, Some(200 + 765 + 80 + 4_096), "a picture whose tokens are known"),
+        (size(200, 2, 1), &counts, 765, None, "and one whose are not"),
+        (size(200, 1, 1), &priced, 0, None, "a model that counts pictures its own way"),
+    ] {
+        assert_eq!(size.most_prompt(model, pictures), most, "{why}");
+    }
 }
 
 proptest! {

@@ -107,14 +107,14 @@ impl Drop for Lease {
         }
         self.live.stop_asking(&self.id);
         let (toll, channel) = (Arc::clone(&self.toll), Arc::clone(&self.channel));
-        let charge = if self.delivered > 0 { self.used() } else { Atoms(0) };
+        let charge = if self.delivered.most > 0 { self.used() } else { Atoms(0) };
         let journal = (charge > Atoms(0))
             .then(|| Entry::Receipt(Box::new(orphan(&channel, &self.held, charge, UnixSeconds::now()))))
             .into_iter()
             .collect();
         let spend = Op::Spend { lease: std::mem::take(&mut self.id), charge };
         // What was broken off on its way may be made by now. Of a call whose answer is still here it is not insisted on.
-        let last = self.last.take().filter(|_| self.delivered > 0);
+        let last = self.last.take().filter(|_| self.delivered.most > 0);
         let step = last.unwrap_or_else(|| Step::new(spend, journal));
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move { insist(toll, channel.id.clone(), step) });

@@ -77,6 +77,19 @@ fn an_answer_is_billed_by_its_speed_its_length_or_its_backend_and_the_rails_disc
 }
 
 #[test]
+fn a_prompt_of_an_unknown_vocabulary_is_held_by_its_bytes_and_charged_by_about_a_quarter_of_them() {
+    // "how much is this?" has 17 bytes and 5 tokens; its template has 6.
+    for (vocabulary, most, about) in [("", 17 + 6, 5 + 6), ("vocabulary = \"o200k\"", 5 + 6, 5 + 6)] {
+        let quoted = quoted("0.25", vocabulary);
+        assert_eq!((quoted.parts.prompt_tokens, quoted.parts.prompt_about), (Some(most), Some(about)), "{vocabulary}");
+        let cover = quoted.cover(&"full/session".into(), 6).unwrap();
+        // USD of 1e-6: 20 and 40 a token, a fee of 2,000; held at 25 and 80, with room for the template.
+        assert_eq!(cover.used(2), Some(Atoms(u128::from(about * 20 + 2 * 40 + 2_000))), "{vocabulary}");
+        assert_eq!(cover.of(2), Some(Atoms(u128::from((most + 80) * 25 + 2 * 80 + 2_000))), "{vocabulary}");
+    }
+}
+
+#[test]
 fn what_a_request_is_quoted_at_covers_it_at_the_dearest_it_can_be() {
     let quoted = quoted("0.25", "");
     let prompt = quoted.parts.prompt_tokens.unwrap();

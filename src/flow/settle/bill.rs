@@ -25,11 +25,12 @@ impl Delivery {
         self.bill(verdict, &verdict.usage?, UsageSource::Reported)?.to_atoms(self.receipt.decimals)
     }
 
-    /// What was used when the answer ended early and the backend did not say: the prompt, and what left.
+    /// What was used when the answer ended early and the backend did not say: the prompt, and what left. In tokens, or about as many
+    /// where bytes are all that can be counted: a bound is to be covered, not to be charged.
     fn counted(&self, verdict: &Verdict) -> Usage {
-        let prompt = self.quoted.parts.prompt_tokens.unwrap_or(0);
+        let prompt = self.quoted.parts.prompt_about.unwrap_or(0);
         let completion = match self.money {
-            Money::Lease(_) | Money::Promise(_) => self.meter.counted(),
+            Money::Lease(_) | Money::Promise(_) => self.meter.counted().about,
             Money::Hold(_) | Money::None => verdict.delivered_chunks,
         };
         Usage { completion, ..verdict.begun.unwrap_or(Usage { prompt, ..Usage::default() }) }
@@ -40,16 +41,18 @@ impl Delivery {
         let pool = self.receipt.pool.clone();
         let (usage, source, label) = match (verdict.usage, end) {
             // A running count may be ahead of what was let out.
-            (Some(usage), End::ClientGone | End::Unpaid)
-                if self.ending.is_none() && !self.drained && is_by_token(&self.money) =>
+            (Some(usage), end)
+                if end.is_cut() && self.ending.is_none() && !self.drained && is_by_token(&self.money) =>
             {
-                let counted = usage.completion.min(self.meter.counted());
+                let counted = usage.completion.min(self.meter.counted().about);
                 let completion = self.meter.delivered().map_or(counted, |out| out.completion.min(usage.completion));
                 (Some(Usage { completion, ..usage }), UsageSource::Reported, "reported")
             }
             (Some(usage), _) => (Some(usage), UsageSource::Reported, "reported"),
-            (None, End::ClientGone | End::Unpaid)
-                if verdict.delivered_chunks > 0 || end == End::ClientGone && self.begun && is_by_token(&self.money) =>
+            (None, end)
+                if end.is_cut()
+                    && (verdict.delivered_chunks > 0
+                        || end == End::ClientGone && self.begun && is_by_token(&self.money)) =>
             {
                 (Some(self.counted(verdict)), UsageSource::Counted, "counted")
             }

@@ -40,7 +40,7 @@ impl Delivery {
             return false;
         }
         match &self.money {
-            Money::Lease(lease) => self.meter.seen() <= lease.covered(),
+            Money::Lease(lease) => lease.pays_for(self.meter.seen().about),
             Money::Hold(_) | Money::Promise(_) | Money::None => true,
         }
     }

@@ -1,6 +1,6 @@
 //! What is charged for a stream that is paid by usage and does not end as it should: its client leaves, or its backend fails.
 
-use super::promise::{REPLY, bed_with, by_success, streamed, words};
+use super::promise::{REPLY, bed, bed_with, by_success, by_usage, streamed, words};
 use super::sessions::{BY_TOKEN, ROUTE, audited, channel, delivery, opening, voucher};
 use super::*;
 use crate::flow::control;
@@ -17,13 +17,14 @@ fn usage(completion: u64) -> Bytes {
 #[tokio::test]
 async fn a_vendor_that_bills_to_the_end_is_heard_to_the_end_as_far_as_it_is_covered() {
     let (reported, counted) = (UsageSource::Reported, UsageSource::Counted);
-    // What it says to nobody, whether it ends well, what is charged for beside the prompt.
+    // What it says to nobody, whether it ends well, what is charged for beside the prompt. Ten bytes had left: about three tokens.
     for (profile, said, ends, source, output, why) in [
         ("openai", vec![words(5), usage(15)], true, reported, 15, "its own figure"),
-        ("openai", vec![words(5)], true, counted, 10, "it says none: what had left"),
-        ("openai", vec![words(5)], false, counted, 10, "it breaks off: what had left"),
-        ("openai", vec![words(900), usage(910)], true, counted, 10, "more than is covered is not waited for"),
-        ("vllm", vec![], true, counted, 10, "a server of one's own is hung up on"),
+        ("openai", vec![words(5)], true, counted, 3, "it says none: what had left"),
+        ("openai", vec![words(5)], false, counted, 3, "it breaks off: what had left"),
+        ("openai", vec![words(100), usage(30)], true, reported, 30, "more bytes than are covered, of fewer tokens"),
+        ("openai", vec![words(900), usage(910)], true, counted, 3, "more than is covered is not waited for"),
+        ("vllm", vec![], true, counted, 3, "a server of one's own is hung up on"),
     ] {
         let bed = Bed::with(&[
             ROUTE,
@@ -31,7 +32,7 @@ async fn a_vendor_that_bills_to_the_end_is_heard_to_the_end_as_far_as_it_is_cove
             ("pools.toml", "vllm", profile),
         ]);
         let paid = bed.pay(BY_TOKEN, &streamed(1000), &opening("0xaa", 50_000, 50_000)).await.unwrap();
-        let prompt = paid.quoted.parts.prompt_tokens.unwrap();
+        let prompt = paid.quoted.parts.prompt_about.unwrap();
         let mut served = delivery(&bed, paid);
         served.body(&bed.pool(), true);
         served.tried(&bed.pool(), None, "answered");
@@ -56,6 +57,33 @@ async fn a_vendor_that_bills_to_the_end_is_heard_to_the_end_as_far_as_it_is_cove
         drop(served);
         audited(bed).await;
     }
+}
+
+#[tokio::test]
+async fn bytes_are_never_charged_or_shown_as_tokens() {
+    let bed = Bed::with(&[ROUTE]);
+    let body = streamed(100).replace("\"hi\"", &format!("\"{}\"", "x".repeat(8_000)));
+    let paid = bed.pay(BY_TOKEN, &body, &opening("0xaa", 50_000, 50_000)).await.unwrap();
+    let (bound, about) = (paid.quoted.parts.prompt_tokens.unwrap(), paid.quoted.parts.prompt_about.unwrap());
+    assert!(bound > 8_000 && (2_000..2_020).contains(&about), "{bound}, about {about}");
+    let held = channel(&bed, "0xaa").await.leases.values().next().unwrap().cap;
+    assert!(held > Atoms(u128::from(bound)), "what is held covers every byte");
+    let mut served = delivery(&bed, paid);
+    served.chunk(words(20), &mut Vec::new()).await.unwrap();
+    served.first_byte().await.unwrap();
+    // A gate that is killed here charges what the record knows: that is no bound either.
+    let told = || async { channel(&bed, "0xaa").await.leases.values().next().unwrap().used };
+    until(|| async { told().await.is_some() }).await;
+    let charged = Atoms(u128::from(about + 10 * 5));
+    assert_eq!(told().await, Some(charged));
+    served.end(End::ClientGone, &mut Vec::new()).await;
+    let receipt = served.receipt().clone();
+    assert_eq!((receipt.charged, channel(&bed, "0xaa").await.spent()), (charged, charged));
+    assert_eq!(receipt.usage.map(|used| (used.prompt, used.completion)), Some((about, 5)));
+    let tokens = |kind| bed.toll.metrics.tokens.with_label_values(&["m", kind]).get();
+    assert_eq!((tokens("prompt"), tokens("completion")), (about, 5));
+    drop(served);
+    audited(bed).await;
 }
 
 #[tokio::test]
@@ -173,6 +201,78 @@ async fn a_reply_is_read_and_booked_as_that_of_the_pool_that_answered_whatever_w
     }
 }
 
+#[tokio::test]
+async fn a_stream_is_charged_no_more_than_the_most_it_was_quoted_at_and_an_absurd_prompt_nothing() {
+    let figure = |prompt: u64, cost: &str| {
+        let usage = format!("{{\"prompt_tokens\":{prompt},\"completion_tokens\":20,\"cost\":{cost}}}");
+        Bytes::from(format!("data: {{\"choices\":[],\"usage\":{usage}}}\n\ndata: [DONE]\n\n"))
+    };
+    let stated = (
+        "models.toml",
+        "pool = \"p\"\nprice = { input = \"1\"",
+        "pool = \"p\"\nbill = \"stated\"\nprice = { input = \"1\"",
+    );
+    // What is charged of the 90,000 atoms that are there: the figure, all that was quoted, or nothing.
+    for (edits, said, charged, cost, why) in [
+        (&[ROUTE][..], figure(60, "0"), Some(260), 260, "what it used, a template that nobody counted included"),
+        (
+            &[ROUTE],
+            figure(4_000, "0"),
+            None,
+            4_200,
+            "a prompt that a vendor may have made longer: as far as it was quoted",
+        ),
+        (&[ROUTE, stated], figure(9, "0.05"), None, 50_000, "a figure of the backend's own"),
+        (&[ROUTE], figure(500_000, "0"), Some(0), 0, "no such prompt was sent: no figure"),
+    ] {
+        let bed = Bed::with(edits);
+        let paid = bed.pay(BY_TOKEN, &streamed(20), &opening("0xaa", 90_000, 90_000)).await.unwrap();
+        let most = paid.quoted.cover(&"tempo/session".into(), 6).unwrap().start(true).unwrap();
+        let mut served = delivery(&bed, paid);
+        let mut out = Vec::new();
+        served.chunk(words(10), &mut out).await.unwrap();
+        served.first_byte().await.unwrap();
+        served.chunk(said, &mut out).await.unwrap();
+        assert_eq!(served.end(End::Whole, &mut out).await, Next::Go, "{why}: there is money enough");
+        let charged = charged.map_or(most, Atoms);
+        assert_eq!((served.receipt().charged, channel(&bed, "0xaa").await.spent()), (charged, charged), "{why}");
+        let metrics = &bed.toll.metrics;
+        let lost = metrics.session_loss_usd.with_label_values(&["tempo/session"]).get();
+        assert_eq!((lost * 1e6).round() as u128, cost - charged.0.min(cost), "{why}: the rest is the operator's");
+        let absurd = metrics.usage.with_label_values(&["p", "absurd"]).get();
+        assert_eq!(absurd == 1, charged == Atoms(0), "{why}");
+        drop(served);
+        audited(bed).await;
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_is_cut_at_total_seconds_is_owed_as_far_as_it_left() {
+    let by_token = Bed::with(&[ROUTE]);
+    let upto = bed(by_usage());
+    for (bed, path, why) in [(by_token, BY_TOKEN, "a session"), (upto, PATH, "a promise")] {
+        let body = streamed(100);
+        let credential = match path {
+            BY_TOKEN => opening("0xaa", 50_000, 50_000),
+            _ => bed.credential(path, &body, "a").await,
+        };
+        let paid = bed.pay(path, &body, &credential).await.unwrap();
+        let prompt = paid.quoted.parts.prompt_about.unwrap();
+        let mut served = delivery(&bed, paid);
+        let mut out = Vec::new();
+        served.chunk(words(10), &mut out).await.unwrap();
+        served.first_byte().await.unwrap();
+        served.end(End::OutOfTime, &mut out).await;
+        let receipt = served.receipt();
+        let told = String::from_utf8(out.concat()).unwrap();
+        assert!(told.contains("upstream_timeout"), "{why}: {told}");
+        assert_eq!(receipt.usage_source, Some(UsageSource::Counted), "{why}");
+        assert_eq!((receipt.charged, receipt.complete), (Atoms(u128::from(prompt + 10 * 3)), false), "{why}");
+        drop(served);
+        audited(bed).await;
+    }
+}
+
 /// A reply to `bed`'s first body, begun at a backend that `profile` says how it speaks.
 async fn asked_of(bed: &Bed, served: &mut crate::flow::settle::Delivery, began: bool) {
     served.body(&bed.pool(), true);
@@ -197,7 +297,7 @@ async fn whoever_leaves_before_the_first_byte_owes_what_the_backend_bills() {
     ] {
         let bed = Bed::with(&[ROUTE, ("pools.toml", "vllm", profile)]);
         let paid = bed.pay(BY_TOKEN, &streamed(100), &opening("0xaa", 50_000, 50_000)).await.unwrap();
-        let prompt = paid.quoted.parts.prompt_tokens.unwrap();
+        let prompt = paid.quoted.parts.prompt_about.unwrap();
         let mut served = delivery(&bed, paid);
         asked_of(&bed, &mut served, began).await;
         if served.drains(&bed.pool()) && !stream.is_empty() {

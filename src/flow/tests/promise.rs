@@ -300,7 +300,8 @@ async fn what_a_whole_reply_used_is_taken_and_never_more_than_was_promised() {
     for (edits, reply, want, why) in [
         (free, figures(2, 3), Some(32), "as reported"),
         (free, figures(0, 0), Some(0), "nothing used"),
-        (free, figures(1_000_000, 3), None, "more than was authorized"),
+        (free, figures(4_000, 3), None, "more than was authorized"),
+        (free, figures(1_000_000, 3), Some(0), "a prompt that was never sent: no figure"),
         (free, with("null"), Some(0), "not reported, and the tier gives it away"),
         (ceiling, with("null"), None, "not reported, and the tier does not"),
     ] {
@@ -332,7 +333,7 @@ pub(super) fn streamed(output: u64) -> String {
     body.to_string()
 }
 
-/// A chunk with `n` bytes of text, which count as as many tokens.
+/// A chunk with `n` bytes of text, which are covered as as many tokens and charged as a quarter of them.
 pub(super) fn words(n: usize) -> Bytes {
     format!("data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{}\"}}}}]}}\n\n", "a".repeat(n)).into()
 }
@@ -388,9 +389,9 @@ async fn a_client_that_leaves_a_stream_pays_for_what_left() {
     let id = served.receipt().id.clone();
     bed.becomes("a", |claim| matches!(claim.standing, Standing::Delivered { .. })).await;
     let own = receipt(&bed, &id).await;
-    let prompt = bed.quote(PATH, &body).await.unwrap().parts.prompt_tokens.unwrap();
+    let prompt = bed.quote(PATH, &body).await.unwrap().parts.prompt_about.unwrap();
     assert_eq!(own.usage_source, Some(crate::usage::UsageSource::Counted));
-    assert_eq!(own.charged, Atoms(u128::from(prompt) + 30), "the prompt and three tokens");
+    assert_eq!(own.charged, Atoms(u128::from(prompt) + 10), "the prompt and three bytes: a token");
     assert_eq!((takes(&bed), own.complete), (vec![own.charged], false));
     drop(served);
     audited(bed).await;

@@ -35,6 +35,15 @@ const LIST: &str = r#"{
   "twice": { "input_cost_per_token": 2e-06, "output_cost_per_token": 1e-06 },
   "Case/Model": { "input_cost_per_token": 1e-06, "output_cost_per_token": 1e-06 },
   "fine": { "input_cost_per_token": 2.9999900000000002e-06, "output_cost_per_token": 1e-24 },
+  "regional": { "input_cost_per_token": 1e-06, "output_cost_per_token": 1e-06, "regional_processing_uplift_multiplier_us": 1.1,
+    "regional_processing_uplift_multiplier_eu": 1.0, "regional_endpoint_uplift_multiplier": 1.25,
+    "provider_specific_entry": { "us": 1.1, "fast": 2.0, "eu": 1, "free_pictures": 5, "schema": "v2", "sizes": { "480p": { "1:1": "640x640" } } } },
+  "surcharged": { "input_cost_per_token": 1e-06, "output_cost_per_token": 1e-06, "night_surcharge": 0.2 },
+  "by region": { "input_cost_per_token": 1e-06, "output_cost_per_token": 1e-06, "region_multipliers": { "eu": [{ "share": 1.1 }] } },
+  "by a word": { "input_cost_per_token": 1e-06, "output_cost_per_token": 1e-06, "regional_processing_uplift_multiplier_us": { "x": 1.1 } },
+  "its own": { "input_cost_per_token": 1e-06, "output_cost_per_token": 1e-06, "provider_specific_entry": { "price": { "hd": 2 } } },
+  "no fee": { "input_cost_per_token": 1e-06, "output_cost_per_token": 1e-06, "fee": 0.0, "rate": "standard", "web_search_billing_unit": "query",
+    "charges": { "by": "token" }, "rpm": 300, "max_generated": 5, "search_free_requests": { "count": 1500 } },
   "odd": 3
 }"#;
 
@@ -104,11 +113,31 @@ fn what_cannot_be_billed_is_said() {
         ("perplexity/sonar", "searches by itself and bills each search (search_context_cost_per_query)"),
         ("text", "has a price that is no amount (input_cost_per_token)"),
         ("odd", "is not a row of prices"),
+        ("surcharged", "charges in a way that is not billed here (night_surcharge)"),
+        ("by region", "charges in a way that is not billed here (region_multipliers)"),
+        ("by a word", "charges in a way that is not billed here (regional_processing_uplift_multiplier_us)"),
+        ("its own", "charges in a way that is not billed here (provider_specific_entry.price)"),
     ] {
         assert_eq!(row(key).unbillable.first().map(String::as_str), Some(want), "{key}");
     }
     assert_eq!(row("text").unbillable.len(), 2, "a negative price is none");
     assert_eq!(row("not by the second").unbillable, Vec::<String>::new(), "a unit that costs nothing is no matter");
+}
+
+#[test]
+fn what_is_charged_on_some_endpoints_only_is_not_applied_and_said() {
+    let regional = row("regional");
+    assert_eq!(regional.unbillable, Vec::<String>::new());
+    assert_eq!(regional.base.standard.input, per_million("1"), "the price of the plain endpoint");
+    let said = [
+        "regional_processing_uplift_multiplier_us = 1.1",
+        "regional_endpoint_uplift_multiplier = 1.25",
+        "provider_specific_entry.us = 1.1",
+        "provider_specific_entry.fast = 2.0",
+    ];
+    assert_eq!(regional.not_applied, said, "one of 1 is none, and counts, words and tables of words are no factors");
+    let free = row("no fee");
+    assert_eq!((free.unbillable, free.not_applied), (Vec::new(), Vec::new()), "neither zeros, nor words, nor counts");
 }
 
 #[test]

@@ -68,7 +68,7 @@ async fn a_stream_that_never_falls_silent_still_ends_at_total_seconds() {
     };
     let (outcome, ()) = tokio::join!(bed.run(), backend);
     let Outcome::Streamed(Ending { how, .. }) = outcome else { panic!("{outcome:?}") };
-    assert_eq!(how, How::Upstream(Refusal::UpstreamTimeout { seconds: 2 }));
+    assert_eq!(how, How::OutOfTime(Refusal::UpstreamTimeout { seconds: 2 }), "it is we who hang up");
 }
 
 #[tokio::test]
