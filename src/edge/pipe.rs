@@ -148,7 +148,7 @@ fn count_failure(gate: &Gate, pool: &str, refusal: &Refusal) {
         Refusal::UpstreamTimeout { .. } => "timeout",
         Refusal::UpstreamRefused { .. } => "status",
         Refusal::UpstreamFailed { why } if *why == forward::REFUSED_OUR_KEY => "auth",
-        Refusal::UpstreamFailed { .. } | Refusal::UpstreamDown { .. } => "failed",
+        Refusal::UpstreamFailed { .. } | Refusal::UpstreamDown(_) => "failed",
         _ => return,
     };
     gate.toll.metrics.upstream_errors.with_label_values(&[pool, kind]).inc();
@@ -331,7 +331,7 @@ impl Filter for Pipe<'_> {
             Ok(s) if s.is_client_error() => Verdict::Buffer { limit: ERROR_BYTES },
             Ok(s) if s.is_redirection() => Verdict::Fail(Refusal::UpstreamFailed { why: "it redirects" }),
             _ => Verdict::Fail(match forward::retry_after(headers).map(|asked| asked.min(LONGEST_ASKED).as_secs()) {
-                Some(retry_after_seconds @ 1..) => Refusal::UpstreamDown { retry_after_seconds },
+                Some(seconds @ 1..) => Refusal::UpstreamDown(seconds),
                 Some(0) | None => Refusal::UpstreamFailed { why: "it answered with a server error" },
             }),
         };
