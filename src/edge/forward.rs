@@ -258,9 +258,9 @@ fn judge(refusal: &Refusal, hearing: Option<Hearing>) {
     }
 }
 
-/// The answer broke off, unless it only was longer than the whole may take.
-fn broke_off(hearing: Option<Hearing>, clock: &Clock) {
-    hearing.filter(|_| Instant::now() < clock.end).into_iter().for_each(Hearing::lost);
+/// The answer broke off, or never began. One that began and only was longer than the whole may take says nothing about the server.
+fn broke_off(hearing: Option<Hearing>, clock: &Clock, arrived: bool) {
+    hearing.filter(|_| !arrived || Instant::now() < clock.end).into_iter().for_each(Hearing::lost);
 }
 
 async fn buffer(
@@ -270,6 +270,7 @@ async fn buffer(
     limit: usize,
     clock: &Clock,
 ) -> Outcome {
+    // That may be the request's doing, and is held against no server.
     let too_large = || Outcome::Failed(Refusal::UpstreamFailed { why: "its answer is larger than can be held" });
     let expected = opened.declared_length.unwrap_or(0);
     if expected > limit {
@@ -299,7 +300,7 @@ async fn buffer(
             Ok(None) => break,
             Err(cut) => {
                 if matches!(cut, Cut::Refused(_)) {
-                    broke_off(hearing.take(), clock);
+                    broke_off(hearing.take(), clock, !body.is_empty());
                 }
                 return cut.into();
             }
@@ -387,9 +388,9 @@ async fn stream(
         _ => false,
     };
     match &how {
-        How::Upstream(_) => broke_off(hearing.take(), &clock),
+        How::Upstream(_) => broke_off(hearing.take(), &clock, arrived),
         How::Stopped if filter.is_broken() && mouth.is_shut() => judge(&nothing_good_came(), hearing.take()),
-        How::Stopped if filter.is_broken() => broke_off(hearing.take(), &clock),
+        How::Stopped if filter.is_broken() => broke_off(hearing.take(), &clock, arrived),
         How::Complete if !arrived => judge(&nothing_came(), hearing.take()),
         How::Complete | How::Stopped | How::ClientGone => {}
     }
@@ -418,7 +419,7 @@ async fn stream(
     let outcome = finish(session, filter, mouth, how, out).await;
     match (&outcome, hearing.filter(|_| is_complete)) {
         // Its last word was an error.
-        (Outcome::Streamed(_), hearing) if filter.is_broken() => broke_off(hearing, &clock),
+        (Outcome::Streamed(_), hearing) if filter.is_broken() => broke_off(hearing, &clock, arrived),
         (Outcome::Streamed(_), Some(hearing)) => hearing.served(),
         (Outcome::Failed(refusal), hearing) => judge(refusal, hearing),
         _ => {}
