@@ -259,6 +259,8 @@ pub enum Refusal {
         /// What, without anything the backend said.
         why: &'static str,
     },
+    /// The backend answered 5xx and said when to come again: in seconds, as far as the gate heeds it.
+    UpstreamDown(u64),
     /// The backend did not answer in time.
     UpstreamTimeout {
         /// Which wait, in seconds.
@@ -354,7 +356,7 @@ impl Refusal {
             Self::PayerExposed { .. } => 429,
             Self::ProofRunning { .. } | Self::ChannelBusy { .. } => 409,
             Self::ChannelBlocked => 403,
-            Self::UpstreamFailed { .. } => 502,
+            Self::UpstreamFailed { .. } | Self::UpstreamDown(_) => 502,
             Self::UpstreamTimeout { .. } => 504,
             Self::UpstreamRefused { status, .. } => *status,
             Self::TooBusy { .. }
@@ -383,6 +385,7 @@ impl Refusal {
             | Self::NoOffer { retry_after_seconds, .. }
             | Self::CapReached { retry_after_seconds }
             | Self::UpstreamUnavailable { retry_after_seconds }
+            | Self::UpstreamDown(retry_after_seconds)
             | Self::Store { retry_after_seconds } => Some(*retry_after_seconds),
             Self::UpstreamRefused { retry_after_seconds, .. } => *retry_after_seconds,
             Self::Stopping => Some(5),
@@ -471,7 +474,7 @@ impl Refusal {
             Self::NoOffer { .. } => "no_offer",
             Self::CapReached { .. } => "cap_reached",
             Self::UpstreamUnavailable { .. } => "upstream_unavailable",
-            Self::UpstreamFailed { .. } => "upstream_failed",
+            Self::UpstreamFailed { .. } | Self::UpstreamDown(_) => "upstream_failed",
             Self::UpstreamTimeout { .. } => "upstream_timeout",
             Self::UpstreamRefused { .. } => "upstream_refused",
             Self::Store { .. } => "store_unavailable",
@@ -578,6 +581,7 @@ impl Refusal {
             Self::CapReached { .. } => "this price cannot be offered any more today".to_owned(),
             Self::UpstreamUnavailable { .. } => "no backend can take the request now".to_owned(),
             Self::UpstreamFailed { why } => format!("the backend failed: {why}"),
+            Self::UpstreamDown(_) => "the backend failed: it answered with a server error".to_owned(),
             Self::UpstreamTimeout { seconds } => format!("the backend did not answer within {seconds} s"),
             Self::UpstreamRefused { message, .. } => message.clone(),
             Self::Store { .. } => "payments cannot be recorded safely now".to_owned(),

@@ -133,6 +133,7 @@ fn every_refusal() -> Vec<Refusal> {
         Refusal::CapReached { retry_after_seconds },
         Refusal::UpstreamUnavailable { retry_after_seconds },
         Refusal::UpstreamFailed { why: "" },
+        Refusal::UpstreamDown(retry_after_seconds),
         Refusal::UpstreamTimeout { seconds: 1 },
         Refusal::UpstreamRefused {
             status: 400,

@@ -4,8 +4,9 @@
 
 mod common;
 
+use common::backend::with_length;
 use common::bridge::{Bridge, CHAT, FREE, PATIENCE, ROOMY, ask, limits};
-use common::{Backend, DEV, Payer, RawReply, Reply, Script, eventually, free_port, raw};
+use common::{Backend, DEV, Payer, RawReply, Reply, Script, Step, eventually, free_port, raw};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -192,6 +193,42 @@ async fn five_bad_answers_in_a_row_rest_a_server_and_one_good_one_brings_it_back
     assert!(is_sent_away(&bridge.free(&ask("and now?")).await));
     assert!(is_sent_away(&unpaid(&bridge).await));
     assert_eq!(heard(&only), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_answers_200_and_never_serves_is_rested_like_one_that_answers_5xx() {
+    let token = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"half\"}}]}\n\n";
+    let mut half = with_length(200, &[("content-type", "application/json")], b"{\"choices\":[]}");
+    half.truncate(half.len() - 4);
+    let error = "data: {\"error\":{\"message\":\"engine dead\"}}\n\n";
+    for (garbage, why) in [
+        (Reply::html(200), "a page"),
+        (Reply::with_headers(307, &[("location", "/elsewhere")], ""), "a redirect"),
+        (Reply::gzip(&json!({"choices": []})), "compressed"),
+        (Reply::stream([error]), "an error for a first word"),
+        (Reply::stream([token, error]), "an error for a last word"),
+        (Reply::broken_stream([token], Step::Reset), "a stream that breaks off"),
+        (Reply::json(200, &json!({"error": {"message": "engine dead"}})), "an error in a success"),
+        (Reply::steps([Step::Bytes(half), Step::Close]), "a body that breaks off"),
+    ] {
+        let all: [Backend; 3] = backends().await;
+        let bridge = gate(&pool(&listed(&all), "")).await;
+        all[1].always(garbage);
+        let address = all[1].addr.to_string();
+        let streams = !matches!(why, "an error in a success" | "a body that breaks off");
+        let mut failed = 0.0;
+        for n in 0..60 {
+            let mut body = ask(&format!("number {n}"));
+            body["stream"] = json!(streams);
+            let reply = bridge.free(&body).await;
+            if reply.status != 200 || reply.text().contains("\"error\"") {
+                failed += 1.0;
+            }
+        }
+        // After the fifth it rests, and each further rest costs one request.
+        let rests = server(&bridge, "pontage_upstream_ejections_total", &address).await;
+        assert!(rests >= 1.0 && failed <= 4.0 + rests, "{why}: {failed} of 60 failed, {rests} rests");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -92,6 +92,11 @@ async fn a_backend_that_answers_nonsense_is_502_and_nothing_of_it_passes() {
             before + 1,
             "{why}: a backend that took the request is not asked again"
         );
+        // Five in a row would rest it. No connection is left behind: one that is used again may die unseen.
+        let sense = json!({"choices": [{"index": 0, "message": {"content": "yes"}, "finish_reason": "stop"}]});
+        let headers = [("content-type", "application/json"), ("connection", "close")];
+        bridge.backend.next(Reply::with_headers(200, &headers, sense.to_string()));
+        assert_eq!(bridge.free(&ask("and now?")).await.status, 200, "{why}");
     }
     assert!(!bridge.gate.log().contains("canary"), "{}", bridge.gate.log());
     assert_eq!(bridge.free(&ask("still here?")).await.status, 200);
@@ -118,6 +123,23 @@ async fn a_backends_own_refusal_keeps_status_type_code_and_param_and_loses_what_
         let got = bridge.free(&ask("too hot")).await;
         assert_eq!((got.status, got.json()["error"].clone()), (status, error["error"].clone()));
         assert_eq!(got.header("retry-after"), Some("7"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_says_when_to_come_again_is_heard_by_the_client_and_the_gate() {
+    for (asked, told) in [("7", "7"), ("3600", "60")] {
+        let bridge = Bridge::start().await;
+        let headers = [("content-type", "application/json"), ("retry-after", asked)];
+        bridge.backend.next(Reply::with_headers(503, &headers, json!({"error": {"message": "busy"}}).to_string()));
+        let got = bridge.free(&ask("now?")).await;
+        assert_eq!((got.status, got.header("retry-after")), (502, Some(told)), "{}", got.text());
+        assert_eq!(got.json()["error"]["code"], "upstream_failed");
+        // It is the only server: until then nothing is offered.
+        let unpaid = bridge.send(&raw::post("/v1/chat/completions", &[], ask("sell me").to_string().as_bytes())).await;
+        assert_eq!((unpaid.status, unpaid.header("www-authenticate")), (503, None), "{}", unpaid.text());
+        assert!(unpaid.header("retry-after").is_some());
+        assert_eq!(bridge.backend.requests().len(), 1);
     }
 }
 

@@ -18,13 +18,14 @@ mod waits;
 
 use crate::ids::UpstreamModel;
 use crate::refusal::Refusal;
-use crate::upstream::{Affinity, Lane, Pool, Who};
+use crate::upstream::{Affinity, Hearing, Lane, Pool, Who};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, Version, header};
 pub(super) use lines::HELD_FREELY;
 pub use lines::Lines;
 use open::Opened;
+pub(super) use open::retry_after;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use std::future::{Future, poll_fn};
@@ -147,6 +148,11 @@ pub trait Filter: Send {
         false
     }
 
+    /// Whether what came of a stream so far is such as only a broken backend sends: an error, or more than one event may hold.
+    fn is_broken(&self) -> bool {
+        false
+    }
+
     /// Bytes of a stream whose client has left, `None` at its proper end. [`Flow::Go`] to hear more.
     async fn overhear(&mut self, chunk: Option<Bytes>) -> Flow {
         drop(chunk);
@@ -198,6 +204,8 @@ pub enum Outcome {
         headers: HeaderMap,
         /// Its body.
         body: Bytes,
+        /// Whoever reads the body says there what it says of the server; `None` when the status has said it.
+        hearing: Option<Hearing>,
     },
     /// A stream began (its durable mark was made) and is over; unless the client is gone, the answer was ended properly.
     Streamed(Ending),
@@ -221,8 +229,11 @@ pub async fn forward(session: &mut Session, lines: &Lines, lane: &Lane, filter: 
     let opened = Box::pin(open::open(&mut client, lines, lane, filter, &mut clock)).await;
     let outcome = match opened {
         Err(cut) => cut.into(),
-        Ok(opened) => match filter.head(opened.status, &opened.headers).await {
-            Verdict::Fail(refusal) => Outcome::Failed(refusal),
+        Ok(mut opened) => match filter.head(opened.status, &opened.headers).await {
+            Verdict::Fail(refusal) => {
+                judge(&refusal, opened.hearing.take());
+                Outcome::Failed(refusal)
+            }
             Verdict::Buffer { limit } => Box::pin(buffer(&mut client, lines, opened, limit, &clock)).await,
             Verdict::Stream(head) => stream(&mut client, lines, opened, head, filter, clock).await,
         },
@@ -242,6 +253,18 @@ pub async fn forward(session: &mut Session, lines: &Lines, lane: &Lane, filter: 
     outcome
 }
 
+/// Nothing of the answer was of use. It speaks against the server if that is what was wrong.
+fn judge(refusal: &Refusal, hearing: Option<Hearing>) {
+    if let (Refusal::UpstreamFailed { .. }, Some(hearing)) = (refusal, hearing) {
+        hearing.refused(502, None);
+    }
+}
+
+/// The answer broke off, or never began. One that began and only was longer than the whole may take says nothing about the server.
+fn broke_off(hearing: Option<Hearing>, clock: &Clock, arrived: bool) {
+    hearing.filter(|_| !arrived || Instant::now() < clock.end).into_iter().for_each(Hearing::lost);
+}
+
 async fn buffer(
     client: &mut Client<'_>,
     lines: &Lines,
@@ -249,6 +272,7 @@ async fn buffer(
     limit: usize,
     clock: &Clock,
 ) -> Outcome {
+    // That may be the request's doing, and is held against no server.
     let too_large = || Outcome::Failed(Refusal::UpstreamFailed { why: "its answer is larger than can be held" });
     let expected = opened.declared_length.unwrap_or(0);
     if expected > limit {
@@ -257,6 +281,7 @@ async fn buffer(
     let mut body = BytesMut::new();
     let mut place = None;
     let mut alarm = pin!(clock.alarm());
+    let mut hearing = opened.hearing.take();
     loop {
         let needed = body.len().max(expected);
         if needed > HELD_FREELY && place.is_none() {
@@ -267,11 +292,20 @@ async fn buffer(
             }
         }
         body.reserve(expected.saturating_sub(body.len()));
-        match next(client.gone(), &mut opened, clock.silence(false), alarm.as_mut()).await {
+        let most = match body.is_empty() {
+            true => clock.first_bytes(opened.sent_at, opened.first_byte_seconds),
+            false => clock.silence(false),
+        };
+        match next(client.gone(), &mut opened, most, alarm.as_mut()).await {
             Ok(Some(chunk)) if body.len().saturating_add(chunk.len()) > limit => return too_large(),
             Ok(Some(chunk)) => body.extend_from_slice(&chunk),
             Ok(None) => break,
-            Err(cut) => return cut.into(),
+            Err(cut) => {
+                if matches!(cut, Cut::Refused(_)) {
+                    broke_off(hearing.take(), clock, !body.is_empty());
+                }
+                return cut.into();
+            }
         }
     }
     let (status, headers) = (opened.status, std::mem::take(&mut opened.headers));
@@ -280,7 +314,7 @@ async fn buffer(
         Some(place) => Bytes::from_owner(Large { body, _place: place }),
         None => body.freeze(),
     };
-    Outcome::Buffered { status, headers, body }
+    Outcome::Buffered { status, headers, body, hearing }
 }
 
 /// A large reply, which has its place until the last copy of its bytes is gone.
@@ -311,11 +345,15 @@ async fn stream(
     let mut alarm = pin!(clock.alarm());
     let mut out = Vec::new();
     let mut arrived = false;
+    let mut hearing = opened.hearing.take();
     let mut how = loop {
         if had_left {
             break How::ClientGone;
         }
-        let most = clock.silence(filter.may_be_silent());
+        let most = match filter.may_be_silent() {
+            false if !arrived => clock.first_bytes(opened.sent_at, opened.first_byte_seconds),
+            may_be_long => clock.silence(may_be_long),
+        };
         let chunk = match next(gone(session), &mut opened, most, alarm.as_mut()).await {
             Ok(Some(chunk)) => chunk,
             Ok(None) => break How::Complete,
@@ -325,7 +363,11 @@ async fn stream(
             }
             Err(Cut::Refused(refusal)) => break How::Upstream(refusal),
         };
-        arrived = true;
+        if !std::mem::replace(&mut arrived, true)
+            && let Some(hearing) = &hearing
+        {
+            hearing.heard(opened.sent_at.elapsed());
+        }
         let mut flow = unless_gone(session, filter.chunk(chunk, &mut out)).await;
         if let Ok(Flow::Hold) = flow {
             let began = Instant::now();
@@ -334,6 +376,9 @@ async fn stream(
         }
         if let Ok(Flow::Go) = flow {
             flow = mouth.send(session, filter, &mut out).await.map(|()| Flow::Go);
+        }
+        if let (false, Some(hearing)) = (mouth.is_shut(), &mut hearing) {
+            hearing.began();
         }
         match flow {
             Ok(Flow::Go) => {}
@@ -347,6 +392,13 @@ async fn stream(
         How::ClientGone if filter.listens(&opened.pool) => drain(&mut opened, filter, &clock).await,
         _ => false,
     };
+    match &how {
+        How::Upstream(_) => broke_off(hearing.take(), &clock, arrived),
+        How::Stopped if filter.is_broken() && mouth.is_shut() => judge(&nothing_good_came(), hearing.take()),
+        How::Stopped if filter.is_broken() => broke_off(hearing.take(), &clock, arrived),
+        How::Complete if !arrived => judge(&nothing_came(), hearing.take()),
+        How::Complete | How::Stopped | How::ClientGone => {}
+    }
     // The upstream first: whatever is still to be written for the client must not keep a backend busy.
     if ended {
         opened.release(lines).await
@@ -368,7 +420,16 @@ async fn stream(
         How::Stopped if mouth.is_shut() => return Outcome::Failed(nothing_good_came()),
         _ => {}
     }
-    finish(session, filter, mouth, how, out).await
+    let is_complete = how == How::Complete;
+    let outcome = finish(session, filter, mouth, how, out).await;
+    match (&outcome, hearing.filter(|_| is_complete)) {
+        // Its last word was an error.
+        (Outcome::Streamed(_), hearing) if filter.is_broken() => broke_off(hearing, &clock, arrived),
+        (Outcome::Streamed(_), Some(hearing)) => hearing.served(),
+        (Outcome::Failed(refusal), hearing) => judge(refusal, hearing),
+        _ => {}
+    }
+    outcome
 }
 
 /// Reads on for the filter alone. Whether the stream came to its proper end.

@@ -13,7 +13,7 @@ use crate::openai::error::read_upstream;
 use crate::refusal::Refusal;
 use crate::rules::plan::Model;
 use crate::surface::{Surface, Whole};
-use crate::upstream::{Affinity, Pool};
+use crate::upstream::{Affinity, LONGEST_ASKED, Pool};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
@@ -81,6 +81,7 @@ pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Bo
             extra: &extra,
             status: 0,
             refused: None,
+            is_cut: false,
         };
         let outcome = forward::forward(session, &gate.lines, &lane, &mut pipe).await;
         (outcome, pipe.refused)
@@ -108,8 +109,16 @@ pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Bo
                 }
             }));
         }
-        Outcome::Buffered { status, headers, body } => {
-            match Box::pin(whole(&mut delivery, &model, status, &headers, body)).await {
+        Outcome::Buffered { status, headers, body, hearing } => {
+            let answer = Box::pin(whole(&mut delivery, &model, status, &headers, body)).await;
+            if let Some(hearing) = hearing {
+                match &answer {
+                    Err(Stop { refusal: Refusal::UpstreamFailed { .. }, .. }) => hearing.refused(502, None),
+                    // What else went wrong is not the server's doing.
+                    Ok(_) | Err(_) => hearing.served(),
+                }
+            }
+            match answer {
                 Ok(mut answer) => {
                     answer.headers.extend(named);
                     visit.receipt = Some(Box::new(delivery.receipt().clone()));
@@ -143,7 +152,7 @@ fn count_failure(gate: &Gate, pool: &str, refusal: &Refusal) {
         Refusal::UpstreamTimeout { .. } => "timeout",
         Refusal::UpstreamRefused { .. } => "status",
         Refusal::UpstreamFailed { why } if *why == forward::REFUSED_OUR_KEY => "auth",
-        Refusal::UpstreamFailed { .. } => "failed",
+        Refusal::UpstreamFailed { .. } | Refusal::UpstreamDown(_) => "failed",
         _ => return,
     };
     gate.toll.metrics.upstream_errors.with_label_values(&[pool, kind]).inc();
@@ -159,8 +168,7 @@ async fn whole(
 ) -> Result<Answer, Stop> {
     if !(200..300).contains(&status) {
         let told = read_upstream(status, &body, model.upstream_in(&delivery.receipt().pool));
-        let retry_after_seconds =
-            headers.get(header::RETRY_AFTER).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
+        let retry_after_seconds = forward::retry_after(headers).map(|asked| asked.as_secs());
         let refusal = Refusal::UpstreamRefused {
             status,
             kind: told.kind,
@@ -239,6 +247,8 @@ struct Pipe<'a> {
     status: u16,
     /// The whole story of a stop that the pump can only pass on as a refusal.
     refused: Option<Stop>,
+    /// The stream cannot be metered any further.
+    is_cut: bool,
 }
 
 impl Pipe<'_> {
@@ -324,7 +334,10 @@ impl Filter for Pipe<'_> {
             },
             Ok(s) if s.is_client_error() => Verdict::Buffer { limit: ERROR_BYTES },
             Ok(s) if s.is_redirection() => Verdict::Fail(Refusal::UpstreamFailed { why: "it redirects" }),
-            _ => Verdict::Fail(Refusal::UpstreamFailed { why: "it answered with a server error" }),
+            _ => Verdict::Fail(match forward::retry_after(headers).map(|asked| asked.min(LONGEST_ASKED).as_secs()) {
+                Some(seconds @ 1..) => Refusal::UpstreamDown(seconds),
+                Some(0) | None => Refusal::UpstreamFailed { why: "it answered with a server error" },
+            }),
         };
         if (200..300).contains(&status) && !matches!(verdict, Verdict::Fail(_)) {
             self.delivery.begins();
@@ -350,6 +363,7 @@ impl Filter for Pipe<'_> {
             Ok(next) => self.goes_on(next),
             Err(refusal) => {
                 tracing::warn!(reason = refusal.code(), "a stream was cut");
+                self.is_cut = true;
                 Flow::Stop
             }
         }
@@ -366,6 +380,10 @@ impl Filter for Pipe<'_> {
 
     fn may_be_silent(&self) -> bool {
         self.delivery.thinks()
+    }
+
+    fn is_broken(&self) -> bool {
+        self.is_cut || self.delivery.has_failed()
     }
 
     async fn overhear(&mut self, chunk: Option<Bytes>) -> Flow {

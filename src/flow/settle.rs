@@ -2,6 +2,7 @@
 //!
 //! One [`Delivery`] per forwarded request. It sees every byte of the reply, but no socket.
 
+mod beside;
 mod bill;
 mod leave;
 
@@ -261,7 +262,7 @@ impl Delivery {
 
     /// A reply that came whole: metered, written down, and given its receipt. The body to send.
     pub async fn whole(&mut self, body: Bytes) -> Result<Bytes, Stop> {
-        let verdict = reply::whole(self.surface(), &body, self.bounds);
+        let verdict = self.read_whole(&body).await?;
         if verdict.failed {
             // HTTP 200 around an error: nothing was produced, nothing is delivered.
             return Err(Refusal::UpstreamFailed { why: "it answered with an error inside a success" }.into());
@@ -281,8 +282,11 @@ impl Delivery {
         }
         // A block goes into JSON and into nothing that only looks like it.
         let json = self.surface().whole() == Whole::Json;
-        let named = self.quoted.allowed.route.receipt.body.as_deref().filter(|_| json && self.is_paid());
-        let with_block = named.and_then(|name| add_block(&body, name, &self.block()));
+        let named = self.quoted.allowed.route.receipt.body.as_ref().filter(|_| json && self.is_paid());
+        let Some(name) = named.cloned() else { return Ok(body) };
+        let (block, plain) = (self.block(), body.clone());
+        // A reply that is paid leaves, with its block or without.
+        let with_block = beside::read(body.len(), move || add_block(&plain, &name, &block)).await.ok().flatten();
         Ok(with_block.unwrap_or(body))
     }
 
@@ -488,6 +492,11 @@ impl Delivery {
         }
         let verdict = self.meter.verdict();
         verdict.failed && !says_something(&verdict)
+    }
+
+    /// The backend says that it failed, by now.
+    pub fn has_failed(&self) -> bool {
+        self.meter.verdict().failed
     }
 
     /// What is spoken.

@@ -5,11 +5,9 @@ use super::delta::{Holder, text_of};
 use super::error::body as error_body;
 use super::receipt;
 use super::typed::{self, Dialect};
-use super::usage::{Bounds, Reply, Verdict, read_json};
+use super::usage::{Bounds, Reply, Verdict, read_json, read_list};
 use crate::surface::Surface;
 use bytes::Bytes;
-use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 /// Where the text of a chunk stands.
 pub(super) fn text_in_stream(surface: Surface) -> Holder {
@@ -29,26 +27,17 @@ pub fn whole(surface: Surface, body: &[u8], bounds: Bounds) -> Verdict {
             Verdict { delivered_chunks: text.texts, delivered_bytes: text.bytes, ..read_json(body, bounds) }
         }
         // Vectors and pictures: an answer is as many of them as it has.
-        Surface::Embeddings => Verdict { finished: has_data(body), ..read_json(body, bounds) },
+        Surface::Embeddings => read_list(body, bounds),
         // Their price is flat: what they say of usage is not in our units, and nobody asks for it.
         Surface::Images => {
-            let Verdict { failed, model, .. } = read_json(body, bounds);
-            Verdict { finished: has_data(body), failed, model, ..Verdict::default() }
+            let Verdict { finished, failed, model, .. } = read_list(body, bounds);
+            Verdict { finished, failed, model, ..Verdict::default() }
         }
         Surface::Speech | Surface::Transcriptions => {
             Verdict { finished: !body.is_empty(), failed: says_error(body), ..Verdict::default() }
         }
         Surface::Chat | Surface::Models => read_json(body, bounds),
     }
-}
-
-/// A list that is not empty under `data`.
-fn has_data(body: &[u8]) -> bool {
-    #[derive(Deserialize)]
-    struct Listed {
-        data: Vec<IgnoredAny>,
-    }
-    serde_json::from_slice(body).is_ok_and(|Listed { data }| !data.is_empty())
 }
 
 /// An error in OpenAI's shape where sound or text was expected.

@@ -7,6 +7,7 @@ use super::delta::{Holder, finishes, text_of};
 use crate::money::Usd;
 use crate::usage::{Scope, ServiceTier, Shape, Usage};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 
@@ -420,10 +421,43 @@ pub(super) fn count(value: Option<&RawValue>) -> Result<Option<u64>, Absurd> {
 
 /// Reads a buffered reply. A body that is not JSON has failed.
 pub fn read_json(body: &[u8], bounds: Bounds) -> Verdict {
-    let mut tally = Tally::new(bounds);
     let Some(reply) = Reply::read(body) else {
         return Verdict { failed: true, ..Verdict::default() };
     };
+    let text = text_of(body, Holder::Message, |_| {});
+    Verdict {
+        finished: finishes(body),
+        delivered_chunks: text.texts,
+        delivered_bytes: text.bytes,
+        ..figures(reply, bounds)
+    }
+}
+
+/// Reads a buffered reply that is a list (vectors, pictures), in one pass: it may be large. It is finished when there is something in it.
+pub(super) fn read_list(body: &[u8], bounds: Bounds) -> Verdict {
+    #[derive(Deserialize)]
+    struct Listed<'a> {
+        #[serde(default, borrow)]
+        model: Option<Cow<'a, str>>,
+        #[serde(default, borrow)]
+        usage: Option<&'a RawValue>,
+        #[serde(default, borrow)]
+        error: Option<&'a RawValue>,
+        #[serde(default, borrow)]
+        service_tier: Option<&'a RawValue>,
+        #[serde(default)]
+        data: Option<Vec<IgnoredAny>>,
+    }
+    let Some(Listed { model, usage, error, service_tier, data }) = object(body) else {
+        return Verdict { failed: true, ..Verdict::default() };
+    };
+    let finished = data.is_some_and(|data| !data.is_empty());
+    Verdict { finished, ..figures(Reply { model, choices: None, usage, error, service_tier }, bounds) }
+}
+
+/// What it says of itself, apart from its text.
+fn figures(reply: Reply<'_>, bounds: Bounds) -> Verdict {
+    let mut tally = Tally::new(bounds);
     if let Some(tier) = reply.tier() {
         tally.tier = tier;
     }
@@ -432,15 +466,11 @@ pub fn read_json(body: &[u8], bounds: Bounds) -> Verdict {
         tally.add(usage, &[]);
     }
     let (usage, absurd) = tally.total();
-    let text = text_of(body, Holder::Message, |_| {});
     Verdict {
         usage,
         reported: usage.is_some(),
         failed: reply.error.is_some(),
-        finished: finishes(body),
         absurd,
-        delivered_chunks: text.texts,
-        delivered_bytes: text.bytes,
         tier: tally.tier,
         stated: tally.stated,
         model: reply.model.map(Cow::into_owned),

@@ -298,3 +298,27 @@ fn the_speed_that_served_and_the_cost_that_is_stated_are_read_where_they_stand()
         assert!(!got.absurd, "{why}");
     }
 }
+
+#[test]
+fn a_list_is_an_answer_when_something_is_in_it_and_says_what_it_used() {
+    let bounds = Bounds { choices: 1, completion: Some(0), shape: Shape::PLAIN };
+    for (body, finished, failed, why) in [
+        (
+            r#"{"data":[{"embedding":[1,2]}],"model":"m","usage":{"prompt_tokens":3,"total_tokens":3}}"#,
+            true,
+            false,
+            "vectors",
+        ),
+        (r#"{"data":[],"usage":{"prompt_tokens":3}}"#, false, false, "none"),
+        (r#"{"usage":{"prompt_tokens":3}}"#, false, false, "not even a list"),
+        (r#"{"data":7,"usage":{"prompt_tokens":3}}"#, false, true, "no list"),
+        (r#"{"data":[1],"error":{"message":"x"},"usage":{"prompt_tokens":3}}"#, true, true, "an error beside it"),
+        (r#"[{"data":[1]}]"#, false, true, "no object"),
+        (r#"{"data":[1]"#, false, true, "cut short"),
+    ] {
+        let verdict = read_list(body.as_bytes(), bounds);
+        assert_eq!((verdict.finished, verdict.failed), (finished, failed), "{why}");
+    }
+    let whole = read_list(br#"{"data":[1],"usage":{"prompt_tokens":3,"total_tokens":3}}"#, bounds);
+    assert_eq!(whole.usage.map(|usage| (usage.prompt, usage.completion)), Some((3, 0)));
+}

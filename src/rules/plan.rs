@@ -413,7 +413,7 @@ pub struct HealthRules {
 pub struct Timeouts {
     /// TCP and TLS.
     pub connect_seconds: u64,
-    /// Request sent → response head of a stream.
+    /// Request sent → response head of a stream, and the first byte of its body.
     pub first_byte_seconds: u64,
     /// Between chunks; not before the first of a model with `hidden_output`.
     pub idle_seconds: u64,

@@ -19,10 +19,11 @@ pub mod shown;
 mod standing;
 
 pub use discover::{Resolve, System};
-pub use picked::{Picked, Who};
+pub use picked::{Hearing, Picked, Who};
 pub use pool::{Pool, PoolStatus, Unplaced};
 pub use select::Affinity;
 pub use server::ServerStatus;
+pub use standing::LONGEST_ASKED;
 
 use crate::ids::{PoolName, UpstreamModel};
 use crate::rules::plan::PoolRules;

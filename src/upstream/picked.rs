@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// A server chosen for one request. The request counts as running on it until this is dropped, and whatever is found
-/// out about the server on the way is told here.
+/// A server chosen for one request. The request counts as running on it until this is dropped. Whether it can be connected to is told
+/// here, and what it makes of the request to its [`Hearing`].
 #[derive(Debug)]
 #[must_use = "dropping it says that the request is over"]
 pub struct Picked {
@@ -61,35 +61,14 @@ impl Picked {
     pub fn connect_failed(&self) {
         self.open_trial.store(false, Ordering::Relaxed);
         if let Some(server) = self.server() {
-            self.rests("no connection", server.standing.connect_failed(Moment::now()));
+            server.rests(&self.pool, "no connection", server.standing.connect_failed(Moment::now()));
         }
     }
 
-    /// The head of its answer to a request for `model` came after `waited` (of the request's being sent). 5xx counts against it: five
-    /// in a row rest it, as does one with `retry_after` (what the backend asked for, at most 60 s of it). 429 does the same to the
-    /// model alone. Everything else counts for it. A request that was sent and never answered is told as 502 (lost) or 504 (late).
-    pub fn answered(&self, model: &UpstreamModel, status: u16, waited: Duration, retry_after: Option<Duration>) {
-        let Some(server) = self.server() else { return };
-        let now = Moment::now();
-        if status == 429 {
-            // As a trial of the server it decides nothing.
-            if let Some(rest) = server.standing.quotas.refused(model.as_str(), now, retry_after) {
-                server.standing.tally.ejections.fetch_add(1, Ordering::Relaxed);
-                let (pool, seconds) = (&self.pool.rules.name, rest.as_secs());
-                tracing::warn!(%pool, server = %self.host(), model = model.as_str(), seconds, "a model of a server rests");
-            }
-            return;
-        }
-        self.open_trial.store(false, Ordering::Relaxed);
-        if matches!(status, 500..=599) {
-            self.rests("its answers", server.standing.answered_badly(now, retry_after));
-            return;
-        }
-        if matches!(status, 200..=299) {
-            server.standing.heard(waited, now);
-            server.standing.quotas.served(model.as_str(), now);
-        }
-        server.standing.answered_well(now);
+    /// It was sent a request for `model`: what comes of that is told there. If this request is the trial after a rest, its verdict is.
+    pub fn hear(&self, model: &UpstreamModel) -> Hearing {
+        let open_trial = self.open_trial.swap(false, Ordering::Relaxed);
+        Hearing { who: self.who(), model: model.clone(), open_trial, begun: false }
     }
 
     /// It answered 401, 402 or 403, and not for what this one request asks: our key is wrong, revoked or out of funds there. The server rests for 30 s, and
@@ -104,13 +83,6 @@ impl Picked {
     /// Who this is, for what is found out after the request has left it.
     pub fn who(&self) -> Who {
         Who { pool: Arc::clone(&self.pool), members: Arc::clone(&self.members), position: self.position }
-    }
-
-    fn rests(&self, why: &str, rest: Option<Duration>) {
-        if let Some(rest) = rest {
-            let seconds = rest.as_secs();
-            tracing::warn!(pool = %self.pool.rules.name, server = %self.host(), why, seconds, "a server rests");
-        }
     }
 
     fn server(&self) -> Option<&Server> {
@@ -149,8 +121,115 @@ impl Who {
 impl Drop for Picked {
     fn drop(&mut self) {
         if let Some(server) = self.server() {
-            server.standing.leave(self.open_trial.load(Ordering::Relaxed));
+            server.standing.leave();
+            if self.open_trial.load(Ordering::Relaxed) {
+                server.standing.undecided();
+            }
             self.pool.line.move_up();
+        }
+    }
+}
+
+/// What is to be found out about a server from what it makes of one request. It outlives the request's place on the server, for some
+/// answers can only be judged when they have been read. Dropping it decides nothing: the client left, or what went wrong is not the
+/// server's doing.
+#[derive(Debug)]
+#[must_use = "a server that is never told of is never rested"]
+pub struct Hearing {
+    who: Who,
+    model: UpstreamModel,
+    open_trial: bool,
+    begun: bool,
+}
+
+impl Hearing {
+    /// The first byte of the body of a stream came after `waited` (of the request's being sent).
+    pub fn heard(&self, waited: Duration) {
+        if let Some(server) = self.who.server() {
+            server.standing.heard(waited, Moment::now());
+        }
+    }
+
+    /// The first word of an answer of the right kind: the model is served, and a rest is over.
+    pub fn began(&mut self) {
+        if self.begun {
+            return;
+        }
+        self.begun = true;
+        if let Some(server) = self.who.server() {
+            let now = Moment::now();
+            self.open_trial = false;
+            server.standing.quotas.served(self.model.as_str(), now);
+            server.standing.begins_well(now);
+            self.who.pool.line.move_up();
+        }
+    }
+
+    /// Such an answer came to its proper end: nothing is held against the server any more.
+    pub fn served(mut self) {
+        self.began();
+        self.works();
+    }
+
+    /// It refused this one request, and not for want of anything of its own (4xx): it works, and whether it serves the model is not known.
+    pub fn declined(mut self) {
+        self.open_trial = false;
+        self.works();
+    }
+
+    /// It would not serve: 429, 5xx, or nonsense before the first word (told as 502). Five in a row rest the model that was asked for, on
+    /// this server; so does one with `retry_after` (what the backend asked for, at most 60 s of it). What is not 429 counts against the
+    /// server too, which rests when several models fail in a row.
+    pub fn refused(mut self, status: u16, retry_after: Option<Duration>) {
+        let Who { pool, .. } = &self.who;
+        let Some(server) = self.who.server() else { return };
+        let (now, model) = (Moment::now(), self.model.as_str());
+        if let Some(rest) = server.standing.quotas.refused(model, now, retry_after) {
+            server.standing.tally.ejections.fetch_add(1, Ordering::Relaxed);
+            let (pool, seconds) = (&pool.rules.name, rest.as_secs());
+            tracing::warn!(%pool, server = %server.host(), model, status, seconds, "a model of a server rests");
+        }
+        // As a trial of the server 429 decides nothing.
+        if status != 429 {
+            let rest = server.standing.failed(Some(model), now);
+            self.open_trial &= rest.is_none();
+            server.rests(pool, "its answers", rest);
+        }
+    }
+
+    /// The connection was lost, its answer came too late, or broke off in the middle. Five in a row rest the server.
+    pub fn lost(mut self) {
+        if let Some(server) = self.who.server() {
+            let rest = server.standing.failed(None, Moment::now());
+            self.open_trial &= rest.is_none();
+            server.rests(&self.who.pool, "lost answers", rest);
+        }
+    }
+
+    fn works(&self) {
+        if let Some(server) = self.who.server() {
+            server.standing.answered_well(Moment::now());
+        }
+    }
+}
+
+impl Drop for Hearing {
+    fn drop(&mut self) {
+        if let Some(server) = self.who.server() {
+            if self.open_trial {
+                server.standing.undecided();
+            }
+            // Whoever waits may be let in by what was found, or hopes in vain.
+            self.who.pool.line.move_up();
+        }
+    }
+}
+
+impl Server {
+    fn rests(&self, pool: &Pool, why: &str, rest: Option<Duration>) {
+        if let Some(rest) = rest {
+            let seconds = rest.as_secs();
+            tracing::warn!(pool = %pool.rules.name, server = %self.host(), why, seconds, "a server rests");
         }
     }
 }

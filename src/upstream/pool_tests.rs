@@ -108,7 +108,7 @@ fn a_reload_that_adds_removes_or_reweighs_servers_keeps_what_is_known_of_those_t
     let [on_one, on_two, on_three] = [[1, 2], [0, 2], [0, 1]].map(|others| was.pick(Affinity::NONE, &others).unwrap());
     on_two.connect_failed();
     on_three.who().absurd_usage();
-    on_one.answered(&m(), 200, Duration::from_millis(700), None);
+    on_one.hear(&m()).served();
 
     let mut next = rules(&[(4, 1), (3, 9), (2, 5)]);
     next.balance = Balance::RoundRobin;
@@ -215,44 +215,95 @@ fn a_pool_whose_health_checks_are_no_longer_made_does_not_keep_their_verdict() {
     assert!(pools(rules(&[(1, 1)]), Some(&first)).unwrap().available(&name));
 }
 
-#[test]
-fn answers_rest_a_server_as_they_say_and_its_pace_is_that_of_answers_only() {
-    let p = pool(rules(&[(1, 1)]));
-    for status in [200, 400, 404, 500, 500, 503] {
-        p.pick(Affinity::NONE, &[]).unwrap().answered(&m(), status, Duration::from_secs(1), None);
-    }
-    assert_eq!(p.status()[0].first_byte_micros, Some(1_000_000));
-    p.pick(Affinity::NONE, &[]).unwrap().answered(&m(), 400, Duration::from_millis(1), None);
-    assert_eq!(p.status()[0].first_byte_micros, Some(1_000_000), "a quick refusal is not speed");
-    assert!(p.available(), "three in a row, ended by one that was the caller's fault");
-    p.pick(Affinity::NONE, &[]).unwrap().answered(&m(), 503, Duration::ZERO, Some(Duration::from_secs(9)));
-    assert!(!p.available());
-    assert_eq!(p.status()[0].ejections, 1);
-
-    let p = pool(rules(&[(1, 1)]));
-    let trial = p.pick(Affinity::NONE, &[]).unwrap();
-    for _ in 0..5 {
-        assert!(p.available());
-        trial.answered(&m(), 502, Duration::ZERO, None);
-    }
-    assert!(!p.available(), "five in a row");
+/// The next request for a model, as its server heard of it.
+fn next(p: &Arc<Pool>, model: &UpstreamModel) -> crate::upstream::Hearing {
+    p.pick(Affinity::NONE, &[]).unwrap().hear(model)
 }
 
 #[test]
-fn a_model_that_is_over_its_limit_rests_alone_and_its_servers_serve_the_others() {
-    let p = pool(rules(&[(1, 1), (2, 1)]));
-    let (busy, other) = (m(), UpstreamModel::from("other"));
-    let first = p.pick(Affinity::NONE, &[]).unwrap();
-    first.answered(&busy, 429, Duration::ZERO, Some(Duration::from_secs(9)));
-    assert_eq!((p.resting(&busy), p.resting(&other)), (vec![first.index()], vec![]));
-    assert!(p.available_for(&busy), "the other server has it");
-    let second = p.pick(Affinity::NONE, &p.resting(&busy)).unwrap();
-    assert_ne!(second.index(), first.index());
-    second.answered(&busy, 429, Duration::ZERO, Some(Duration::from_secs(9)));
-    assert!(!p.available_for(&busy) && p.available_for(&other) && p.available());
-    assert!(p.pick(Affinity::NONE, &p.resting(&busy)).is_none());
-    let shown = p.status();
-    assert!(shown.iter().all(|s| s.usable && s.ejections == 1 && s.resting_models == [busy.as_str()]), "{shown:?}");
+fn answers_rest_a_model_as_they_say_and_the_pace_is_that_of_first_bytes_only() {
+    let p = pool(rules(&[(1, 1)]));
+    for _ in 0..2 {
+        next(&p, &m()).served();
+        next(&p, &m()).declined();
+        assert_eq!(p.status()[0].first_byte_micros, None, "how long a whole answer takes is no pace");
+        for status in [500, 500, 502, 503] {
+            next(&p, &m()).refused(status, None);
+        }
+        assert!(p.available_for(&m()), "four in a row");
+    }
+    next(&p, &m()).heard(Duration::from_secs(1));
+    assert_eq!(p.status()[0].first_byte_micros, Some(1_000_000));
+    next(&p, &m()).refused(500, None);
+    assert!(!p.available_for(&m()), "five in a row");
+    assert!(p.available_for(&UpstreamModel::from("other")) && p.available(), "it says nothing of the others");
+
+    let p = pool(rules(&[(1, 1)]));
+    next(&p, &m()).refused(503, Some(Duration::from_secs(9)));
+    assert!(!p.available_for(&m()) && p.available());
+    assert_eq!((p.status()[0].ejections, p.resting(&m())), (1, vec![0]));
+}
+
+#[test]
+fn lost_answers_or_refusals_of_several_models_rest_the_whole_server() {
+    let other = UpstreamModel::from("other");
+    for several in [false, true] {
+        let p = pool(rules(&[(1, 1)]));
+        for n in 0..5 {
+            assert!(p.available(), "{n}");
+            match (several, n % 2) {
+                (false, _) => next(&p, &m()).lost(),
+                (true, 0) => next(&p, &m()).refused(500, None),
+                (true, _) => next(&p, &other).refused(502, None),
+            }
+        }
+        assert!(!p.available() && !p.available_for(&m()), "five in a row");
+    }
+}
+
+#[test]
+fn an_answer_that_is_not_judged_and_one_that_begins_well_count_as_they_should() {
+    let p = pool(rules(&[(1, 1)]));
+    for _ in 0..4 {
+        next(&p, &m()).refused(502, None);
+    }
+    drop(next(&p, &m()));
+    next(&p, &m()).declined();
+    next(&p, &m()).refused(502, None);
+    assert!(!p.available_for(&m()), "who leaves, or asks amiss, does not speak for the model");
+    let p = pool(rules(&[(1, 1)]));
+    for n in 0..20 {
+        next(&p, &m()).refused(502, None);
+        next(&p, &m()).began();
+        assert!(p.available_for(&m()), "{n}: a first word does");
+    }
+    next(&p, &m()).served();
+    for _ in 0..5 {
+        let mut begun = next(&p, &m());
+        begun.began();
+        begun.lost();
+    }
+    assert!(!p.available(), "but who never comes to an end rests");
+}
+
+#[test]
+fn a_model_that_is_over_its_limit_or_out_rests_alone_and_its_servers_serve_the_others() {
+    for status in [429, 503] {
+        let p = pool(rules(&[(1, 1), (2, 1)]));
+        let (busy, other) = (m(), UpstreamModel::from("other"));
+        let first = p.pick(Affinity::NONE, &[]).unwrap();
+        first.hear(&busy).refused(status, Some(Duration::from_secs(9)));
+        assert_eq!((p.resting(&busy), p.resting(&other)), (vec![first.index()], vec![]));
+        assert!(p.available_for(&busy), "the other server has it");
+        let second = p.pick(Affinity::NONE, &p.resting(&busy)).unwrap();
+        assert_ne!(second.index(), first.index());
+        second.hear(&busy).refused(status, Some(Duration::from_secs(9)));
+        assert!(!p.available_for(&busy) && p.available_for(&other) && p.available());
+        assert!(p.pick(Affinity::NONE, &p.resting(&busy)).is_none());
+        let shown = p.status();
+        let alone = |s: &ServerStatus| s.usable && s.ejections == 1 && s.resting_models == [busy.as_str()];
+        assert!(shown.iter().all(alone), "{status}: {shown:?}");
+    }
 }
 
 fn m() -> UpstreamModel {

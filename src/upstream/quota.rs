@@ -1,5 +1,5 @@
-//! Rests of single models of a server, after 429: vendors limit each model apart, so one that is over its limit says nothing of the
-//! others. What it says of the server as a whole is in `standing.rs`.
+//! Rests of single models of a server, after 429, 5xx and nonsense: vendors limit each model apart, and one that is out says nothing of
+//! the others. What such answers say of the server as a whole is in `standing.rs`.
 
 use super::standing::{FAILED_ANSWERS, FIRST_REST, LONGEST_ASKED, LONGEST_REST, Moment};
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ pub(super) struct Quotas {
 
 #[derive(Debug)]
 struct Quota {
-    /// Answers in a row that were 429.
+    /// Answers in a row that were refusals.
     failed: u32,
     /// The last rest that we gave it ourselves.
     wait: Option<Duration>,
@@ -43,7 +43,7 @@ impl Quotas {
         self.models().iter().filter(|(_, quota)| quota.until > now).map(|(model, _)| model.clone()).collect()
     }
 
-    /// The server answered 429, and asked to be left alone for so long. Returns the rest that follows from it: what was asked, up to a
+    /// The server refused to serve it, and asked to be left alone for so long. Returns the rest that follows from it: what was asked, up to a
     /// minute, else one that doubles, from the fifth in a row on.
     pub fn refused(&self, model: &str, now: Moment, asked: Option<Duration>) -> Option<Duration> {
         let mut models = self.models();

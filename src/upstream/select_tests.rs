@@ -56,7 +56,7 @@ fn idle_servers_take_turns_by_weight() {
     let mut taken = [0; 3];
     for turn in 0..50 {
         let position = enter(&m, Balance::LeastOutstanding, Affinity::NONE, turn).unwrap();
-        m.servers[position].standing.leave(false);
+        m.servers[position].standing.leave();
         taken[position] += 1;
     }
     assert_eq!(taken, [10, 30, 10]);
@@ -88,7 +88,7 @@ fn of_two_with_equal_load_the_clearly_slower_loses_until_it_was_long_not_heard()
             (0..10)
                 .filter(|turn| {
                     let (p, _) = m.enter(Balance::LeastOutstanding, Affinity::NONE, &[], *turn, now).unwrap();
-                    m.servers[p].standing.leave(false);
+                    m.servers[p].standing.leave();
                     p == 0
                 })
                 .count()
@@ -153,7 +153,7 @@ fn the_next_group_is_used_only_when_nobody_of_the_one_before_can_take_more() {
     assert_eq!(groups, [0, 0, 1, 7], "in order of group, whatever that of the file");
     let got = spread(&m, Balance::LeastOutstanding, Affinity::NONE, 10);
     assert_eq!(got, [2, 1, 7, 0], "spill over the limits of the first group, and no further");
-    m.servers[0].standing.leave(false);
+    m.servers[0].standing.leave();
     assert_eq!(enter(&m, Balance::LeastOutstanding, Affinity::NONE, 0), Some(0), "back as soon as there is room");
     m.servers[2].standing.connect_failed(Moment::now());
     assert_eq!(enter(&m, Balance::LeastOutstanding, Affinity::NONE, 0), Some(3), "two groups are out or full");
@@ -168,7 +168,7 @@ fn no_balance_gives_a_server_twice_to_one_request_or_more_than_its_limit() {
             let m = members(&[(1, 0, Some(3)), (9, 0, Some(2)), (2, 1, Some(1))]);
             let tried = m.enter(how, key, &[0, 2], 3, Moment::now()).map(|(p, _)| m.servers[p].id);
             assert_eq!(tried, Some(1), "{how:?}");
-            m.servers[1].standing.leave(false);
+            m.servers[1].standing.leave();
             assert_eq!(spread(&m, how, key, 100), [3, 2, 1], "{how:?} {key:?}");
         }
     }

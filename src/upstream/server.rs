@@ -55,9 +55,9 @@ pub struct ServerStatus {
     pub in_flight: usize,
     /// Most requests that may.
     pub max_concurrent: Option<u32>,
-    /// Moving average of the wait for its first byte, in microseconds; `None` when nothing was heard lately.
+    /// Moving average of the wait for the first byte of a stream's body, in microseconds; `None` when nothing was heard lately.
     pub first_byte_micros: Option<u64>,
-    /// Models of it that are left alone because they are over its limit, by the names that it knows.
+    /// Models of it that are left alone because it answered 429, 5xx or nonsense for them, by the names that it knows.
     pub resting_models: Vec<String>,
     /// How often it, or a model of it, was put to rest since the gate started.
     pub ejections: u64,

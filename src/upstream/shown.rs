@@ -46,7 +46,7 @@ impl Series {
             in_flight: gauge("pontage_upstream_in_flight", "Requests running on a server", &server)?,
             resting_models: gauge(
                 "pontage_upstream_models_resting",
-                "Models that a server is not asked for now, because it answered 429",
+                "Models that a server is not asked for now, because it answered 429, 5xx or nonsense",
                 &server,
             )?,
             ejections: counter(

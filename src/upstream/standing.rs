@@ -3,10 +3,14 @@
 //! Four things take a server out, each with its own way back:
 //! - an active health check that fails twice (back when one succeeds);
 //! - a connection that cannot be made (back after a wait that doubles, first with a single request as a trial);
-//! - five answers in a row that are 5xx, or one that says when to come again (back in the same way);
+//! - five requests in a row that it took and did not serve (back in the same way): the answer was lost, came too late or broke off, or
+//!   one model after the other answers 5xx or nonsense. Such answers for one and the same model count once;
 //! - a refusal of the operator's own key (back after 30 s, and an alarm, because retrying will not help).
 //!
-//! 429 rests the model that was asked for, and no other (`quota.rs`).
+//! 429, 5xx and nonsense rest the model that was asked for, and no other (`quota.rs`).
+//!
+//! Of an answer the head decides nothing, for a server that answers 200 and never serves is the quickest of all. The first word of
+//! it lets others in after a rest; what is held against the server is forgotten when an answer has come to a good end.
 //!
 //! Whether it is in is one word of memory, written under a lock and read without one: choosing among a hundred servers
 //! reads a hundred words.
@@ -22,7 +26,7 @@ pub(super) const FIRST_REST: Duration = Duration::from_secs(1);
 /// Longest rest we give it ourselves.
 pub(super) const LONGEST_REST: Duration = Duration::from_secs(30);
 /// Longest rest a backend may ask for with `Retry-After`.
-pub(super) const LONGEST_ASKED: Duration = Duration::from_secs(60);
+pub const LONGEST_ASKED: Duration = Duration::from_secs(60);
 /// Rest after the server refused the operator's key.
 const KEY_REST: Duration = Duration::from_secs(30);
 /// Failed health checks in a row that take a server out: a busy backend may miss one.
@@ -30,7 +34,7 @@ const FAILED_CHECKS: u32 = 2;
 /// How long the others wait for the verdict of a trial: an answer that is written whole before it is sent may take minutes. Then the
 /// next one tries as well.
 const TRIAL: Duration = Duration::from_secs(5);
-/// Answers in a row that say the server cannot.
+/// Requests in a row that it did not serve.
 pub(super) const FAILED_ANSWERS: u32 = 5;
 /// How long what we know of a server's pace counts. Whoever lost every tie by it gets another chance then.
 const PACE_FRESH_SECONDS: u64 = 10;
@@ -87,7 +91,10 @@ pub(super) struct Standing {
 struct State {
     failed_checks: u32,
     next_check: Moment,
+    /// In a row.
     failed_answers: u32,
+    /// The only model that was refused, while there is but one and nothing else has failed.
+    only_model: Option<String>,
     resting: Option<Rest>,
     key_refused_until: Moment,
 }
@@ -99,13 +106,15 @@ struct Rest {
     until: Moment,
     /// A request tries it; nobody else does before this.
     trial: Option<Moment>,
+    /// A trial's answer has begun: whoever comes is let in, and the next failure makes the rest longer.
+    begun: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Why {
     /// No connection: one that stands ends it.
     Unreachable,
-    /// Its answers: only an answer ends it.
+    /// Its answers: only a good one ends it.
     Answers,
 }
 
@@ -140,7 +149,7 @@ impl Standing {
         Some(match (rest.trial, rest.why) {
             (Some(_), _) => "after a rest, one request tries it",
             (None, Why::Unreachable) => "it cannot be connected to",
-            (None, Why::Answers) => "it answers 5xx, or asked to be left alone",
+            (None, Why::Answers) => "its answers are lost, late, broken off, or fail for several models",
         })
     }
 
@@ -165,7 +174,8 @@ impl Standing {
             return None;
         }
         state.key_refused_until = Moment::PAST;
-        let trial = state.resting.as_mut().map(|rest| rest.trial = Some(now.after(TRIAL))).is_some();
+        let rest = state.resting.as_mut().filter(|rest| !rest.begun);
+        let trial = rest.map(|rest| rest.trial = Some(now.after(TRIAL))).is_some();
         self.publish(&state);
         Some(trial)
     }
@@ -176,16 +186,18 @@ impl Standing {
         self.in_flight.fetch_update(Ordering::SeqCst, Ordering::SeqCst, taken).is_ok()
     }
 
-    /// Gives the place back. A trial that ended without a verdict lets the next request try.
-    pub fn leave(&self, open_trial: bool) {
+    /// Gives the place back.
+    pub fn leave(&self) {
         self.in_flight.fetch_sub(1, Ordering::SeqCst);
-        if open_trial {
-            let mut state = self.state();
-            if let Some(rest) = state.resting.as_mut() {
-                rest.trial = None;
-            }
-            self.publish(&state);
+    }
+
+    /// A trial ended without a verdict: the next request tries.
+    pub fn undecided(&self) {
+        let mut state = self.state();
+        if let Some(rest) = state.resting.as_mut() {
+            rest.trial = None;
         }
+        self.publish(&state);
     }
 
     /// A connection stands. Returns whether nothing is held against the server now.
@@ -206,33 +218,40 @@ impl Standing {
         self.rest(&mut state, Why::Unreachable, now)
     }
 
+    /// An answer has begun as it should. Whether it ends so is not known: the rest is over, and not forgotten.
+    pub fn begins_well(&self, now: Moment) {
+        if self.out_until.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        let mut state = self.state();
+        if let Some(rest) = state.resting.as_mut().filter(|rest| rest.until <= now) {
+            (rest.trial, rest.begun) = (None, true);
+            self.publish(&state);
+        }
+    }
+
     /// An answer that speaks for it. One that was under way when a rest began does not end it.
     pub fn answered_well(&self, now: Moment) {
         let mut state = self.state();
-        state.failed_answers = 0;
+        (state.failed_answers, state.only_model) = (0, None);
         if state.resting.is_some_and(|rest| rest.until <= now) {
             state.resting = None;
             self.publish(&state);
         }
     }
 
-    /// An answer that speaks against it, and how long it asked to be left alone. Returns the rest that follows from it.
-    pub fn answered_badly(&self, now: Moment, asked: Option<Duration>) -> Option<Duration> {
+    /// A request that it did not serve: it refused this `model`, or (`None`) its answer was lost, late or broken off. Refusals of one and
+    /// the same model are one, however many. Returns the rest that follows from it.
+    pub fn failed(&self, model: Option<&str>, now: Moment) -> Option<Duration> {
         let mut state = self.state();
-        state.failed_answers = state.failed_answers.saturating_add(1);
-        let Some(asked) = asked.filter(|asked| !asked.is_zero()) else {
-            let enough = state.failed_answers >= FAILED_ANSWERS || state.resting.is_some();
-            return if enough { self.rest(&mut state, Why::Answers, now) } else { None };
-        };
-        let asked = asked.min(LONGEST_ASKED);
-        let (wait, so_far) = state.resting.map_or((FIRST_REST, Moment::PAST), |rest| (rest.wait, rest.until));
-        state.resting = Some(Rest { why: Why::Answers, wait, until: now.after(asked).max(so_far), trial: None });
-        self.publish(&state);
-        if so_far > now {
-            return None;
+        if state.failed_answers == 0 {
+            (state.failed_answers, state.only_model) = (1, model.map(str::to_owned));
+        } else if model.is_none() || state.only_model.as_deref() != model {
+            state.failed_answers = state.failed_answers.saturating_add(1);
+            state.only_model = None;
         }
-        self.tally.ejections.fetch_add(1, Ordering::Relaxed);
-        Some(asked)
+        let enough = state.failed_answers >= FAILED_ANSWERS || state.resting.is_some();
+        if enough && state.only_model.is_none() { self.rest(&mut state, Why::Answers, now) } else { None }
     }
 
     fn rest(&self, state: &mut State, why: Why, now: Moment) -> Option<Duration> {
@@ -242,7 +261,7 @@ impl Standing {
             Some(rest) => rest.wait.saturating_mul(2).min(LONGEST_REST),
             None => FIRST_REST,
         };
-        state.resting = Some(Rest { why, wait, until: now.after(wait), trial: None });
+        state.resting = Some(Rest { why, wait, until: now.after(wait), trial: None, begun: false });
         self.publish(state);
         self.tally.ejections.fetch_add(1, Ordering::Relaxed);
         Some(wait)
@@ -368,8 +387,10 @@ mod tests {
         assert_eq!(s.enter(now, None), None, "one trial at a time");
         let later = now.after(TRIAL);
         assert_eq!((s.enter(later, None), s.enter(later, None)), (Some(true), None), "unless it takes long");
-        s.leave(true);
-        s.leave(true);
+        for () in [(), ()] {
+            s.leave();
+            s.undecided();
+        }
         assert_eq!(s.enter(now, None), Some(true), "a trial whose client left decides nothing");
         assert!(s.connected());
         assert_eq!(s.enter(now, None), Some(false), "it is back");
@@ -377,18 +398,18 @@ mod tests {
     }
 
     #[test]
-    fn five_bad_answers_in_a_row_rest_it_and_only_a_good_answer_to_the_trial_brings_it_back() {
+    fn five_lost_answers_in_a_row_rest_it_and_only_a_good_answer_to_the_trial_brings_it_back() {
         let s = standing();
         let start = Moment::now();
         for _ in 0..4 {
-            assert_eq!(s.answered_badly(start, None), None);
+            assert_eq!(s.failed(None, start), None);
         }
         s.answered_well(start);
         for n in 1..=4 {
-            assert_eq!(s.answered_badly(start, None), None, "a good one begins the count anew: {n}");
+            assert_eq!(s.failed(None, start), None, "a good one begins the count anew: {n}");
         }
-        assert_eq!(s.answered_badly(start, None), Some(SECOND));
-        assert_eq!(s.answered_badly(start, None), None, "those that were running do not add to it");
+        assert_eq!(s.failed(None, start), Some(SECOND));
+        assert_eq!(s.failed(None, start), None, "those that were running do not add to it");
         s.answered_well(start);
         assert!(!s.usable(start), "nor do they end it");
         let mut now = start.after(SECOND);
@@ -396,8 +417,8 @@ mod tests {
             assert_eq!(s.enter(now, None), Some(true));
             assert!(!s.connected(), "that it can be reached was never the question");
             assert_eq!(s.enter(now, None), None);
-            assert_eq!(s.answered_badly(now, None), Some(Duration::from_secs(want)));
-            s.leave(false);
+            assert_eq!(s.failed(None, now), Some(Duration::from_secs(want)));
+            s.leave();
             now = now.after(Duration::from_secs(want));
         }
         assert_eq!(s.enter(now, None), Some(true));
@@ -406,18 +427,53 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_asks_to_be_left_alone_is_for_as_long_as_it_asks_up_to_a_minute() {
-        for (asked, rested, why) in [(3, 3, "as asked"), (60, 60, "the longest"), (86_400, 60, "no longer than that")] {
-            let s = standing();
-            let now = Moment::now();
-            let rested = Duration::from_secs(rested);
-            assert_eq!(s.answered_badly(now, Some(Duration::from_secs(asked))), Some(rested), "{why}");
-            assert!(!s.usable(now.after(rested - MOMENT)) && s.usable(now.after(rested)), "{why}");
-            assert_eq!(s.answered_badly(now, Some(SECOND)), None, "{why}: one rest");
-            assert!(!s.usable(now.after(rested - MOMENT)), "{why}: never shortened");
-        }
+    fn an_answer_that_has_begun_lets_others_in_and_one_that_breaks_off_makes_the_rest_longer() {
         let s = standing();
-        assert_eq!(s.answered_badly(Moment::now(), Some(Duration::ZERO)), None, "0 asks for nothing");
+        let start = Moment::now();
+        for _ in 0..5 {
+            s.begins_well(start);
+            s.failed(None, start);
+        }
+        assert!(!s.usable(start), "a good beginning is no good end");
+        s.begins_well(start);
+        assert!(!s.usable(start), "of one that was under way");
+        let mut now = start.after(SECOND);
+        for want in [2, 4, 8] {
+            assert_eq!((s.enter(now, None), s.enter(now, None)), (Some(true), None));
+            s.begins_well(now);
+            assert_eq!(
+                (s.enter(now, None), s.enter(now, None)),
+                (Some(false), Some(false)),
+                "nobody waits for its end"
+            );
+            assert_eq!(s.failed(None, now), Some(Duration::from_secs(want)));
+            now = now.after(Duration::from_secs(want));
+        }
+        assert_eq!(s.enter(now, None), Some(true));
+        s.begins_well(now);
+        s.answered_well(now);
+        assert_eq!(s.failed(None, now), None, "forgotten");
+    }
+
+    #[test]
+    fn refusals_of_one_model_rest_no_server_and_those_of_several_do() {
+        let s = standing();
+        let now = Moment::now();
+        for _ in 0..20 {
+            assert_eq!(s.failed(Some("a"), now), None, "it says nothing of the others");
+        }
+        for model in ["b", "a", "b"] {
+            assert_eq!(s.failed(Some(model), now), None, "and counts once");
+        }
+        assert_eq!(s.failed(None, now), Some(SECOND), "the fifth in a row");
+        let s = standing();
+        for model in ["a", "b", "a", "b"] {
+            assert_eq!(s.failed(Some(model), now), None);
+        }
+        s.answered_well(now);
+        for _ in 0..20 {
+            assert_eq!(s.failed(Some("a"), now), None, "any model that is served begins the count anew");
+        }
     }
 
     #[test]
@@ -468,8 +524,10 @@ mod tests {
         assert_eq!(s.enter(rested, None), Some(true));
         says(&s, rested, Some("one request tries it"));
         assert!(s.connected());
-        s.answered_badly(now, Some(SECOND));
-        says(&s, now, Some("it answers 5xx"));
+        for _ in 0..5 {
+            s.failed(None, now);
+        }
+        says(&s, now, Some("its answers are lost"));
         s.key_refused(now);
         says(&s, now, Some("our key"));
         s.checked(false);
@@ -483,7 +541,7 @@ mod tests {
         let now = Moment::now();
         assert_eq!([(); 3].map(|()| s.enter(now, Some(2))), [Some(false), Some(false), None]);
         assert!(!s.has_room(Some(2)) && s.has_room(Some(3)) && s.has_room(None));
-        s.leave(false);
+        s.leave();
         assert_eq!(s.enter(now, Some(2)), Some(false));
     }
 

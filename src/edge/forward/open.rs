@@ -11,17 +11,18 @@
 //! Never otherwise: a backend that took the request and fell silent may have generated, and been paid for, an answer. All of it is before
 //! the first byte for the client, under one payment: what was quoted is what is charged, whoever serves.
 //!
+//! What a refusal says of its server is told at once, but for one that may be the request's own doing ([`Unsure`]). What an answer says is
+//! told when it has been read (`forward.rs`).
+//!
 //! A pool whose servers are all busy is passed over while a later one has a free server, and comes again behind it: its line is the last
 //! resort, for whoever pays would rather be served than wait.
 
 use super::waits::{Client, Clock, Cut, watched};
 use super::{Attempt, Filter, Lines, Outgoing};
 use crate::edge::scrub;
-use crate::ids::UpstreamModel;
 use crate::openai::error::{self, Blame};
 use crate::refusal::Refusal;
-use crate::rules::plan::Timeouts;
-use crate::upstream::{Lane, Picked, Pool, USER_AGENT, Unplaced, Who};
+use crate::upstream::{Hearing, Lane, Picked, Pool, USER_AGENT, Unplaced, Who};
 use http::{HeaderMap, HeaderValue, header};
 use pingora::http::RequestHeader;
 use pingora::protocols::http::client::HttpSession;
@@ -50,6 +51,12 @@ pub(super) struct Opened {
     pub declared_length: Option<usize>,
     /// Who was asked.
     pub pool: Arc<Pool>,
+    /// What it says of its server is not known yet; `None` when the head said it.
+    pub hearing: Option<Hearing>,
+    /// When the request was sent.
+    pub sent_at: Instant,
+    /// How long after that the first byte of its body may come, in seconds.
+    pub first_byte_seconds: u64,
     peer: HttpPeer,
     /// Counts the request as running on its server.
     picked: Option<Picked>,
@@ -73,6 +80,20 @@ pub(super) async fn open(
     lane: &Lane,
     filter: &mut dyn Filter,
     clock: &mut Clock,
+) -> Result<Box<Opened>, Cut> {
+    let mut unsure = Unsure::default();
+    let opened = go_along(client, lines, lane, filter, clock, &mut unsure).await;
+    unsure.settle();
+    opened
+}
+
+async fn go_along(
+    client: &mut Client<'_>,
+    lines: &Lines,
+    lane: &Lane,
+    filter: &mut dyn Filter,
+    clock: &mut Clock,
+    unsure: &mut Unsure,
 ) -> Result<Box<Opened>, Cut> {
     let mut refused = None;
     let mut turns: VecDeque<Turn<'_>> = lane.pools.iter().map(Turn::of).collect();
@@ -122,14 +143,16 @@ pub(super) async fn open(
                     let waited = sent_at.elapsed();
                     let late = waited >= Duration::from_secs(clock.timeouts.first_byte_seconds);
                     if late {
-                        picked.answered(&model, 504, waited, None);
+                        unsure.asked += 1;
+                        picked.hear(&model).lost();
                     }
                     tell(filter, Some(&who), if late { "timeout" } else { "left" });
                     return Err(Cut::ClientGone);
                 }
                 Err(Cut::Refused(refusal)) => {
                     let late = matches!(refusal, Refusal::UpstreamTimeout { .. });
-                    picked.answered(&model, if late { 504 } else { 502 }, sent_at.elapsed(), None);
+                    unsure.asked += 1;
+                    picked.hear(&model).lost();
                     tell(filter, Some(&who), if late { "timeout" } else { "lost" });
                     return Err(Cut::Refused(refusal));
                 }
@@ -142,9 +165,10 @@ pub(super) async fn open(
                 }
                 continue;
             };
-            let waited = sent_at.elapsed();
             let blame = blame(client, &mut line, clock).await?;
-            match accept(line, picked, pool, &model, waited, blame) {
+            let hearing = picked.hear(&model);
+            let seconds = clock.first_byte_seconds(out.is_whole);
+            match accept(line, picked, hearing, pool, (sent_at, seconds), blame, unsure) {
                 Ok(mut opened) if is_refusal_to_serve(opened.status) => {
                     tell(filter, Some(&who), "status");
                     // It has said what it had to say. Two requests that each kept a place while waiting for the other's would wait long.
@@ -178,6 +202,24 @@ pub(super) async fn open(
     refused.unwrap_or(Err(Refusal::UpstreamUnavailable { retry_after_seconds: 1 })).map_err(Cut::Refused)
 }
 
+/// Refusals that may be the request's own doing: a plain 500 (a template that takes no such messages, say) and a 403 that does not say why. Where
+/// two servers or more were asked and all of them refuse so, it is: none of them is told of it, or any payer could have a pool rested.
+#[derive(Default)]
+struct Unsure {
+    refusals: Vec<Hearing>,
+    /// Servers that had the request.
+    asked: usize,
+}
+
+impl Unsure {
+    fn settle(self) {
+        let is_the_requests_doing = self.asked > 1 && self.refusals.len() == self.asked;
+        if !is_the_requests_doing {
+            self.refusals.into_iter().for_each(|hearing| hearing.refused(500, None));
+        }
+    }
+}
+
 /// A pool of the lane, and how far the request came there.
 struct Turn<'a> {
     pool: &'a Arc<Pool>,
@@ -205,7 +247,7 @@ fn is_refusal_to_serve(status: u16) -> bool {
 }
 
 /// How long a backend wants to be left alone (RFC 9110 §10.2.3, in seconds: a date would have to be read by our clock).
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+pub(in crate::edge) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
 }
 
@@ -319,10 +361,7 @@ async fn exchange(
         }
         Ok(())
     };
-    // The head of an answer that does not stream comes when all of it is there.
-    let Timeouts { first_byte_seconds, total_seconds, .. } = clock.timeouts;
-    let seconds = if out.is_whole { total_seconds } else { first_byte_seconds };
-    watched(client, clock, seconds, exchanging).await
+    watched(client, clock, clock.first_byte_seconds(out.is_whole), exchanging).await
 }
 
 /// Whether it is certain, or as good as certain for a connection that had been idle, that no server saw the request.
@@ -376,18 +415,32 @@ fn not_this_one() -> Refusal {
 fn accept(
     line: Line,
     picked: Picked,
+    hearing: Hearing,
     pool: &Arc<Pool>,
-    model: &UpstreamModel,
-    waited: Duration,
+    (sent_at, first_byte_seconds): (Instant, u64),
     blame: Blame,
+    unsure: &mut Unsure,
 ) -> Result<Box<Opened>, Refusal> {
     picked.connected();
     let Some(head) = line.session.response_header() else { return Err(failed("it sent no head")) };
     let status = head.status.as_u16();
-    // A refusal that does not say why takes nobody out by itself: a client's text may have brought it about. Five in a row do.
-    let counted = if blame == Blame::Unsaid { 502 } else { status };
-    let asked = retry_after(&head.headers).filter(|_| blame != Blame::Unsaid);
-    picked.answered(model, counted, waited, asked);
+    let asked = retry_after(&head.headers);
+    let is = |name, plain: &str| {
+        head.headers.get_all(name).iter().all(|v| v.as_bytes().eq_ignore_ascii_case(plain.as_bytes()))
+    };
+    let is_plain = is(header::CONTENT_ENCODING, "identity") && is(header::TRANSFER_ENCODING, "chunked");
+    unsure.asked += 1;
+    let mut hearing = Some(hearing);
+    match status {
+        402 | 403 if blame == Blame::Unsaid => unsure.refusals.extend(hearing.take()),
+        500 if asked.is_none() => unsure.refusals.extend(hearing.take()),
+        // The key is told of below.
+        401..=403 if blame == Blame::Key => hearing = None,
+        429 | 500.. => hearing.take().into_iter().for_each(|hearing| hearing.refused(status, asked)),
+        400..=499 => hearing.take().into_iter().for_each(Hearing::declined),
+        200..=399 if is_plain => {}
+        _ => hearing.take().into_iter().for_each(|hearing| hearing.refused(502, None)),
+    }
     match status {
         101 => return Err(failed("it switched protocols")),
         100..=199 => return Err(failed("it sent no final head")),
@@ -401,10 +454,7 @@ fn accept(
         }
         _ => {}
     }
-    let is = |name, plain: &str| {
-        head.headers.get_all(name).iter().all(|v| v.as_bytes().eq_ignore_ascii_case(plain.as_bytes()))
-    };
-    if !is(header::CONTENT_ENCODING, "identity") || !is(header::TRANSFER_ENCODING, "chunked") {
+    if !is_plain {
         // Its usage could not be read.
         return Err(failed("it compressed an answer that was asked for plain"));
     }
@@ -412,7 +462,19 @@ fn accept(
         head.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.trim().parse().ok());
     let headers = scrub::to_client(&head.headers);
     let (pool, Line { session, peer, .. }) = (Arc::clone(pool), line);
-    Ok(Box::new(Opened { session, status, headers, declared_length, pool, peer, picked: Some(picked) }))
+    let picked = Some(picked);
+    Ok(Box::new(Opened {
+        session,
+        status,
+        headers,
+        declared_length,
+        pool,
+        hearing,
+        sent_at,
+        first_byte_seconds,
+        peer,
+        picked,
+    }))
 }
 
 fn request_head(pool: &Pool, picked: &Picked, out: &Outgoing) -> Result<Box<RequestHeader>, Refusal> {

@@ -6,6 +6,7 @@ mod elsewhere;
 mod large;
 mod partings;
 mod pauses;
+mod verdicts;
 
 use super::*;
 use crate::edge::scrub;
@@ -55,6 +56,9 @@ struct Recorder {
     thinks: bool,
     /// Hear so many chunks when the client has left.
     listens: Option<usize>,
+    /// Stop at an event that says `error`, and give nothing of it.
+    errs: bool,
+    broken: bool,
     /// It was asked whether it does.
     asked: Arc<tokio::sync::Notify>,
 }
@@ -89,6 +93,7 @@ impl Filter for Recorder {
                 Verdict::Stream(Box::new(head))
             }
             Some("text/refused") => Verdict::Fail(Refusal::Stopping),
+            Some("text/nonsense") => Verdict::Fail(Refusal::UpstreamFailed { why: "test" }),
             _ => Verdict::Buffer { limit: self.limit.unwrap_or(1000) },
         }
     }
@@ -104,6 +109,10 @@ impl Filter for Recorder {
             std::future::pending::<()>().await;
         }
         self.log.push(format!("chunk {}", String::from_utf8_lossy(&chunk)));
+        if self.errs && chunk.starts_with(b"data: error") {
+            self.broken = true;
+            return Flow::Stop;
+        }
         if !self.swallow {
             out.push(chunk);
         }
@@ -127,6 +136,10 @@ impl Filter for Recorder {
 
     fn may_be_silent(&self) -> bool {
         self.thinks && !self.log.iter().any(|line| line == "durable")
+    }
+
+    fn is_broken(&self) -> bool {
+        self.broken
     }
 
     fn listens(&self, _pool: &Pool) -> bool {
@@ -453,7 +466,11 @@ async fn a_backend_that_refuses_our_key_is_taken_out_and_the_client_sees_502() {
         let (outcome, _) = tokio::join!(bed.run(), answer(&listener, &bytes));
         let rests = !bed.pool().available_for(&UpstreamModel::from("m"));
         assert_eq!(rests, status != 400, "{status}: our key, or it asked to be left alone");
-        assert_eq!(bed.pool().available(), matches!(status, 400 | 429), "{status}: 429 is about one model");
+        assert_eq!(
+            bed.pool().available(),
+            matches!(status, 400 | 429 | 500),
+            "{status}: 429 and 5xx are about one model"
+        );
         if out {
             assert_eq!(failed(&outcome).status(), 502, "{status}");
             assert_eq!(bed.pool().status()[0].key_alarms, 1);

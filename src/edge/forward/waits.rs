@@ -80,15 +80,32 @@ impl Clock {
         Duration::from_secs(self.timeouts.idle_seconds)
     }
 
+    /// The wait for the first byte of an answer. The head of one that does not stream (`is_whole`) comes when all of it is there.
+    pub fn first_byte_seconds(&self, is_whole: bool) -> u64 {
+        let Timeouts { first_byte_seconds, total_seconds, .. } = self.timeouts;
+        if is_whole { total_seconds } else { first_byte_seconds }
+    }
+
     /// When a wait of `seconds` that begins now is over, and how many that are then, or were for the whole.
     pub fn until(&self, seconds: u64) -> (Instant, u64) {
-        let own = Self::after(seconds);
+        self.by(Self::after(seconds), seconds)
+    }
+
+    fn by(&self, own: Instant, seconds: u64) -> (Instant, u64) {
         if own < self.end { (own, seconds) } else { (self.end, self.timeouts.total_seconds) }
     }
 
     /// The same for the wait for the next bytes of an answer.
     pub fn silence(&self, may_be_long: bool) -> (Instant, u64) {
         self.until(if may_be_long { self.timeouts.total_seconds } else { self.timeouts.idle_seconds })
+    }
+
+    /// The same for the first bytes of a body whose head has come: some backends send it at once and read the prompt then. They have what
+    /// is left of the wait of `seconds` that began at `sent_at`, and not less than others have within an answer.
+    pub fn first_bytes(&self, sent_at: Instant, seconds: u64) -> (Instant, u64) {
+        let (until, idle) = self.silence(false);
+        let from_the_start = sent_at + Duration::from_secs(seconds.min(86_400));
+        if from_the_start <= until { (until, idle) } else { self.by(from_the_start, seconds) }
     }
 
     pub fn alarm(&self) -> Sleep {

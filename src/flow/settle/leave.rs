@@ -5,7 +5,7 @@ use crate::catalogue::OnLeave;
 use crate::flow::Allowed;
 use crate::flow::pay::Money;
 use crate::journal::Receipt;
-use crate::openai::reply;
+use crate::openai::usage::Verdict;
 use crate::refusal::Refusal;
 use crate::upstream::Pool;
 use bytes::Bytes;
@@ -50,7 +50,9 @@ impl Delivery {
     /// and can be redeemed. What was held is given back, a few times. The receipt, where one was written.
     pub async fn leave(mut self, heard: Option<Bytes>) -> Option<Receipt> {
         let verdict = match &heard {
-            Some(body) => reply::whole(self.surface(), body, self.bounds),
+            Some(body) => {
+                self.read_whole(body).await.unwrap_or_else(|_| Verdict { failed: true, ..Verdict::default() })
+            }
             None => {
                 self.meter.finish();
                 self.meter.verdict()

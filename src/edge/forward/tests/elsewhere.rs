@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn reply(status: u16, headers: &str, body: &str) -> String {
+pub(super) fn reply(status: u16, headers: &str, body: &str) -> String {
     format!(
         "HTTP/1.1 {status} X\r\ncontent-type: application/json\r\n{headers}content-length: {}\r\n\r\n{body}",
         body.len()
@@ -10,13 +10,13 @@ fn reply(status: u16, headers: &str, body: &str) -> String {
 }
 
 /// A backend that answers every request of every connection with the same bytes, and counts them.
-struct Same {
-    port: u16,
+pub(super) struct Same {
+    pub(super) port: u16,
     served: Arc<std::sync::atomic::AtomicUsize>,
 }
 
 impl Same {
-    async fn start(bytes: String) -> Self {
+    pub(super) async fn start(bytes: String) -> Self {
         let (listener, port) = listen().await;
         let served = Arc::<std::sync::atomic::AtomicUsize>::default();
         let count = Arc::clone(&served);
@@ -41,17 +41,17 @@ impl Same {
 }
 
 /// A pool of that name with servers at these ports.
-fn pool(name: &str, ports: &[u16]) -> Arc<Pool> {
+pub(super) fn pool(name: &str, ports: &[u16]) -> Arc<Pool> {
     pool_of(PoolRules { name: name.into(), ..rules(ports) })
 }
 
-fn pool_of(rules: PoolRules) -> Arc<Pool> {
+pub(super) fn pool_of(rules: PoolRules) -> Arc<Pool> {
     let name = rules.name.clone();
     let pools = Pools::build(&BTreeMap::from([(rules.name.clone(), Arc::new(rules))]), None).unwrap();
     Arc::clone(pools.get(&name).unwrap())
 }
 
-async fn bed(lane: Vec<Arc<Pool>>) -> (Bed, DuplexStream) {
+pub(super) async fn bed(lane: Vec<Arc<Pool>>) -> (Bed, DuplexStream) {
     let (session, client) = visit(ROOMY, "HTTP/1.1").await;
     let filter = Recorder { body: ASK, ..Recorder::default() };
     (Bed { session, lines: Arc::new(Lines::default()), lane: Lane { pools: lane }, filter }, client)
@@ -101,7 +101,7 @@ async fn a_refusal_that_names_no_reason_rests_no_server_however_long_it_says_to_
         let good = Same::start(OK_JSON.to_owned()).await;
         let (mut bed, _client) = bed(vec![pool("p", &[bad.port]), pool("q", &[good.port])]).await;
         assert_eq!(buffered(&bed.run().await), (200, "{}"));
-        assert_eq!(bed.pool().status()[0].usable, !rests, "{status}");
+        assert_eq!(bed.pool().status()[0].resting_models.is_empty(), !rests, "{status}");
     }
 }
 
