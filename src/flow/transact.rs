@@ -168,7 +168,8 @@ pub(super) async fn fresh(toll: &Toll, till: &Till, live: &Live, id: &ChannelId)
         {
             let heard = heard(toll, till, id, *view).await;
             let channel = heard.map_err(|t| super::lease::trouble_stop(&t))?;
-            if view.is_gone() {
+            // A node that is behind has not heard of the opening yet: what the record knows of the chain is younger.
+            if view.is_gone() && view.block >= channel.view.block {
                 return Err(Refusal::ChannelOver.into());
             }
             if let Err(denied) = channel.serves() {

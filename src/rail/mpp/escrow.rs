@@ -144,7 +144,7 @@ impl Escrow {
         }
     }
 
-    /// One look from the record alone; when it is absent but can still be mined, one more hand-in.
+    /// One look from the record alone; when it is absent but can still be mined, one more hand-in of the bytes, if there are any.
     pub async fn look(&self, channel: &Channel, intent: &Intent) -> Outcome {
         let Some((hash, raw)) = bytes(intent) else { return unreadable() };
         let looking = async {
@@ -158,6 +158,7 @@ impl Escrow {
                 return dropped("it was not mined in the time it was valid for");
             }
             if head.time < intent.valid_until
+                && !raw.is_empty()
                 && self.chain.send(&raw).await == Sent::Accepted
                 && let Ok(Some(mined)) = self.chain.mined(hash).await
             {
