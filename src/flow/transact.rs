@@ -96,7 +96,7 @@ fn count(toll: &Toll, till: &Till, intent: &Intent, outcome: &Outcome) {
 pub(super) async fn heard(toll: &Toll, till: &Till, id: &ChannelId, view: View) -> Result<Arc<Channel>, Trouble> {
     let known = toll.channels.read(id).await.map_err(Trouble::Store)?.ok_or(Trouble::Unknown)?;
     // A node whose newest block is old says nothing of what has happened since.
-    if till.rail.standing().is_ok() {
+    if till.rail.chain_standing().is_ok() {
         toll.channels.were_read(std::slice::from_ref(id));
     }
     if view.is_gone() && known.our_tx.is_some() {
@@ -176,7 +176,7 @@ pub(super) async fn fresh(toll: &Toll, till: &Till, live: &Live, id: &ChannelId)
                 return Err(super::lease::denied_refusal(&channel, &denied).into());
             }
             // Of what a node that stands still says only the bad news is news.
-            if till.rail.standing().is_ok() {
+            if till.rail.chain_standing().is_ok() {
                 return Ok(());
             }
         }
