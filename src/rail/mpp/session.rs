@@ -50,6 +50,9 @@ const MAX_TRANSACTION: usize = 16 * 1024;
 const MAX_CALLS: usize = 8;
 /// Longest validity of a payer's transaction: past it, an absent one must not keep a channel in doubt.
 const MAX_VALIDITY: u64 = 15 * 60;
+/// The same of an opening that an access key signed: anybody can make one, and until its end it takes one of few places. Tempo takes no
+/// expiring nonce that ends later than in 30 s (300 s once its hardfork T11 is in force); the published wallets sign for 25 s on either.
+const UNJUDGED_VALIDITY: u64 = 60;
 
 const METHOD: &str = "tempo";
 const INTENT: &str = "session";
@@ -244,6 +247,10 @@ impl TempoSession {
         // Whether it is past is asked of what is new only: what was sent before is still the answer to this credential.
         if end > now.plus(MAX_VALIDITY) {
             return Err(invalid("validBefore is later than a quarter of an hour"));
+        }
+        let is_unjudged = purpose == Purpose::Open && matches!(signed.signature(), TempoSignature::Keychain(_));
+        if is_unjudged && end > now.plus(UNJUDGED_VALIDITY) {
+            return Err(invalid("validBefore of an opening that an access key signed is later than a minute from now"));
         }
         if tx.valid_after.is_some_and(|t| UnixSeconds(t.get()) > now) {
             return Err(invalid("validAfter is not reached"));
@@ -455,7 +462,10 @@ impl Session for TempoSession {
             }
             _ if tx.valid_until <= now => return Err(invalid("validBefore is past")),
             _ => {
-                self.escrow.would_land(&tx.raw).await?;
+                match act {
+                    Act::Open => self.escrow.would_open(&tx.raw).await?,
+                    _ => self.escrow.would_land(&tx.raw).await?,
+                }
                 (tx.raw.clone(), tx.hash.clone())
             }
         };
