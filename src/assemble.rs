@@ -23,6 +23,7 @@ use crate::metrics::Metrics;
 use crate::rail::Rail;
 use crate::rail::mpp::charge::{Charge, DECIMALS, Settings};
 use crate::rail::mpp::escrow::SettleKey;
+use crate::rail::mpp::funds::Funds;
 use crate::rail::mpp::session::{self, TempoSession};
 use crate::rail::mpp::sponsor::{self, Hand, Sponsor};
 use crate::rail::ring::KeyRing;
@@ -310,16 +311,20 @@ fn tempo(
     };
     let sponsor = sponsor(&section.name, tempo, &chain, store, metrics).map_err(|e| format!("sponsor: {e}"))?;
     let charge = Charge::new(settings, Arc::clone(ring), Arc::<Tempo>::clone(&chain))?;
-    let charge = Arc::new(match &sponsor {
+    let charge = match &sponsor {
         Some(sponsor) => charge.sponsored_by(Arc::clone(sponsor)),
         None => charge,
-    });
-    let till = match &tempo.session {
-        None => None,
+    };
+    let (charge, till) = match &tempo.session {
+        None => (Arc::new(charge), None),
         Some(terms) => {
             let settle = settle_key(tempo).map_err(|e| format!("settle_key: {e}"))?;
+            let id: crate::ids::RailId = format!("{}/session", section.name).into();
+            let fees = Arc::<Tempo>::clone(&chain);
+            let funds = Funds::new(id.clone(), Address::from(tempo.currency), settle.address(), fees);
+            let charge = Arc::new(charge.settled_by(funds));
             let settings = session::Settings {
-                id: format!("{}/session", section.name).into(),
+                id,
                 realm: realm.to_owned(),
                 chain_id: tempo.chain_id,
                 currency: Address::from(tempo.currency),
@@ -327,7 +332,7 @@ fn tempo(
                 min_voucher_delta: terms.min_voucher_delta.to_atoms(DECIMALS).ok_or("session.min_voucher_delta")?,
             };
             let rail = TempoSession::new(settings, Arc::clone(ring), Arc::clone(&charge), chain, settle, sponsor);
-            Some(Arc::new(Till { rail: Arc::new(rail), terms: *terms }))
+            (charge, Some(Arc::new(Till { rail: Arc::new(rail), terms: *terms })))
         }
     };
     Ok((charge, till))

@@ -11,6 +11,9 @@ use common::chain::BETA_USD;
 use common::reserve::{Event, OnChain, RESERVE};
 use common::wallet::{self, Channel, Signing, Wallet};
 use common::{Chain, Fault, PATH_USD, Reserve, RpcProxy};
+use pontage::chain::reserve::Reserve as _;
+use pontage::chain::tempo::Tempo;
+use pontage::secret::Secret;
 use serde_json::json;
 use tempo_alloy::contracts::precompiles::ITIP20ChannelReserve as Abi;
 
@@ -264,4 +267,35 @@ async fn an_operator_and_a_separate_signer_are_as_good_as_payee_and_payer() {
     operator.call(&rpc, channel.settle_call(400)).await.unwrap();
     operator.call(&rpc, channel.close_call(500, 500)).await.unwrap();
     assert_eq!(s.holds(s.payee.address).await, 500);
+}
+
+#[tokio::test]
+async fn the_gate_hears_of_requests_to_close_of_its_payee_in_the_blocks_it_asks_about_and_of_nothing_else() {
+    let s = scene().await;
+    let (rpc, payee) = (s.reserve.url(), s.payee.address);
+    let node = Tempo::new(&Secret::new(rpc.as_str())).unwrap();
+    let open = async |payee: Address| {
+        let payer = Wallet::fresh(&s.chain, 1_000_000).await;
+        let channel = payer.open_on(payer.terms(payee, DEPOSIT));
+        channel.open_on_chain(&rpc).await.expect("opened");
+        channel
+    };
+    let (other, elses) = (open(payee).await, open(common::channels::nobody()).await);
+    // Everything else that happens to a channel, and a request to close one of somebody else.
+    s.payee.call(&rpc, other.settle_call(30_000)).await.unwrap();
+    other.payer.call(&rpc, other.top_up_call(50_000)).await.unwrap();
+    elses.request_close(&rpc).await.unwrap();
+    let before = s.chain.block_number().await;
+    assert_eq!(node.close_requests(payee, 0, before).await, Ok(Vec::new()));
+    assert_eq!(node.close_requests(common::channels::nobody(), 0, before).await, Ok(vec![elses.id]));
+
+    s.channel.request_close(&rpc).await.unwrap();
+    let asked = s.chain.block_number().await;
+    assert_eq!(node.close_requests(payee, before + 1, asked).await, Ok(vec![s.channel.id]));
+    // A top-up takes it back: that is no request.
+    s.channel.payer.call(&rpc, s.channel.top_up_call(10_000)).await.unwrap();
+    other.request_close(&rpc).await.unwrap();
+    let newest = s.chain.block_number().await;
+    assert_eq!(node.close_requests(payee, asked + 1, newest).await, Ok(vec![other.id]));
+    assert_eq!(node.close_requests(payee, 0, newest).await, Ok(vec![s.channel.id, other.id]), "in order");
 }

@@ -4,10 +4,10 @@
 
 mod common;
 
-use common::channels::{CHAT, INPUT, OUTPUT, SessionBed, atoms, final_receipt, streamed};
+use common::channels::{CHAT, INPUT, OUTPUT, SessionBed, atoms, chat, final_receipt, streamed};
 use common::reserve::Event;
 use common::wallet::Channel;
-use common::{Gate, GateOptions, Raw, free_port, ledger, raw};
+use common::{Fault, Gate, GateOptions, Raw, RpcProxy, free_port, ledger, raw};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
@@ -90,6 +90,8 @@ fn redis(line: Line) -> Redis {
 struct Fleet {
     bed: SessionBed,
     second: Gate,
+    /// The second gate's own way to the chain.
+    rpc: RpcProxy,
     _redis: Redis,
 }
 
@@ -126,8 +128,10 @@ async fn fleet_with(line: Line, tokens: u64, holder: Option<&std::sync::Arc<Hold
         let port = std::sync::Arc::clone(holder).before(redis.port).await;
         options = options.env("REDIS_URL", &format!("redis://127.0.0.1:{port}/"));
     }
+    let rpc = RpcProxy::start(&bed.reserve.url()).await;
+    options.rpc = rpc.url();
     let second = Gate::start(options).await;
-    Fleet { bed, second, _redis: redis }
+    Fleet { bed, second, rpc, _redis: redis }
 }
 
 /// Between a gate and Redis: passes everything, until it is told to hold the answer to the next change that leaves a receipt.
@@ -388,8 +392,7 @@ async fn a_charge_whose_gate_was_killed_before_it_wrote_it_down_is_written_once_
         holder.armed.store(true, std::sync::atomic::Ordering::SeqCst);
         let mut line = Raw::connect(fleet.second.listen).await;
         let voucher = channel.voucher_credential(&offer, 400_000);
-        line.send(&raw::post(CHAT, &[("authorization", &voucher)], common::channels::chat().to_string().as_bytes()))
-            .await;
+        line.send(&raw::post(CHAT, &[("authorization", &voucher)], chat().to_string().as_bytes())).await;
         let held = tokio::time::timeout(SHORT, holder.holds.notified()).await;
         fleet.second.kill();
         assert!(held.is_ok(), "{}", text(&line));
@@ -421,5 +424,44 @@ async fn a_charge_whose_gate_was_killed_before_it_wrote_it_down_is_written_once_
         let doubted: Vec<&str> = said.lines().filter(|line| line.starts_with("doubted ")).collect();
         let about = format!("charged {charged} atoms");
         assert!(matches!(doubted[..], [line] if line.contains(&about)), "comes back: {comes_back}: {said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gate_whose_node_has_not_heard_of_the_other_gates_opening_sends_nobody_to_open_again() {
+    let fleet = fleet(10).await;
+    let old = fleet.bed.chain.block_number().await;
+    let on = common::eventually(SHORT, || async { fleet.bed.chain.block_number().await > old + 6 });
+    assert!(on.await, "the chain stands still");
+    fleet.rpc.always("*", Fault::Behind(5));
+    let show = |credential: String, body: Vec<u8>| {
+        let second = fleet.second.listen;
+        async move { raw::exchange(second, &raw::post(CHAT, &[("authorization", &credential)], &body)).await }
+    };
+    for (body, what) in [(chat(), "a plain answer"), (streamed(), "a stream")] {
+        let (channel, offer) = fleet.bed.channel(20_000, 1_000).await;
+        fleet.rpc.forget();
+        let reply = show(channel.voucher_credential(&offer, 10_000), body.to_string().into_bytes()).await;
+        assert_eq!(reply.status, 200, "{what}: {}", reply.text());
+        assert!(fleet.rpc.count("eth_call") > 0, "{what}: the node behind was asked");
+        let opened = fleet.bed.reserve.events(&channel.id).await;
+        assert!(matches!(opened[..], [Event::Opened { .. }]), "{what}: {opened:?}");
+
+        // A top-up that such a node cannot try may have been sent: its payer is told to come again, not to sign another.
+        let more = channel.top_up_credential(&offer, 5_000);
+        let mut told = Vec::new();
+        let done = loop {
+            let reply = show(more.clone(), Vec::new()).await;
+            if reply.status == 204 {
+                break reply;
+            }
+            assert!([409, 503].contains(&reply.status), "{what}: {}", reply.text());
+            assert!(reply.header("www-authenticate").is_none(), "{what}: it asks for money: {}", reply.text());
+            told.push(reply.status);
+            assert!(told.len() < 200, "{what}: never taken: {told:?}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        };
+        assert!(done.header("payment-receipt").is_some(), "{what}");
+        assert_eq!(fleet.bed.reserve.state(&channel.id).await.deposit, 25_000, "{what}: once");
     }
 }

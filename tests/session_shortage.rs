@@ -6,7 +6,9 @@
 mod common;
 
 use common::channels::{CHAT, Hidden, INPUT, OUTPUT, SessionBed, atoms, chat, code, streamed};
+use common::gate::Wait;
 use common::reserve::Event;
+use common::wallet::Wallet;
 use common::{Fault, RawReply, eventually, ledger, raw};
 use serde_json::{Value, json};
 use std::future::Future;
@@ -186,5 +188,43 @@ async fn a_full_disk_takes_no_money_and_loses_nothing_that_was_acknowledged() {
     assert_eq!(bed.manage(&higher).await.status, 204, "the same voucher is good now");
     let reply = bed.buy(&channel.voucher_credential(&bed.fresh().await, 18_000), &streamed()).await;
     assert!(reply.status == 200 && !ledger::events(&reply.text()).is_empty(), "{}", reply.text());
+    bed.close(&[&channel]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_money_for_a_settlement_no_session_is_offered_and_the_operator_is_told_why() {
+    let empty = Wallet::empty();
+    let account = empty.address.to_string();
+    let bed = SessionBed::with(|options| options.env("PONTAGE_SETTLE_KEY", &empty.secret()).wait(Wait::Alive)).await;
+    let asked = async || bed.post(CHAT, &[], chat().to_string().as_bytes()).await;
+    let refused = async || {
+        let reply = asked().await;
+        assert_eq!(reply.status, 503, "{}", reply.text());
+        assert!(reply.header("www-authenticate").is_none() && reply.header("retry-after").is_some());
+        let status = bed.gate.status().await;
+        let rail = status["rails"].as_array().unwrap().iter().find(|r| r["rail"] == "tempo/session").unwrap().clone();
+        assert_eq!(rail["offered"], json!(false), "{status}");
+        let why = rail["why_not"].as_str().unwrap();
+        assert!(why.contains(&account) && why.contains("fees"), "{why}");
+        assert_eq!(bed.gate.admin_get("/readyz").await.expect("alive").0, 503);
+        assert_eq!(bed.gate.metric("pontage_rail_up", &[("rail", "tempo/session")]).await, 0.0);
+    };
+    refused().await;
+    assert!(bed.gate.log().contains("sessions are not offered"), "{}", bed.gate.log());
+    // A node that cannot be asked about the account says nothing about it.
+    bed.rpc.always("eth_call", Fault::Hang);
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    refused().await;
+    bed.rpc.clear();
+
+    bed.chain.fund(&account, 1_000_000).await;
+    let back = eventually(SHORT, || async { asked().await.status == 402 });
+    assert!(back.await, "with money, it is offered again");
+    bed.rpc.always("eth_call", Fault::Hang);
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(asked().await.status, 402, "and that is not taken back for want of an answer");
+    bed.rpc.clear();
+    let (channel, offer) = bed.channel(20_000, 10_000).await;
+    assert_eq!(bed.buy(&channel.voucher_credential(&offer, 10_000), &chat()).await.status, 200);
     bed.close(&[&channel]).await;
 }

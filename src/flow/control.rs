@@ -138,7 +138,13 @@ async fn top_up(
     let work = async move {
         let toll = own;
         let id = &presented.channel;
-        let intent = till.rail.complete(&presented, now).await?;
+        let intent = match till.rail.complete(&presented, now).await {
+            Err(Refusal::PaymentInvalid { .. }) => match landed_before(&toll, &till, &presented).await? {
+                Some(landed) => return Ok(landed),
+                None => till.rail.complete(&presented, now).await?,
+            },
+            tried => tried?,
+        };
         let intend = Op::Intend { intent: intent.clone() };
         let (channel, effect) = toll.channels.one(id, intend).await.map_err(|t| unsure(&t))?;
         if let Err(denied) = effect {
@@ -159,7 +165,25 @@ async fn top_up(
     Errand::new(work).await.unwrap_or_else(|| Err(unknown()))
 }
 
-/// What became of a top-up that is over, and that nobody here remembers: the chain does. Nothing is sent.
+/// A top-up that would fail may be one that landed, and that nobody here remembers: its payer may have too little left for a second, and must
+/// not be asked for one. `Ok(None)`: a node that knows what the record knows does not have it. What one that is behind says against it, and
+/// that it does not have it, is not known to be so.
+async fn landed_before(
+    toll: &Arc<Toll>,
+    till: &Arc<Till>,
+    presented: &Presented,
+) -> Result<Option<(Arc<Channel>, Option<String>)>, Stop> {
+    let id = &presented.channel;
+    let views = till.rail.views(std::slice::from_ref(id)).await;
+    let block = known(toll, till, id).await?.view.block;
+    let is_abreast = views.is_ok_and(|views| views.first().is_some_and(|view| view.block >= block));
+    match sent_before(toll, till, presented).await {
+        Err(stop) if is_abreast && stop == unknown() => Ok(None),
+        landed => landed.map(Some),
+    }
+}
+
+/// What became of a top-up that nobody here remembers: the chain does. Nothing is sent.
 async fn sent_before(
     toll: &Arc<Toll>,
     till: &Arc<Till>,

@@ -17,7 +17,8 @@ pub async fn release(toll: &Toll, till: &Till, id: &ChannelId) -> Result<Arc<Cha
     let asked = tokio::time::timeout(LOOK, till.rail.views(std::slice::from_ref(id))).await;
     let view = asked.ok().and_then(Result::ok).and_then(|views| views.first().copied());
     // A node whose newest block is old says nothing of what has happened since.
-    let view = view.filter(|_| till.rail.standing().is_ok()).ok_or(Refusal::ChainUnread { retry_after_seconds: 5 })?;
+    let view =
+        view.filter(|_| till.rail.chain_standing().is_ok()).ok_or(Refusal::ChainUnread { retry_after_seconds: 5 })?;
     transact::heard(toll, till, id, view).await.map_err(|trouble| trouble_stop(&trouble))?;
     let (channel, effect) = toll.channels.one(id, Op::Release).await.map_err(|trouble| trouble_stop(&trouble))?;
     effect.map_err(|denied| denied_refusal(&channel, &denied))?;

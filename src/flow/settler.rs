@@ -80,7 +80,7 @@ async fn round(toll: &Arc<Toll>, pace: Pace, room: &Arc<Semaphore>) {
             closing::forced(toll, till, &channel.id);
             continue;
         }
-        if till.rail.standing().is_err() {
+        if till.rail.chain_standing().is_err() {
             continue;
         }
         let Some(mine) = toll.channels.alone.take(format!("due {}", channel.id)) else { continue };

@@ -96,7 +96,7 @@ fn count(toll: &Toll, till: &Till, intent: &Intent, outcome: &Outcome) {
 pub(super) async fn heard(toll: &Toll, till: &Till, id: &ChannelId, view: View) -> Result<Arc<Channel>, Trouble> {
     let known = toll.channels.read(id).await.map_err(Trouble::Store)?.ok_or(Trouble::Unknown)?;
     // A node whose newest block is old says nothing of what has happened since.
-    if till.rail.standing().is_ok() {
+    if till.rail.chain_standing().is_ok() {
         toll.channels.were_read(std::slice::from_ref(id));
     }
     if view.is_gone() && known.our_tx.is_some() {
@@ -168,14 +168,15 @@ pub(super) async fn fresh(toll: &Toll, till: &Till, live: &Live, id: &ChannelId)
         {
             let heard = heard(toll, till, id, *view).await;
             let channel = heard.map_err(|t| super::lease::trouble_stop(&t))?;
-            if view.is_gone() {
+            // A node that is behind has not heard of the opening yet: what the record knows of the chain is younger.
+            if view.is_gone() && view.block >= channel.view.block {
                 return Err(Refusal::ChannelOver.into());
             }
             if let Err(denied) = channel.serves() {
                 return Err(super::lease::denied_refusal(&channel, &denied).into());
             }
             // Of what a node that stands still says only the bad news is news.
-            if till.rail.standing().is_ok() {
+            if till.rail.chain_standing().is_ok() {
                 return Ok(());
             }
         }

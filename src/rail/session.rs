@@ -158,6 +158,10 @@ pub struct SessionReceipt<'a> {
 pub trait Session: Way {
     /// Chain id and escrow, as a channel's record has them.
     fn place(&self) -> (u64, String);
+    /// Whether the chain's word can be relied on now. [`Way::standing`] asks for more: an account that can settle what is sold.
+    fn chain_standing(&self) -> Result<(), String> {
+        self.standing()
+    }
     /// An offer. No I/O.
     fn offer(&self, ask: &SessionAsk<'_>, now: UnixSeconds) -> Result<Offer, Refusal>;
     /// Everything about a credential that can be known without I/O. `Ok(None)`: it is another rail's. Order: MAC, parties, form,

@@ -5,7 +5,7 @@ use super::*;
 use crate::channel::{Act, Effect, Intent, Lease, Op, OrphanPolicy, Phase, Purchase, View, Voucher};
 use crate::flow::channels::Step;
 use crate::flow::settler::{Due, Pace, due};
-use crate::flow::{closing, reclaim, settler};
+use crate::flow::{closing, reclaim, settler, watcher};
 use crate::journal::Entry;
 use crate::journal::sample::receipt;
 use crate::rail::session::Outcome;
@@ -410,4 +410,32 @@ async fn leases_of_a_former_life_end_as_the_operator_decided() {
         assert_eq!(written.map(|r| (r.charged, r.complete)), (want > 300).then_some((Atoms(want - 300), false)));
         audited(bed).await;
     }
+}
+
+#[tokio::test]
+async fn a_forced_close_is_heard_of_by_its_event_long_before_the_next_look_at_every_channel() {
+    let bed = super::sessions::bed();
+    open(&bed, &[1_000], 1_000).await;
+    let looks = Pace { views: Duration::from_secs(3_600), ..FAST };
+    tokio::spawn(watcher::watch(Arc::clone(&bed.toll), Arc::clone(&bed.toll.tills[0]), looks));
+    let (reads, listens) = (|| bed.purse.reads.load(Ordering::SeqCst), || bed.purse.listens.load(Ordering::SeqCst));
+    until(|| async { reads() == 1 && listens() > 1 }).await;
+    {
+        let mut chain = bed.purse.chain.lock().unwrap();
+        let view = chain.get_mut(&id()).unwrap();
+        (view.block, view.close_requested_at) = (6, Some(UnixSeconds::now()));
+    }
+    let heard = listens();
+    until(|| async { listens() > heard + 3 }).await;
+    assert_eq!(channel(&bed, "0xaa").await.phase, Phase::Open, "nobody has told it");
+    assert_eq!(reads(), 1, "and it does not look by itself");
+
+    // It is told, and cannot look: it looks again until it can.
+    bed.purse.blind.store(true, Ordering::SeqCst);
+    bed.purse.asked_to_close.lock().unwrap().extend([(5, ChannelId("0xcc".into())), (6, id())]);
+    until(|| async { reads() > 3 }).await;
+    assert_eq!(channel(&bed, "0xaa").await.phase, Phase::Open);
+    bed.purse.blind.store(false, Ordering::SeqCst);
+    until(|| async { matches!(channel(&bed, "0xaa").await.phase, Phase::Closed { tx: Some(_) }) }).await;
+    assert_eq!(channel(&bed, "0xaa").await.view.settled, Atoms(1_000), "what was spent is claimed");
 }

@@ -49,6 +49,13 @@ pub(super) struct Purse {
     pub(super) hangs: AtomicBool,
     /// What becomes of openings that an access key signed; `None`: they land.
     pub(super) keys: Mutex<Option<Outcome>>,
+    /// So many more trials of payers' transactions fail.
+    pub(super) fails: AtomicUsize,
+    /// Requests to close, by their block; and how often they were asked for.
+    pub(super) asked_to_close: Mutex<Vec<(u64, ChannelId)>>,
+    pub(super) listens: AtomicUsize,
+    /// The chain does not say how channels stand.
+    pub(super) blind: AtomicBool,
     /// What happened on chain.
     pub(super) mined: Mutex<Vec<Intent>>,
     pub(super) terms: Mutex<SessionConf>,
@@ -66,6 +73,10 @@ impl Purse {
             silent: AtomicBool::new(false),
             hangs: AtomicBool::new(false),
             keys: Mutex::default(),
+            fails: AtomicUsize::new(0),
+            asked_to_close: Mutex::default(),
+            listens: AtomicUsize::new(0),
+            blind: AtomicBool::new(false),
             mined: Mutex::default(),
             terms: Mutex::new(terms()),
         })
@@ -189,6 +200,11 @@ impl Session for Purse {
         if tx.valid_until <= now {
             return Err(Refusal::PaymentInvalid { why: "it is past".into() });
         }
+        let left = self.fails.load(Ordering::SeqCst);
+        if left > 0 {
+            self.fails.store(left - 1, Ordering::SeqCst);
+            return Err(Refusal::PaymentInvalid { why: "it would fail".into() });
+        }
         Ok(Intent { act, tx: tx.hash.clone(), raw: "0x".into(), valid_until: now.plus(25) })
     }
     async fn submit(&self, channel: &Channel, intent: &Intent) -> Outcome {
@@ -203,13 +219,20 @@ impl Session for Purse {
     async fn views(&self, channels: &[ChannelId]) -> Result<Vec<View>, Unreachable> {
         self.reads.fetch_add(1, Ordering::SeqCst);
         self.answers()?;
+        if self.blind.load(Ordering::SeqCst) {
+            return Err(Unreachable { why: "blind, as the test asked" });
+        }
         let chain = self.chain.lock().unwrap();
         let none = View { block: 99, deposit: Atoms(0), settled: Atoms(0), close_requested_at: None };
         Ok(channels.iter().map(|id| chain.get(id).copied().unwrap_or(none)).collect())
     }
-    async fn close_requests(&self, _since: Option<u64>) -> Result<(u64, Vec<ChannelId>), Unreachable> {
+    async fn close_requests(&self, since: Option<u64>) -> Result<(u64, Vec<ChannelId>), Unreachable> {
         self.answers()?;
-        Ok((0, Vec::new()))
+        self.listens.fetch_add(1, Ordering::SeqCst);
+        let asked = self.asked_to_close.lock().unwrap();
+        let head = asked.last().map_or(0, |(block, _)| *block);
+        let since = since.unwrap_or(head);
+        Ok((head.max(since), asked.iter().filter(|(block, _)| *block > since).map(|(_, id)| id.clone()).collect()))
     }
     async fn settle(&self, _: &Channel, voucher: &Voucher, now: UnixSeconds) -> Result<Intent, Unreachable> {
         self.answers()?;

@@ -15,6 +15,7 @@ mod watch;
 
 use super::bind::{Opaque, Slots};
 use super::collect::{self, Due, LAG_SECONDS, Pace};
+use super::funds::Funds;
 use super::offline::Offline;
 use super::proof::{Payload, hex_bytes, sendable};
 use super::sponsor::{self, LEAST_SECONDS, Purpose, Sponsor};
@@ -85,6 +86,8 @@ pub struct Charge {
     standing: ArcSwap<Result<(), String>>,
     /// Who carries payers' fees, when somebody does.
     sponsor: Option<Arc<Sponsor>>,
+    /// What settles the sessions of this section, when it has any: this rail's watch looks at it.
+    funds: Option<Funds>,
     underway: Underway,
     /// The request object around the amount, in JCS order: `{"amount":"` … `","currency":…}`.
     request_tail: String,
@@ -125,6 +128,7 @@ impl Charge {
             ring,
             chain,
             sponsor: None,
+            funds: None,
             underway: Underway::default(),
             request_tail,
             sponsored_tail,

@@ -19,8 +19,10 @@ use alloy::primitives::{Bytes, TxKind, U256, keccak256};
 use alloy::signers::SignerSync as _;
 use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::SolCall as _;
+use std::collections::HashMap;
 use std::num::NonZeroU64;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tempo_alloy::contracts::precompiles::ITIP20ChannelReserve as Abi;
 use tempo_alloy::primitives::transaction::{Call, PrimitiveSignature, TEMPO_EXPIRING_NONCE_KEY, TempoSignature};
 use tempo_alloy::primitives::{AASigned, TempoTransaction};
@@ -34,6 +36,10 @@ const MOST_GAS: u64 = 3_000_000;
 const MORE_GAS: u64 = 300_000;
 /// Blocks looked through in one question for requests to close.
 const SPAN: u64 = 5_000;
+/// How long an opening that would have failed is not tried again.
+const FAILED: Duration = Duration::from_secs(5);
+/// Most of those that are remembered. What there is no room for costs one more question when it is shown again.
+const MOST_FAILED: usize = 4_096;
 
 /// The key that settles and closes channels. It is never shown.
 #[derive(Clone)]
@@ -64,11 +70,33 @@ pub(super) struct Escrow {
     chain_id: u64,
     currency: Address,
     pace: Pace,
+    failed: Failed,
+}
+
+/// Openings that would have failed a moment ago, by their hash, and what was said of them.
+#[derive(Default)]
+struct Failed(Mutex<HashMap<B256, (Instant, Refusal)>>);
+
+impl Failed {
+    fn lately(&self, tx: &B256) -> Option<Refusal> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(tx).filter(|(at, _)| at.elapsed() < FAILED).map(|(_, said)| said.clone())
+    }
+
+    fn remember(&self, tx: B256, said: Refusal) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= MOST_FAILED {
+            all.retain(|_, (at, _)| at.elapsed() < FAILED);
+        }
+        if all.len() < MOST_FAILED {
+            all.insert(tx, (Instant::now(), said));
+        }
+    }
 }
 
 impl Escrow {
     pub fn new(chain: Arc<dyn Reserve>, key: SettleKey, chain_id: u64, currency: Address) -> Self {
-        Self { chain, key, chain_id, currency, pace: Pace::default() }
+        Self { chain, key, chain_id, currency, pace: Pace::default(), failed: Failed::default() }
     }
 
     /// Whether a payer's transaction would go through as things stand: a stranger without money must not leave us a record in doubt
@@ -97,6 +125,19 @@ impl Escrow {
             None => Ok(()),
             Some(why) => Err(invalid(why)),
         }
+    }
+
+    /// The same of an opening, which nothing else paces: one that would fail is asked about once in five seconds, however often it is shown.
+    pub async fn would_open(&self, raw: &[u8]) -> Result<(), Refusal> {
+        let tx = keccak256(raw);
+        if let Some(refusal) = self.failed.lately(&tx) {
+            return Err(refusal);
+        }
+        let tried = self.would_land(raw).await;
+        if let Err(refusal @ Refusal::PaymentInvalid { .. }) = &tried {
+            self.failed.remember(tx, refusal.clone());
+        }
+        tried
     }
 
     /// Hands a transaction in and looks for it as long as there is patience.
@@ -144,7 +185,7 @@ impl Escrow {
         }
     }
 
-    /// One look from the record alone; when it is absent but can still be mined, one more hand-in.
+    /// One look from the record alone; when it is absent but can still be mined, one more hand-in of the bytes, if there are any.
     pub async fn look(&self, channel: &Channel, intent: &Intent) -> Outcome {
         let Some((hash, raw)) = bytes(intent) else { return unreadable() };
         let looking = async {
@@ -158,6 +199,7 @@ impl Escrow {
                 return dropped("it was not mined in the time it was valid for");
             }
             if head.time < intent.valid_until
+                && !raw.is_empty()
                 && self.chain.send(&raw).await == Sent::Accepted
                 && let Ok(Some(mined)) = self.chain.mined(hash).await
             {

@@ -49,6 +49,8 @@ struct Scripted {
     chain_id: u64,
     head: Result<u64, Unreachable>,
     sends: Mutex<usize>,
+    gas: Script<Result<Option<u64>, Unreachable>>,
+    tries: Mutex<usize>,
 }
 
 #[async_trait]
@@ -83,10 +85,11 @@ impl Reserve for Scripted {
         self.seen.next()
     }
     async fn gas_price(&self) -> Result<GasPrice, Unreachable> {
-        Err(DOWN)
+        Ok(GasPrice(10))
     }
     async fn gas(&self, _: Address, _: &[u8]) -> Result<Option<u64>, Unreachable> {
-        Err(DOWN)
+        *self.tries.lock().unwrap() += 1;
+        self.gas.next()
     }
     async fn in_turn(&self, _: Address, _: &[Call]) -> Result<Option<bool>, Unreachable> {
         Err(DOWN)
@@ -101,6 +104,8 @@ fn scripted(sent: Vec<Sent>, seen: Vec<Seen>, states: Vec<Result<Vec<View>, Unre
         chain_id: CHAIN,
         head: Ok(0),
         sends: Mutex::new(0),
+        gas: Script::new(vec![Err(DOWN)]),
+        tries: Mutex::new(0),
     }
 }
 
@@ -394,4 +399,76 @@ async fn a_node_that_never_answers_costs_no_more_than_our_patience() {
     };
     let got = tokio::time::timeout(Duration::from_secs(10), both).await.expect("it ends by itself");
     assert_eq!(got, (Outcome::Unknown, Outcome::Unknown));
+}
+
+/// A payer's transaction of one call, signed.
+fn payers(salt: u8) -> Vec<u8> {
+    let tx = TempoTransaction {
+        chain_id: CHAIN,
+        max_fee_per_gas: 10,
+        gas_limit: 1_000_000,
+        calls: vec![Call { to: TxKind::Call(RESERVE), value: U256::ZERO, input: vec![salt].into() }],
+        nonce_key: TEMPO_EXPIRING_NONCE_KEY,
+        valid_before: NonZeroU64::new(100),
+        ..TempoTransaction::default()
+    };
+    let key = PrivateKeySigner::from_slice(&[8; 32]).unwrap();
+    let signature = key.sign_hash_sync(&alloy::consensus::SignableTransaction::signature_hash(&tx)).unwrap();
+    tx.into_signed(TempoSignature::Primitive(PrimitiveSignature::Secp256k1(signature))).encoded_2718()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_would_fail_is_asked_about_once_in_five_seconds_however_often_it_is_shown() {
+    let chain = Arc::new(Scripted {
+        gas: Script::new(vec![Ok(None), Ok(None), Err(DOWN), Err(DOWN), Ok(Some(21_000))]),
+        ..scripted(vec![LOST], vec![Ok(None)], vec![Err(DOWN)])
+    });
+    let escrow = escrow(chain.clone(), "unknown");
+    let tries = || *chain.tries.lock().unwrap();
+    let shown = |salt: u8| {
+        let raw = payers(salt);
+        let escrow = &escrow;
+        async move { escrow.would_open(&raw).await }
+    };
+    let first = shown(1).await;
+    assert!(matches!(first, Err(Refusal::PaymentInvalid { .. })), "{first:?}");
+    for _ in 0..50 {
+        assert_eq!(shown(1).await, first, "the same words");
+    }
+    assert_eq!(tries(), 1);
+    assert!(shown(2).await.is_err());
+    assert_eq!(tries(), 2, "another one is asked about");
+    tokio::time::advance(Duration::from_secs(5)).await;
+    for n in 3..5 {
+        assert!(matches!(shown(1).await, Err(Refusal::ChainUnread { .. })));
+        assert_eq!(tries(), n, "a silent node has said nothing that could be remembered");
+    }
+    assert_eq!(shown(1).await, Ok(()), "there is enough of the token now");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_failures_are_remembered_than_there_is_room_for() {
+    let failed = Failed::default();
+    let tx = |n: usize| keccak256(n.to_be_bytes());
+    let said = || Refusal::PaymentInvalid { why: "no".to_owned() };
+    for n in 0..MOST_FAILED + 10 {
+        failed.remember(tx(n), said());
+    }
+    assert_eq!(failed.0.lock().unwrap().len(), MOST_FAILED);
+    assert_eq!((failed.lately(&tx(0)), failed.lately(&tx(MOST_FAILED + 9))), (Some(said()), None));
+    tokio::time::advance(FAILED).await;
+    assert_eq!(failed.lately(&tx(0)), None, "it may be tried again");
+    failed.remember(tx(MOST_FAILED + 9), said());
+    assert_eq!(failed.0.lock().unwrap().len(), 1, "what is over makes room");
+}
+
+#[tokio::test]
+async fn a_look_without_bytes_sends_nothing() {
+    let chain = Arc::new(Scripted { head: Ok(50), ..scripted(vec![LOST], vec![Ok(None)], vec![Err(DOWN)]) });
+    let escrow = escrow(chain.clone(), "unknown");
+    for (raw, sends) in [("0x", 0), ("0x76", 1)] {
+        let intent = Intent { raw: raw.to_owned(), ..intent(Act::TopUp { additional: Atoms(5) }) };
+        assert_eq!(escrow.look(&channel(), &intent).await, Outcome::Unknown);
+        assert_eq!(*chain.sends.lock().unwrap(), sends, "{raw:?}");
+    }
 }

@@ -2,7 +2,8 @@
 //!
 //! `wire` reads and writes headers, `bind` ties a challenge to its terms by MAC, `proof` turns a payload into the one identity
 //! it can have, `collect` judges what the chain reports, `charge` is the rail made of them. `underway` bounds what one account has
-//! us do at once. `sponsor` carries payers' transaction fees within a `budget`.
+//! us do at once. `sponsor` carries payers' transaction fees within a `budget`. `session` sells by the token, `escrow` sends what its
+//! channels need, and `funds` looks whether the account that settles them can pay for it.
 
 pub mod bind;
 pub mod budget;
@@ -10,6 +11,7 @@ pub mod charge;
 pub mod collect;
 pub mod envelope;
 pub mod escrow;
+pub mod funds;
 mod offline;
 mod proof;
 pub mod session;

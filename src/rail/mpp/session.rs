@@ -5,18 +5,21 @@
 //! id from the descriptor, the descriptor of an opening from the transaction, the digest of a voucher from the id. What is sent
 //! to the chain is in [`super::escrow`].
 
+mod words;
+
+use self::words::{Payload, Request, Scope};
 use super::bind::Slots;
 use super::charge::{Charge, DECIMALS};
 use super::escrow::{self, Escrow};
 use super::sponsor::{self, Purpose, Sponsor};
 use super::told::{event, receipt_json, snapshot_json};
-use super::voucher::{Parties, Written, agrees_to_close, channel_id, checked, lower};
+use super::voucher::{Parties, agrees_to_close, channel_id, checked, lower};
 use super::wire;
 use crate::chain::reserve::{RESERVE, Reserve};
 use crate::chain::{Address, Unreachable};
 use crate::channel::{Act, Channel, ChannelId, Intent, View, Voucher};
 use crate::clock::UnixSeconds;
-use crate::ids::{self, RailId};
+use crate::ids::RailId;
 use crate::money::Atoms;
 use crate::rail::ring::KeyRing;
 use crate::rail::session::{Action, Outcome, PayersTx, Presented, Session, SessionAsk, SessionReceipt, Snapshot};
@@ -32,7 +35,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize as _;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use tempo_alloy::contracts::precompiles::ITIP20ChannelReserve as Abi;
@@ -47,6 +50,9 @@ const MAX_TRANSACTION: usize = 16 * 1024;
 const MAX_CALLS: usize = 8;
 /// Longest validity of a payer's transaction: past it, an absent one must not keep a channel in doubt.
 const MAX_VALIDITY: u64 = 15 * 60;
+/// The same of an opening that an access key signed: anybody can make one, and until its end it takes one of few places. Tempo takes no
+/// expiring nonce that ends later than in 30 s (300 s once its hardfork T11 is in force); the published wallets sign for 25 s on either.
+const UNJUDGED_VALIDITY: u64 = 60;
 
 const METHOD: &str = "tempo";
 const INTENT: &str = "session";
@@ -69,7 +75,7 @@ pub struct Settings {
     pub min_voucher_delta: Atoms,
 }
 
-/// The rail. Its standing is that of the charge of the same section: they look at one chain.
+/// The rail. Its standing is that of the charge of the same section, for they look at one chain, and of the account that settles.
 pub struct TempoSession {
     settings: Settings,
     ring: Arc<KeyRing>,
@@ -242,6 +248,10 @@ impl TempoSession {
         if end > now.plus(MAX_VALIDITY) {
             return Err(invalid("validBefore is later than a quarter of an hour"));
         }
+        let is_unjudged = purpose == Purpose::Open && matches!(signed.signature(), TempoSignature::Keychain(_));
+        if is_unjudged && end > now.plus(UNJUDGED_VALIDITY) {
+            return Err(invalid("validBefore of an opening that an access key signed is later than a minute from now"));
+        }
         if tx.valid_after.is_some_and(|t| UnixSeconds(t.get()) > now) {
             return Err(invalid("validAfter is not reached"));
         }
@@ -310,70 +320,6 @@ fn invalid(why: &str) -> Refusal {
     Refusal::PaymentInvalid { why: why.to_owned() }
 }
 
-/// The request object as we write it. Amounts and the snapshot are not compared: one challenge serves many requests.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Request {
-    currency: Address,
-    recipient: Address,
-    method_details: Details,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Details {
-    chain_id: u64,
-    escrow_contract: Address,
-    operator: Option<Address>,
-    session_protocol: String,
-}
-
-/// A payload. Members that we do not know are passed over.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Payload {
-    action: String,
-    channel_id: Option<String>,
-    descriptor: Option<Written>,
-    cumulative_amount: Option<String>,
-    signature: Option<String>,
-    close_signature: Option<String>,
-    transaction: Option<String>,
-    additional_deposit: Option<String>,
-}
-
-/// Our words in a challenge's `opaque`: what it is good for. A flat object of strings in order of their names.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Scope {
-    generation: String,
-    nonce: String,
-    rail: String,
-    route: String,
-    v: String,
-}
-
-/// The layout of [`Scope`] written here.
-const SCOPE: &str = "session-1";
-
-impl Scope {
-    fn seal(ask: &SessionAsk<'_>, rail: &RailId) -> Option<String> {
-        let words = Self {
-            generation: ask.generation.to_string(),
-            nonce: ids::nonce(),
-            rail: rail.to_string(),
-            route: ask.route.to_string(),
-            v: SCOPE.to_owned(),
-        };
-        serde_json::to_vec(&words).ok().map(|json| URL_SAFE_NO_PAD.encode(json))
-    }
-
-    fn open(wire: &str) -> Option<Self> {
-        let words: Self = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(wire).ok()?).ok()?;
-        (words.v == SCOPE).then_some(words)
-    }
-}
-
 impl Way for TempoSession {
     fn id(&self) -> &RailId {
         &self.settings.id
@@ -401,7 +347,7 @@ impl Way for TempoSession {
     }
 
     fn standing(&self) -> Result<(), String> {
-        self.charge.standing()
+        self.charge.standing().and_then(|()| self.charge.settles())
     }
 }
 
@@ -409,6 +355,10 @@ impl Way for TempoSession {
 impl Session for TempoSession {
     fn place(&self) -> (u64, String) {
         (self.settings.chain_id, lower(RESERVE))
+    }
+
+    fn chain_standing(&self) -> Result<(), String> {
+        self.charge.standing()
     }
 
     fn is_relayed(&self) -> bool {
@@ -512,7 +462,10 @@ impl Session for TempoSession {
             }
             _ if tx.valid_until <= now => return Err(invalid("validBefore is past")),
             _ => {
-                self.escrow.would_land(&tx.raw).await?;
+                match act {
+                    Act::Open => self.escrow.would_open(&tx.raw).await?,
+                    _ => self.escrow.would_land(&tx.raw).await?,
+                }
                 (tx.raw.clone(), tx.hash.clone())
             }
         };

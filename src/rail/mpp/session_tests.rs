@@ -384,6 +384,31 @@ async fn what_an_access_key_signs_is_known_as_such_and_tops_up_only_where_it_sig
 }
 
 #[tokio::test]
+async fn an_opening_by_access_key_ends_within_a_minute_as_wallets_sign_them() {
+    let bench = bench(false).await;
+    let open = doing("session-sse-topup", "open");
+    let Ok(Presented { action: Action::Open { tx, .. }, .. }) = bench.present(&open, issued(&open)) else { panic!() };
+    let before = |seconds: u64| UnixSeconds(tx.valid_until.0 - seconds);
+    let by_key = by_access_key(&open, PAYEES_KEY);
+    for (credential, left, taken, why) in [
+        (&by_key, tx.valid_until.0 - issued(&open).0, true, "when the published wallet signed it"),
+        (&by_key, 60, true, "a clock that is behind"),
+        (&by_key, 61, false, "it would take a place for as long as that"),
+        (&open, 61, true, "the payer's own names nobody else"),
+        (&open, 900, true, "up to a quarter of an hour"),
+        (&open, 901, false, "no longer"),
+    ] {
+        match bench.present(credential, before(left)) {
+            Ok(_) => assert!(taken, "{why}"),
+            Err(Refusal::PaymentInvalid { why: said }) => {
+                assert!(!taken && said.starts_with("validBefore"), "{why}: {said}");
+            }
+            other => panic!("{why}: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_was_signed_for_a_time_that_is_over_is_still_known_and_never_sent_anew() {
     for (file, sponsored) in [("session-sse-topup", false), ("session-sse-sponsored", true)] {
         let bench = bench(sponsored).await;

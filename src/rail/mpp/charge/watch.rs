@@ -1,6 +1,6 @@
 //! Whether the chain can be relied on: the look at its node that offers depend on.
 
-use super::Charge;
+use super::{Charge, Funds};
 use crate::clock::UnixSeconds;
 use crate::rail::Way;
 use std::sync::Arc;
@@ -32,10 +32,33 @@ impl Charge {
             seen = self.seen(UnixSeconds::now()).await;
         }
         self.standing.store(Arc::new(seen));
-        if let Some(sponsor) = &self.sponsor {
-            // It has no part in whether payments can be taken.
-            let _ = tokio::time::timeout(WATCH_PATIENCE, sponsor.probe(UnixSeconds::now())).await;
-        }
+        // Neither has a part in whether a charge can be taken.
+        let sponsor = async {
+            if let Some(sponsor) = &self.sponsor {
+                sponsor.probe(UnixSeconds::now()).await;
+            }
+        };
+        let funds = async {
+            if let Some(funds) = &self.funds {
+                funds.probe().await;
+            }
+        };
+        let _ = futures::future::join(
+            tokio::time::timeout(WATCH_PATIENCE, sponsor),
+            tokio::time::timeout(WATCH_PATIENCE, funds),
+        )
+        .await;
+    }
+
+    /// The same rail, which also watches the account that settles the sessions of its section.
+    pub fn settled_by(mut self, funds: Funds) -> Self {
+        self.funds = Some(funds);
+        self
+    }
+
+    /// Why the sessions of this section could not be settled, as far as it is known.
+    pub(in crate::rail::mpp) fn settles(&self) -> Result<(), String> {
+        self.funds.as_ref().map_or(Ok(()), Funds::standing)
     }
 
     /// What the chain's node says of itself.
