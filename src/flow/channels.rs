@@ -108,8 +108,8 @@ struct TopUps {
 
 /// A voucher that was asked for.
 struct Asked {
-    /// Up to which amount.
-    amount: Atoms,
+    /// What was accepted then. More since is the answer, be it less than was asked for.
+    accepted: Atoms,
     /// By which stream.
     by: String,
     at: Instant,
@@ -160,17 +160,17 @@ impl Live {
             && self.asked_chain_at.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
-    /// Whether `stream` is the one to ask the payer for a voucher of `amount`. One question per channel is open at a time; a stream
-    /// that stands still asks itself when another's has had no answer for a while.
-    pub fn may_ask_payer(&self, stream: &str, amount: Atoms, accepted: Atoms, stands_still: bool) -> bool {
+    /// Whether `stream` is the one to ask the payer for a voucher above what is `accepted`. One question per channel is open at a time,
+    /// until more is accepted; a stream that stands still asks itself when another's has had no answer for a while.
+    pub fn may_ask_payer(&self, stream: &str, accepted: Atoms, stands_still: bool) -> bool {
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(open) = asked.as_ref().filter(|open| open.amount > accepted) {
+        if let Some(open) = asked.as_ref().filter(|open| open.accepted >= accepted) {
             let overdue = stands_still && open.at.elapsed() >= ANSWER;
             if open.by == stream || !overdue {
                 return false;
             }
         }
-        *asked = Some(Asked { amount, by: stream.to_owned(), at: Instant::now() });
+        *asked = Some(Asked { accepted, by: stream.to_owned(), at: Instant::now() });
         true
     }
 
