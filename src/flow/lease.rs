@@ -84,6 +84,8 @@ pub struct Lease {
     /// How it ends, once that has begun: however often it is tried, it is made once.
     last: Option<Step>,
     open: bool,
+    /// Another gate has ended it.
+    is_anothers: bool,
 }
 
 /// What a lease is made of, apart from the toll and the till.
@@ -122,6 +124,7 @@ impl Lease {
             waiting_since: None,
             last: None,
             open: true,
+            is_anothers: false,
         }
     }
 
@@ -138,6 +141,11 @@ impl Lease {
     /// The rail.
     pub fn till(&self) -> &Till {
         &self.till
+    }
+
+    /// Whether another gate took this one for dead and ended it: what is charged, and its receipt, are of that gate's making.
+    pub fn is_anothers(&self) -> bool {
+        self.is_anothers
     }
 
     /// Output tokens that may leave now.

@@ -7,6 +7,7 @@ mod asking;
 mod beside;
 mod dropped;
 mod faults;
+mod fleet;
 mod leaving;
 mod offers;
 mod paths;
