@@ -199,7 +199,7 @@ pub(super) async fn open(
     // not be his does not keep him waiting.
     let of: &str = if tx.by_access_key { &presented.channel.0 } else { &presented.descriptor.payer };
     let mine = toll.channels.alone.turn(format!("opening {of}")).await;
-    if let Some(channel) = toll.channels.read(&presented.channel).await.map_err(|e| store_down(&e))? {
+    if let Some(channel) = toll.channels.newest(&presented.channel).await.map_err(|e| store_down(&e))? {
         drop(mine);
         return opened(toll, &channel, voucher).await;
     }

@@ -1,6 +1,8 @@
 //! What payers are told to sign, how often they are asked, and what a stream does that stands still meanwhile.
 
-use super::sessions::{BY_TOKEN, audited, bed, channel, delivery, newest, opening, streamed, text, usage, voucher, words};
+use super::sessions::{
+    BY_TOKEN, audited, bed, channel, delivery, newest, opening, streamed, text, usage, voucher, words,
+};
 use super::*;
 use crate::flow::settle::{End, Next};
 use crate::flow::{control, session};
