@@ -435,6 +435,10 @@ impl Lease {
     fn ask_for(&mut self, least: Atoms, wanted: Atoms, stands_still: bool, out: &mut Vec<Bytes>) -> bool {
         let (channel, min_delta) = (self.newest(), self.till.min_delta());
         let enough = channel.required(least, min_delta);
+        if enough <= channel.accepted() {
+            // A voucher has come since.
+            return false;
+        }
         // No more than is locked, as long as that is enough: a wallet tops up when it must, not before.
         let required = channel.required(wanted.max(least), min_delta).min(channel.view.deposit.max(enough));
         let asked = self.live.may_ask_payer(&self.id, channel.accepted(), stands_still);
