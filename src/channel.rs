@@ -167,9 +167,12 @@ impl Channel {
         Atoms(self.accepted().0.saturating_sub(self.spent().0).saturating_sub(self.leased().0))
     }
 
-    /// The cumulative amount that a voucher must have so that `more` can be leased now.
-    pub fn required(&self, more: Atoms) -> Atoms {
-        Atoms(self.spent().0.saturating_add(self.leased().0).saturating_add(more.0))
+    /// The cumulative amount that a voucher must have so that `more` can be leased now. Where the highest does not do, it is one that
+    /// raises that by `min_delta` at least: wallets sign just what they are told, and one that raises it by less is refused.
+    pub fn required(&self, more: Atoms, min_delta: Atoms) -> Atoms {
+        let all = Atoms(self.spent().0.saturating_add(self.leased().0).saturating_add(more.0));
+        let accepted = self.accepted();
+        if all > accepted { all.max(Atoms(accepted.0.saturating_add(min_delta.0))) } else { all }
     }
 
     /// What the payee gets in total when it is closed now: what was spent, and never less than what is out already.
@@ -273,7 +276,7 @@ impl Channel {
                         // It was signed for us, whatever it was meant to buy.
                         self.touched_at = now;
                     }
-                    return Ok(Effect::Short { required: self.required(terms.cap) });
+                    return Ok(Effect::Short { required: self.required(terms.cap, min_delta) });
                 }
                 if self.leases.insert(lease, *terms).is_some() {
                     return Err(Denied::OutOfOrder);
@@ -284,7 +287,7 @@ impl Channel {
             }
             Op::Extend { lease, by, used } => {
                 self.serves()?;
-                let (available, required) = (self.available(), self.required(by));
+                let (available, required) = (self.available(), self.required(by, Atoms(0)));
                 let held = self.leases.get_mut(&lease).ok_or(Denied::OutOfOrder)?;
                 if by > available {
                     return Err(Denied::Short { required });

@@ -8,7 +8,7 @@ mod common;
 use common::channels::{self, INPUT, OUTPUT, SessionBed};
 use common::reserve::Event;
 use common::session::CrateSession;
-use common::{Wallet, client};
+use common::{GateOptions, Wallet, client};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -21,7 +21,11 @@ struct Scene {
 
 /// Answers have `tokens` words; 60 of them come in a second.
 async fn scene(tokens: u64) -> Scene {
-    let bed = SessionBed::with(channels::patient).await;
+    scene_with(tokens, channels::patient).await
+}
+
+async fn scene_with(tokens: u64, options: impl FnOnce(GateOptions) -> GateOptions) -> Scene {
+    let bed = SessionBed::with(options).await;
     bed.backend.tune(|script| {
         script.tokens = tokens;
         script.per_token = Duration::from_millis(16);
@@ -101,6 +105,19 @@ async fn the_sdk_opens_with_a_stream_and_raises_vouchers_while_it_runs() {
         s.served(1);
         s.settled(&out["channel"]).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sdk_is_told_enough_where_a_voucher_must_raise_the_last_by_more_than_a_request_costs() {
+    // A call costs some 3,000 atoms, and is offered at 8,000 or less.
+    let s = scene_with(150, |o| channels::patient(o).conf_extra("min_voucher_delta = \"0.02\"\n")).await;
+    let out = s.node("session.mjs", &[("steps", "json,sse,json,sse,sse,close")]).await;
+    assert_eq!(out["ok"], true, "{out:#}");
+    for step in [1, 3, 4] {
+        assert!(has_all(&out["steps"][step]["messages"].to_string(), 150), "{out:#}");
+    }
+    s.served(5);
+    s.settled(&out["channel"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -108,8 +108,8 @@ struct TopUps {
 
 /// A voucher that was asked for.
 struct Asked {
-    /// Up to which amount.
-    amount: Atoms,
+    /// What was accepted then. More since is the answer, be it less than was asked for.
+    accepted: Atoms,
     /// By which stream.
     by: String,
     at: Instant,
@@ -160,17 +160,17 @@ impl Live {
             && self.asked_chain_at.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
-    /// Whether `stream` is the one to ask the payer for a voucher of `amount`. One question per channel is open at a time; a stream
-    /// that stands still asks itself when another's has had no answer for a while.
-    pub fn may_ask_payer(&self, stream: &str, amount: Atoms, accepted: Atoms, stands_still: bool) -> bool {
+    /// Whether `stream` is the one to ask the payer for a voucher above what is `accepted`. One question per channel is open at a time,
+    /// until more is accepted; a stream that stands still asks itself when another's has had no answer for a while.
+    pub fn may_ask_payer(&self, stream: &str, accepted: Atoms, stands_still: bool) -> bool {
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(open) = asked.as_ref().filter(|open| open.amount > accepted) {
+        if let Some(open) = asked.as_ref().filter(|open| open.accepted >= accepted) {
             let overdue = stands_still && open.at.elapsed() >= ANSWER;
             if open.by == stream || !overdue {
                 return false;
             }
         }
-        *asked = Some(Asked { amount, by: stream.to_owned(), at: Instant::now() });
+        *asked = Some(Asked { accepted, by: stream.to_owned(), at: Instant::now() });
         true
     }
 
@@ -222,6 +222,25 @@ struct Desk {
     live: Arc<Live>,
 }
 
+/// When the chain was read for channels, in [`ticks`].
+#[derive(Default)]
+struct Looks {
+    at: HashMap<ChannelId, u64>,
+    /// When those too old to be of use were last dropped.
+    swept: u64,
+}
+
+impl Looks {
+    fn note(&mut self, ids: &[ChannelId], now: u64) {
+        // Not each time: of many channels each may be told of by itself.
+        if now >= self.swept.saturating_add(MEMORY_SECONDS) {
+            self.swept = now;
+            self.at.retain(|_, at| at.saturating_add(MEMORY_SECONDS) > now);
+        }
+        self.at.extend(ids.iter().map(|id| (id.clone(), now)));
+    }
+}
+
 /// The channels this gate works with.
 pub struct Channels {
     /// Leases that a request of this process holds, or is about to. One in a record that is not here is nobody's: the answer to the
@@ -229,8 +248,8 @@ pub struct Channels {
     held: Mutex<HashSet<String>>,
     store: Arc<dyn Store>,
     desks: Arc<Mutex<HashMap<ChannelId, Desk>>>,
-    /// When the chain was read for channels, used here or not, in [`ticks`].
-    read: Mutex<HashMap<ChannelId, u64>>,
+    /// When the chain was read for channels, used here or not.
+    looks: Mutex<Looks>,
     /// Output tokens that streams of a model bring in half a second, as the last one had it.
     windows: Mutex<HashMap<PublicModel, u64>>,
     pub(super) alone: Arc<Alone>,
@@ -244,7 +263,7 @@ impl Channels {
             held: Mutex::default(),
             store,
             desks: Arc::default(),
-            read: Mutex::default(),
+            looks: Mutex::default(),
             windows: Mutex::default(),
             alone: Arc::default(),
             unjudged: Unjudged::default(),
@@ -339,23 +358,16 @@ impl Channels {
         }
     }
 
-    /// The record as it is now.
-    pub async fn read(&self, id: &ChannelId) -> Result<Option<Arc<Channel>>, StoreError> {
-        Ok(self.store.channel(id).await?.map(Arc::new))
-    }
-
-    /// The same, without asking the store for a channel in use here that no other gate can have changed.
+    /// The record as it is now. Of a channel in use here that no other gate can have changed it is what is known here: what a request
+    /// holds may not be in the store yet ([`Channels::later`]), so nobody asks that for it.
     pub async fn newest(&self, id: &ChannelId) -> Result<Option<Arc<Channel>>, StoreError> {
         let desks = || self.desks.lock().unwrap_or_else(PoisonError::into_inner);
         let alone = self.store.changes().is_none();
-        if !alone {
-            return self.read(id).await;
-        }
-        if let Some(channel) = desks().get(id).and_then(|desk| desk.live.channel()) {
+        if alone && let Some(channel) = desks().get(id).and_then(|desk| desk.live.channel()) {
             return self.store.standing().map(|()| Some(channel));
         }
-        let found = self.read(id).await?;
-        if let (Some(channel), Some(desk)) = (&found, desks().get(id)) {
+        let found = self.store.channel(id).await?.map(Arc::new);
+        if alone && let (Some(channel), Some(desk)) = (&found, desks().get(id)) {
             desk.live.was_found(channel);
         }
         Ok(found)
@@ -378,11 +390,7 @@ impl Channels {
     /// The chain was read for these channels.
     pub fn were_read(&self, ids: &[ChannelId]) {
         let now = ticks();
-        {
-            let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-            read.retain(|_, at| at.saturating_add(MEMORY_SECONDS) > now);
-            read.extend(ids.iter().map(|id| (id.clone(), now)));
-        }
+        self.looks.lock().unwrap_or_else(PoisonError::into_inner).note(ids, now);
         let desks = self.desks.lock().unwrap_or_else(PoisonError::into_inner);
         ids.iter().filter_map(|id| desks.get(id)).for_each(|desk| desk.live.was_read(now));
     }
@@ -468,7 +476,7 @@ impl Channels {
         }
         let (queue, jobs) = mpsc::channel(QUEUE);
         let live = Arc::new(Live::default());
-        if let Some(at) = self.read.lock().unwrap_or_else(PoisonError::into_inner).get(id) {
+        if let Some(at) = self.looks.lock().unwrap_or_else(PoisonError::into_inner).at.get(id) {
             live.was_read(*at);
         }
         let clerk = Clerk::new(Arc::clone(&self.store), id.clone(), Arc::clone(&live));
@@ -482,4 +490,26 @@ impl Channels {
 fn first(mut applied: Applied) -> (Arc<Channel>, Result<Effect, Denied>) {
     let effect = applied.effects.pop().unwrap_or(Ok(Effect::Nothing));
     (applied.channel, effect)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_read_long_ago_is_forgotten_without_a_look_at_all_of_it_each_time() {
+        let mut looks = Looks::default();
+        let id = |n: u64| ChannelId(n.to_string());
+        // Ten channels in a second, each by itself.
+        for n in 0..40_000 {
+            looks.note(&[id(n)], 1_000 + n / 10);
+            assert!(looks.at.len() < 10 * 2 * 600 + 10, "{} after {n}", looks.at.len());
+        }
+        assert_eq!(looks.at[&id(39_999)], 4_999);
+        let (swept, most) = (looks.swept, looks.at.len());
+        looks.note(&[id(1)], swept + MEMORY_SECONDS - 1);
+        assert!(looks.at.len() > most, "not yet");
+        looks.note(&[id(2)], swept + MEMORY_SECONDS);
+        assert!(looks.at.len() < most, "now");
+    }
 }

@@ -58,7 +58,7 @@ async fn run(toll: &Arc<Toll>, till: &Arc<Till>, id: &ChannelId) -> Result<Close
     };
     match tried {
         Tried::Sent(Outcome::Landed { mined, .. }) => {
-            let channel = toll.channels.read(id).await.map_err(|e| super::pay::store_down(&e))?;
+            let channel = toll.channels.newest(id).await.map_err(|e| super::pay::store_down(&e))?;
             Ok(Closed { channel: channel.ok_or(Refusal::ChannelUnknown)?, tx: Some(mined) })
         }
         Tried::Sent(Outcome::Dropped { .. }) => Err(dropped()),
@@ -135,7 +135,7 @@ pub(super) fn forced(toll: &Arc<Toll>, till: &Arc<Till>, id: &ChannelId) {
         let mut late = false;
         let mut patience = None;
         loop {
-            let channel = match toll.channels.read(&id).await {
+            let channel = match toll.channels.newest(&id).await {
                 Ok(Some(channel)) => channel,
                 Ok(None) => return,
                 Err(error) => {

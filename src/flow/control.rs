@@ -318,7 +318,7 @@ pub async fn prove(
     let open = toll.store.channels_of(till.rail.id(), &payer).await.map_err(|e| super::pay::store_down(&e))?;
     let newest = open.iter().filter(|c| c.serves().is_ok()).max_by_key(|c| (c.opened_at, c.id.clone()));
     Ok(Some(newest.map_or_else(Vec::new, |channel| {
-        let required = channel.required(Atoms(0));
+        let required = channel.required(Atoms(0), till.min_delta());
         till.rail.snapshot(&Snapshot { channel, required, with_voucher: true })
     })))
 }

@@ -21,7 +21,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 
 /// Smallest and largest window, in output tokens.
@@ -42,6 +42,15 @@ pub enum Wait {
     Longer,
     /// No cover came in time, or none can: the request ends here.
     Over,
+}
+
+/// What a stream stands still for.
+#[derive(Clone, Copy, Debug)]
+enum Need {
+    /// Cover of so many output tokens in all.
+    Tokens(u64),
+    /// So much leased in all.
+    Charge(Atoms),
 }
 
 /// A lease of a request in progress.
@@ -76,6 +85,8 @@ pub struct Lease {
     /// How it ends, once that has begun: however often it is tried, it is made once.
     last: Option<Step>,
     open: bool,
+    /// Another gate has ended it.
+    is_anothers: bool,
 }
 
 /// What a lease is made of, apart from the toll and the till.
@@ -114,6 +125,7 @@ impl Lease {
             waiting_since: None,
             last: None,
             open: true,
+            is_anothers: false,
         }
     }
 
@@ -130,6 +142,11 @@ impl Lease {
     /// The rail.
     pub fn till(&self) -> &Till {
         &self.till
+    }
+
+    /// Whether another gate took this one for dead and ended it: what is charged, and its receipt, are of that gate's making.
+    pub fn is_anothers(&self) -> bool {
+        self.is_anothers
     }
 
     /// Output tokens that may leave now.
@@ -187,37 +204,7 @@ impl Lease {
 
     /// Waits for cover of `tokens` in all, at most until the next heartbeat. What is to be sent meanwhile goes into `out`.
     pub async fn wait(&mut self, tokens: u64, out: &mut Vec<Bytes>) -> Wait {
-        let tokens = tokens.min(self.cover.most);
-        let since = *self.waiting_since.get_or_insert_with(Instant::now);
-        let deadline = since + Duration::from_secs(self.till.terms.pause_seconds);
-        let heartbeat = Instant::now() + HEARTBEAT;
-        loop {
-            self.extended().await;
-            if self.troubled {
-                // A store that is down is not a balance that is short: the stream waits within its time for it to come back.
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-            if self.covered >= tokens {
-                self.waiting_since = None;
-                return Wait::Covered;
-            }
-            if self.stopped || Instant::now() >= deadline {
-                return Wait::Over;
-            }
-            let missing = tokens.saturating_sub(self.covered);
-            let more = missing.max(self.window).min(self.cover.most - self.covered);
-            if self.extend(more) || (more > missing && self.extend(missing)) {
-                continue;
-            }
-            if self.ask(more, true, out) {
-                return Wait::Longer;
-            }
-            self.await_balance(self.step(missing), heartbeat.min(deadline)).await;
-            if Instant::now() >= heartbeat {
-                out.push(Bytes::from_static(HEARTBEAT_FRAME));
-                return Wait::Longer;
-            }
-        }
+        self.stand(Need::Tokens(tokens.min(self.cover.most)), out).await
     }
 
     /// Waits until `charge` in all is leased, at most until the next heartbeat; for the end of a request whose usage is above its
@@ -225,38 +212,70 @@ impl Lease {
     /// charged no more either, and a backend that reports more, or states a higher cost, is the operator's.
     pub async fn wait_for(&mut self, charge: Atoms, out: &mut Vec<Bytes>) -> Wait {
         let charge = self.cover.start(true).map_or(charge, |most| charge.min(most));
+        self.stand(Need::Charge(charge), out).await
+    }
+
+    async fn stand(&mut self, need: Need, out: &mut Vec<Bytes>) -> Wait {
         let since = *self.waiting_since.get_or_insert_with(Instant::now);
         let deadline = since + Duration::from_secs(self.till.terms.pause_seconds);
         let heartbeat = Instant::now() + HEARTBEAT;
+        let next = heartbeat.min(deadline);
         loop {
-            self.extended().await;
-            if self.troubled {
-                // A store that is down is not a balance that is short: the stream waits within its time for it to come back.
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-            if self.held.cap >= charge {
+            // A store that does not answer keeps no heartbeat back.
+            self.extended_by(next).await;
+            if self.has(need) {
                 self.waiting_since = None;
                 return Wait::Covered;
             }
             if self.stopped || Instant::now() >= deadline {
                 return Wait::Over;
             }
-            let missing = Atoms(charge.0.saturating_sub(self.held.cap.0));
-            if self.available() >= missing {
-                self.start_extending(missing, self.window);
-                continue;
-            }
-            let accepted = self.newest().accepted();
-            let required = self.newest().required(missing);
-            if self.live.may_ask_payer(&self.id, required, accepted, true) {
-                out.push(self.till.rail.need_voucher(&self.newest(), required));
-                return Wait::Longer;
-            }
-            self.await_balance(missing, heartbeat.min(deadline)).await;
             if Instant::now() >= heartbeat {
                 out.push(Bytes::from_static(HEARTBEAT_FRAME));
                 return Wait::Longer;
             }
+            if self.troubled {
+                // A store that is down is not a balance that is short: the stream waits within its time for it to come back.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            let missing = self.missing(need);
+            let asked = match need {
+                Need::Tokens(tokens) => {
+                    let fewest = tokens.saturating_sub(self.covered);
+                    let more = fewest.max(self.window).min(self.cover.most - self.covered);
+                    if self.extend(more) || (more > fewest && self.extend(fewest)) {
+                        continue;
+                    }
+                    self.ask(more, true, out)
+                }
+                Need::Charge(_) => {
+                    if missing <= self.available() {
+                        self.start_extending(missing, self.window);
+                        continue;
+                    }
+                    self.ask_for(missing, missing, true, out)
+                }
+            };
+            if asked {
+                return Wait::Longer;
+            }
+            self.await_balance(missing, next).await;
+        }
+    }
+
+    /// Whether that is leased.
+    fn has(&self, need: Need) -> bool {
+        match need {
+            Need::Tokens(tokens) => self.covered >= tokens,
+            Need::Charge(charge) => self.held.cap >= charge,
+        }
+    }
+
+    /// What must be leased for it, beside what is.
+    fn missing(&self, need: Need) -> Atoms {
+        match need {
+            Need::Tokens(tokens) => self.step(tokens.saturating_sub(self.covered)),
+            Need::Charge(charge) => Atoms(charge.0.saturating_sub(self.held.cap.0)),
         }
     }
 
@@ -274,7 +293,7 @@ impl Lease {
             return over;
         }
         let channel = self.newest();
-        let required = channel.required(self.cover.window(self.window));
+        let required = channel.required(self.cover.window(self.window), self.till.min_delta());
         Refusal::BalanceShort { required, accepted: channel.accepted(), deposit: channel.view.deposit }
     }
 
@@ -373,6 +392,18 @@ impl Lease {
     async fn extended(&mut self) {
         let Some(task) = &mut self.extending else { return };
         let outcome = task.await;
+        self.take_extension(outcome);
+    }
+
+    /// The same, if it comes by then.
+    async fn extended_by(&mut self, until: Instant) {
+        let Some(task) = &mut self.extending else { return };
+        if let Ok(outcome) = tokio::time::timeout_at(until, task).await {
+            self.take_extension(outcome);
+        }
+    }
+
+    fn take_extension(&mut self, outcome: Result<Result<Applied, Trouble>, JoinError>) {
         self.extending = None;
         self.troubled = false;
         match outcome {
@@ -403,23 +434,27 @@ impl Lease {
     /// Asks the payer for four windows of every stream of the channel, unless he was asked and has not answered. `true`: there is
     /// something to send.
     fn ask(&mut self, more: u64, stands_still: bool, out: &mut Vec<Bytes>) -> bool {
-        let channel = self.newest();
-        let streams = u128::try_from(channel.leases.len().max(1)).unwrap_or(1);
+        let streams = u128::try_from(self.newest().leases.len().max(1)).unwrap_or(1);
         let left = self.cover.most.saturating_sub(self.covered);
         let windows = self.cover.window(more.saturating_mul(WINDOWS_ASKED).min(left)).0.saturating_mul(streams);
-        let least = Atoms(channel.accepted().0.saturating_add(self.min_delta().0));
-        let one = channel.required(self.step(more)).max(least);
-        // No more than is locked, as long as that is enough for one window: a wallet tops up when it must, not before.
-        let required = channel.required(Atoms(windows)).max(least).min(channel.view.deposit.max(one));
-        let asked = self.live.may_ask_payer(&self.id, required, channel.accepted(), stands_still);
+        self.ask_for(self.step(more), Atoms(windows), stands_still, out)
+    }
+
+    /// Asks him for a voucher that covers `wanted` more.
+    fn ask_for(&mut self, least: Atoms, wanted: Atoms, stands_still: bool, out: &mut Vec<Bytes>) -> bool {
+        let (channel, min_delta) = (self.newest(), self.till.min_delta());
+        let enough = channel.required(least, min_delta);
+        if enough <= channel.accepted() {
+            // A voucher has come since.
+            return false;
+        }
+        // No more than is locked, as long as that is enough: a wallet tops up when it must, not before.
+        let required = channel.required(wanted.max(least), min_delta).min(channel.view.deposit.max(enough));
+        let asked = self.live.may_ask_payer(&self.id, channel.accepted(), stands_still);
         if asked {
             out.push(self.till.rail.need_voucher(&channel, required));
         }
         asked
-    }
-
-    fn min_delta(&self) -> Atoms {
-        self.till.min_delta()
     }
 
     /// Waits until `more` could be leased, or nothing can any more, or the time is over.

@@ -199,7 +199,7 @@ pub(super) async fn open(
     // not be his does not keep him waiting.
     let of: &str = if tx.by_access_key { &presented.channel.0 } else { &presented.descriptor.payer };
     let mine = toll.channels.alone.turn(format!("opening {of}")).await;
-    if let Some(channel) = toll.channels.read(&presented.channel).await.map_err(|e| store_down(&e))? {
+    if let Some(channel) = toll.channels.newest(&presented.channel).await.map_err(|e| store_down(&e))? {
         drop(mine);
         return opened(toll, &channel, voucher).await;
     }
@@ -340,18 +340,19 @@ pub fn offer(
     description: &str,
     now: UnixSeconds,
 ) -> Result<Offer, Refusal> {
-    let (_, amount) = start(quoted, till.rail.id(), till.rail.decimals(), counts_itself(toll, quoted))?;
-    let deposit = till.atoms(till.terms.deposit).max(Atoms(amount.0.saturating_mul(ADVISED)));
+    let (_, need) = start(quoted, till.rail.id(), till.rail.decimals(), counts_itself(toll, quoted))?;
+    let deposit = till.atoms(till.terms.deposit).max(Atoms(need.0.saturating_mul(ADVISED)));
     let snapshot = known.filter(|channel| channel.rail == *till.rail.id()).map(|channel| Snapshot {
         channel,
         // A wallet that signs just this must not sign less than it has signed before.
-        required: channel.required(amount).max(channel.accepted()),
+        required: channel.required(need, till.min_delta()).max(channel.accepted()),
         with_voucher: false,
     });
     let ask = SessionAsk {
         route: &quoted.allowed.route.path,
         generation: &quoted.generation,
-        amount,
+        // By so much wallets raise what they signed last.
+        amount: need.max(till.min_delta()),
         deposit,
         snapshot,
         description,

@@ -104,6 +104,8 @@ pub struct Delivery {
     unpaid: bool,
     /// What it used and costs has been counted. A client that leaves while that is written down changes it no more.
     settled: bool,
+    /// What it was charged has been, too.
+    charge_counted: bool,
     /// The lease has ended, durably.
     spent: bool,
     /// Of a stream, whose receipt is named before it is written.
@@ -173,6 +175,7 @@ impl Delivery {
             ending: None,
             unpaid: false,
             settled: false,
+            charge_counted: false,
             spent: false,
             _runs: runs,
         }
@@ -389,9 +392,9 @@ impl Delivery {
             self.toll.metrics.dropped_frames.inc_by(verdict.forged_frames);
             self.settle(&verdict, end);
             self.receipt.complete = end == End::Whole && !verdict.failed;
-            self.count_charge();
         }
         let written = self.write_down().await;
+        self.count_charge();
         if let Err(stop) = &written {
             tracing::error!(receipt = %self.receipt.id, reason = stop.refusal.code(), "the final receipt was not written");
         }

@@ -3,10 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod again;
+mod asking;
 mod behind;
 mod beside;
 mod dropped;
 mod faults;
+mod fleet;
 mod leaving;
 mod offers;
 mod paths;
@@ -51,7 +53,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 const PATH: &str = "/v1/chat/completions";
 const OTHER_PATH: &str = "/v1/elsewhere";
@@ -258,6 +260,9 @@ struct Frail {
     elsewhere: Mutex<Usd>,
     /// Promises that other gates were told of and that were not taken back.
     promised: AtomicUsize,
+    /// Other gates can change what is in it, and nobody hears of that.
+    shared: AtomicBool,
+    unheard: broadcast::Sender<ChannelId>,
 }
 
 impl Frail {
@@ -306,8 +311,8 @@ impl Store for Frail {
     async fn channels_of(&self, rail: &crate::ids::RailId, payer: &str) -> Result<Vec<Channel>, StoreError> {
         self.inner.channels_of(rail, payer).await
     }
-    fn changes(&self) -> Option<tokio::sync::broadcast::Receiver<ChannelId>> {
-        self.inner.changes()
+    fn changes(&self) -> Option<broadcast::Receiver<ChannelId>> {
+        self.shared.load(Ordering::SeqCst).then(|| self.unheard.subscribe())
     }
     fn gate(&self) -> &str {
         self.inner.gate()
@@ -391,6 +396,14 @@ impl Bed {
             toll(&self.rules, Arc::clone(&self.store.inner), &self.rail, &self.spare, &self.purse);
     }
 
+    /// The same with other terms of channels.
+    fn under(mut self, terms: impl FnOnce(&mut crate::conf::SessionConf)) -> Self {
+        terms(&mut self.purse.terms.lock().unwrap());
+        (self.toll, self.store) =
+            toll(&self.rules, Arc::clone(&self.store.inner), &self.rail, &self.spare, &self.purse);
+        self
+    }
+
     /// Other rules, in force when this returns.
     async fn reload(&self, edits: &[(&str, &str, &str)]) {
         let before = self.toll.rules.plan().generation.clone();
@@ -462,6 +475,8 @@ fn toll(
         unreadable: AtomicBool::new(false),
         elsewhere: Mutex::new(Usd::ZERO),
         promised: AtomicUsize::new(0),
+        shared: AtomicBool::new(false),
+        unheard: broadcast::channel(1).0,
     });
     let toll = Toll {
         rules: Rules::start(rules, catalogue(), prepare, |_| ()).unwrap(),

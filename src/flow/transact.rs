@@ -54,7 +54,7 @@ pub(super) fn follow(toll: Arc<Toll>, till: Arc<Till>, id: ChannelId, intent: In
         loop {
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(Duration::from_secs(15));
-            let channel = match toll.channels.read(&id).await {
+            let channel = match toll.channels.newest(&id).await {
                 Ok(Some(channel)) => channel,
                 Ok(None) => return,
                 Err(_) => continue,
@@ -94,7 +94,7 @@ fn count(toll: &Toll, till: &Till, intent: &Intent, outcome: &Outcome) {
 /// Takes the chain's word on a channel. A channel that is gone while our own transaction is open is left as it is: what became of that
 /// says why it is gone, and whoever follows it will know. What was spent and is out of reach is counted as lost.
 pub(super) async fn heard(toll: &Toll, till: &Till, id: &ChannelId, view: View) -> Result<Arc<Channel>, Trouble> {
-    let known = toll.channels.read(id).await.map_err(Trouble::Store)?.ok_or(Trouble::Unknown)?;
+    let known = toll.channels.newest(id).await.map_err(Trouble::Store)?.ok_or(Trouble::Unknown)?;
     // A node whose newest block is old says nothing of what has happened since.
     if till.rail.chain_standing().is_ok() {
         toll.channels.were_read(std::slice::from_ref(id));

@@ -93,7 +93,7 @@ async fn events(toll: &Arc<Toll>, till: &Arc<Till>, since: &mut Option<u64>) {
     ids.dedup();
     let mut known = Vec::with_capacity(ids.len());
     for id in ids {
-        match toll.channels.read(&id).await {
+        match toll.channels.newest(&id).await {
             Ok(Some(channel)) if is_watched(&channel, till) => known.push(id),
             // Not ours, or over.
             Ok(_) => {}

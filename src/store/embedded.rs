@@ -162,9 +162,17 @@ impl Embedded {
     /// Reads from the newest durable snapshot. Pages are cached or one `pread` away (microseconds), so this runs where it is
     /// called.
     fn read<T>(&self, work: impl FnOnce(&ReadTransaction) -> Result<T, Fault>) -> Result<T, StoreError> {
-        self.health.check()?;
-        self.db.begin_read().map_err(Fault::from).and_then(|txn| work(&txn)).map_err(|fault| self.health.judge(fault))
+        read(&self.db, &self.health, work)
     }
+}
+
+fn read<T>(
+    db: &Database,
+    health: &Health,
+    work: impl FnOnce(&ReadTransaction) -> Result<T, Fault>,
+) -> Result<T, StoreError> {
+    health.check()?;
+    db.begin_read().map_err(Fault::from).and_then(|txn| work(&txn)).map_err(|fault| health.judge(fault))
 }
 
 #[async_trait]
@@ -221,10 +229,15 @@ impl Store for Embedded {
     }
 
     async fn channels(&self) -> Result<Vec<Channel>, StoreError> {
-        self.read(|txn| {
-            let ids = txn.open_table(OPEN_CHANNELS)?.iter()?.map(|row| Ok(row?.0.value().to_owned())).collect();
-            records(txn, ids)
-        })
+        // There can be many, and requests wait for no thread that reads them all.
+        let (db, health) = (Arc::clone(&self.db), Arc::clone(&self.health));
+        let all = tokio::task::spawn_blocking(move || {
+            read(&db, &health, |txn| {
+                let ids = txn.open_table(OPEN_CHANNELS)?.iter()?.map(|row| Ok(row?.0.value().to_owned())).collect();
+                records(txn, ids)
+            })
+        });
+        all.await.unwrap_or_else(|_| Err(StoreError("reading the channels broke off".to_owned())))
     }
 
     async fn channels_of(&self, rail: &RailId, payer: &str) -> Result<Vec<Channel>, StoreError> {

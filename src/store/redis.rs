@@ -41,6 +41,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::broadcast;
+use tokio::time::timeout;
 
 /// Longest wait for one answer.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -53,7 +54,9 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10
 const PING: Duration = Duration::from_secs(1);
 /// How long is waited before a lost connection is looked after, so that a broken one is no busy loop.
 const BREATH: Duration = Duration::from_millis(20);
-const PROBE: Duration = Duration::from_secs(60);
+const PROBE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 60 });
+/// How long a subscription may say nothing before it is asked whether it is there.
+const SILENCE: Duration = Duration::from_secs(2);
 /// How long the total of a day is kept.
 const TALLY_SECONDS: u64 = (TALLY_DAYS + 1) * 86_400;
 /// Tries to add to a total that other gates add to as well.
@@ -279,20 +282,29 @@ async fn live(mut connection: ConnectionManager, gate: String, link: Arc<Link>) 
 
 /// Hears of changes that other gates made.
 async fn listen(client: Client, changes: broadcast::Sender<ChannelId>) {
-    use futures::StreamExt as _;
     loop {
-        if let Ok(mut heard) = client.get_async_pubsub().await
-            && heard.subscribe(CHANGES).await.is_ok()
-        {
-            let mut messages = heard.on_message();
-            while let Some(message) = messages.next().await {
-                if let Ok(id) = message.get_payload::<String>() {
+        hear(&client, &changes).await;
+        tokio::time::sleep(PING).await;
+    }
+}
+
+/// The same until the subscription is lost. One whose other end went without a word says nothing, as one does where nothing changes:
+/// it is asked.
+async fn hear(client: &Client, changes: &broadcast::Sender<ChannelId>) -> Option<()> {
+    use futures::StreamExt as _;
+    let heard = timeout(ANSWER, client.get_async_pubsub()).await.ok()?.ok()?;
+    let (mut asks, mut messages) = heard.split();
+    timeout(ANSWER, asks.subscribe(CHANGES)).await.ok()?.ok()?;
+    loop {
+        match timeout(SILENCE, messages.next()).await {
+            Ok(message) => {
+                if let Ok(id) = message?.get_payload::<String>() {
                     // Nobody has to listen.
                     let _ = changes.send(ChannelId(id));
                 }
             }
+            Err(_) => drop(timeout(ANSWER, asks.ping::<redis::Value>()).await.ok()?.ok()?),
         }
-        tokio::time::sleep(PING).await;
     }
 }
 

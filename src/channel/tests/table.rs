@@ -113,10 +113,10 @@ fn content_is_bought_with_new_money_or_with_a_challenge_that_has_bought_none() {
     let short = |required| Ok(Effect::Short { required: Atoms(required) });
     for (op, want, accepted, why) in [
         (buy(300, "c2", "n", 150), Ok(Effect::Leased), 300, "the same voucher on a fresh challenge, all that is free"),
-        (buy(300, "c2", "n", 151), short(301), 300, "and an atom more"),
+        (buy(300, "c2", "n", 151), short(310), 300, "and an atom more: a whole step is asked for"),
         (buy(300, "c1", "n", 1), Err(Denied::ChallengeUsed), 300, "the same voucher on a used challenge: a copy"),
         (buy(310, "c1", "n", 160), Ok(Effect::Leased), 310, "new money on a used challenge"),
-        (buy(310, "c1", "n", 161), short(311), 310, "new money that is not enough is kept"),
+        (buy(310, "c1", "n", 161), short(320), 310, "new money that is not enough is kept"),
         (buy(299, "c2", "n", 1), Err(Denied::Lower { accepted: Atoms(300) }), 300, "lower, however much is free"),
         (buy(305, "c2", "n", 1), Err(Denied::DeltaTooSmall { min_delta: Atoms(10) }), 300, "by too little"),
         (buy(1_001, "c2", "n", 1), Err(Denied::OverDeposit { deposit: Atoms(DEPOSIT) }), 300, "over the deposit"),

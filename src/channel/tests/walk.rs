@@ -183,7 +183,8 @@ impl Walk {
 
     fn buy(&mut self) -> Op {
         let voucher = self.voucher();
-        let free = voucher.amount.0.max(self.record.accepted().0).saturating_sub(self.record.required(Atoms(0)).0);
+        let free =
+            voucher.amount.0.max(self.record.accepted().0).saturating_sub(self.record.required(Atoms(0), Atoms(0)).0);
         let cap = if self.dice.one_in(6) { free + 1 + self.dice.below(5) } else { self.dice.below(free.min(120) + 1) };
         // All is used before it is said, or it streams.
         let window = if self.dice.one_in(4) { 0 } else { cap.min(1 + self.dice.below(20)) };

@@ -47,7 +47,7 @@ pub(super) async fn answer(
         return said(StatusCode::FORBIDDEN, "the header pontage-operator is missing");
     }
     let id = ChannelId(id.to_ascii_lowercase());
-    let channel = match toll.channels.read(&id).await {
+    let channel = match toll.channels.newest(&id).await {
         Ok(Some(channel)) => channel,
         Ok(None) => return said(StatusCode::NOT_FOUND, "no such channel"),
         Err(_) => return said(StatusCode::SERVICE_UNAVAILABLE, "the store does not answer"),
@@ -63,7 +63,7 @@ pub(super) async fn answer(
         },
         _ => (false, release::release(toll, till, &id).await.err().map(|stop| stop.refusal)),
     };
-    let channel = toll.channels.read(&id).await.ok().flatten().unwrap_or(channel);
+    let channel = toll.channels.newest(&id).await.ok().flatten().unwrap_or(channel);
     let mut shown = line(&channel, UnixSeconds::now());
     if let Value::Object(members) = &mut shown {
         members.insert("sent".to_owned(), sent.into());

@@ -131,37 +131,35 @@ impl Clerk {
         }
     }
 
+    /// The record as the store has it.
+    async fn read(&self) -> Result<Arc<Channel>, Trouble> {
+        let found = self.store.channel(&self.id).await.map_err(Trouble::Store)?;
+        found.map(Arc::new).ok_or(Trouble::Unknown)
+    }
+
     /// Makes the steps. With `later`, leases are not written yet.
     async fn swap(
         &mut self,
         steps: &[Step],
         later: bool,
     ) -> Result<(Arc<Channel>, Vec<Result<Effect, Denied>>), Trouble> {
+        let shared = self.store.changes().is_some();
         for attempt in 0..ATTEMPTS {
-            let base = match &self.record {
-                Some(record) => Arc::clone(record),
-                None => {
-                    let found = self.store.channel(&self.id).await.map_err(Trouble::Store)?;
-                    Arc::new(found.ok_or(Trouble::Unknown)?)
-                }
+            let (mut base, was_known) = match &self.record {
+                Some(record) => (Arc::clone(record), attempt == 0),
+                None => (self.read().await?, false),
             };
             let now = UnixSeconds::now();
-            let mut changed: Option<Channel> = None;
-            let mut journal = self.owed.as_ref().map_or_else(Vec::new, |owed| owed.journal.clone());
-            let mut effects = Vec::with_capacity(steps.len());
-            for step in steps {
-                let before = changed.as_ref().unwrap_or(&base);
-                match before.apply(&step.name, step.op.clone(), now) {
-                    Ok((after, effect)) => {
-                        if after.revision != before.revision {
-                            lines(before, &after, step, &effect, now, &mut journal);
-                            changed = Some(after);
-                        }
-                        effects.push(Ok(effect));
-                    }
-                    Err(denied) => effects.push(Err(denied)),
-                }
+            let mut tried = Tried::of(&base, steps, now);
+            // What changes nothing is compared with nothing: that the record is an old one would never be noticed. Another gate may have
+            // made room for what this one denies.
+            if shared && was_known && !steps.is_empty() && tried.changed.is_none() {
+                base = self.read().await?;
+                tried = Tried::of(&base, steps, now);
             }
+            let Tried { changed, effects, lines } = tried;
+            let mut journal = self.owed.as_ref().map_or_else(Vec::new, |owed| owed.journal.clone());
+            journal.extend(lines);
             let newest = base.recent.last().cloned();
             let written = self.owed.as_ref().map_or(base.revision, |owed| owed.revision);
             let may_wait = later && effects.iter().all(|effect| matches!(effect, Ok(Effect::Leased) | Err(_)));
@@ -200,6 +198,37 @@ impl Clerk {
             tokio::time::sleep(Duration::from_millis(u64::from(attempt) * 2 + jitter)).await;
         }
         Err(Trouble::Contended)
+    }
+}
+
+/// What some steps would do to a record.
+struct Tried {
+    /// The record after them; `None`: they change nothing of it.
+    changed: Option<Channel>,
+    /// One for each step.
+    effects: Vec<Result<Effect, Denied>>,
+    /// For the journal.
+    lines: Vec<Entry>,
+}
+
+impl Tried {
+    fn of(base: &Channel, steps: &[Step], now: UnixSeconds) -> Self {
+        let mut changed: Option<Channel> = None;
+        let (mut effects, mut journal) = (Vec::with_capacity(steps.len()), Vec::new());
+        for step in steps {
+            let before = changed.as_ref().unwrap_or(base);
+            match before.apply(&step.name, step.op.clone(), now) {
+                Ok((after, effect)) => {
+                    if after.revision != before.revision {
+                        lines(before, &after, step, &effect, now, &mut journal);
+                        changed = Some(after);
+                    }
+                    effects.push(Ok(effect));
+                }
+                Err(denied) => effects.push(Err(denied)),
+            }
+        }
+        Self { changed, effects, lines: journal }
     }
 }
 

@@ -21,9 +21,21 @@ const HESITATES: Duration = Duration::from_secs(2);
 impl Lease {
     /// Ends it: `charge`, at most what is leased, is spent, and the receipt is in the books with it. On `Err` it is not known to be
     /// durable, and will be tried until it is: its words have left. Begun again after it was broken off, it goes on with what it began.
+    /// On `Err` too where another gate has ended it: the receipt in the books is that gate's, over what that gate knew.
     pub async fn spend(&mut self, charge: Atoms, receipt: Option<&Receipt>) -> Result<(), Stop> {
+        match self.finish(charge, receipt).await? {
+            Ending::Ours => Ok(()),
+            Ending::Anothers => Err(unknown(&Trouble::Contended)),
+        }
+    }
+
+    /// Ends it now, or sees to it that it is ended.
+    async fn finish(&mut self, charge: Atoms, receipt: Option<&Receipt>) -> Result<Ending, Stop> {
         self.begin_to_end(charge, receipt).await;
-        let Err(trouble) = self.end().await else { return Ok(()) };
+        let trouble = match self.end().await {
+            Ok(ending) => return Ok(ending),
+            Err(trouble) => trouble,
+        };
         self.open = false;
         if let Some(step) = self.last.clone() {
             insist(Arc::clone(&self.toll), self.channel.id.clone(), step);
@@ -42,8 +54,8 @@ impl Lease {
     pub async fn sell(&mut self, charge: Atoms, receipt: &Receipt) -> Result<(), Stop> {
         if let Some(over) = self.unpayable() {
             tracing::error!(channel = %self.channel.id, %charge, "the channel was closed before the answer came: it is not delivered");
-            let ended = self.spend(Atoms(0), None).await;
-            return ended.and(Err(Stop { claimed: true, ..over.into() }));
+            self.finish(Atoms(0), None).await?;
+            return Err(Stop { claimed: true, ..over.into() });
         }
         self.begin_to_end(charge, Some(receipt)).await;
         let mut until = None;
@@ -85,6 +97,7 @@ impl Lease {
         let (channel, ending) = made(&self.toll, &self.channel.id, step).await?;
         self.channel = channel;
         self.open = false;
+        self.is_anothers = ending == Ending::Anothers;
         self.toll.channels.let_go(&self.id);
         Ok(ending)
     }
@@ -93,8 +106,9 @@ impl Lease {
     pub async fn release(mut self) -> Moved {
         // Nor is it by an end that was broken off before it was made.
         self.last = None;
-        match self.spend(Atoms(0), None).await {
-            Ok(()) => Moved::No,
+        match self.finish(Atoms(0), None).await {
+            // Whoever ended it before a byte had left charged nothing either.
+            Ok(_) => Moved::No,
             Err(stop) => stop.moved,
         }
     }

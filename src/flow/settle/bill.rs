@@ -153,9 +153,10 @@ impl Delivery {
         self.receipt.charged_usd = self.receipt.charged.to_usd(decimals).unwrap_or(Usd::ZERO);
     }
 
-    /// What was taken out of the channel, and what of the cost could not be: counters.
-    pub(super) fn count_charge(&self) {
-        if !matches!(self.money, Money::Lease(_)) {
+    /// What was taken out of the channel, and what of the cost could not be: counters. Nothing, where another gate has taken it.
+    pub(super) fn count_charge(&mut self) {
+        let Money::Lease(lease) = &self.money else { return };
+        if lease.is_anothers() || std::mem::replace(&mut self.charge_counted, true) {
             return;
         }
         let (metrics, rail, decimals) = (&self.toll.metrics, self.receipt.rail.as_str(), self.receipt.decimals);

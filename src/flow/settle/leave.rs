@@ -79,9 +79,10 @@ impl Delivery {
                     self.drained |= heard.is_some();
                     self.settle(&verdict, if heard.is_some() { End::Whole } else { End::ClientGone });
                     self.receipt.complete = false;
-                    self.count_charge();
                 }
-                if let Err(stop) = self.write_down().await {
+                let written = self.write_down().await;
+                self.count_charge();
+                if let Err(stop) = written {
                     let reason = stop.refusal.code();
                     tracing::error!(receipt = %self.receipt.id, reason, "the receipt of an answer nobody took was not written");
                 }

@@ -318,12 +318,12 @@ pub(super) fn words(n: usize) -> Bytes {
     format!("data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{}\"}}}}]}}\n\n", "a".repeat(n)).into()
 }
 
-fn usage(prompt: u64, completion: u64) -> Bytes {
+pub(super) fn usage(prompt: u64, completion: u64) -> Bytes {
     let total = prompt + completion;
     format!("data: {{\"choices\":[],\"usage\":{{\"prompt_tokens\":{prompt},\"completion_tokens\":{completion},\"total_tokens\":{total}}}}}\n\ndata: [DONE]\n\n").into()
 }
 
-fn text(out: &[Bytes]) -> String {
+pub(super) fn text(out: &[Bytes]) -> String {
     String::from_utf8(out.concat()).unwrap()
 }
 

@@ -48,6 +48,7 @@ struct Platter {
     durable: Vec<u8>,
     unsynced: Vec<Change>,
     calls: u64,
+    syncs: u64,
     fail_at: Option<u64>,
     /// Whether every call after the failed one fails too (a dead disk), or none does (a bad sector; a kernel that reports
     /// a lost page once and then calls it clean).
@@ -122,6 +123,7 @@ impl StorageBackend for Disk {
     }
     fn sync_data(&self) -> Result<(), io::Error> {
         let mut platter = self.0.lock().unwrap();
+        platter.syncs += 1;
         if let Err(e) = platter.call() {
             platter.lose_cache();
             return Err(e);
@@ -159,6 +161,43 @@ impl Disk {
         let durable = platter.durable;
         Self::new(Platter { cached: durable.clone(), durable, ..Platter::default() })
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sixty_four_writes_that_wait_together_are_one_transaction() {
+    use futures::FutureExt as _;
+    let writes = || (0..64).map(|n| sale(&format!("k{n}"))[0].clone());
+    // What one transaction of all of them takes.
+    let disk = Disk::new(Platter::default());
+    let store = disk.open().unwrap();
+    let before = disk.0.lock().unwrap().syncs;
+    let all = store.writer.write(move |book| {
+        for write in writes() {
+            book.write(&write, None)?;
+        }
+        Ok(())
+    });
+    all.await.unwrap();
+    let one = disk.0.lock().unwrap().syncs - before;
+    assert!(one >= 2, "two phases: {one}");
+
+    let disk = Disk::new(Platter::default());
+    let store = disk.open().unwrap();
+    // The writer is at work, and writes nothing, while they come.
+    let (done, wait) = mpsc::channel::<()>();
+    let mut slow = Box::pin(store.writer.write(move |_| Ok(wait.recv().is_err())));
+    assert!(slow.as_mut().now_or_never().is_none());
+    let crowd = futures::future::join_all(writes().map(|write| store.commit(write)));
+    let mut crowd = Box::pin(tokio::task::unconstrained(crowd));
+    assert!(crowd.as_mut().now_or_never().is_none(), "they are queued");
+    let before = disk.0.lock().unwrap().syncs;
+    drop(done);
+    slow.await.unwrap();
+    assert!(crowd.await.iter().all(|swap| *swap == Ok(Swap::Done)));
+    assert_eq!(disk.0.lock().unwrap().syncs - before, one);
+    // Whoever comes next and is alone is not kept waiting for a crowd that does not come.
+    let alone = tokio::time::timeout(Duration::from_secs(5), store.commit(sale("later")[0].clone())).await;
+    assert_eq!(alone, Ok(Ok(Swap::Done)));
 }
 
 async fn refuses_everything(store: &Embedded) {

@@ -70,6 +70,18 @@ async fn a_channel_that_is_over_and_totals_of_past_days_go_after_their_time() {
     assert_eq!(store.commit(put(&gone)).await, Ok(Swap::Done), "nobody has heard of it");
 }
 
+#[tokio::test]
+async fn all_channels_are_read_on_no_thread_that_serves_requests() {
+    use futures::FutureExt as _;
+    let dir = TempDir::fresh();
+    let store = Embedded::open(&dir.path().join("pontage.redb")).unwrap();
+    let channel = crate::channel::sample::opening("0xaa", 10);
+    store.commit(Write { channel: Some(Arc::new(channel.clone())), ..Write::default() }).await.unwrap();
+    let mut reading = store.channels();
+    assert!(reading.as_mut().now_or_never().is_none(), "it is read where it is asked for");
+    assert_eq!(reading.await, Ok(vec![channel]));
+}
+
 /// Changes the file behind the store's back.
 fn tamper(path: &Path, change: impl FnOnce(&redb::WriteTransaction)) {
     let db = Database::create(path).unwrap();

@@ -203,3 +203,31 @@ pub(super) fn transact(
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crowd_is_waited_for_five_milliseconds_at_most_and_a_full_batch_not_at_all() {
+        assert!(GATHER + STEP <= Duration::from_millis(5), "the last step may begin just before its end");
+        let job = || -> Job { Box::new(|_| (Ok(()), Box::new(drop))) };
+        // How many shared the last transaction, how many are here, how many come; how many go, and how long they may wait at least.
+        for (shared, here, come, go, waits, why) in [
+            (4, 1, 3, 4, STEP, "all of the crowd, and nobody else"),
+            (4, 1, 9, 10, STEP, "it grew"),
+            (64, 1, 0, 1, GATHER, "nobody comes"),
+            (64, 1, 100, BATCH, STEP, "one batch, and the rest go with the next"),
+            (64, BATCH, 100, BATCH, Duration::ZERO, "it is full"),
+        ] {
+            let (queue, mut jobs) = mpsc::channel(QUEUE);
+            let mut batch: Vec<Job> = (0..here).map(|_| job()).collect();
+            (0..come).for_each(|_| queue.try_send(job()).ok().unwrap());
+            let began = Instant::now();
+            gather(&mut batch, &mut jobs, shared);
+            assert_eq!(batch.len(), go, "{why}");
+            assert!(began.elapsed() >= waits, "{why}");
+        }
+    }
+}

@@ -566,3 +566,99 @@ async fn a_redis_that_does_not_tell_its_settings_is_refused_and_a_store_that_ser
     assert!(allowed.accepts_data_loss(), "and everybody can see it");
     assert!(!Server::with(&SAFE).open("other.redb").await.unwrap().accepts_data_loss());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_whose_settings_are_changed_while_it_runs_is_found_out_by_the_next_probe() {
+    let server = Server::with(&SAFE);
+    let store = server.open("journal.redb").await.unwrap();
+    let set = async |fsync: &str| {
+        let mut other = store.streams_connection();
+        let done: String =
+            redis::cmd("CONFIG").arg("SET").arg("appendfsync").arg(fsync).query_async(&mut other).await.unwrap();
+        assert_eq!(done, "OK");
+    };
+    set("everysec").await;
+    until(|| async { store.standing().is_err_and(|e| e.0.contains("everysec")) }).await;
+    set("always").await;
+    until(|| async { store.standing().is_ok() }).await;
+    assert_eq!(store.commit(put(&sample::claim("k", 100))).await, Ok(Swap::Done));
+}
+
+/// Between a gate and Redis: passes everything, until subscriptions are to hear nothing more and not be closed either.
+#[derive(Default)]
+struct Mute {
+    subscriptions: std::sync::atomic::AtomicUsize,
+    /// How many of the first of them hear nothing.
+    deaf: std::sync::atomic::AtomicUsize,
+}
+
+impl Mute {
+    async fn before(port: u16) -> (Arc<Self>, u16) {
+        let mute = Arc::new(Self::default());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let own = listener.local_addr().unwrap().port();
+        let at_work = Arc::clone(&mute);
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let Ok(server) = tokio::net::TcpStream::connect(("127.0.0.1", port)).await else { continue };
+                tokio::spawn(Arc::clone(&at_work).pass(client, server));
+            }
+        });
+        (mute, own)
+    }
+
+    async fn pass(self: Arc<Self>, mut client: tokio::net::TcpStream, mut server: tokio::net::TcpStream) {
+        use std::sync::atomic::Ordering::SeqCst;
+        let (mut asked, mut said) = (vec![0; 65_536], vec![0; 65_536]);
+        let mut number = usize::MAX;
+        loop {
+            tokio::select! {
+                n = client.read(&mut asked) => {
+                    let Ok(n @ 1..) = n else { return };
+                    if asked[..n].windows(9).any(|w| w == b"SUBSCRIBE") {
+                        number = self.subscriptions.fetch_add(1, SeqCst);
+                    }
+                    if server.write_all(&asked[..n]).await.is_err() { return }
+                }
+                n = server.read(&mut said) => {
+                    let Ok(n @ 1..) = n else { return };
+                    let is_deaf = number < self.deaf.load(SeqCst);
+                    if !is_deaf && client.write_all(&said[..n]).await.is_err() { return }
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscription_that_hears_nothing_is_made_anew_when_it_does_not_answer_and_only_then() {
+    use std::sync::atomic::Ordering::SeqCst;
+    let server = Server::with(&SAFE);
+    let (mute, port) = Mute::before(server.port).await;
+    let a = server.open_at(port, "a.redb", false).await.unwrap();
+    let b = server.open("b.redb").await.unwrap();
+    let mut heard = a.changes().unwrap();
+    let mut channel = crate::channel::sample::open("0xaa", 10);
+    channel.revision = 1;
+    b.commit(Write { channel: Some(Arc::new(channel.clone())), ..Write::default() }).await.unwrap();
+    let mut amount = 100;
+    let mut next = async || {
+        amount += 1;
+        let now = b.channel(&channel.id).await.unwrap().unwrap();
+        assert_eq!(b.commit(signed(&now, &format!("n{amount}"), amount)).await, Ok(Swap::Done));
+    };
+    until(|| async { mute.subscriptions.load(SeqCst) == 1 }).await;
+    tokio::time::sleep(SILENCE * 2 + PING).await;
+    assert_eq!(mute.subscriptions.load(SeqCst), 1, "nothing changes, and it answers");
+    while heard.try_recv().is_ok() {}
+    next().await;
+    assert_eq!(timeout(ANSWER, heard.recv()).await.unwrap().unwrap(), channel.id);
+    mute.deaf.store(1, SeqCst);
+    let end = std::time::Instant::now() + Duration::from_secs(15);
+    while heard.try_recv().is_err() {
+        assert!(std::time::Instant::now() < end, "it would wait for ever");
+        next().await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(mute.subscriptions.load(SeqCst), 2);
+}
