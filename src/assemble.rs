@@ -133,6 +133,10 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     for facilitator in facilitators {
         tokio::spawn(async move { facilitator.watch().await });
     }
+    for rail in &toll.rails {
+        let rail = Arc::clone(rail);
+        tokio::spawn(async move { rail.watch().await });
+    }
     tokio::spawn(crate::upstream::health::watch(Arc::clone(&pools)));
     let lines = Arc::new(Lines::default());
     let idle = Arc::clone(&lines);

@@ -58,11 +58,20 @@ async fn the_backend_hears_our_words_under_our_name_and_nothing_about_the_client
         String::from_utf8_lossy(&heard.body),
         r#"{"model":"gpt-oss-120b","messages":[{"role":"user","content":"h\u00e9 \"you\""}],"temperature":0.50,"max_tokens":5,"n":1,"stream":true,"stream_options":{"include_usage":true}}"#
     );
-    // A running count on every chunk is asked for only when the client wants usage: else it would have to be hidden again.
-    let curious = said.replace("\"n\":1", "\"n\":1,\"stream_options\":{\"include_usage\":true}");
-    assert_eq!(bridge.send(&raw::post(FREE, &CLIENT_HEADERS, curious.as_bytes())).await.status, 200);
-    let asked = String::from_utf8_lossy(&bridge.backend.last().body).into_owned();
-    assert!(asked.ends_with(r#""stream_options":{"include_usage":true,"continuous_usage_stats":true}}"#), "{asked}");
+    // A running count on every chunk is asked for only when the client wants just that: some clients add up every figure they see.
+    for (wanted, more) in [
+        ("\"include_usage\":true", ""),
+        ("\"include_usage\":true,\"continuous_usage_stats\":false", ""),
+        ("\"include_usage\":true,\"continuous_usage_stats\":true", ",\"continuous_usage_stats\":true"),
+    ] {
+        let curious = said.replace("\"n\":1", &format!("\"n\":1,\"stream_options\":{{{wanted}}}"));
+        assert_eq!(bridge.send(&raw::post(FREE, &CLIENT_HEADERS, curious.as_bytes())).await.status, 200);
+        let asked = String::from_utf8_lossy(&bridge.backend.last().body).into_owned();
+        assert!(
+            asked.ends_with(&format!("\"stream_options\":{{\"include_usage\":true{more}}}}}")),
+            "{wanted}: {asked}"
+        );
+    }
     assert_eq!((heard.method.as_str(), heard.path.as_str()), ("POST", "/v1/chat/completions"));
     assert_eq!(heard.header("host"), Some(bridge.backend.addr.to_string().as_str()));
     assert_eq!(heard.header("authorization"), Some(format!("Bearer {UPSTREAM_KEY}").as_str()));

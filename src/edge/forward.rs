@@ -393,7 +393,7 @@ async fn stream(
         _ => false,
     };
     match &how {
-        How::Upstream(_) => broke_off(hearing.take(), &clock, arrived),
+        How::Upstream(_) | How::OutOfTime(_) => broke_off(hearing.take(), &clock, arrived),
         How::Stopped if filter.is_broken() && mouth.is_shut() => judge(&nothing_good_came(), hearing.take()),
         How::Stopped if filter.is_broken() => broke_off(hearing.take(), &clock, arrived),
         How::Complete if !arrived => judge(&nothing_came(), hearing.take()),

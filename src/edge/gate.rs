@@ -327,7 +327,7 @@ impl Gate {
         digest: [u8; 32],
     ) -> Outcome {
         if !stop.refusal.invites_payment() {
-            return Outcome::Answer(Answer::refused(&stop));
+            return Outcome::Answer(Answer::refused(&stop).with(visit.channel.clone()));
         }
         let (method, headers) = (&session.req_header().method, &session.req_header().headers);
         let route = &quoted.allowed.route;
@@ -425,6 +425,7 @@ impl ProxyHttp for Gate {
             route: "other".to_owned(),
             status: 0,
             outcome: "client_gone",
+            channel: None,
             receipt: None,
         }
     }

@@ -139,6 +139,7 @@ pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Bo
     };
     let stop = refused.unwrap_or(stop);
     count_failure(gate, model.pool.as_str(), &stop.refusal);
+    visit.channel = delivery.channel();
     // A stop that speaks of money already has been through the books.
     if stop.claimed {
         return Err(stop);
@@ -383,7 +384,8 @@ impl Filter for Pipe<'_> {
     }
 
     fn is_broken(&self) -> bool {
-        self.is_cut || self.delivery.has_failed()
+        // An event that is too large may be the request's doing, and is held against no server.
+        self.delivery.has_failed()
     }
 
     async fn overhear(&mut self, chunk: Option<Bytes>) -> Flow {
@@ -396,6 +398,7 @@ impl Filter for Pipe<'_> {
             How::ClientGone => End::ClientGone,
             How::Stopped if self.delivery.is_unpaid() => End::Unpaid,
             How::OutOfTime(_) => End::OutOfTime,
+            How::Stopped if self.is_cut => End::TooLarge,
             How::Stopped | How::Upstream(_) => End::UpstreamDied,
         };
         flow(self.delivery.end(end, out).await)

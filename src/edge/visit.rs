@@ -2,6 +2,7 @@
 
 use crate::metrics::Metrics;
 use crate::rules::Plan;
+use http::{HeaderName, HeaderValue};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -24,6 +25,9 @@ pub struct Visit {
     pub status: u16,
     /// `outcome` label.
     pub outcome: &'static str,
+    /// Of a call over a channel that failed: what the channel stands at. Wallets forget a channel that they have just opened when no
+    /// answer speaks of it.
+    pub channel: Option<(HeaderName, HeaderValue)>,
     /// What was delivered, for the log.
     pub receipt: Option<Box<crate::journal::Receipt>>,
 }

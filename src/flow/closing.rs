@@ -103,10 +103,10 @@ async fn pay_out(toll: &Arc<Toll>, till: &Arc<Till>, channel: &Channel) -> Resul
     let voucher = channel.highest().cloned().ok_or(Refusal::Internal { place: "closing: no voucher" })?;
     let unread = || Stop::from(Refusal::ChainUnread { retry_after_seconds: 5 });
     let signed = till.rail.close(channel, &voucher, channel.capture(), UnixSeconds::now());
-    let intent = match tokio::time::timeout(SIGN, signed).await {
-        Ok(Ok(intent)) => intent,
-        _ => {
-            transact::unsigned(toll, till, id);
+    let intent = match transact::signed(tokio::time::timeout(SIGN, signed).await) {
+        Ok(intent) => intent,
+        Err(why) => {
+            transact::unsigned(toll, till, id, why);
             return Err(unread());
         }
     };

@@ -16,6 +16,7 @@ use crate::rail::{self, Ask, Offer, Rail, Shown};
 use crate::refusal::{Moved, Refusal};
 use crate::rules::plan::{Plan, Route};
 use http::{HeaderMap, HeaderName, HeaderValue};
+use std::cmp::Ordering;
 use std::sync::Arc;
 
 /// Header lines of a 204.
@@ -81,6 +82,12 @@ async fn accept(
     now: UnixSeconds,
 ) -> Result<Arc<Channel>, Stop> {
     let channel = known(toll, till, id).await?;
+    // What raises nothing costs nothing and counts for nothing: a voucher that was settled stands on the chain for everybody to show.
+    match voucher.amount.cmp(&channel.accepted()) {
+        Ordering::Less => return Err(Refusal::VoucherLower.into()),
+        Ordering::Equal => return Ok(channel),
+        Ordering::Greater => {}
+    }
     let live = toll.channels.live_of(&channel);
     admit(&live, &channel, now)?;
     let op = || Op::Accept { voucher: voucher.clone(), min_delta: till.min_delta() };

@@ -12,6 +12,7 @@ use super::channels::{Applied, Live, Step, Trouble};
 use super::price::Cover;
 use super::{Stop, Till, Toll};
 use crate::channel::{Channel, Denied, Lease as Held, Op};
+use crate::clock::UnixSeconds;
 use crate::journal::Receipt;
 use crate::money::Atoms;
 use crate::openai::cover::Output;
@@ -300,6 +301,19 @@ impl Lease {
     /// The receipt's header line.
     pub fn receipt_header(&self, receipt: &Receipt) -> Option<(HeaderName, HeaderValue)> {
         self.till.rail.receipt(&self.said(receipt))
+    }
+
+    /// That the voucher or the opening was taken, and what the channel stands at, as a header line: nothing was charged for this call.
+    pub fn channel_header(&self) -> Option<(HeaderName, HeaderValue)> {
+        let channel = self.newest();
+        self.till.rail.receipt(&SessionReceipt {
+            challenge_id: &self.challenge_id,
+            channel: &channel,
+            accepted: channel.accepted(),
+            receipt: None,
+            tx: None,
+            at: UnixSeconds::now(),
+        })
     }
 
     /// The receipt as the last event of a stream.

@@ -86,6 +86,9 @@ pub async fn buy(
         }
     };
     let channel = known(toll, &till, &presented.channel).await?;
+    if voucher.amount < channel.accepted() {
+        return Err(Refusal::VoucherLower.into());
+    }
     let live = toll.channels.live_of(&channel);
     admit(&live, &channel, now)?;
     let late = now >= presented.expires;
@@ -348,11 +351,13 @@ pub fn offer(
         required: channel.required(need, till.min_delta()).max(channel.accepted()),
         with_voucher: false,
     });
+    // By so much wallets raise what they signed last: by all of it where nothing is known of them, else by what is missing. What a
+    // request may cost is more than most cost, and who raised by it each time would have signed his deposit away long before he spent it.
+    let missing = snapshot.as_ref().map_or(need, |s| Atoms(s.required.0.saturating_sub(s.channel.accepted().0)));
     let ask = SessionAsk {
         route: &quoted.allowed.route.path,
         generation: &quoted.generation,
-        // By so much wallets raise what they signed last.
-        amount: need.max(till.min_delta()),
+        amount: missing.max(till.min_delta()).max(Atoms(1)),
         deposit,
         snapshot,
         description,

@@ -56,12 +56,14 @@ pub enum End {
     Unpaid,
     /// We hung up on a backend that was answering: it had had its `total_seconds`.
     OutOfTime,
+    /// We hung up on a backend that was answering: one of its events is larger than what is held of one.
+    TooLarge,
 }
 
 impl End {
     /// The backend would have said what was used, and was not let: what left is owed all the same.
     fn is_cut(self) -> bool {
-        matches!(self, Self::ClientGone | Self::Unpaid | Self::OutOfTime)
+        matches!(self, Self::ClientGone | Self::Unpaid | Self::OutOfTime | Self::TooLarge)
     }
 }
 
@@ -215,8 +217,8 @@ impl Delivery {
             max_output: self.output,
             spelling: ability.spelling,
             stream: allowed.stream,
-            // A running count on every chunk is for clients that asked for usage, and for cover; a fixed amount needs none.
-            continuous_usage: ability.continuous_usage && (allowed.ask.wants_usage || is_by_token(&self.money)),
+            // A running count on every chunk is for clients that asked for just that (some add up all they see), and for cover.
+            continuous_usage: ability.continuous_usage && (allowed.ask.wants_running_usage || is_by_token(&self.money)),
             withheld: ability.withheld,
         });
         if last {
@@ -431,6 +433,10 @@ impl Delivery {
                 let why = "the answer took longer than answers may take here: the rest of it is not sent";
                 out.push(reply::cut_short(self.surface(), why, "upstream_timeout"));
             }
+            End::TooLarge => {
+                let why = "an event of the answer is too large to be passed on: the rest of it is not sent";
+                out.push(reply::cut_short(self.surface(), why, "upstream_failed"));
+            }
             End::Unpaid => {
                 let over = match &self.money {
                     Money::Lease(lease) => lease.unpayable(),
@@ -473,6 +479,15 @@ impl Delivery {
                 HeaderValue::from_str(&self.receipt.id).map(|id| (RECEIPT_ID, id)).into_iter().collect()
             }
             Money::Lease(_) | Money::None => Vec::new(),
+        }
+    }
+
+    /// What is said of the channel with an answer that failed. The protocol has receipts on successes only; npm `mppx` drops a
+    /// channel that it opened with this very call, deposit and all, unless it reads one.
+    pub fn channel(&self) -> Option<(HeaderName, HeaderValue)> {
+        match &self.money {
+            Money::Lease(lease) => lease.channel_header(),
+            Money::Hold(_) | Money::Promise(_) | Money::None => None,
         }
     }
 

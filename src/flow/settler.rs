@@ -170,9 +170,12 @@ enum Settled {
 /// Pays a voucher out.
 async fn settle(toll: &Arc<Toll>, till: &Arc<Till>, channel: &Channel, voucher: &Voucher) -> Settled {
     let signed = till.rail.settle(channel, voucher, UnixSeconds::now());
-    let Ok(Ok(intent)) = tokio::time::timeout(SIGN, signed).await else {
-        transact::unsigned(toll, till, &channel.id);
-        return Settled::NotSent;
+    let intent = match transact::signed(tokio::time::timeout(SIGN, signed).await) {
+        Ok(intent) => intent,
+        Err(why) => {
+            transact::unsigned(toll, till, &channel.id, why);
+            return Settled::NotSent;
+        }
     };
     let (channel, effect) = match toll.channels.one(&channel.id, Op::Intend { intent: intent.clone() }).await {
         Ok(answer) => answer,

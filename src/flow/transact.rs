@@ -3,12 +3,14 @@
 
 use super::channels::{Live, Trouble};
 use super::{Stop, Till, Toll};
+use crate::chain::Unreachable;
 use crate::channel::{Act, Channel, ChannelId, Effect, Intent, Op, Phase, View};
 use crate::money::{Atoms, Usd};
 use crate::rail::session::Outcome;
 use crate::refusal::Refusal;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::error::Elapsed;
 
 /// Age of the chain's word from which on it is asked again before something is served.
 const FRESH_SECONDS: u64 = 60;
@@ -73,10 +75,15 @@ pub(super) fn follow(toll: Arc<Toll>, till: Arc<Till>, id: ChannelId, intent: In
 }
 
 /// Counts a transaction of ours that could not be signed.
-pub(super) fn unsigned(toll: &Toll, till: &Till, id: &ChannelId) {
+pub(super) fn unsigned(toll: &Toll, till: &Till, id: &ChannelId, why: &str) {
     let rail = till.rail.id();
-    tracing::warn!(channel = %id, rail = %rail, "a transaction of ours could not be signed: the chain does not answer");
+    tracing::warn!(channel = %id, rail = %rail, why, "a transaction of ours could not be signed");
     toll.metrics.settlements.with_label_values(&[rail.as_str(), "unsigned"]).inc();
+}
+
+/// What signing came to, in the end or in time.
+pub(super) fn signed(tried: Result<Result<Intent, Unreachable>, Elapsed>) -> Result<Intent, &'static str> {
+    tried.unwrap_or(Err(Unreachable { why: "the chain's node does not answer in time" })).map_err(|e| e.why)
 }
 
 /// Counts what became of a transaction of ours.

@@ -29,6 +29,8 @@ pub struct Ask {
     pub stream: bool,
     /// The client asked for the usage chunk of a stream.
     pub wants_usage: bool,
+    /// The client asked for the usage so far on every chunk of a stream.
+    pub wants_running_usage: bool,
     /// Outputs that are billed, at least 1: choices, also those that are not shown, of every prompt; pictures.
     pub n: u64,
     /// Most output tokens of one choice: the ask held to the tier's limit, or that limit when nothing was asked. 0 where a
@@ -114,6 +116,7 @@ impl Ask {
             model: told.model,
             stream: told.stream,
             wants_usage: told.wants_usage,
+            wants_running_usage: told.wants_running_usage,
             n,
             max_output,
             asked_output,

@@ -301,7 +301,7 @@ fn the_speed_that_served_and_the_cost_that_is_stated_are_read_where_they_stand()
 
 #[test]
 fn a_list_is_an_answer_when_something_is_in_it_and_says_what_it_used() {
-    let bounds = Bounds { choices: 1, completion: Some(0), shape: Shape::PLAIN };
+    let bounds = Bounds { choices: 1, completion: Some(0), prompt: None, shape: Shape::PLAIN };
     for (body, finished, failed, why) in [
         (
             r#"{"data":[{"embedding":[1,2]}],"model":"m","usage":{"prompt_tokens":3,"total_tokens":3}}"#,

@@ -290,6 +290,13 @@ pub trait Rail: Way {
     async fn complete(&self, _shown: &Shown, proof: Proof) -> Result<Proof, Refusal> {
         Ok(proof)
     }
+    /// What a node of the gate's own says that only tells what became of payments: nothing depends on it until money is in doubt. `None`:
+    /// there is none. Never does I/O.
+    fn node(&self) -> Option<Result<(), String>> {
+        None
+    }
+    /// Keeps [`Rail::node`] up to date; ends where there is nothing to watch.
+    async fn watch(&self) {}
     /// When it takes the money of a request that streams, or that does not. No I/O.
     fn when(&self, _streams: bool) -> When {
         When::First

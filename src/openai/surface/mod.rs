@@ -148,6 +148,7 @@ pub(super) struct Told {
     pub model: Option<String>,
     pub stream: bool,
     pub wants_usage: bool,
+    pub wants_running_usage: bool,
     pub said: Said,
     /// The smallest limit on output and how it was spelled.
     pub output: Option<(&'static str, u64)>,
@@ -216,8 +217,8 @@ impl Told {
             match key {
                 "include_usage" => self.wants_usage = yes,
                 "include_obfuscation" => self.said.obfuscation = Some(yes),
-                // Sent or not as the backend's profile says.
-                _ => {}
+                // `continuous_usage_stats`
+                _ => self.wants_running_usage = yes,
             }
             Ok(())
         })

@@ -2,8 +2,15 @@
 
 use super::signed::Signed;
 use crate::clock::UnixSeconds;
+use crate::ids::RailId;
 use crate::money::Atoms;
 use async_trait::async_trait;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Between two questions how a node stands, and how long it may take to answer one.
+const BETWEEN: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The movement that was bought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +51,50 @@ pub trait Evidence: Send + Sync {
     async fn shows(&self, transaction: &str, signed: &Signed, movement: &Movement<'_>) -> Trace;
     /// What became of an authorization, whoever handed it in.
     async fn trace(&self, signed: &Signed, movement: &Movement<'_>) -> Trace;
+}
+
+/// The gate's own node behind a rail, and what it said of itself when it was last asked: nobody would know before money is in doubt.
+pub struct Node {
+    chain: Arc<dyn Evidence>,
+    seen: Mutex<Result<(), String>>,
+}
+
+impl Node {
+    /// One that has not been asked yet.
+    pub fn new(chain: Arc<dyn Evidence>) -> Self {
+        Self { chain, seen: Mutex::new(Err("it has not been asked yet".to_owned())) }
+    }
+
+    /// What it said last. Never does I/O.
+    pub fn standing(&self) -> Result<(), String> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Asks it now and every minute, and says in the log what has changed.
+    pub async fn watch(&self, rail: &RailId) {
+        loop {
+            let asked = tokio::time::timeout(PATIENCE, self.chain.standing()).await;
+            let seen = asked.unwrap_or_else(|_| Err("it does not answer in time".to_owned()));
+            let before =
+                std::mem::replace(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner), seen.clone());
+            match (seen, before) {
+                (Err(why), before) if before.as_ref() != Err(&why) => {
+                    tracing::error!(%rail, why, "`rpc`: this node could not say what became of a payment");
+                }
+                (Ok(()), Err(_)) => tracing::info!(%rail, "`rpc`: the node answers"),
+                _ => {}
+            }
+            tokio::time::sleep(BETWEEN).await;
+        }
+    }
+}
+
+impl std::ops::Deref for Node {
+    type Target = dyn Evidence;
+
+    fn deref(&self) -> &Self::Target {
+        self.chain.as_ref()
+    }
 }
 
 /// Whether a newest block of that time is young enough.

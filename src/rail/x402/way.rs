@@ -7,7 +7,7 @@
 
 mod known;
 
-use super::evidence::{Evidence, Movement, Trace};
+use super::evidence::{Evidence, Movement, Node, Trace};
 use super::facilitator::{Call, Expects, Facilitator, Kind, Settlement, Support, Verdict};
 use super::offer::{self, Bound, Stamp};
 use super::shown;
@@ -85,7 +85,7 @@ pub struct X402 {
     settings: Settings,
     ring: Arc<KeyRing>,
     facilitator: Arc<dyn Facilitator>,
-    evidence: Option<Arc<dyn Evidence>>,
+    evidence: Option<Node>,
 }
 
 /// A payment as it is handed in and looked for.
@@ -120,7 +120,7 @@ impl X402 {
         facilitator: Arc<dyn Facilitator>,
         evidence: Option<Arc<dyn Evidence>>,
     ) -> Self {
-        Self { settings, ring, facilitator, evidence }
+        Self { settings, ring, facilitator, evidence: evidence.map(Node::new) }
     }
 
     fn kind(&self, version: Version) -> Kind {
@@ -442,6 +442,16 @@ impl Rail for X402 {
         recognised.resend = serde_json::to_string(&kept).ok();
         let collect_until = payment.signed.until().unwrap_or(now.plus(SOLANA_SECONDS));
         Ok(Proof { payer: payment.signed.payer(), is_proven, recognised, collect_until })
+    }
+
+    fn node(&self) -> Option<Result<(), String>> {
+        self.evidence.as_ref().map(Node::standing)
+    }
+
+    async fn watch(&self) {
+        if let Some(node) = &self.evidence {
+            node.watch(&self.settings.id).await;
+        }
     }
 
     fn when(&self, streams: bool) -> When {
