@@ -2,6 +2,7 @@
 //! client's text.
 
 use crate::money::Usd;
+use prometheus::core::Collector;
 use prometheus::{CounterVec, GaugeVec, IntCounter, IntGauge};
 use prometheus::{Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 use std::sync::{Mutex, PoisonError};
@@ -14,8 +15,11 @@ pub struct Metrics {
     pub requests: IntCounterVec,
     /// `pontage_challenges_total{rail}`: offers made.
     pub challenges: IntCounterVec,
-    /// `pontage_payments_total{rail,outcome}`: `paid`, `failed`, `unknown`, `redeemed`, `replayed`, `refused`.
+    /// `pontage_payments_total{rail,outcome}`: `paid`, `failed`, `unknown`, `unchecked`, `unproven`, `redeemed`, `replayed`, `refused`;
+    /// of channels also `opened`.
     pub payments: IntCounterVec,
+    /// `pontage_payments_in_doubt{rail}`: payments that may have been taken, and are looked for until that is known.
+    in_doubt: IntGaugeVec,
     /// `pontage_tokens_total{model,kind}`: reported tokens, `kind` = `prompt`, `completion`, and of their parts those that
     /// there are: `cached`, `cache_write`, `reasoning`, `audio_input`, `audio_output`, `image_input`.
     pub tokens: IntCounterVec,
@@ -23,6 +27,12 @@ pub struct Metrics {
     pub charged_usd: CounterVec,
     /// `pontage_absorbed_usd_total{tier}`: usage beyond what was charged, carried by the operator.
     pub absorbed_usd: CounterVec,
+    /// `pontage_absorb_cap_usd{tier}`: the most the operator carries of a day, in tiers that absorb.
+    absorb_cap_usd: GaugeVec,
+    /// `pontage_absorb_left_usd{tier}`: what is left of it now, without what calls in progress or owed may still lose.
+    absorb_left_usd: GaugeVec,
+    /// `pontage_delivered_unpaid_usd_total{rail}`: what answers cost that had left when their payment failed.
+    pub delivered_unpaid_usd: CounterVec,
     /// `pontage_session_loss_usd_total{rail}`: usage beyond what a channel's payer had signed.
     pub session_loss_usd: CounterVec,
     /// `pontage_sponsored_total{rail,outcome}`: transactions whose fee was to be carried: `cosigned`, `refused` (not what a sponsor
@@ -69,6 +79,10 @@ pub struct Metrics {
     pub rules_rejected: IntGauge,
     /// `pontage_rail_up{rail}`: 1 when offers are made on it; of rails that some route accepts.
     pub rail_up: IntGaugeVec,
+    /// `pontage_ready`: what `/readyz` says, 1 or 0.
+    pub ready: IntGauge,
+    /// `pontage_store_up`: 1 while the store takes writes. While it does not, nothing that is paid for is served.
+    pub store_up: IntGauge,
     /// `pontage_store_unsafe`: 1 when the operator accepts that a crash of the store loses payments it confirmed.
     pub store_unsafe: IntGauge,
 }
@@ -97,9 +111,29 @@ impl Metrics {
             requests: counter("pontage_requests_total", "Answered requests", &["route", "outcome"]),
             challenges: counter("pontage_challenges_total", "Offers made", &["rail"]),
             payments: counter("pontage_payments_total", "Payments shown, by what became of them", &["rail", "outcome"]),
+            in_doubt: gauge("pontage_payments_in_doubt", "Payments whose outcome is not known yet", &["rail"]),
             tokens: counter("pontage_tokens_total", "Tokens reported by backends", &["model", "kind"]),
             charged_usd: money("pontage_charged_usd_total", "Money taken, US dollars", &["rail"]),
             absorbed_usd: money("pontage_absorbed_usd_total", "Usage beyond what was charged, US dollars", &["tier"]),
+            absorb_cap_usd: put(
+                &registry,
+                GaugeVec::new(
+                    Opts::new("pontage_absorb_cap_usd", "Most that is absorbed in a day, US dollars"),
+                    &["tier"],
+                ),
+            ),
+            absorb_left_usd: put(
+                &registry,
+                GaugeVec::new(
+                    Opts::new("pontage_absorb_left_usd", "What is left of that today, US dollars"),
+                    &["tier"],
+                ),
+            ),
+            delivered_unpaid_usd: money(
+                "pontage_delivered_unpaid_usd_total",
+                "Answers that had left when their payment failed, US dollars",
+                &["rail"],
+            ),
             session_loss_usd: money(
                 "pontage_session_loss_usd_total",
                 "Usage beyond what was signed, US dollars",
@@ -168,6 +202,8 @@ impl Metrics {
             plan_info: gauge("pontage_plan_info", "The plan in force", &["generation"]),
             plan: Mutex::default(),
             rail_up: gauge("pontage_rail_up", "Whether offers are made on a rail", &["rail"]),
+            ready: put(&registry, IntGauge::new("pontage_ready", "Whether paid traffic would be served now")),
+            store_up: put(&registry, IntGauge::new("pontage_store_up", "Whether the store takes writes")),
             store_unsafe: put(
                 &registry,
                 IntGauge::new("pontage_store_unsafe", "Whether accept_data_loss is set: a crash may lose payments"),
@@ -177,7 +213,7 @@ impl Metrics {
     }
 
     /// Shows what `collector` reads when it is asked. The error: a name is taken already.
-    pub fn show(&self, collector: impl prometheus::core::Collector + 'static) -> prometheus::Result<()> {
+    pub fn show(&self, collector: impl Collector + 'static) -> prometheus::Result<()> {
         self.registry.register(Box::new(collector))
     }
 
@@ -189,6 +225,29 @@ impl Metrics {
         String::from_utf8(out).unwrap_or_default()
     }
 
+    /// One more payment in doubt on a rail, until this is dropped.
+    pub fn in_doubt(&self, rail: &str) -> Doubt {
+        let gauge = self.in_doubt.with_label_values(&[rail]);
+        gauge.inc();
+        Doubt(gauge)
+    }
+
+    /// What tiers absorb: `(tier, cap of a day, what is left of it)`. Whoever is not among them any more is not shown any more.
+    pub fn set_absorbing(&self, tiers: &[(&str, Usd, Usd)]) {
+        for gone in labels_of(&self.absorb_cap_usd).iter().filter(|known| !tiers.iter().any(|(tier, ..)| tier == known))
+        {
+            // They were there.
+            let _ = self.absorb_cap_usd.remove_label_values(&[gone]);
+            let _ = self.absorb_left_usd.remove_label_values(&[gone]);
+        }
+        for (tier, cap, left) in tiers {
+            self.absorb_cap_usd.with_label_values(&[tier]).set(shown(*cap));
+            self.absorb_left_usd.with_label_values(&[tier]).set(shown(*left));
+            // Shown before it first counts: a counter that appears with its first loss would hide that loss from `increase`.
+            self.absorbed_usd.with_label_values(&[tier]);
+        }
+    }
+
     /// The one plan in force. Whoever looks in that instant may see the one before as well, and never none.
     pub fn set_plan(&self, generation: &str) {
         let mut plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
@@ -198,6 +257,22 @@ impl Metrics {
             let _ = self.plan_info.remove_label_values(&[&old]);
         }
     }
+}
+
+/// A payment in doubt, counted while it lives.
+pub struct Doubt(IntGauge);
+
+impl Drop for Doubt {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// The values of the one label of a collector.
+fn labels_of(collector: &impl Collector) -> Vec<String> {
+    let families = collector.collect();
+    let series = families.iter().flat_map(|family| family.get_metric());
+    series.flat_map(|one| one.get_label().iter().map(|label| label.value().to_owned())).collect()
 }
 
 /// Dollars as a float, for counters only: nothing is ever decided by it.
@@ -213,7 +288,7 @@ pub fn ratio(reported: u64, counted: u64) -> Option<f64> {
 
 /// Registers a collector. Names and labels are literals above, so both errors are defects that the first test shows.
 #[allow(clippy::expect_used)]
-fn put<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
+fn put<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
     let collector = made.expect("metric names and labels are valid literals");
     registry.register(Box::new(collector.clone())).expect("metric names are unique");
     collector
@@ -243,5 +318,34 @@ mod tests {
         m.set_plan("b");
         let text = m.text();
         assert!(text.contains("generation=\"b\"") && !text.contains("generation=\"a\""), "{text}");
+    }
+
+    #[test]
+    fn a_payment_is_in_doubt_until_somebody_knows() {
+        let m = Metrics::new();
+        let (one, two) = (m.in_doubt("base/exact"), m.in_doubt("base/exact"));
+        assert!(m.text().contains("pontage_payments_in_doubt{rail=\"base/exact\"} 2"), "{}", m.text());
+        drop(one);
+        assert!(m.text().contains("pontage_payments_in_doubt{rail=\"base/exact\"} 1"), "{}", m.text());
+        drop(two);
+        assert!(m.text().contains("pontage_payments_in_doubt{rail=\"base/exact\"} 0"), "{}", m.text());
+    }
+
+    #[test]
+    fn a_tier_that_absorbs_shows_its_cap_and_what_is_left_as_long_as_it_does() {
+        let m = Metrics::new();
+        let (twenty, four) = (Usd(20 * Usd::ONE.0), Usd(4 * Usd::ONE.0));
+        m.set_absorbing(&[("small", twenty, four), ("other", twenty, twenty)]);
+        let text = m.text();
+        for line in ["cap_usd{tier=\"small\"} 20", "left_usd{tier=\"small\"} 4", "absorbed_usd_total{tier=\"small\"} 0"]
+        {
+            assert!(text.contains(line), "{line}: {text}");
+        }
+        m.set_absorbing(&[("other", twenty, twenty)]);
+        assert!(
+            !m.text().contains("left_usd{tier=\"small\"}") && m.text().contains("cap_usd{tier=\"other\"} 20"),
+            "{}",
+            m.text()
+        );
     }
 }

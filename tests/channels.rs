@@ -89,6 +89,8 @@ async fn an_operator_lists_releases_settles_and_closes_channels_of_the_running_g
     assert_eq!(code, Some(0), "{said}");
     let answer: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(answer["sent"], false, "the only voucher is over more than was spent: {out}");
+    let why = answer["why"].as_str().expect("a reason");
+    assert!(why.contains(&format!("{} atoms are spent and not settled", s.spent)), "{out}");
 
     let (code, out, said) = s.verb(&["close", &id]);
     assert_eq!(code, Some(0), "{said}");

@@ -156,6 +156,27 @@ fn every_secret_that_the_container_needs_is_in_its_example() {
 }
 
 #[test]
+fn what_watches_the_gate_does_not_wait_for_it() {
+    assert!(
+        !text("deploy/compose.yaml").contains("service_healthy"),
+        "a gate that refuses to start keeps its watcher away"
+    );
+}
+
+#[test]
+fn the_unit_runs_as_a_user_whom_its_head_creates_and_is_installed_by_it() {
+    let unit = text("deploy/pontage.service");
+    let user = unit
+        .lines()
+        .find_map(|line| line.strip_prefix("User="))
+        .expect("a user that stays: files of secrets are its own");
+    let head: Vec<_> = unit.lines().take_while(|line| line.starts_with('#')).collect();
+    assert!(head.iter().any(|line| line.contains("useradd") && line.ends_with(user)), "{head:?}");
+    assert!(head.iter().any(|line| line.contains("deploy/pontage.service /etc/systemd/system/")), "{head:?}");
+    assert!(text("deploy/certbot-hook").contains(&format!("-o {user} ")));
+}
+
+#[test]
 fn every_file_that_the_readme_points_to_exists() {
     for page in ["README.md", "docs/operating.md"] {
         let folder = at(page).parent().unwrap().to_path_buf();

@@ -9,6 +9,9 @@ use common::bridge::{Bridge, FREE, PATIENCE, ROOMY, ask, limits, streamed};
 use common::{Backend, DEV, Payer, RawReply, Reply, Script, Step, eventually, ledger, payer, raw};
 use serde_json::{Value, json};
 
+/// Half of an answer that streams.
+const TOKEN: &str = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"half\"}}]}\n\n";
+
 /// A gate whose pool has these servers and falls back to one that calls the model, and its limit, something else.
 async fn gate(servers: &[String], hosted: &Backend) -> Bridge {
     gate_with(servers, "", hosted).await
@@ -102,6 +105,26 @@ async fn who_cannot_be_reached_is_passed_over_and_the_receipt_counts_the_attempt
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_fails_is_counted_where_it_failed_and_a_refused_key_is_seen_though_a_fallback_serves() {
+    let [first, hosted] = backends().await;
+    let bridge = gate(&[first.url()], &hosted).await;
+    first.always(busy(401));
+    assert_eq!(bridge.free(&ask("served all the same")).await.status, 200);
+    let counted =
+        async |series: &str, pool: &str, kind: (&str, &str)| bridge.gate.metric(series, &[("pool", pool), kind]).await;
+    let (errors, attempts) = ("pontage_upstream_errors_total", "pontage_upstream_attempts_total");
+    assert_eq!(counted(attempts, "gpt-oss", ("outcome", "auth")).await, 1.0, "what the alarm looks at");
+    assert_eq!(counted(errors, "gpt-oss", ("kind", "auth")).await, 0.0, "the exchange did not fail");
+    // It rests: the next request goes to the fallback, and fails there.
+    hosted.next(Reply::html(200));
+    assert_eq!(bridge.free(&ask("nonsense")).await.status, 502);
+    hosted.next(Reply::broken_stream([TOKEN], Step::Reset));
+    assert_eq!(bridge.free(&streamed("broken off")).await.status, 200);
+    assert_eq!(counted(errors, "hosted", ("kind", "failed")).await, 2.0, "{}", bridge.gate.metrics().await);
+    assert_eq!(counted(errors, "gpt-oss", ("kind", "failed")).await, 0.0, "it was not asked");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_asks_to_be_left_alone_is_left_alone() {
     let [first, hosted] = backends().await;
     let bridge = gate(&[first.url()], &hosted).await;
@@ -115,13 +138,12 @@ async fn who_asks_to_be_left_alone_is_left_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backend_that_may_have_worked_is_not_doubled_and_the_payment_buys_the_reply_later() {
-    let token = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"half\"}}]}\n\n";
     for (body, fault, status) in [
         (ask("silent"), Reply::hang(), 504),
         (ask("hung up"), Reply::reset(), 502),
         (ask("half a head"), Reply::steps([Step::Bytes(b"HTTP/1.1 200 OK\r\ncont".to_vec()), Step::Reset]), 502),
         (ask("nonsense"), Reply::html(200), 502),
-        (streamed("broken off"), Reply::broken_stream([token], Step::Reset), 200),
+        (streamed("broken off"), Reply::broken_stream([TOKEN], Step::Reset), 200),
     ] {
         let [first, hosted] = backends().await;
         let bridge = gate(&[first.url()], &hosted).await;

@@ -92,7 +92,7 @@ struct Fleet {
     second: Gate,
     /// The second gate's own way to the chain.
     rpc: RpcProxy,
-    _redis: Redis,
+    redis: Redis,
 }
 
 async fn fleet(tokens: u64) -> Fleet {
@@ -131,7 +131,7 @@ async fn fleet_with(line: Line, tokens: u64, holder: Option<&std::sync::Arc<Hold
     let rpc = RpcProxy::start(&bed.reserve.url()).await;
     options.rpc = rpc.url();
     let second = Gate::start(options).await;
-    Fleet { bed, second, rpc, _redis: redis }
+    Fleet { bed, second, rpc, redis }
 }
 
 /// Between a gate and Redis: passes everything, until it is told to hold the answer to the next change that leaves a receipt.
@@ -372,6 +372,20 @@ async fn the_journals_of_two_gates_add_up_to_what_their_channel_was_closed_at() 
     // Without the gate that opened the channel the books are not whole.
     let (alone, said, _) = fleet.bed.gate.verb(&["audit", "--store", other, "--store", other]);
     assert!(!alone.success() && said.contains("was opened 0 times"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_gone_shows_though_nobody_asks_the_gate_for_anything() {
+    let mut fleet = fleet(1).await;
+    let gate = &fleet.bed.gate;
+    let standing = async || (gate.metric("pontage_store_up", &[]).await, gate.metric("pontage_ready", &[]).await);
+    assert_eq!(standing().await, (1.0, 1.0));
+    fleet.redis.child.kill().unwrap();
+    let gone = common::eventually(Duration::from_secs(90), async || standing().await == (0.0, 0.0));
+    assert!(gone.await, "{:?}", standing().await);
+    let (status, why) = gate.admin_get("/readyz").await.expect("alive");
+    assert!(status == 503 && why.contains("store: "), "{why}");
+    assert_eq!(gate.metric("pontage_requests_total", &[("outcome", "store_unavailable")]).await, 0.0);
 }
 
 /// What a channel has spent, as a gate lists it.

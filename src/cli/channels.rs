@@ -28,7 +28,8 @@ pub fn list(conf: &Path) -> ExitCode {
     })
 }
 
-/// Settles, closes or releases one channel and prints how it stands then. Exit code 1 when that was refused.
+/// Settles, closes or releases one channel and prints how it stands then. Exit code 1 when that was refused or failed; that there was nothing
+/// to settle is no failure, and `why` says so.
 pub fn act(conf: &Path, id: &str, verb: &str) -> ExitCode {
     let digits = id.strip_prefix("0x").unwrap_or_default();
     if digits.len() != 64 || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {

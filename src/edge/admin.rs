@@ -70,6 +70,21 @@ impl Admin {
                 let _ = metrics.rail_up.remove_label_values(&[way.id().as_str()]);
             }
         }
+        // Shown before they first count: a counter that appears with its first loss would hide that loss from `increase`.
+        for rail in &self.toll.rails {
+            metrics.delivered_unpaid_usd.with_label_values(&[rail.id().as_str()]);
+        }
+        for till in &self.toll.tills {
+            metrics.session_loss_usd.with_label_values(&[till.rail.id().as_str()]);
+        }
+        let now = UnixSeconds::now();
+        let absorbing = plan.tiers.values().filter_map(|tier| {
+            let (_, per_day) = tier.absorbs()?;
+            Some((tier.name.as_str(), per_day, self.toll.losses.left(&tier.name, now, per_day)))
+        });
+        metrics.set_absorbing(&absorbing.collect::<Vec<_>>());
+        metrics.ready.set(i64::from(self.unready().is_empty()));
+        metrics.store_up.set(i64::from(self.toll.store.standing().is_ok()));
         metrics.store_unsafe.set(i64::from(self.toll.store.accepts_data_loss()));
     }
 

@@ -96,11 +96,11 @@ pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Bo
                 How::Stopped if delivery.is_unpaid() => "unpaid",
                 // Else the filter stops a stream only when it cannot be metered any further.
                 How::Stopped => {
-                    count_failure(gate, model.pool.as_str(), &Refusal::UpstreamFailed { why: "an event is too large" });
+                    count_failure(gate, &delivery, &Refusal::UpstreamFailed { why: "an event is too large" });
                     "upstream_died"
                 }
                 How::Upstream(refusal) => {
-                    count_failure(gate, model.pool.as_str(), &refusal);
+                    count_failure(gate, &delivery, &refusal);
                     "upstream_died"
                 }
                 How::OutOfTime(refusal) => {
@@ -138,7 +138,7 @@ pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Bo
         Outcome::Failed(refusal) => Stop::from(refusal),
     };
     let stop = refused.unwrap_or(stop);
-    count_failure(gate, model.pool.as_str(), &stop.refusal);
+    count_failure(gate, &delivery, &stop.refusal);
     visit.channel = delivery.channel();
     // A stop that speaks of money already has been through the books.
     if stop.claimed {
@@ -147,7 +147,8 @@ pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Bo
     Err(Box::pin(delivery.fail(stop.refusal)).await)
 }
 
-fn count_failure(gate: &Gate, pool: &str, refusal: &Refusal) {
+/// Under the pool that was asked last, as its seconds are: not under the model's own, which a fallback may have stood in for.
+fn count_failure(gate: &Gate, delivery: &Delivery, refusal: &Refusal) {
     let kind = match refusal {
         Refusal::UpstreamUnavailable { .. } => "connect",
         Refusal::UpstreamTimeout { .. } => "timeout",
@@ -156,7 +157,7 @@ fn count_failure(gate: &Gate, pool: &str, refusal: &Refusal) {
         Refusal::UpstreamFailed { .. } | Refusal::UpstreamDown(_) => "failed",
         _ => return,
     };
-    gate.toll.metrics.upstream_errors.with_label_values(&[pool, kind]).inc();
+    gate.toll.metrics.upstream_errors.with_label_values(&[delivery.receipt().pool.as_str(), kind]).inc();
 }
 
 /// A reply that came whole: an error becomes a refusal, a completion is settled and gets its receipt.

@@ -355,7 +355,13 @@ pub(super) async fn advance(toll: &Toll, claim: &Claim, op: Op, now: UnixSeconds
         _ => {}
     }
     match toll.store.commit(write).await {
-        Ok(Swap::Done) => Ok(next),
+        Ok(Swap::Done) => {
+            if let (Standing::Taking { amount, .. }, Standing::Lost { .. }) = (&claim.standing, &next.standing) {
+                let usd = crate::metrics::shown(amount.to_usd(claim.terms.decimals).unwrap_or(claim.terms.price));
+                toll.metrics.delivered_unpaid_usd.with_label_values(&[claim.terms.rail.as_str()]).inc_by(usd);
+            }
+            Ok(next)
+        }
         Ok(Swap::Lost(_) | Swap::Overtaken(_)) => Err(running_stop()),
         Err(e) => Err(Stop { claimed: true, moved: Moved::Unknown, ..store_down(&e) }),
     }

@@ -160,6 +160,7 @@ pub(super) async fn follow(toll: &Arc<Toll>, claim: Claim, risk: Option<Risk>) {
         let _until_the_outcome_is_known = risk;
         // Whoever waits for the store has it already.
         let Some(_mine) = toll.channels.alone.take(format!("claim {}", claim.key.0)) else { return };
+        let _counted_until_then = toll.metrics.in_doubt(claim.terms.rail.as_str());
         let Some(claim) = take_over(&toll, claim).await else { return };
         let Some(rail) = toll.rail(&claim.terms.rail).cloned() else {
             tracing::error!(claim = %claim.key.0, rail = %claim.terms.rail, "its rail is not configured any more");

@@ -102,7 +102,7 @@ async fn round(toll: &Arc<Toll>, pace: Pace, room: &Arc<Semaphore>) {
                 }
             };
             match came {
-                Settled::Sent => {}
+                Settled::Sent | Settled::Overtaken => {}
                 Settled::NotSent => tokio::time::sleep(pace.views).await,
                 Settled::Dropped => tokio::time::sleep(pace.rest).await,
             }
@@ -159,8 +159,10 @@ fn settleable(channel: &Channel) -> Option<&Voucher> {
 /// What came of a try to pay out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Settled {
-    /// It is sent, or somebody else was faster.
+    /// It is sent.
     Sent,
+    /// Somebody else was faster.
+    Overtaken,
     /// The chain or the store did not answer, or the channel is in use.
     NotSent,
     /// It was sent and came to nothing.
@@ -185,7 +187,7 @@ async fn settle(toll: &Arc<Toll>, till: &Arc<Till>, channel: &Channel, voucher: 
         }
     };
     if effect.is_err() {
-        return Settled::Sent;
+        return Settled::Overtaken;
     }
     match transact::carry(toll, till, &channel, &intent).await {
         Ok(Outcome::Dropped { .. }) => Settled::Dropped,
@@ -194,17 +196,55 @@ async fn settle(toll: &Arc<Toll>, till: &Arc<Till>, channel: &Channel, voucher: 
     }
 }
 
-/// Settles what can be settled of a channel now, because an operator asks. Returns whether anything
-/// was sent.
-pub async fn settle_now(toll: &Arc<Toll>, till: &Arc<Till>, channel: &Channel) -> bool {
+/// What came of an operator's wish to settle a channel, with the reason where nothing was sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// It is sent.
+    Sent,
+    /// There is nothing to send now.
+    Nothing(String),
+    /// There is, and it was not sent or made nothing happen.
+    Failed(String),
+}
+
+/// Settles what can be settled of a channel now, because an operator asks.
+pub async fn settle_now(toll: &Arc<Toll>, till: &Arc<Till>, channel: &Channel) -> Wish {
     let (own, till, channel) = (Arc::clone(toll), Arc::clone(till), channel.clone());
     let work = async move {
-        match settleable(&channel) {
-            Some(voucher) if channel.our_tx.is_none() => settle(&own, &till, &channel, voucher).await == Settled::Sent,
-            _ => false,
+        let voucher = match payable(&channel) {
+            Ok(voucher) => voucher,
+            Err(why) => return Wish::Nothing(why),
+        };
+        let failed = |why: &str| Wish::Failed(why.to_owned());
+        match settle(&own, &till, &channel, voucher).await {
+            Settled::Sent => Wish::Sent,
+            Settled::Overtaken => Wish::Nothing("something else has begun on the channel meanwhile".to_owned()),
+            Settled::NotSent => failed("not sent: the chain or the store did not answer (the log says which)"),
+            Settled::Dropped => {
+                failed("sent, and it made nothing happen: the settle key's address may not be able to pay fees")
+            }
         }
     };
-    Errand::new(work).await.unwrap_or(false)
+    Errand::new(work).await.unwrap_or_else(|| Wish::Failed("the try broke off (the log says where)".to_owned()))
+}
+
+/// The voucher that can be paid out, or why there is none.
+fn payable(channel: &Channel) -> Result<&Voucher, String> {
+    if channel.our_tx.is_some() {
+        return Err("a transaction of ours on the channel is under way".to_owned());
+    }
+    match &channel.phase {
+        Phase::Open | Phase::Closing | Phase::ForcedClosing { .. } => {}
+        Phase::Quarantined { why } => return Err(format!("the channel is blocked: {why}")),
+        phase => return Err(format!("the channel is {}", phase.label())),
+    }
+    settleable(channel).ok_or_else(|| match channel.unsettled() {
+        Atoms(0) => "all that was spent is settled".to_owned(),
+        unsettled => format!(
+            "{unsettled} atoms are spent and not settled, and no voucher is for at most what was spent: the next one was signed for more; \
+             to close the channel takes what was spent"
+        ),
+    })
 }
 
 /// Says how many channels there are, and what they owe.

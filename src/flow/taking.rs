@@ -122,7 +122,8 @@ async fn vouched(toll: &Arc<Toll>, taking: Taking<'_>, by_usage: bool) -> Result
                 Err(Stop { refusal: Refusal::PaymentUnproven, moved: Moved::Unknown, claimed: true })
             }
             Vouched::Unknown { why } => {
-                count("unknown");
+                // Not `unknown`: nothing was taken, so nothing is in doubt.
+                count("unchecked");
                 tracing::warn!(rail = %rail.id(), why, "a payment could not be verified: nothing was taken");
                 let moved = promise.forgo().await;
                 Err(Stop { refusal: Refusal::PaymentUnchecked { retry_after_seconds: 5 }, moved, claimed: true })

@@ -6,6 +6,7 @@
 
 use crate::channel::{Channel, ChannelId, Phase};
 use crate::clock::UnixSeconds;
+use crate::flow::settler::Wish;
 use crate::flow::{Toll, closing, release, settler};
 use crate::origin::bare;
 use http::{HeaderMap, Method, StatusCode, header};
@@ -55,23 +56,42 @@ pub(super) async fn answer(
     let Some(till) = toll.till(&channel.rail) else {
         return said(StatusCode::CONFLICT, "its rail is not configured any more");
     };
-    let (sent, failed) = match verb {
-        "settle" => (settler::settle_now(toll, till, &channel).await, None),
-        "close" => match closing::close(toll, till, &id).await {
-            Ok(_) => (true, None),
-            Err(stop) => (false, Some(stop.refusal)),
-        },
-        _ => (false, release::release(toll, till, &id).await.err().map(|stop| stop.refusal)),
+    let (mut status, mut told, mut error) = (StatusCode::OK, None, None);
+    let sent = match verb {
+        "settle" => {
+            let wish = settler::settle_now(toll, till, &channel).await;
+            if matches!(wish, Wish::Failed(_)) {
+                (status, error) = (StatusCode::SERVICE_UNAVAILABLE, Some("not_settled"));
+            }
+            let sent = wish == Wish::Sent;
+            told = match wish {
+                Wish::Sent => None,
+                Wish::Nothing(why) | Wish::Failed(why) => Some(why),
+            };
+            sent
+        }
+        verb => {
+            let done = match verb {
+                "close" => closing::close(toll, till, &id).await.map(drop),
+                _ => release::release(toll, till, &id).await.map(drop),
+            };
+            if let Err(stop) = &done {
+                (status, error) = (StatusCode::CONFLICT, Some(stop.refusal.code()));
+            }
+            verb == "close" && done.is_ok()
+        }
     };
     let channel = toll.channels.newest(&id).await.ok().flatten().unwrap_or(channel);
     let mut shown = line(&channel, UnixSeconds::now());
     if let Value::Object(members) = &mut shown {
         members.insert("sent".to_owned(), sent.into());
-        if let Some(refusal) = &failed {
-            members.insert("error".to_owned(), refusal.code().into());
+        if let Some(code) = error {
+            members.insert("error".to_owned(), code.into());
+        }
+        if let Some(why) = told {
+            members.insert("why".to_owned(), why.into());
         }
     }
-    let status = if failed.is_some() { StatusCode::CONFLICT } else { StatusCode::OK };
     Some((status, format!("{shown}\n")))
 }
 

@@ -4,7 +4,7 @@ use super::sessions::{audited, channel, descriptor};
 use super::*;
 use crate::channel::{Act, Effect, Intent, Lease, Op, OrphanPolicy, Phase, Purchase, View, Voucher};
 use crate::flow::channels::Step;
-use crate::flow::settler::{Due, Pace, due};
+use crate::flow::settler::{Due, Pace, Wish, due};
 use crate::flow::{closing, reclaim, settler, watcher};
 use crate::journal::Entry;
 use crate::journal::sample::receipt;
@@ -180,6 +180,49 @@ async fn a_channel_is_settled_once_by_the_greatest_voucher_that_is_spent() {
         bed.toll.metrics.text().contains("pontage_settlements_total{outcome=\"settled\",rail=\"tempo/session\"} 1")
     );
     audited(bed).await;
+}
+
+#[tokio::test]
+async fn an_operator_who_settles_is_told_why_nothing_was_paid_out() {
+    let dropped = || Some(Outcome::Dropped { why: "test".into() });
+    for (vouchers, spent, silent, outcome, want) in [
+        (&[1_500_000][..], 1_500_000, false, None, Ok(())),
+        (&[1_500_000], 1_500_000, false, Some(Outcome::Unknown), Ok(())),
+        (&[2_000_000], 1_600_000, false, None, Err((false, "1600000 atoms are spent and not settled"))),
+        (&[], 0, false, None, Err((false, "all that was spent is settled"))),
+        (&[1_500_000], 1_500_000, true, None, Err((true, "did not answer"))),
+        (&[1_500_000], 1_500_000, false, dropped(), Err((true, "made nothing happen"))),
+    ] {
+        let bed = Bed::new();
+        open(&bed, vouchers, spent).await;
+        bed.purse.silent.store(silent, Ordering::SeqCst);
+        bed.purse.outcomes.lock().unwrap().extend(outcome);
+        let till = bed.toll.tills[0].clone();
+        let wish = settler::settle_now(&bed.toll, &till, &channel(&bed, "0xaa").await).await;
+        match (wish, want) {
+            (Wish::Sent, Ok(())) => {}
+            (Wish::Nothing(why), Err((false, words))) | (Wish::Failed(why), Err((true, words))) => {
+                assert!(why.contains(words), "{why}");
+            }
+            (wish, want) => panic!("{wish:?}, not {want:?}"),
+        }
+    }
+    let bed = Bed::new();
+    open(&bed, &[1_500_000], 1_500_000).await;
+    let till = bed.toll.tills[0].clone();
+    let before = channel(&bed, "0xaa").await;
+    let act = Act::Settle { amount: Atoms(1_500_000) };
+    let intent = Intent { act, tx: "0xours".into(), raw: "0x".into(), valid_until: UnixSeconds::now().plus(25) };
+    done(&bed, Op::Intend { intent }).await;
+    let known = channel(&bed, "0xaa").await;
+    let blocked = Channel { our_tx: None, phase: Phase::Quarantined { why: "test".into() }, ..known.clone() };
+    for (seen, words) in
+        [(known, "of ours on the channel is under way"), (before, "has begun"), (blocked, "is blocked: test")]
+    {
+        let wish = settler::settle_now(&bed.toll, &till, &seen).await;
+        assert!(matches!(&wish, Wish::Nothing(why) if why.contains(words)), "{wish:?}");
+    }
+    assert_eq!(mined(&bed), []);
 }
 
 #[tokio::test]

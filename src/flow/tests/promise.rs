@@ -143,10 +143,10 @@ async fn a_proof_that_bought_nothing_may_be_shown_under_another_offer() {
 
 #[tokio::test]
 async fn a_proof_that_is_not_vouched_for_is_not_forwarded_and_stays_as_it_was() {
-    for (vouched, code, why) in [
-        (Vouched::Bad { why: "insufficient_funds".into() }, "payment_invalid", "the facilitator says no"),
-        (Vouched::Unproven, "payment_unproven", "used up, and nobody can show for what"),
-        (Vouched::Unknown { why: "silence".into() }, "payment_unchecked", "the facilitator says nothing"),
+    for (vouched, code, outcome, why) in [
+        (Vouched::Bad { why: "insufficient_funds".into() }, "payment_invalid", "refused", "the facilitator says no"),
+        (Vouched::Unproven, "payment_unproven", "unproven", "used up, and nobody can show for what"),
+        (Vouched::Unknown { why: "silence".into() }, "payment_unchecked", "unchecked", "the facilitator says nothing"),
     ] {
         let bed = bed(by_success());
         let body = ask("m", 10);
@@ -157,6 +157,8 @@ async fn a_proof_that_is_not_vouched_for_is_not_forwarded_and_stays_as_it_was() 
         assert_eq!((stop.refusal.code(), stop.moved, stop.claimed), (code, moved, true), "{why}");
         assert_eq!(stop.refusal.invites_payment(), code == "payment_invalid", "{why}");
         assert_eq!(bed.claim("a").await.unwrap().standing, Standing::Untaken, "{why}");
+        let counted = |outcome| bed.toll.metrics.payments.with_label_values(&["tempo/charge", outcome]).get();
+        assert_eq!((counted(outcome), counted("unknown")), (1, 0), "{why}: nothing was taken, so nothing is in doubt");
         assert!(sell(&bed, &body, &credential, REPLY).await.is_ok(), "{why}: once it is vouched for");
         assert_eq!(takes(&bed).len(), 1, "{why}");
         audited(bed).await;
@@ -187,9 +189,16 @@ async fn an_outcome_nobody_knows_is_found_out_and_the_same_proof_gets_its_answer
     assert_eq!((stop.refusal.code(), stop.moved, stop.claimed), ("payment_unknown", Moved::Unknown, true));
     assert!(!stop.refusal.invites_payment(), "nobody may pay anew meanwhile");
     bed.becomes("a", |claim| matches!(&claim.standing, Standing::Taking { by, .. } if by.ends_with("/recovery"))).await;
+    let metrics = Arc::clone(&bed.toll.metrics);
+    let doubted = async |n: u8| {
+        let line = format!("pontage_payments_in_doubt{{rail=\"tempo/charge\"}} {n}\n");
+        until(|| std::future::ready(metrics.text().contains(&line))).await;
+    };
+    doubted(1).await;
     let found = Collected::Settled { transaction: "0xlate".into() };
     bed.rail.looked.lock().unwrap().extend([Collected::Unknown, found]);
     bed.becomes("a", |claim| claim.standing == Standing::Owed).await;
+    doubted(0).await;
 
     let paid = bed.pay(PATH, &body, &credential).await.unwrap();
     assert!(matches!(paid.money, Money::Hold(_)), "paid already");

@@ -26,6 +26,8 @@ async fn a_delivered_stream_that_could_not_be_paid_is_lost_and_its_payer_is_trus
         bed.becomes("a", |claim| claim.standing == Standing::Lost { receipt: id.clone() }).await;
         let own = receipt(&bed, &id).await;
         assert_eq!((own.charged, own.charged_usd, own.settlement), (Atoms(0), Usd::ZERO, Some(Settlement::Lost)));
+        let unpaid = || bed.toll.metrics.delivered_unpaid_usd.with_label_values(&["tempo/charge"]).get();
+        until(|| std::future::ready((unpaid() * 1e6).round() == 32.0)).await;
         let stop = stopped(bed.pay(PATH, &body, &credential).await);
         let said = (stop.refusal.code(), stop.moved, stop.claimed);
         assert_eq!(said, ("payment_spent", Moved::No, true), "it has bought its reply, and nothing moved");
