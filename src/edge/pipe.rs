@@ -104,7 +104,7 @@ pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Bo
                     "upstream_died"
                 }
                 How::OutOfTime(refusal) => {
-                    count_failure(gate, model.pool.as_str(), &refusal);
+                    count_failure(gate, &delivery, &refusal);
                     "out_of_time"
                 }
             }));
