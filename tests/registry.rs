@@ -56,6 +56,12 @@ fn every_row_of_the_published_file_is_either_read_whole_or_says_why_not() {
             }
             _ => silent += 1,
         }
+        // Factors on its prices are said, all of them and nothing else.
+        let by_region = fields.keys().filter(|name| name.contains("multiplier") || name.contains("uplift")).count();
+        let specific = fields.get("provider_specific_entry").and_then(Value::as_object);
+        let factors =
+            specific.map_or(0, |entry| ["us", "fast"].iter().filter(|name| entry.contains_key(**name)).count());
+        assert_eq!(row.not_applied.len(), by_region + factors, "{key}: {:?}", row.not_applied);
         if fields.contains_key("tiered_pricing") && row.unbillable.is_empty() {
             assert_eq!(row.steps.len() + 1, fields["tiered_pricing"].as_array().unwrap().len(), "{key}");
         }
