@@ -95,6 +95,7 @@ fn x402_rail(id: &str, ring: &Arc<KeyRing>) -> Arc<dyn Rail> {
         asset: pontage::network::asset(&network, "usdc").unwrap(),
         network,
         pay_to: pay_to.to_owned(),
+        beside: Vec::new(),
         permit2: false,
         first: false,
         ceiling: Usd::ONE,
