@@ -184,9 +184,11 @@ async fn sixty_four_writes_that_wait_together_are_one_transaction() {
     let disk = Disk::new(Platter::default());
     let store = disk.open().unwrap();
     // The writer is at work, and writes nothing, while they come.
+    let (began, begins) = mpsc::channel();
     let (done, wait) = mpsc::channel::<()>();
-    let mut slow = Box::pin(store.writer.write(move |_| Ok(wait.recv().is_err())));
+    let mut slow = Box::pin(store.writer.write(move |_| Ok(began.send(()).is_ok() && wait.recv().is_err())));
     assert!(slow.as_mut().now_or_never().is_none());
+    begins.recv().unwrap();
     let crowd = futures::future::join_all(writes().map(|write| store.commit(write)));
     let mut crowd = Box::pin(tokio::task::unconstrained(crowd));
     assert!(crowd.as_mut().now_or_never().is_none(), "they are queued");
