@@ -79,7 +79,7 @@ pub struct Metrics {
     pub rules_rejected: IntGauge,
     /// `pontage_rail_up{rail}`: 1 when offers are made on it; of rails that some route accepts.
     pub rail_up: IntGaugeVec,
-    /// `pontage_ready`: what `/readyz` says, 1 or 0.
+    /// `pontage_ready`: what `/readyz` says, 1 or 0; that the gate was told to stop does not count.
     pub ready: IntGauge,
     /// `pontage_store_up`: 1 while the store takes writes. While it does not, nothing that is paid for is served.
     pub store_up: IntGauge,

@@ -36,10 +36,13 @@ pub struct Admin {
 impl Admin {
     /// Why paid traffic would not be served now; empty when it would.
     pub fn unready(&self) -> Vec<String> {
+        let stopping = self.leaving.load(Ordering::Relaxed).then(|| "stopping".to_owned());
+        stopping.into_iter().chain(self.obstacles()).collect()
+    }
+
+    /// The same, if it is not that it was told to stop: nobody is to be woken for that, however long its grace is.
+    fn obstacles(&self) -> Vec<String> {
         let mut why = Vec::new();
-        if self.leaving.load(Ordering::Relaxed) {
-            why.push("stopping".to_owned());
-        }
         if let Err(e) = self.toll.store.standing() {
             why.push(format!("store: {e}"));
         }
@@ -83,7 +86,7 @@ impl Admin {
             Some((tier.name.as_str(), per_day, self.toll.losses.left(&tier.name, now, per_day)))
         });
         metrics.set_absorbing(&absorbing.collect::<Vec<_>>());
-        metrics.ready.set(i64::from(self.unready().is_empty()));
+        metrics.ready.set(i64::from(self.obstacles().is_empty()));
         metrics.store_up.set(i64::from(self.toll.store.standing().is_ok()));
         metrics.store_unsafe.set(i64::from(self.toll.store.accepts_data_loss()));
     }
