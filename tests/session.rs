@@ -8,7 +8,7 @@ mod common;
 use common::channels::{self, INPUT, OUTPUT, SessionBed};
 use common::reserve::Event;
 use common::session::CrateSession;
-use common::{GateOptions, Wallet, client};
+use common::{GateOptions, Reply, Wallet, client};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -105,6 +105,32 @@ async fn the_sdk_opens_with_a_stream_and_raises_vouchers_while_it_runs() {
         s.served(1);
         s.settled(&out["channel"]).await;
     }
+}
+
+/// It would forget the channel that it opened, and lock a second deposit, if the failed answer said nothing of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sdk_keeps_the_channel_that_it_opened_with_a_call_that_failed() {
+    let s = scene(20).await;
+    s.bed.backend.next(Reply::error(400, "invalid_request_error", "bad", "no"));
+    let out = s.node("session.mjs", &[("steps", "fails,json,sse,close")]).await;
+    assert_eq!((out["ok"].clone(), out["steps"][0]["status"].clone()), (json!(true), json!(400)), "{out:#}");
+    let opened = out["calls"].as_array().unwrap().iter().filter(|call| call["action"] == "open").count();
+    assert_eq!(opened, 1, "{out:#}");
+    s.settled(&out["channel"]).await;
+}
+
+/// What a call may cost is far more than what it costs: a wallet that raised its word by that each time would have signed its deposit away.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sdk_signs_little_more_than_it_spends_however_often_it_calls() {
+    let s = scene(5).await;
+    let steps = vec!["json"; 24].join(",") + ",close";
+    let out = s.node("session.mjs", &[("steps", &steps), ("max_tokens", "2048"), ("deposit", "0.1")]).await;
+    assert_eq!(out["ok"], true, "{out:#}");
+    assert!(!management(&out).contains("topUp"), "{}", management(&out));
+    let signed: u128 = out["steps"][23]["cumulative"].as_str().unwrap().parse().unwrap();
+    // What it spent, and what the last call might have cost.
+    assert!(signed <= s.due() + 50_000, "{signed} signed, {} spent", s.due());
+    s.settled(&out["channel"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

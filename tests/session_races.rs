@@ -203,6 +203,14 @@ async fn a_flood_of_vouchers_is_bounded_by_channel_and_harms_nobody_else() {
         }
         (taken, refused)
     };
+    // Settled vouchers stand on the chain for everybody to show: they take no turn from whoever raises.
+    let past = async {
+        let old = honest.voucher_credential(&honest_offer, 1);
+        for _ in 0..60 {
+            let reply = bed.post(CHAT, &[("authorization", &old)], b"").await;
+            assert!(matches!(reply.status, 204 | 402), "{}", reply.text());
+        }
+    };
     let calm = async {
         for round in 1..=4u128 {
             // Below the honest payer's own bound.
@@ -211,7 +219,7 @@ async fn a_flood_of_vouchers_is_bounded_by_channel_and_harms_nobody_else() {
             assert_eq!(reply.status, 200, "{}", reply.text());
         }
     };
-    let ((taken, refused), ()) = tokio::join!(flood, calm);
+    let ((taken, refused), (), ()) = tokio::join!(flood, calm, past);
     let seconds = u128::from(began.elapsed().as_secs()) + 2;
     assert!(refused > 0 && taken <= 10 * seconds, "{taken} of 200 vouchers were taken in {seconds} s");
 

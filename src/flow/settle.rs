@@ -4,6 +4,7 @@
 
 mod beside;
 mod bill;
+mod cut;
 mod leave;
 
 use super::lease::Wait;
@@ -58,13 +59,6 @@ pub enum End {
     OutOfTime,
     /// We hung up on a backend that was answering: one of its events is larger than what is held of one.
     TooLarge,
-}
-
-impl End {
-    /// The backend would have said what was used, and was not let: what left is owed all the same.
-    fn is_cut(self) -> bool {
-        matches!(self, Self::ClientGone | Self::Unpaid | Self::OutOfTime | Self::TooLarge)
-    }
 }
 
 /// How a stream goes on.
@@ -424,34 +418,7 @@ impl Delivery {
                 out.push(receipt_comment(&self.signet.seal(&self.receipt)));
             }
         }
-        match end {
-            End::UpstreamDied => {
-                let why = "the backend went away in the middle of its answer";
-                out.push(reply::cut_short(self.surface(), why, "upstream_failed"));
-            }
-            End::OutOfTime => {
-                let why = "the answer took longer than answers may take here: the rest of it is not sent";
-                out.push(reply::cut_short(self.surface(), why, "upstream_timeout"));
-            }
-            End::TooLarge => {
-                let why = "an event of the answer is too large to be passed on: the rest of it is not sent";
-                out.push(reply::cut_short(self.surface(), why, "upstream_failed"));
-            }
-            End::Unpaid => {
-                let over = match &self.money {
-                    Money::Lease(lease) => lease.unpayable(),
-                    Money::Hold(_) | Money::Promise(_) | Money::None => None,
-                };
-                let (why, code) = match &over {
-                    Some(over) => {
-                        ("the channel pays for nothing more: the rest of the answer is not sent", over.code())
-                    }
-                    None => ("no voucher came to pay for the rest of the answer", "insufficient_balance"),
-                };
-                out.push(reply::cut_short(self.surface(), why, code));
-            }
-            End::Whole | End::ClientGone => {}
-        }
+        out.extend(self.cut_short(end));
         out.extend(self.meter.take_done());
         if let (Money::Lease(lease), true) = (&self.money, written.is_ok()) {
             out.push(lease.receipt_event(&self.receipt));

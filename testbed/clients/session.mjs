@@ -1,7 +1,7 @@
 // mppx SDK: one session, driven step by step. Stops at the first step that throws; the steps done so far are reported.
 //   --url URL --rpc URL [--key 0x…] --steps json,sse,topup=0.01,close [--deposit USD] [--topup_size USD] [--head] [--bootstrap]
 //   [--body JSON | --model M --prompt P --max_tokens N]
-// Steps: `json` and `sse` ask for content, `topup=USD` locks more, `close` settles, `wait=MS` waits.
+// Steps: `json` and `sse` ask for content, `fails` asks for it and gets none, `topup=USD` locks more, `close` settles, `wait=MS` waits.
 import { chatBody, errorLine, once, options } from './lib.mjs'
 import { manager } from './session-pay.mjs'
 
@@ -24,6 +24,10 @@ once(async () => {
         Object.assign(done, { status: response.status, receipt: response.receipt })
         try { done.body = JSON.parse(text) } catch { done.text = text }
         done.ok = response.ok
+      } else if (name === 'fails') {
+        const response = await session.fetch(o.url, body(false))
+        Object.assign(done, { status: response.status, text: await response.text() })
+        done.ok = !response.ok
       } else if (name === 'sse') {
         done.messages = []
         for await (const message of await session.sse(o.url, { ...body(true), onReceipt: (receipt) => { done.receipt = receipt } })) done.messages.push(message)

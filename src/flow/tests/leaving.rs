@@ -247,10 +247,15 @@ async fn a_stream_is_charged_no_more_than_the_most_it_was_quoted_at_and_an_absur
 }
 
 #[tokio::test]
-async fn a_stream_that_is_cut_at_total_seconds_is_owed_as_far_as_it_left() {
-    let by_token = Bed::with(&[ROUTE]);
-    let upto = bed(by_usage());
-    for (bed, path, why) in [(by_token, BY_TOKEN, "a session"), (upto, PATH, "a promise")] {
+async fn a_stream_that_we_cut_is_owed_as_far_as_it_left() {
+    let by_token = || Bed::with(&[ROUTE]);
+    let upto = || bed(by_usage());
+    for (bed, path, end, code, why) in [
+        (by_token(), BY_TOKEN, End::OutOfTime, "upstream_timeout", "a session, at total_seconds"),
+        (upto(), PATH, End::OutOfTime, "upstream_timeout", "a promise, at total_seconds"),
+        (by_token(), BY_TOKEN, End::TooLarge, "upstream_failed", "a session, at an event that is too large"),
+        (upto(), PATH, End::TooLarge, "upstream_failed", "a promise, at an event that is too large"),
+    ] {
         let body = streamed(100);
         let credential = match path {
             BY_TOKEN => opening("0xaa", 50_000, 50_000),
@@ -262,10 +267,10 @@ async fn a_stream_that_is_cut_at_total_seconds_is_owed_as_far_as_it_left() {
         let mut out = Vec::new();
         served.chunk(words(10), &mut out).await.unwrap();
         served.first_byte().await.unwrap();
-        served.end(End::OutOfTime, &mut out).await;
+        served.end(end, &mut out).await;
         let receipt = served.receipt();
         let told = String::from_utf8(out.concat()).unwrap();
-        assert!(told.contains("upstream_timeout"), "{why}: {told}");
+        assert!(told.contains(code), "{why}: {told}");
         assert_eq!(receipt.usage_source, Some(UsageSource::Counted), "{why}");
         assert_eq!((receipt.charged, receipt.complete), (Atoms(u128::from(prompt + 10 * 3)), false), "{why}");
         drop(served);
