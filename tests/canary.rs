@@ -94,6 +94,8 @@ async fn live_through(bridge: &Bridge, rpc: &RpcProxy) -> Heard {
     ] {
         bridge.backend.next(reply);
         heard.keep(bridge.free(&streamed(&prompt)).await);
+        // Five of them in a row, and it would be asked nothing more.
+        assert_eq!(heard.keep(bridge.free(&streamed(&prompt)).await), 200);
     }
 
     // Payments: good, spent, bent.

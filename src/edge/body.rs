@@ -193,9 +193,11 @@ fn identity(headers: &HeaderMap, media: Media) -> Result<Option<String>, Refusal
     }
     let Some(text) = first else { return Ok(None) };
     let mut parts = text.split(';').map(str::trim);
-    // What `fetch` calls a text whose type nobody named: x402-fetch loses the headers of openai-node that way.
+    // What `fetch` calls a text whose type nobody named: x402-fetch loses the headers of openai-node that way. A page that sends it with no
+    // header of ours has not asked whether it may.
+    let asked = !headers.contains_key(header::ORIGIN) || headers.contains_key("x-payment");
     let is_json = parts.next().is_some_and(|essence| {
-        ["application/json", "text/plain"].iter().any(|known| essence.eq_ignore_ascii_case(known))
+        essence.eq_ignore_ascii_case("application/json") || (asked && essence.eq_ignore_ascii_case("text/plain"))
     });
     let is_utf8 = parts.filter_map(|p| p.split_once('=')).filter(|(k, _)| k.eq_ignore_ascii_case("charset")).all(
         |(_, charset)| {
@@ -372,6 +374,18 @@ mod tests {
             ),
             ("content-type: text/html\r\ncontent-length: 2\r\n".into(), "{}", media(not_json), "another type"),
             ("content-type: text/plain;charset=UTF-8\r\ncontent-length: 2\r\n".into(), "{}", Ok("{}"), "text to fetch"),
+            (
+                "origin: https://a.example\r\ncontent-type: text/plain\r\ncontent-length: 2\r\n".into(),
+                "{}",
+                media(not_json),
+                "a page that did not ask",
+            ),
+            (
+                "origin: https://a.example\r\nx-payment: x\r\ncontent-type: text/plain\r\ncontent-length: 2\r\n".into(),
+                "{}",
+                Ok("{}"),
+                "a page that asked and pays",
+            ),
             (
                 "content-type: application/json; charset=latin1\r\ncontent-length: 2\r\n".into(),
                 "{}",

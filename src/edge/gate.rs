@@ -357,7 +357,7 @@ impl Gate {
                 let answer = Answer::challenge(&stop, offers, &sold).with(rail::failure(&found, &stop.refusal));
                 if is_browser(headers) { answer.as_page() } else { answer }
             }
-            Err(refusal) => Answer::refused(&Stop { refusal, ..stop }),
+            Err(refusal) => Answer::refused(&Stop { refusal, ..stop }).with(visit.channel.clone()),
         })
     }
 }

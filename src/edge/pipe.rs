@@ -103,10 +103,8 @@ pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Bo
                     count_failure(gate, &delivery, &refusal);
                     "upstream_died"
                 }
-                How::OutOfTime(refusal) => {
-                    count_failure(gate, &delivery, &refusal);
-                    "out_of_time"
-                }
+                // How long an answer is may be the request's doing.
+                How::OutOfTime(_) => "out_of_time",
             }));
         }
         Outcome::Buffered { status, headers, body, hearing } => {

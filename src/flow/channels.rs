@@ -93,7 +93,8 @@ pub struct Live {
     asked_chain_at: AtomicU64,
     asked: Mutex<Option<Asked>>,
     /// Vouchers taken in the running second.
-    pace: Mutex<(u64, u32)>,
+    /// The second, and how many vouchers were shown in it that raised nothing, and that raised the last.
+    pace: Mutex<(u64, [u32; 2])>,
     top_ups: Mutex<TopUps>,
 }
 
@@ -122,7 +123,7 @@ impl Default for Live {
             read_at: AtomicU64::new(0),
             asked_chain_at: AtomicU64::new(0),
             asked: Mutex::new(None),
-            pace: Mutex::new((0, 0)),
+            pace: Mutex::new((0, [0; 2])),
             top_ups: Mutex::default(),
         }
     }
@@ -206,14 +207,15 @@ impl Live {
         top_ups.landed.as_ref().filter(|(signed, _)| signed == tx).map(|(_, mined)| mined.clone())
     }
 
-    /// Counts a voucher; `false` when there were `most` in this second.
-    pub fn admit_voucher(&self, now: UnixSeconds, most: u32) -> bool {
+    /// Counts a voucher; `false` when there were `most` of its kind in this second.
+    pub fn admit_voucher(&self, now: UnixSeconds, most: u32, raises: bool) -> bool {
         let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
         if pace.0 != now.0 {
-            *pace = (now.0, 0);
+            *pace = (now.0, [0; 2]);
         }
-        pace.1 = pace.1.saturating_add(1);
-        pace.1 <= most
+        let count = &mut pace.1[usize::from(raises)];
+        *count = count.saturating_add(1);
+        *count <= most
     }
 }
 

@@ -16,7 +16,6 @@ use crate::rail::{self, Ask, Offer, Rail, Shown};
 use crate::refusal::{Moved, Refusal};
 use crate::rules::plan::{Plan, Route};
 use http::{HeaderMap, HeaderName, HeaderValue};
-use std::cmp::Ordering;
 use std::sync::Arc;
 
 /// Header lines of a 204.
@@ -82,14 +81,8 @@ async fn accept(
     now: UnixSeconds,
 ) -> Result<Arc<Channel>, Stop> {
     let channel = known(toll, till, id).await?;
-    // What raises nothing costs nothing and counts for nothing: a voucher that was settled stands on the chain for everybody to show.
-    match voucher.amount.cmp(&channel.accepted()) {
-        Ordering::Less => return Err(Refusal::VoucherLower.into()),
-        Ordering::Equal => return Ok(channel),
-        Ordering::Greater => {}
-    }
     let live = toll.channels.live_of(&channel);
-    admit(&live, &channel, now)?;
+    admit(&live, &channel, voucher, now)?;
     let op = || Op::Accept { voucher: voucher.clone(), min_delta: till.min_delta() };
     let mut tried = toll.channels.one(id, op()).await.map_err(|t| trouble_stop(&t))?;
     // It may have been topped up without us.

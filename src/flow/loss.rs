@@ -29,7 +29,9 @@ struct Book {
 #[derive(Clone, Copy, Default)]
 struct Day {
     day: u64,
+    /// As far as the store was asked, what was lost before this run is in it.
     lost: Usd,
+    is_known: bool,
     reserved: Usd,
 }
 
@@ -59,12 +61,13 @@ impl Losses {
         self.write(|book| {
             let d = book.on(tier, day);
             d.lost = d.lost.max(lost);
+            d.is_known = true;
         });
     }
 
     /// Whether this day's figure has been learnt from the store yet.
     pub fn knows(&self, tier: &TierName, now: UnixSeconds) -> bool {
-        self.write(|book| book.days.get(tier).is_some_and(|d| d.day == now.day()))
+        self.write(|book| book.days.get(tier).is_some_and(|d| d.day == now.day() && d.is_known))
     }
 
     /// Reserves up to `want`, as much as `per_day` leaves.
@@ -209,6 +212,16 @@ mod tests {
         assert_eq!(losses.left(&tier, UnixSeconds(86_400), Usd(100)), Usd(100));
         drop(late);
         assert_eq!(losses.left(&tier, UnixSeconds(86_400), Usd(100)), Usd(100));
+    }
+
+    #[test]
+    fn who_only_looks_learns_nothing() {
+        let (losses, tier, now) = (Losses::default(), TierName::from("t"), UnixSeconds(86_400 * 3));
+        assert_eq!(losses.left(&tier, now, Usd(100)), Usd(100));
+        assert!(!losses.knows(&tier, now), "the store is still to be asked what was lost before this run");
+        losses.know(&tier, now.day(), Usd(30));
+        assert!(losses.knows(&tier, now) && !losses.knows(&tier, now.plus(86_400)));
+        assert_eq!(losses.left(&tier, now, Usd(100)), Usd(70));
     }
 
     #[test]

@@ -473,7 +473,10 @@ pub async fn offers(
     let mut offers = Vec::with_capacity(allowed.route.accept.len());
     for id in &allowed.route.accept {
         let Some(way) = toll.way(id) else { continue };
-        let made = way.standing().and_then(|()| match (toll.rail(id), toll.till(id)) {
+        // Whoever holds a channel loses nothing by our own account's being empty, and would pay elsewhere beside his deposit.
+        let holder = toll.till(id).filter(|_| known.is_some_and(|channel| channel.rail == *id));
+        let standing = holder.map_or_else(|| way.standing(), |till| till.rail.chain_standing());
+        let made = standing.and_then(|()| match (toll.rail(id), toll.till(id)) {
             // Whoever pays what he uses leaves the operator nothing to carry.
             (Some(rail), _) if capped && !is_by_usage(rail.as_ref(), quoted) => {
                 Err("the operator's cap is reached".to_owned())

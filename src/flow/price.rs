@@ -13,11 +13,14 @@ use crate::surface::Surface;
 use crate::tokens::{self, Vocabulary};
 use crate::usage::{self, ServiceTier, Usage};
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 use tokio::sync::Semaphore;
 
 /// Prompts above this many bytes are counted off the async threads.
 const COUNT_INLINE_BYTES: usize = 64 * 1024;
-/// Turns at counting longer ones.
+/// Longest wait for a turn at counting longer ones.
+const COUNTING_WAIT: Duration = Duration::from_secs(5);
+/// Turns at counting them.
 static COUNTING: LazyLock<Semaphore> =
     LazyLock::new(|| Semaphore::new(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)));
 /// Output tokens that a stream starts with, before anybody knows how fast it is: half a second at 64 a second.
@@ -152,7 +155,13 @@ async fn count(allowed: Allowed) -> Result<(Allowed, Option<Counted>), Refusal> 
     };
     let (allowed, counted) = if long {
         // As many at a time as there are cores: nobody has paid for this yet, and those who stream need them, too.
-        let turn = COUNTING.acquire().await.map_err(|_| Refusal::Internal { place: "price: counting" })?;
+        let busy = || Refusal::TooBusy {
+            limit: "long prompts that are counted at a time",
+            retry_after_seconds: 5,
+            address_at_fault: false,
+        };
+        let turn = tokio::time::timeout(COUNTING_WAIT, COUNTING.acquire()).await.map_err(|_| busy())?;
+        let turn = turn.map_err(|_| Refusal::Internal { place: "price: counting" })?;
         let run = move || {
             let _turn = turn;
             run()

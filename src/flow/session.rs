@@ -86,11 +86,8 @@ pub async fn buy(
         }
     };
     let channel = known(toll, &till, &presented.channel).await?;
-    if voucher.amount < channel.accepted() {
-        return Err(Refusal::VoucherLower.into());
-    }
     let live = toll.channels.live_of(&channel);
-    admit(&live, &channel, now)?;
+    admit(&live, &channel, &voucher, now)?;
     let late = now >= presented.expires;
     // Late it is good for what it was sent for, the first thing that is bought: later, anybody may have seen it.
     if late && (channel.spent() > Atoms(0) || !channel.leases.is_empty()) {
@@ -175,10 +172,15 @@ pub(super) async fn known(toll: &Toll, till: &Till, id: &ChannelId) -> Result<Ar
     }
 }
 
-/// Bounds how many vouchers a channel shows: each costs a signature check and, when it is new, a write.
-pub(super) fn admit(live: &Live, channel: &Channel, now: UnixSeconds) -> Result<(), Refusal> {
+/// Bounds how many vouchers a channel shows: each costs a signature check and, when it is new, a write. One that was settled stands on the
+/// chain for everybody to show: it takes no turn from the payer's own, which raise it.
+pub(super) fn admit(live: &Live, channel: &Channel, voucher: &Voucher, now: UnixSeconds) -> Result<(), Refusal> {
+    if voucher.amount < channel.accepted() {
+        return Err(Refusal::VoucherLower);
+    }
     let streams = u32::try_from(channel.leases.len().max(1)).unwrap_or(u32::MAX);
-    if live.admit_voucher(now, VOUCHERS_PER_SECOND.saturating_mul(streams)) {
+    let raises = voucher.amount > channel.accepted();
+    if live.admit_voucher(now, VOUCHERS_PER_SECOND.saturating_mul(streams), raises) {
         return Ok(());
     }
     Err(Refusal::TooBusy {
@@ -353,7 +355,9 @@ pub fn offer(
     });
     // By so much wallets raise what they signed last: by all of it where nothing is known of them, else by what is missing. What a
     // request may cost is more than most cost, and who raised by it each time would have signed his deposit away long before he spent it.
-    let missing = snapshot.as_ref().map_or(need, |s| Atoms(s.required.0.saturating_sub(s.channel.accepted().0)));
+    // Of several requests at once each would find the same missing.
+    let alone = snapshot.as_ref().filter(|s| s.channel.leases.is_empty());
+    let missing = alone.map_or(need, |s| Atoms(s.required.0.saturating_sub(s.channel.accepted().0)));
     let ask = SessionAsk {
         route: &quoted.allowed.route.path,
         generation: &quoted.generation,

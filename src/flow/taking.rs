@@ -118,6 +118,8 @@ async fn vouched(toll: &Arc<Toll>, taking: Taking<'_>, by_usage: bool) -> Result
             }
             Vouched::Unproven => {
                 count("unproven");
+                let (key, payer) = (&promise.claim().key.0, &promise.claim().payer);
+                tracing::error!(rail = %rail.id(), key, ?payer, "an authorization was used up before it came here, and nobody can show for what");
                 promise.forgo().await;
                 Err(Stop { refusal: Refusal::PaymentUnproven, moved: Moved::Unknown, claimed: true })
             }

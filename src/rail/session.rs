@@ -30,7 +30,8 @@ pub struct SessionAsk<'a> {
     pub route: &'a RoutePath,
     /// The rules it was made by; for the books, prices are those of the request's own time.
     pub generation: &'a Generation,
-    /// What this request must hold to start, at least 1, and no less than a voucher must raise the one before it.
+    /// By so much wallets raise what they signed last, at least 1, and no less than a voucher must raise the one before it: what this
+    /// request must hold to start, or what is missing of it on the payer's channel where that is known.
     pub amount: Atoms,
     /// What we advise to lock.
     pub deposit: Atoms,

@@ -48,6 +48,13 @@ impl Picked {
         self.server().map_or("", |server| &server.rules.prefix)
     }
 
+    /// It is about to be sent a request for `model`: after a rest of that model this one is its trial.
+    pub fn tries(&self, model: &UpstreamModel) {
+        if let Some(server) = self.server() {
+            server.standing.quotas.tries(model.as_str(), Moment::now());
+        }
+    }
+
     /// A connection stands: a rest for want of one is over.
     pub fn connected(&self) {
         if let Some(server) = self.server()

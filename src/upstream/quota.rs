@@ -1,7 +1,7 @@
 //! Rests of single models of a server, after 429, 5xx and nonsense: vendors limit each model apart, and one that is out says nothing of
 //! the others. What such answers say of the server as a whole is in `standing.rs`.
 
-use super::standing::{FAILED_ANSWERS, FIRST_REST, LONGEST_ASKED, LONGEST_REST, Moment};
+use super::standing::{FAILED_ANSWERS, FIRST_REST, LONGEST_ASKED, LONGEST_REST, Moment, TRIAL};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -27,6 +27,8 @@ struct Quota {
     /// The last rest that we gave it ourselves.
     wait: Option<Duration>,
     until: Moment,
+    /// It rests only for others: one request is finding out how it is.
+    trial: bool,
 }
 
 impl Quotas {
@@ -43,6 +45,19 @@ impl Quotas {
         self.models().iter().filter(|(_, quota)| quota.until > now).map(|(model, _)| model.clone()).collect()
     }
 
+    /// A request for it goes to the server. After a rest that we gave it ourselves this one finds out how it is, and no other is let in
+    /// for a while, or before it is served: each may have been paid for.
+    pub fn tries(&self, model: &str, now: Moment) {
+        if self.known.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        let mut models = self.models();
+        if let Some(quota) = models.get_mut(model).filter(|quota| quota.wait.is_some() && quota.until <= now) {
+            (quota.until, quota.trial) = (now.after(TRIAL), true);
+            self.until.fetch_max(quota.until.0, Ordering::AcqRel);
+        }
+    }
+
     /// The server refused to serve it, and asked to be left alone for so long. Returns the rest that follows from it: what was asked, up to a
     /// minute, else one that doubles, from the fifth in a row on.
     pub fn refused(&self, model: &str, now: Moment, asked: Option<Duration>) -> Option<Duration> {
@@ -54,11 +69,11 @@ impl Quotas {
             if models.len() >= MOST_MODELS {
                 return None;
             }
-            models.insert(model.to_owned(), Quota { failed: 0, wait: None, until: Moment::PAST });
+            models.insert(model.to_owned(), Quota { failed: 0, wait: None, until: Moment::PAST, trial: false });
         }
         let quota = models.get_mut(model)?;
         quota.failed = quota.failed.saturating_add(1);
-        let was_resting = quota.until > now;
+        let was_resting = quota.until > now && !std::mem::take(&mut quota.trial);
         let rest = match asked.filter(|asked| !asked.is_zero()) {
             Some(asked) => asked.min(LONGEST_ASKED),
             // Several requests that are refused together are one refusal, not a tower of doublings.
@@ -83,13 +98,13 @@ impl Quotas {
         (!was_resting).then_some(rest)
     }
 
-    /// It was served: what was remembered against it is over, but not a rest that began since.
+    /// It was served: what was remembered against it is over, a trial too, but not a rest that began since.
     pub fn served(&self, model: &str, now: Moment) {
         if self.known.load(Ordering::Acquire) == 0 {
             return;
         }
         let mut models = self.models();
-        if models.get(model).is_some_and(|quota| quota.until <= now) {
+        if models.get(model).is_some_and(|quota| quota.trial || quota.until <= now) {
             models.remove(model);
             self.known.store(models.len(), Ordering::Release);
         }
@@ -139,6 +154,30 @@ mod tests {
         }
         quotas.served("a", now);
         assert_eq!(quotas.refused("a", now, None), None, "forgotten");
+    }
+
+    #[test]
+    fn after_a_rest_one_request_finds_out_how_the_model_is() {
+        let (quotas, start) = (Quotas::default(), Moment::now());
+        for _ in 0..5 {
+            quotas.refused("a", start, None);
+        }
+        let over = start.after(SECOND);
+        assert!(!quotas.rests("a", over));
+        quotas.tries("a", over);
+        assert!(quotas.rests("a", over), "the others wait");
+        assert!(!quotas.rests("a", over.after(TRIAL)), "not for ever, if it says nothing");
+        assert_eq!(quotas.refused("a", over.after(SECOND), None), Some(2 * SECOND), "it failed: the rest doubles");
+        assert!(quotas.rests("a", over.after(2 * SECOND)));
+        let over = over.after(3 * SECOND);
+        quotas.tries("a", over);
+        quotas.served("a", over);
+        assert!(!quotas.rests("a", over), "it served: everybody is let in");
+        quotas.tries("a", over);
+        assert!(!quotas.rests("a", over), "and nobody is on trial");
+        quotas.refused("b", start, Some(SECOND));
+        quotas.tries("b", over);
+        assert!(!quotas.rests("b", over), "nor after a rest that the backend asked for");
     }
 
     #[test]

@@ -33,7 +33,7 @@ const KEY_REST: Duration = Duration::from_secs(30);
 const FAILED_CHECKS: u32 = 2;
 /// How long the others wait for the verdict of a trial: an answer that is written whole before it is sent may take minutes. Then the
 /// next one tries as well.
-const TRIAL: Duration = Duration::from_secs(5);
+pub(super) const TRIAL: Duration = Duration::from_secs(5);
 /// Requests in a row that it did not serve.
 pub(super) const FAILED_ANSWERS: u32 = 5;
 /// How long what we know of a server's pace counts. Whoever lost every tie by it gets another chance then.

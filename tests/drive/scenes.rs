@@ -68,7 +68,7 @@ pub async fn play(bed: &mut Bed, row: (&str, u16, &str), nth: usize) -> Ended {
             let head = raw::post(CHAT, &[], &bytes);
             bed.ended(raw_request(bed, &head[..head.len() - 1])).await
         }
-        ("unsupported_media_type", ..) => bed.ended(bed.post(CHAT, &[("content-type", "text/plain")], &bytes)).await,
+        ("unsupported_media_type", ..) => bed.ended(bed.post(CHAT, &[("content-type", "text/html")], &bytes)).await,
         ("invalid_json", ..) => bed.ended(bed.post(CHAT, &[], b"{\"model\":\"a\",\"model\":\"b\"}")).await,
         ("invalid_form", ..) => {
             let form = [("content-type", "multipart/form-data; boundary=b")];

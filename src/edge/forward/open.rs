@@ -135,13 +135,14 @@ async fn go_along(
             let out = turn.request.get_or_insert_with(|| filter.request(pool, last));
             turn.asked += 1;
             client.is_dispensable = filter.listens(pool);
+            picked.tries(&model);
+            let patience = Duration::from_secs(clock.first_byte_seconds(out.is_whole));
             let sent_at = Instant::now();
             let answer = match ask(client, lines, pool, &picked, line, out, clock).await {
                 Ok(answer) => answer,
                 Err(Cut::ClientGone) => {
                     // Whoever waited for the first byte as long as anybody has to did not leave: this server does not answer.
-                    let waited = sent_at.elapsed();
-                    let late = waited >= Duration::from_secs(clock.timeouts.first_byte_seconds);
+                    let late = sent_at.elapsed() >= patience;
                     if late {
                         unsure.asked += 1;
                         picked.hear(&model).lost();

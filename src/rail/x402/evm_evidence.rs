@@ -195,9 +195,11 @@ impl EvmEvidence {
         let span = self.span(since.max(signed.valid_after), signed.deadline, &head).await?;
         let mut found = self.search(&filter, span, usize::MAX).await?;
         if found.len() > CANDIDATES {
-            // A payer who is busy pays the same price many times: the block in which the nonce was spent is one of theirs.
-            let block = self.spent_in(signed, span.0, &head).await?;
-            found.retain(|log| log.block_number == block);
+            // A payer who is busy pays the same price many times: the block in which the nonce was spent is one of theirs. A node that
+            // has no states of that time leaves the first of them to be looked at.
+            if let Ok(block) = self.spent_in(signed, span.0, &head).await {
+                found.retain(|log| log.block_number == block);
+            }
         }
         // The ones of the right amount first; of `upto` another amount may have been taken.
         found.sort_by_key(|log| U256::try_from_be_slice(&log.data) != Some(due.amount));
