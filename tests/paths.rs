@@ -252,7 +252,7 @@ fn two_tiers(options: GateOptions) -> GateOptions {
         .rule_edit("routes.toml", "[[route]]\npath = \"/v1/models\"", route)
 }
 
-/// OpenAI's shape, and nothing that a wallet would take for an offer.
+/// OpenAI's shape, with the word that Anthropic's has beside it, and nothing that a wallet would take for an offer.
 fn assert_policy(got: &RawReply, status: u16, code: &str, param: Option<&str>, why: &str) {
     assert_eq!(got.status, status, "{why}: {}", got.text());
     assert!(
@@ -263,7 +263,7 @@ fn assert_policy(got: &RawReply, status: u16, code: &str, param: Option<&str>, w
     assert_eq!(got.header("content-type"), Some("application/json"), "{why}");
     let body = got.json();
     let members: Vec<&str> = body.as_object().unwrap().keys().map(String::as_str).collect();
-    assert_eq!(members, ["error"], "{why}");
+    assert_eq!((members, body["type"].as_str()), (vec!["type", "error"], Some("error")), "{why}");
     let error = body["error"].as_object().unwrap();
     assert!(error["message"].as_str().is_some_and(|m| m.len() > 10) && error["type"].is_string(), "{why}: {body}");
     assert_eq!((error["code"].as_str(), error["param"].as_str()), (Some(code), param), "{why}: {body}");
