@@ -562,10 +562,7 @@ impl Refusal {
                 "the voucher is not signed by the channel's signer for this channel and amount".to_owned()
             }
             Self::ChannelUnknown => "this channel is not known here; open one".to_owned(),
-            Self::ChannelOver => {
-                "this channel is closed or closing; open another (a wallet that keeps channels must forget this one)"
-                    .to_owned()
-            }
+            Self::ChannelOver => "this channel is closed or closing; forget it and open another".to_owned(),
             Self::VoucherLower => "the voucher is lower than one that was accepted before".to_owned(),
             Self::VoucherTooFine { min_delta } => {
                 format!("a voucher raises the one before it by at least {min_delta}")

@@ -123,11 +123,12 @@ async fn the_sdk_keeps_the_channel_that_it_opened_with_a_call_that_failed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_sdk_signs_little_more_than_it_spends_however_often_it_calls() {
     let s = scene(5).await;
-    let steps = vec!["json"; 24].join(",") + ",close";
+    // No faster than a channel takes vouchers.
+    let steps = "json,wait=150,".repeat(24) + "close";
     let out = s.node("session.mjs", &[("steps", &steps), ("max_tokens", "2048"), ("deposit", "0.1")]).await;
     assert_eq!(out["ok"], true, "{out:#}");
     assert!(!management(&out).contains("topUp"), "{}", management(&out));
-    let signed: u128 = out["steps"][23]["cumulative"].as_str().unwrap().parse().unwrap();
+    let signed: u128 = out["steps"][46]["cumulative"].as_str().unwrap().parse().unwrap();
     // What it spent, and what the last call might have cost.
     assert!(signed <= s.due() + 50_000, "{signed} signed, {} spent", s.due());
     s.settled(&out["channel"]).await;

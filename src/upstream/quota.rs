@@ -73,7 +73,10 @@ impl Quotas {
         }
         let quota = models.get_mut(model)?;
         quota.failed = quota.failed.saturating_add(1);
-        let was_resting = quota.until > now && !std::mem::take(&mut quota.trial);
+        if std::mem::take(&mut quota.trial) {
+            quota.until = Moment::PAST;
+        }
+        let was_resting = quota.until > now;
         let rest = match asked.filter(|asked| !asked.is_zero()) {
             Some(asked) => asked.min(LONGEST_ASKED),
             // Several requests that are refused together are one refusal, not a tower of doublings.

@@ -136,13 +136,13 @@ async fn go_along(
             turn.asked += 1;
             client.is_dispensable = filter.listens(pool);
             picked.tries(&model);
-            let patience = Duration::from_secs(clock.first_byte_seconds(out.is_whole));
             let sent_at = Instant::now();
             let answer = match ask(client, lines, pool, &picked, line, out, clock).await {
                 Ok(answer) => answer,
                 Err(Cut::ClientGone) => {
                     // Whoever waited for the first byte as long as anybody has to did not leave: this server does not answer.
-                    let late = sent_at.elapsed() >= patience;
+                    let waited = sent_at.elapsed();
+                    let late = waited >= Duration::from_secs(clock.timeouts.first_byte_seconds);
                     if late {
                         unsure.asked += 1;
                         picked.hear(&model).lost();

@@ -61,10 +61,10 @@ fn a_reported_prompt_is_held_against_the_bytes_that_were_sent_and_all_that_may_c
         asked_output: None,
         stream: false,
     };
-    // Room for a template is 64, and 8 for each message and for what opens the answer; a vendor's own words are 4,096.
+    // Room for a template is 64, and 8 for each message and for what opens the answer; a vendor's own words are 32,768.
     for (size, model, pictures, most, why) in [
-        (size(200, 0, 0), &priced, 0, Some(200 + 80 + 4_096), "text"),
-        (size(200, 1, 1), &counts, 765, Some(200 + 765 + 80 + 4_096), "a picture whose tokens are known"),
+        (size(200, 0, 0), &priced, 0, Some(200 + 80 + 32_768), "text"),
+        (size(200, 1, 1), &counts, 765, Some(200 + 765 + 80 + 32_768), "a picture whose tokens are known"),
         (size(200, 2, 1), &counts, 765, None, "and one whose are not"),
         (size(200, 1, 1), &priced, 0, None, "a model that counts pictures its own way"),
     ] {

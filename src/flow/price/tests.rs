@@ -173,7 +173,7 @@ proptest! {
 #[test]
 fn a_long_text_is_counted_off_the_async_threads_and_what_takes_no_time_is_not() {
     // One thread for what blocks, and it is busy: whatever is sent there has to wait.
-    let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().max_blocking_threads(1).build().unwrap();
     let (release, held) = std::sync::mpsc::channel::<()>();
     let _busy = runtime.spawn_blocking(move || held.recv());
     let words = |bytes: usize| "some words ".repeat(bytes / 11);
