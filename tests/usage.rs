@@ -500,7 +500,7 @@ async fn each_backend_is_asked_in_its_own_words() {
         let mut body = json!({
             "model": profile.name, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 9, "n": n,
             "seed": 1, "user": "u", "stop": ["x"],
-            "stream": true, "stream_options": {"include_usage": true, "include_obfuscation": false},
+            "stream": true, "stream_options": {"include_usage": true, "continuous_usage_stats": true, "include_obfuscation": false},
         });
         let got = raw::exchange(gate.listen, &raw::post(FREE, &[], body.to_string().as_bytes())).await;
         assert_eq!(got.status, 200, "{}: {}", profile.name, got.text());
