@@ -412,6 +412,10 @@ async fn an_sdk_that_repeats_itself_is_debited_once_at_most() {
             let asked = (bed.asked().0 - asked.0, bed.asked().1 - asked.1);
             let once = if server == server::FIRST || stream && server != server::UPTO { (0, 1) } else { (1, 0) };
             assert_eq!(asked, once, "{why}: it paid again: {got:#}");
+            // Five failures in a row, and the backend would be asked nothing more.
+            let good = bed.stall.payment(&buyer, server::EXACT, &chat()).await;
+            let reply = bed.stall.show(server::EXACT, &good, &chat()).await;
+            assert_eq!(reply.status, 200, "{why}: {}", reply.text());
         }
     }
 }
