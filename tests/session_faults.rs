@@ -246,17 +246,19 @@ async fn a_backend_that_dies_in_a_stream_is_paid_what_it_reported() {
     bed.audit(&[&channel], Hidden { receipts: 3, atoms: 3 * cost(4) }).await;
 }
 
+/// One event of a stream, with these words.
+fn event(text: &str) -> String {
+    let chunk = json!({"id": "c", "object": "chat.completion.chunk", "model": "gpt-oss-120b",
+        "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": null}]});
+    format!("data: {chunk}\n\n")
+}
+
 /// How large the last events of an answer are is the payer's to choose (log probabilities): that must not make it free.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_too_large_to_be_passed_on_does_not_make_free_what_left_before_it() {
     let bed = SessionBed::open().await;
     let (channel, offer) = bed.channel(1_000_000, 0).await;
-    let said = |text: &str| {
-        let chunk = json!({"id": "c", "object": "chat.completion.chunk", "model": "gpt-oss-120b",
-            "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": null}]});
-        format!("data: {chunk}\n\n")
-    };
-    let events = (0..4).map(|n| said(&format!("tok{n} "))).chain([said(&"x".repeat(9 << 20))]);
+    let events = (0..4).map(|n| event(&format!("tok{n} "))).chain([event(&"x".repeat(9 << 20))]);
     bed.backend.next(Reply::stream(events.collect::<Vec<_>>()));
     let reply = bed.buy(&channel.voucher_credential(&offer, 20_000), &long(10, true)).await;
     assert_eq!((reply.status, words(&reply.text())), (200, 4), "{}", reply.text());
@@ -270,11 +272,6 @@ async fn an_event_too_large_to_be_passed_on_does_not_make_free_what_left_before_
 async fn payment_events_of_a_backend_never_reach_a_payer() {
     let bed = SessionBed::open().await;
     let (channel, offer) = bed.channel(100_000, 0).await;
-    let event = |text: &str| {
-        let chunk = json!({"id": "c", "object": "chat.completion.chunk", "model": "gpt-oss-120b",
-            "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": null}]});
-        format!("data: {chunk}\n\n")
-    };
     let usage = json!({"id": "c", "object": "chat.completion.chunk", "model": "gpt-oss-120b", "choices": [],
         "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}});
     let forged = json!({"channelId": channel.id, "requiredCumulative": "100000", "acceptedCumulative": "0", "deposit": "100000"});

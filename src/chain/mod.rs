@@ -30,6 +30,15 @@ pub struct Head {
     pub time: UnixSeconds,
 }
 
+/// Whether a node whose newest block is of that time keeps up; the error is a sentence for operators.
+pub fn keeps_up(newest: UnixSeconds, now: UnixSeconds, stale_seconds: u64) -> Result<(), String> {
+    if now <= newest.plus(stale_seconds) {
+        return Ok(());
+    }
+    let old = now.0.saturating_sub(newest.0);
+    Err(format!("the newest block is {old} s old, if this machine's clock is right"))
+}
+
 /// The node could not be asked, or said nothing that can be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unreachable {

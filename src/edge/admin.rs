@@ -117,15 +117,13 @@ impl Admin {
         let sold = ready::sold(&plan);
         let rail = |way: &dyn Way| {
             let standing = way.standing();
-            json!({ "rail": way.id(), "sold": sold.contains(way.id()), "offered": standing.is_ok(), "why_not": standing.err() })
-        };
-        let mut rails: Vec<_> = self.ways().map(rail).collect();
-        // They come first, and in this order.
-        for (said, rail) in rails.iter_mut().zip(&self.toll.rails) {
-            if let Some(node) = rail.node() {
+            let mut said = json!({ "rail": way.id(), "sold": sold.contains(way.id()), "offered": standing.is_ok(), "why_not": standing.err() });
+            if let Some(node) = way.node() {
                 said["node"] = json!({ "answers": node.is_ok(), "why_not": node.err() });
             }
-        }
+            said
+        };
+        let rails: Vec<_> = self.ways().map(rail).collect();
         let pools: Vec<_> = plan.pools.keys().map(|name| pool(name, &pools)).collect();
         let ready = self.unready();
         json!({

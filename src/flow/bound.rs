@@ -18,7 +18,8 @@ pub const TEMPLATE_TOKENS: u64 = 8;
 const SYSTEM_TOKENS: u64 = 64;
 
 /// Tokens that a vendor may put before a prompt of its own accord, and bill: instructions of its own, and those around tools (Anthropic
-/// lists up to some 800 for theirs). Well above all that we know of, for who is taken for absurd is not paid.
+/// lists up to some 800 for theirs), and what it finds where it searches for an answer. Well above all that we know of, for who is taken
+/// for absurd is not paid.
 const VENDOR_TOKENS: u64 = 32_768;
 
 /// What of a request decides whether a tier takes it, apart from its model.

@@ -92,7 +92,6 @@ pub struct Live {
     /// When the chain was last asked at all, in [`ticks`].
     asked_chain_at: AtomicU64,
     asked: Mutex<Option<Asked>>,
-    /// Vouchers taken in the running second.
     /// The second, and how many vouchers were shown in it that raised nothing, and that raised the last.
     pace: Mutex<(u64, [u32; 2])>,
     top_ups: Mutex<TopUps>,

@@ -14,8 +14,6 @@ use tokio::time::Instant;
 
 /// How long a close waits for requests that still use the channel.
 const DRAIN: Duration = Duration::from_secs(10);
-/// Longest wait for our own signature on a transaction.
-const SIGN: Duration = Duration::from_secs(10);
 /// How long a close that the payer forces waits for requests that still use the channel: what they cost is claimed with it or never. Less
 /// than the third of the grace after which a forced close is late.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -102,14 +100,8 @@ async fn pay_out(toll: &Arc<Toll>, till: &Arc<Till>, channel: &Channel) -> Resul
     let id = &channel.id;
     let voucher = channel.highest().cloned().ok_or(Refusal::Internal { place: "closing: no voucher" })?;
     let unread = || Stop::from(Refusal::ChainUnread { retry_after_seconds: 5 });
-    let signed = till.rail.close(channel, &voucher, channel.capture(), UnixSeconds::now());
-    let intent = match transact::signed(tokio::time::timeout(SIGN, signed).await) {
-        Ok(intent) => intent,
-        Err(why) => {
-            transact::unsigned(toll, till, id, why);
-            return Err(unread());
-        }
-    };
+    let signing = till.rail.close(channel, &voucher, channel.capture(), UnixSeconds::now());
+    let intent = transact::signed(toll, till, id, signing).await.ok_or_else(unread)?;
     let intend = Op::Intend { intent: intent.clone() };
     let (channel, effect) = toll.channels.one(id, intend).await.map_err(|t| unsure(&t))?;
     if effect.is_err() {

@@ -300,35 +300,28 @@ impl Lease {
 
     /// The receipt's header line.
     pub fn receipt_header(&self, receipt: &Receipt) -> Option<(HeaderName, HeaderValue)> {
-        self.till.rail.receipt(&self.said(receipt))
+        self.till.rail.receipt(&self.said(&self.channel, Some(receipt), receipt.at))
     }
 
     /// That the voucher or the opening was taken, and what the channel stands at, as a header line: nothing was charged for this call.
     pub fn channel_header(&self) -> Option<(HeaderName, HeaderValue)> {
         let channel = self.newest();
-        self.till.rail.receipt(&SessionReceipt {
-            challenge_id: &self.challenge_id,
-            channel: &channel,
-            accepted: channel.accepted(),
-            receipt: None,
-            tx: None,
-            at: UnixSeconds::now(),
-        })
+        self.till.rail.receipt(&self.said(&channel, None, UnixSeconds::now()))
     }
 
     /// The receipt as the last event of a stream.
     pub fn receipt_event(&self, receipt: &Receipt) -> Bytes {
-        self.till.rail.receipt_event(&self.said(receipt))
+        self.till.rail.receipt_event(&self.said(&self.channel, Some(receipt), receipt.at))
     }
 
-    fn said<'a>(&'a self, receipt: &'a Receipt) -> SessionReceipt<'a> {
+    fn said<'a>(&'a self, channel: &'a Channel, receipt: Option<&'a Receipt>, at: UnixSeconds) -> SessionReceipt<'a> {
         SessionReceipt {
             challenge_id: &self.challenge_id,
-            channel: &self.channel,
-            accepted: self.channel.accepted(),
-            receipt: Some(receipt),
+            channel,
+            accepted: channel.accepted(),
+            receipt,
             tx: None,
-            at: receipt.at,
+            at,
         }
     }
 

@@ -36,7 +36,7 @@ pub(super) async fn offered(
     if terms.generation == live.generation {
         return Ok(as_now());
     }
-    let old = match terms.generation.as_str() {
+    let (plan, old) = match terms.generation.as_str() {
         // x402 v1 repeats no offer: any price of the last minutes will do.
         "" => match recent(toll, visit, rail, recognised).await {
             Some(found) => found,
@@ -50,7 +50,6 @@ pub(super) async fn offered(
             None => return Ok(as_now()),
         },
     };
-    let (plan, old) = old;
     let (then, now) = (&old.allowed.model, &live.allowed.model);
     // A pool that only got another name is the same place; the old name is still found there (`upstream::Pools::get`).
     let moved = match (plan.pools.get(&then.pool), visit.plan.pools.get(&now.pool)) {

@@ -18,8 +18,6 @@ use tokio::sync::Semaphore;
 
 /// Channels that are settled or closed at the same time.
 const AT_ONCE: usize = 8;
-/// Longest wait for our own signature on a transaction.
-const SIGN: Duration = Duration::from_secs(10);
 /// Words of [`Phase::label`] for channels that are not over.
 const PHASES: [&str; 5] = ["opening", "open", "closing", "forced_closing", "quarantined"];
 
@@ -171,14 +169,8 @@ enum Settled {
 
 /// Pays a voucher out.
 async fn settle(toll: &Arc<Toll>, till: &Arc<Till>, channel: &Channel, voucher: &Voucher) -> Settled {
-    let signed = till.rail.settle(channel, voucher, UnixSeconds::now());
-    let intent = match transact::signed(tokio::time::timeout(SIGN, signed).await) {
-        Ok(intent) => intent,
-        Err(why) => {
-            transact::unsigned(toll, till, &channel.id, why);
-            return Settled::NotSent;
-        }
-    };
+    let signing = till.rail.settle(channel, voucher, UnixSeconds::now());
+    let Some(intent) = transact::signed(toll, till, &channel.id, signing).await else { return Settled::NotSent };
     let (channel, effect) = match toll.channels.one(&channel.id, Op::Intend { intent: intent.clone() }).await {
         Ok(answer) => answer,
         Err(trouble) => {

@@ -10,7 +10,6 @@ use crate::rail::session::Outcome;
 use crate::refusal::Refusal;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::error::Elapsed;
 
 /// Age of the chain's word from which on it is asked again before something is served.
 const FRESH_SECONDS: u64 = 60;
@@ -19,6 +18,8 @@ const STALE_SECONDS: u64 = 300;
 /// Longest wait for a look at the chain before something is served.
 const LOOK: Duration = Duration::from_secs(3);
 
+/// Longest wait for our own signature on a transaction.
+const SIGN: Duration = Duration::from_secs(10);
 /// Longest wait for a rail that is to send something. What it does by then is found out by following.
 const SEND: Duration = Duration::from_secs(30);
 
@@ -74,16 +75,22 @@ pub(super) fn follow(toll: Arc<Toll>, till: Arc<Till>, id: ChannelId, intent: In
     });
 }
 
-/// Counts a transaction of ours that could not be signed.
-pub(super) fn unsigned(toll: &Toll, till: &Till, id: &ChannelId, why: &str) {
+/// What signing a transaction of ours comes to. One that cannot be signed, or not in time, is counted, and the log says why.
+pub(super) async fn signed(
+    toll: &Toll,
+    till: &Till,
+    id: &ChannelId,
+    signing: impl Future<Output = Result<Intent, Unreachable>>,
+) -> Option<Intent> {
+    let late = Unreachable { why: "the chain's node does not answer in time" };
+    let tried = tokio::time::timeout(SIGN, signing).await.unwrap_or(Err(late));
     let rail = till.rail.id();
-    tracing::warn!(channel = %id, rail = %rail, why, "a transaction of ours could not be signed");
-    toll.metrics.settlements.with_label_values(&[rail.as_str(), "unsigned"]).inc();
-}
-
-/// What signing came to, in the end or in time.
-pub(super) fn signed(tried: Result<Result<Intent, Unreachable>, Elapsed>) -> Result<Intent, &'static str> {
-    tried.unwrap_or(Err(Unreachable { why: "the chain's node does not answer in time" })).map_err(|e| e.why)
+    tried
+        .inspect_err(|Unreachable { why }| {
+            tracing::warn!(channel = %id, rail = %rail, why, "a transaction of ours could not be signed");
+            toll.metrics.settlements.with_label_values(&[rail.as_str(), "unsigned"]).inc();
+        })
+        .ok()
 }
 
 /// Counts what became of a transaction of ours.

@@ -259,6 +259,11 @@ pub trait Way: Send + Sync {
     fn facts(&self) -> (String, String);
     /// Whether it can be honoured now; the error is a sentence for operators. Never does I/O: a background watch keeps it.
     fn standing(&self) -> Result<(), String>;
+    /// What a node of the gate's own says that only tells what became of payments: nothing depends on it until money is in doubt. `None`:
+    /// there is none. Never does I/O.
+    fn node(&self) -> Option<Result<(), String>> {
+        None
+    }
 }
 
 /// One way to pay a fixed amount.
@@ -290,12 +295,7 @@ pub trait Rail: Way {
     async fn complete(&self, _shown: &Shown, proof: Proof) -> Result<Proof, Refusal> {
         Ok(proof)
     }
-    /// What a node of the gate's own says that only tells what became of payments: nothing depends on it until money is in doubt. `None`:
-    /// there is none. Never does I/O.
-    fn node(&self) -> Option<Result<(), String>> {
-        None
-    }
-    /// Keeps [`Rail::node`] up to date; ends where there is nothing to watch.
+    /// Keeps [`Way::node`] up to date; ends where there is nothing to watch.
     async fn watch(&self) {}
     /// When it takes the money of a request that streams, or that does not. No I/O.
     fn when(&self, _streams: bool) -> When {

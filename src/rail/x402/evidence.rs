@@ -96,15 +96,3 @@ impl std::ops::Deref for Node {
         self.chain.as_ref()
     }
 }
-
-/// Whether a newest block of that time is young enough.
-pub(super) fn keeps_up(newest: UnixSeconds, stale_seconds: u64) -> Result<(), String> {
-    let now = UnixSeconds::now();
-    match now > newest.plus(stale_seconds) {
-        true => Err(format!(
-            "the newest block is {} s old, if this machine's clock is right",
-            now.0.saturating_sub(newest.0)
-        )),
-        false => Ok(()),
-    }
-}

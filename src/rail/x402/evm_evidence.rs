@@ -11,10 +11,10 @@ mod abi;
 mod judge;
 
 use self::judge::{Due, Meaning};
-use super::evidence::{Evidence, Movement, Trace, keeps_up};
+use super::evidence::{Evidence, Movement, Trace};
 use super::signed::{Eip3009, PERMIT2, Permit2, Signed};
 use crate::chain::evm::{Evm, Filter, Log};
-use crate::chain::{Address, B256, Head, Unreachable};
+use crate::chain::{Address, B256, Head, Unreachable, keeps_up};
 use crate::clock::UnixSeconds;
 use crate::network::{Family, Network};
 use crate::secret::Secret;
@@ -295,7 +295,7 @@ fn due(movement: &Movement<'_>) -> Option<Due> {
 impl Evidence for EvmEvidence {
     async fn standing(&self) -> Result<(), String> {
         let head = self.head().await.map_err(|Unreachable { why }| why.to_owned())?;
-        keeps_up(head.time, self.look.stale_seconds)
+        keeps_up(head.time, UnixSeconds::now(), self.look.stale_seconds)
     }
 
     async fn shows(&self, transaction: &str, signed: &Signed, movement: &Movement<'_>) -> Trace {

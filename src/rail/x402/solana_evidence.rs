@@ -4,11 +4,11 @@
 //! the token account the money comes from. A message lives as long as its blockhash, a minute or so. That the network does not
 //! know a blockhash may mean that it is over, or that this node has not heard of it yet, so it takes two looks to tell.
 
-use super::evidence::{Evidence, Movement, Trace, keeps_up};
+use super::evidence::{Evidence, Movement, Trace};
 use super::signed::Signed;
 use super::solana::{Sought, message, sought};
-use crate::chain::Unreachable;
 use crate::chain::solana::{Balance, Commitment, Landed, Listed, PAGE, Solana};
+use crate::chain::{Unreachable, keeps_up};
 use crate::clock::UnixSeconds;
 use crate::network::{Family, Network, base58};
 use crate::secret::Secret;
@@ -211,7 +211,8 @@ impl Evidence for SolanaEvidence {
     async fn standing(&self) -> Result<(), String> {
         let words = |Unreachable { why }| why.to_owned();
         self.here().await.map_err(words)?;
-        keeps_up(self.node.time(Commitment::Confirmed).await.map_err(words)?, self.look.stale_seconds)
+        let newest = self.node.time(Commitment::Confirmed).await.map_err(words)?;
+        keeps_up(newest, UnixSeconds::now(), self.look.stale_seconds)
     }
 
     async fn shows(&self, transaction: &str, signed: &Signed, movement: &Movement<'_>) -> Trace {

@@ -329,6 +329,10 @@ impl Way for X402 {
         (id.to_string(), format!("{pay_to} in {} on {network}", asset.address))
     }
 
+    fn node(&self) -> Option<Result<(), String>> {
+        self.evidence.as_ref().map(Node::standing)
+    }
+
     fn standing(&self) -> Result<(), String> {
         let support = self.facilitator.support(&self.kind(Version::V2))?;
         match (self.settings.scheme, self.is_solana()) {
@@ -442,10 +446,6 @@ impl Rail for X402 {
         recognised.resend = serde_json::to_string(&kept).ok();
         let collect_until = payment.signed.until().unwrap_or(now.plus(SOLANA_SECONDS));
         Ok(Proof { payer: payment.signed.payer(), is_proven, recognised, collect_until })
-    }
-
-    fn node(&self) -> Option<Result<(), String>> {
-        self.evidence.as_ref().map(Node::standing)
     }
 
     async fn watch(&self) {

@@ -1,6 +1,7 @@
 //! Whether the chain can be relied on: the look at its node that offers depend on.
 
 use super::{Charge, Funds};
+use crate::chain::keeps_up;
 use crate::clock::UnixSeconds;
 use crate::rail::Way;
 use std::sync::Arc;
@@ -69,16 +70,12 @@ impl Charge {
             Ok(Ok(head)) if head.chain_id != self.settings.chain_id => {
                 Err(format!("the node is on chain {}, not {}", head.chain_id, self.settings.chain_id))
             }
-            Ok(Ok(head)) if now > head.time.plus(STALE_SECONDS) => {
-                let old = now.0.saturating_sub(head.time.0);
-                Err(format!("the newest block is {old} s old, if this machine's clock is right"))
-            }
             // Offers would have expired for everybody else before they are made.
             Ok(Ok(head)) if head.time > now.plus(STALE_SECONDS) => {
                 let late = head.time.0.saturating_sub(now.0);
                 Err(format!("this machine's clock is {late} s behind the newest block"))
             }
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(head)) => keeps_up(head.time, now, STALE_SECONDS),
         }
     }
 }
