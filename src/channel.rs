@@ -54,8 +54,8 @@ pub struct Channel {
     pub chain_id: u64,
     /// The contract that holds the deposit.
     pub escrow: String,
-    /// What the id is made of.
-    pub descriptor: Descriptor,
+    /// What the id is made of. It never changes: all copies of the record share it.
+    pub descriptor: Arc<Descriptor>,
     /// Decimals of the token.
     pub decimals: u8,
     /// Where it stands.
@@ -102,7 +102,7 @@ impl Channel {
         rail: RailId,
         chain_id: u64,
         escrow: String,
-        descriptor: Descriptor,
+        descriptor: impl Into<Arc<Descriptor>>,
         decimals: u8,
         deposit: Atoms,
         voucher: Voucher,
@@ -116,7 +116,7 @@ impl Channel {
             rail,
             chain_id,
             escrow,
-            descriptor,
+            descriptor: descriptor.into(),
             decimals,
             phase: Phase::Opening,
             view: View { block: 0, deposit, settled: Atoms(0), close_requested_at: None },

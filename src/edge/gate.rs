@@ -426,7 +426,7 @@ impl ProxyHttp for Gate {
             status: 0,
             outcome: "client_gone",
             channel: None,
-            receipt: None,
+            sold: None,
         }
     }
 
@@ -484,7 +484,7 @@ impl ProxyHttp for Gate {
     async fn logging(&self, session: &mut Session, e: Option<&Error>, visit: &mut Visit) {
         let m = &self.toll.metrics;
         m.requests.with_label_values(&[visit.route.as_str(), visit.outcome]).inc();
-        let receipt = visit.receipt.as_deref();
+        let sold = visit.sold.as_ref();
         tracing::info!(
             target: "access",
             request = %visit.request,
@@ -495,10 +495,10 @@ impl ProxyHttp for Gate {
             outcome = visit.outcome,
             ms = u64::try_from(visit.began.elapsed().as_millis()).unwrap_or(u64::MAX),
             generation = %visit.plan.generation,
-            model = receipt.map(|r| r.model.as_str()),
-            rail = receipt.map(|r| r.rail.as_str()),
-            charged_usd = receipt.map(|r| r.charged_usd.to_string()),
-            receipt = receipt.map(|r| r.id.as_str()),
+            model = sold.map(|s| s.model.as_str()),
+            rail = sold.map(|s| s.rail.as_str()),
+            charged_usd = sold.map(|s| s.charged_usd.to_string()),
+            receipt = sold.map(|s| s.receipt.as_str()),
             broken = e.is_some(),
         );
         if let Some(peer) = peer_of(session)

@@ -89,7 +89,7 @@ pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Bo
     let stop = match outcome {
         Outcome::Streamed(ending) => {
             visit.status = 200;
-            visit.receipt = Some(Box::new(delivery.receipt().clone()));
+            visit.sold = Some(delivery.receipt().into());
             return Ok(Sent::Out(match ending.how {
                 How::Complete => "served",
                 How::ClientGone => "client_gone",
@@ -119,18 +119,18 @@ pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Bo
             match answer {
                 Ok(mut answer) => {
                     answer.headers.extend(named);
-                    visit.receipt = Some(Box::new(delivery.receipt().clone()));
+                    visit.sold = Some(delivery.receipt().into());
                     return Ok(Sent::Answer(answer));
                 }
                 Err(stop) => stop,
             }
         }
         Outcome::ClientGone => {
-            visit.receipt = Box::pin(delivery.leave(None)).await.map(Box::new);
+            visit.sold = Box::pin(delivery.leave(None)).await.as_ref().map(Into::into);
             return Ok(Sent::Gone);
         }
         Outcome::Unheard(body) => {
-            visit.receipt = Box::pin(delivery.leave(Some(body))).await.map(Box::new);
+            visit.sold = Box::pin(delivery.leave(Some(body))).await.as_ref().map(Into::into);
             return Ok(Sent::Gone);
         }
         Outcome::Failed(refusal) => Stop::from(refusal),

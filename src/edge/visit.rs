@@ -1,6 +1,9 @@
 //! What one request carries through the phases: who, when, which plan, and how it ended.
 
+use crate::ids::{PublicModel, RailId};
+use crate::journal::Receipt;
 use crate::metrics::Metrics;
+use crate::money::Usd;
 use crate::rules::Plan;
 use http::{HeaderName, HeaderValue};
 use std::net::IpAddr;
@@ -29,7 +32,26 @@ pub struct Visit {
     /// answer speaks of it.
     pub channel: Option<(HeaderName, HeaderValue)>,
     /// What was delivered, for the log.
-    pub receipt: Option<Box<crate::journal::Receipt>>,
+    pub sold: Option<Sold>,
+}
+
+/// What the log says of a delivery.
+pub struct Sold {
+    /// `rcpt_…`.
+    pub receipt: String,
+    /// Model as the client knows it.
+    pub model: PublicModel,
+    /// Rail it was paid on.
+    pub rail: RailId,
+    /// What it cost.
+    pub charged_usd: Usd,
+}
+
+impl From<&Receipt> for Sold {
+    fn from(receipt: &Receipt) -> Self {
+        let Receipt { id, model, rail, charged_usd, .. } = receipt;
+        Self { receipt: id.clone(), model: model.clone(), rail: rail.clone(), charged_usd: *charged_usd }
+    }
 }
 
 /// A request in flight: counted while it lives, a panic included, because a stop waits until nobody is counted.

@@ -22,6 +22,7 @@ use crate::refusal::Refusal;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
+use std::sync::Arc;
 
 /// What a session offer says. It is bound to the route and to us, not to a body: one challenge serves many requests.
 #[derive(Clone, Debug)]
@@ -66,7 +67,7 @@ pub struct Presented {
     /// The channel.
     pub channel: ChannelId,
     /// What its id is made of.
-    pub descriptor: Descriptor,
+    pub descriptor: Arc<Descriptor>,
     /// What it does.
     pub action: Action,
 }

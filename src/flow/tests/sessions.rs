@@ -181,10 +181,10 @@ impl Session for Purse {
             expires: if is_over { UnixSeconds::now() } else { UnixSeconds::now().plus(1_800) },
             route: BY_TOKEN.into(),
             channel: shown.channel().unwrap(),
-            descriptor: match credential.payload["payer"].as_str() {
+            descriptor: Arc::new(match credential.payload["payer"].as_str() {
                 Some(payer) => Descriptor { payer: payer.to_owned(), ..descriptor() },
                 None => descriptor(),
-            },
+            }),
             action,
         }))
     }

@@ -64,7 +64,9 @@ impl<'a> Slots<'a> {
     /// two different challenges share an id. An empty header slot is no header.
     fn joined(&self) -> Option<String> {
         let mut plain = self.header != Some("");
-        self.each(|slot| plain &= slot.bytes().all(|b| b != b'|' && (b.is_ascii_graphic() || b == b' ')));
+        // Every byte is looked at, whatever the one before was: so many are looked at at once.
+        let is_plain = |b: u8| (b != b'|') & (b' '..=b'~').contains(&b);
+        self.each(|slot| plain &= slot.bytes().fold(true, |plain, b| plain & is_plain(b)));
         if !plain {
             return None;
         }

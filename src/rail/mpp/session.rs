@@ -442,7 +442,7 @@ impl Session for TempoSession {
             expires,
             route: scope.route.into(),
             channel: id,
-            descriptor: written.descriptor(),
+            descriptor: Arc::new(written.descriptor()),
             action,
         }))
     }
@@ -504,12 +504,12 @@ impl Session for TempoSession {
     }
 
     fn receipt(&self, said: &SessionReceipt<'_>) -> Option<(HeaderName, HeaderValue)> {
-        let value = URL_SAFE_NO_PAD.encode(receipt_json(said).to_string());
+        let value = URL_SAFE_NO_PAD.encode(receipt_json(said)?);
         Some((HeaderName::from_static("payment-receipt"), HeaderValue::from_str(&value).ok()?))
     }
 
     fn receipt_event(&self, said: &SessionReceipt<'_>) -> Bytes {
-        event("payment-receipt", &receipt_json(said))
+        receipt_json(said).map_or_else(Bytes::new, |json| event("payment-receipt", &json))
     }
 
     fn need_voucher(&self, channel: &Channel, required: Atoms) -> Bytes {

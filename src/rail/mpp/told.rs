@@ -1,8 +1,12 @@
 //! What the client of a session is told: snapshots and receipts, as wallets read them.
 
+use crate::channel::ChannelId;
+use crate::money::{Atoms, Usd};
 use crate::rail::session::{SessionReceipt, Snapshot};
 use bytes::Bytes;
+use serde::Serialize;
 use serde_json::{Value, json};
+use std::fmt;
 
 /// A snapshot as wallets read it, members in order.
 pub(super) fn snapshot_json(snapshot: &Snapshot<'_>) -> Value {
@@ -36,37 +40,54 @@ pub(super) fn snapshot_json(snapshot: &Snapshot<'_>) -> Value {
     Value::Object(shown)
 }
 
+/// A receipt as wallets read it, members in order.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Told<'a> {
+    method: &'static str,
+    intent: &'static str,
+    status: &'static str,
+    timestamp: String,
+    reference: &'a ChannelId,
+    challenge_id: &'a str,
+    channel_id: &'a ChannelId,
+    accepted_cumulative: Atoms,
+    spent: Atoms,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tx_hash: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    receipt_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    charged: Option<Atoms>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    charged_usd: Option<Usd>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    actual_usd: Option<Usd>,
+}
+
 /// The receipt: what the protocol asks for, and ours (`receiptId`, `charged`, `chargedUsd`, `actualUsd`). Amounts are text.
-pub(super) fn receipt_json(said: &SessionReceipt<'_>) -> Value {
-    let channel = said.channel;
-    let mut shown = json!({
-        "method": "tempo",
-        "intent": "session",
-        "status": "success",
-        "timestamp": said.at.rfc3339(),
-        "reference": channel.id,
-        "challengeId": said.challenge_id,
-        "channelId": channel.id,
-        "acceptedCumulative": said.accepted,
-        "spent": channel.spent(),
-    });
-    if let Value::Object(map) = &mut shown {
-        if let Some(tx) = said.tx {
-            map.insert("txHash".to_owned(), json!(tx));
-        }
-        if let Some(receipt) = said.receipt {
-            map.insert("receiptId".to_owned(), json!(receipt.id));
-            map.insert("charged".to_owned(), json!(receipt.charged));
-            map.insert("chargedUsd".to_owned(), json!(receipt.charged_usd));
-            if let Some(actual) = receipt.actual_usd {
-                map.insert("actualUsd".to_owned(), json!(actual));
-            }
-        }
-    }
-    shown
+pub(super) fn receipt_json(said: &SessionReceipt<'_>) -> Option<String> {
+    let (channel, receipt) = (said.channel, said.receipt);
+    let told = Told {
+        method: "tempo",
+        intent: "session",
+        status: "success",
+        timestamp: said.at.rfc3339(),
+        reference: &channel.id,
+        challenge_id: said.challenge_id,
+        channel_id: &channel.id,
+        accepted_cumulative: said.accepted,
+        spent: channel.spent(),
+        tx_hash: said.tx,
+        receipt_id: receipt.map(|r| r.id.as_str()),
+        charged: receipt.map(|r| r.charged),
+        charged_usd: receipt.map(|r| r.charged_usd),
+        actual_usd: receipt.and_then(|r| r.actual_usd),
+    };
+    serde_json::to_string(&told).ok()
 }
 
 /// One event of a stream (HTML §9.2).
-pub(super) fn event(name: &str, data: &Value) -> Bytes {
+pub(super) fn event(name: &str, data: &impl fmt::Display) -> Bytes {
     format!("event: {name}\ndata: {data}\n\n").into()
 }

@@ -164,7 +164,7 @@ pub fn checked(parties: &Parties, chain_id: u64, id: B256, amount: &str, signatu
     if digits.len() > 2 * MAX_SIGNATURE {
         return Err(wrong("its signature is too long"));
     }
-    let bytes = hex::decode(digits).map_err(|_| wrong("its signature is not hex"))?;
+    let bytes = alloy::hex::decode(signature).map_err(|_| wrong("its signature is not hex"))?;
     let digest = digest(id, amount, chain_id);
     let signer = parties.signer();
     let kept = match bytes.as_slice() {
@@ -182,7 +182,7 @@ pub fn checked(parties: &Parties, chain_id: u64, id: B256, amount: &str, signatu
             Err(_) => return Err(wrong("its signature has no form that the reserve takes")),
         },
     };
-    Ok(Voucher { amount, signature: format!("0x{}", hex::encode(kept)) })
+    Ok(Voucher { amount, signature: alloy::hex::encode_prefixed(kept) })
 }
 
 /// Whether the payer, or who signs for him, has signed that the channel be closed at this amount: EIP-712 `CloseAuthorization`, in the

@@ -10,6 +10,7 @@ use ::mpp::protocol::core::{base64url_decode, parse_advertised_credential_header
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{HeaderMap, HeaderName, HeaderValue};
+use serde_json::Value;
 use std::fmt::Write as _;
 
 /// Most bytes of credential headers in one request. A session's opening credential carries a whole signed transaction.
@@ -77,33 +78,28 @@ fn payment(element: &str) -> Option<&str> {
 fn credential(token: &str) -> Option<PaymentCredential> {
     // The crate reads padding and the other alphabet too, a character at a time.
     let json = URL_SAFE_NO_PAD.decode(token).ok().or_else(|| base64url_decode(token).ok())?;
-    if json.len() > MAX_JSON || depth(&json) > MAX_DEPTH {
+    if json.len() > MAX_JSON {
         return None;
     }
     // What the crate's own reader of headers looks at beyond this is how the echoed values are written. They are under our MAC, so
     // those of an offer of ours are written as we write them.
-    let mut credential: PaymentCredential = serde_json::from_slice(&json).ok()?;
+    let mut credential: PaymentCredential = serde_json::from_str(std::str::from_utf8(&json).ok()?).ok()?;
+    // All else in it is flat. What lies deeper than serde goes, it has refused.
+    if depth(&credential.payload) >= MAX_DEPTH {
+        return None;
+    }
     credential.challenge.header = parse_advertised_credential_header(credential.challenge.header.as_deref()).ok()?;
     Some(credential)
 }
 
-/// Deepest nesting of arrays and objects in JSON text, without parsing it.
-fn depth(json: &[u8]) -> usize {
-    let (mut now, mut deepest, mut quoted, mut escaped) = (0usize, 0usize, false, false);
-    for byte in json {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if quoted => escaped = true,
-            b'"' => quoted = !quoted,
-            b'[' | b'{' if !quoted => {
-                now += 1;
-                deepest = deepest.max(now);
-            }
-            b']' | b'}' if !quoted => now = now.saturating_sub(1),
-            _ => (),
-        }
-    }
-    deepest
+/// Levels of arrays and objects.
+fn depth(value: &Value) -> usize {
+    let deepest = match value {
+        Value::Array(items) => items.iter().map(depth).max(),
+        Value::Object(members) => members.values().map(depth).max(),
+        _ => return 0,
+    };
+    1 + deepest.unwrap_or(0)
 }
 
 /// One `WWW-Authenticate` line. The description is for people: it is cut at 200 bytes and made ASCII, because clients disagree
