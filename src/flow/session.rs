@@ -214,6 +214,8 @@ pub(super) async fn open(
     acceptable(toll, till, presented, voucher, *deposit, tx, now).await?;
     let by_access_key = tx.by_access_key;
     if by_access_key {
+        // A stranger's, who names whom he likes, takes no place.
+        till.rail.authorized(tx, now).await?;
         let payer = &presented.descriptor.payer;
         if !toll.channels.unjudged.enter(&presented.channel, payer, tx.valid_until, now) {
             return Err(Refusal::TooBusy {
