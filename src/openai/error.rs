@@ -130,6 +130,48 @@ pub fn blame(status: u16, body: &[u8]) -> Blame {
     }
 }
 
+/// Whether an error that stands in a success speaks of what was asked: its form, its length, its content. Who sends such requests must not be
+/// able to have a model rested. What does not say so speaks of the backend: one that answers nothing but errors is the quickest of all.
+pub fn is_about_the_request(body: &[u8]) -> bool {
+    /// Of identifiers, which vendors write with `_`, `-`, in capitals, or all as one word.
+    const REQUEST: [&str; 14] = [
+        "invalidrequest",
+        "badrequest",
+        "invalidprompt",
+        "invalidargument",
+        "invalidvalue",
+        "invalidimage",
+        "invalidinput",
+        "unprocessable",
+        "toolarge",
+        "toolong",
+        "contextlength",
+        "unsupportedvalue",
+        "unsupportedparameter",
+        "maxlength",
+    ];
+    /// Of those, too: they speak of our account, whatever stands beside them (OpenAI calls a wrong key an invalid request).
+    const ACCOUNT: [&str; 6] = ["apikey", "quota", "billing", "authentic", "permission", "notfound"];
+    let reply: Value = serde_json::from_slice(body).unwrap_or_default();
+    let within = |of: &Value| of.get("error").filter(|error| error.is_object()).cloned();
+    let error = reply.get("response").and_then(within).or_else(|| within(&reply)).unwrap_or(reply);
+    let members = ["type", "code", "status"].iter().filter_map(|name| error.get(name));
+    let (mut numbers, mut words) = (Vec::new(), Vec::new());
+    for member in members {
+        match member {
+            Value::Number(number) => numbers.extend(number.as_u64()),
+            Value::String(text) => match text.parse() {
+                Ok(number) => numbers.push(number),
+                Err(_) => words.push(text.to_ascii_lowercase().replace(['_', '-', ' ', '.'], "")),
+            },
+            _ => {}
+        }
+    }
+    let says = |of: &[&str]| words.iter().any(|word| of.iter().any(|known| word.contains(known)));
+    let is_its_content = blame(403, error.to_string().as_bytes()) == Blame::Request;
+    is_its_content || (!says(&ACCOUNT) && (says(&REQUEST) || numbers.iter().any(|n| matches!(n, 400 | 413 | 422))))
+}
+
 /// What we say when the backend's words cannot pass.
 pub fn ours(status: u16) -> &'static str {
     match status {
@@ -290,6 +332,59 @@ mod tests {
             (402, "", Key, "402 is about money"),
         ] {
             assert_eq!(blame(status, body.as_bytes()), want, "{why}");
+        }
+    }
+
+    #[test]
+    fn an_error_inside_a_success_speaks_of_the_request_only_where_it_says_so() {
+        for (body, want, why) in [
+            (
+                r#"{"error":{"message":"x","type":"invalid_request_error","code":"context_length_exceeded"}}"#,
+                true,
+                "OpenAI",
+            ),
+            (r#"{"error":{"message":"x","type":"invalid_request_error","code":null}}"#, true, "OpenAI"),
+            (r#"{"error":{"message":"x","code":"content_filter"}}"#, true, "Azure"),
+            (r#"{"error":{"object":"error","message":"x","type":"BadRequestError","code":400}}"#, true, "vLLM"),
+            (r#"{"object":"error","message":"x","type":"BadRequestError","code":400}"#, true, "its flat form"),
+            (
+                r#"{"id":"1","error":{"code":403,"message":"x","metadata":{"reasons":["violence"]}},"choices":[{"delta":{"content":""}}]}"#,
+                true,
+                "OpenRouter, in a stream: moderation",
+            ),
+            (r#"{"error":{"message":"your prompt was flagged by our moderation"}}"#, true, "in words only"),
+            (r#"{"type":"error","error":{"type":"invalid_request_error","message":"x"}}"#, true, "Anthropic"),
+            (r#"{"type":"error","error":{"type":"request_too_large","message":"x"}}"#, true, "Anthropic"),
+            (
+                r#"{"type":"response.failed","response":{"status":"failed","error":{"code":"invalid_prompt","message":"x"}}}"#,
+                true,
+                "OpenAI, Responses",
+            ),
+            (r#"{"error":{"code":400,"message":"x","status":"INVALID_ARGUMENT"}}"#, true, "Google"),
+            (r#"{"error":{"message":"x","code":"413"}}"#, true, "a number in quotes"),
+            (r#"{"error":{"message":"x","type":"server_error"}}"#, false, "OpenAI"),
+            (
+                r#"{"error":{"message":"invalid request","type":"internal_error"}}"#,
+                false,
+                "what it quotes says nothing",
+            ),
+            (r#"{"error":{"message":"x","type":"invalid_request_error","code":"invalid_api_key"}}"#, false, "our key"),
+            (
+                r#"{"error":{"message":"x","type":"invalid_request_error","code":"model_not_found"}}"#,
+                false,
+                "its model",
+            ),
+            (r#"{"error":{"message":"x","type":"insufficient_quota","code":429}}"#, false, "our account"),
+            (r#"{"error":{"code":502,"message":"Provider disconnected"}}"#, false, "OpenRouter"),
+            (r#"{"type":"error","error":{"type":"overloaded_error","message":"x"}}"#, false, "Anthropic"),
+            (r#"{"error":{"message":"x","type":"timeout"}}"#, false, "late"),
+            (r#"{"response":{"status":"failed","error":{"code":"server_error","message":"x"}}}"#, false, "Responses"),
+            (r#"{"error":"CUDA out of memory"}"#, false, "Ollama: it does not say, so it is the backend's"),
+            (r#"{"error":{}}"#, false, "nothing"),
+            ("not JSON", false, "no answer at all"),
+            ("", false, "nothing"),
+        ] {
+            assert_eq!(is_about_the_request(body.as_bytes()), want, "{why}: {body}");
         }
     }
 
