@@ -6,10 +6,14 @@
 
 use crate::ids::UpstreamModel;
 use crate::refusal::Refusal;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 /// Longest message that passes, in characters.
 const MAX_MESSAGE: usize = 200;
+/// Longest error inside a success that is read for whose it is, in bytes.
+const MOST_WORDS: usize = 64 * 1024;
 
 /// An error body: `{"error":{"message","type","param","code"}}`.
 pub fn body(message: &str, kind: &str, code: &str, param: Option<&str>) -> Vec<u8> {
@@ -152,9 +156,7 @@ pub fn is_about_the_request(body: &[u8]) -> bool {
     ];
     /// Of those, too: they speak of our account, whatever stands beside them (OpenAI calls a wrong key an invalid request).
     const ACCOUNT: [&str; 6] = ["apikey", "quota", "billing", "authentic", "permission", "notfound"];
-    let reply: Value = serde_json::from_slice(body).unwrap_or_default();
-    let within = |of: &Value| of.get("error").filter(|error| error.is_object()).cloned();
-    let error = reply.get("response").and_then(within).or_else(|| within(&reply)).unwrap_or(reply);
+    let Some(error) = error_in(body) else { return false };
     let members = ["type", "code", "status"].iter().filter_map(|name| error.get(name));
     let (mut numbers, mut words) = (Vec::new(), Vec::new());
     for member in members {
@@ -170,6 +172,23 @@ pub fn is_about_the_request(body: &[u8]) -> bool {
     let says = |of: &[&str]| words.iter().any(|word| of.iter().any(|known| word.contains(known)));
     let is_its_content = blame(403, error.to_string().as_bytes()) == Blame::Request;
     is_its_content || (!says(&ACCOUNT) && (says(&REQUEST) || numbers.iter().any(|n| matches!(n, 400 | 413 | 422))))
+}
+
+/// What a reply or an event says of its error; the whole of it where it has no such member. `None`: nothing, or more than words. Only that is
+/// read: an event may repeat all that was asked.
+fn error_in(body: &[u8]) -> Option<Value> {
+    #[derive(Default, Deserialize)]
+    struct Around<'a> {
+        #[serde(borrow)]
+        error: Option<&'a RawValue>,
+        #[serde(borrow)]
+        response: Option<&'a RawValue>,
+    }
+    let outer: Around<'_> = serde_json::from_slice(body).ok()?;
+    let inner = outer.response.and_then(|inner| serde_json::from_str::<Around<'_>>(inner.get()).ok());
+    let mut errors = inner.and_then(|inner| inner.error).into_iter().chain(outer.error);
+    let said = errors.find(|error| error.get().starts_with('{')).map_or(body, |error| error.get().as_bytes());
+    if said.len() > MOST_WORDS { None } else { serde_json::from_slice(said).ok() }
 }
 
 /// What we say when the backend's words cannot pass.
@@ -381,11 +400,21 @@ mod tests {
             (r#"{"response":{"status":"failed","error":{"code":"server_error","message":"x"}}}"#, false, "Responses"),
             (r#"{"error":"CUDA out of memory"}"#, false, "Ollama: it does not say, so it is the backend's"),
             (r#"{"error":{}}"#, false, "nothing"),
+            (
+                r#"{"error":{"type":"invalid_request_error"},"choices":[],"error":{"type":"server_error"}}"#,
+                false,
+                "twice: nobody knows",
+            ),
             ("not JSON", false, "no answer at all"),
             ("", false, "nothing"),
         ] {
             assert_eq!(is_about_the_request(body.as_bytes()), want, "{why}: {body}");
         }
+        let said = json!({"type": "invalid_request_error", "message": "x".repeat(MOST_WORDS)});
+        assert!(!is_about_the_request(json!({ "error": said }).to_string().as_bytes()), "more than words");
+        let asked = "x".repeat(MOST_WORDS);
+        let failed = json!({"response": {"instructions": asked, "error": {"code": "invalid_prompt"}}}).to_string();
+        assert!(is_about_the_request(failed.as_bytes()), "what was asked is repeated around it");
     }
 
     #[test]
