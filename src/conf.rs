@@ -45,6 +45,8 @@ pub struct Conf {
     pub challenge_keys: Vec<Said<SecretRef>>,
     /// `[secrets]`: Ed25519 seed of receipts, 64 hex digits.
     pub receipt_key: Said<SecretRef>,
+    /// `[secrets]`: whoever shows it may act on channels from another machine.
+    pub admin_token: Option<Said<SecretRef>>,
     /// `[store]`.
     pub store: StoreConf,
     /// `[rail.…]`, in the order of the file.
@@ -179,6 +181,8 @@ pub struct Secrets {
     pub challenge_keys: Vec<Secret>,
     /// Ed25519 seed: exactly 32 bytes, decoded.
     pub receipt_key: Secret,
+    /// What a header can carry, where there is one.
+    pub admin_token: Option<Secret>,
 }
 
 impl fmt::Debug for Secrets {
@@ -236,7 +240,9 @@ impl Conf {
     pub fn differs(&self, now: &Self) -> Vec<&'static str> {
         let keys =
             |conf: &Self| -> Vec<SecretRef> { conf.challenge_keys.iter().map(|key| key.value.clone()).collect() };
-        let secrets = keys(self) != keys(now) || self.receipt_key.value != now.receipt_key.value;
+        let token = |conf: &Self| conf.admin_token.as_ref().map(|token| token.value.clone());
+        let secrets =
+            keys(self) != keys(now) || self.receipt_key.value != now.receipt_key.value || token(self) != token(now);
         let shared = |conf: &Self| conf.store.redis.as_ref().map(|r| (r.url.value.clone(), r.accept_data_loss));
         let store = self.store.path != now.store.path || shared(self) != shared(now);
         let parts = [
@@ -274,8 +280,10 @@ impl Conf {
             said.value.read().and_then(read).map_err(|why| mistakes.push(said.spot.mistake(why))).ok()
         };
         let challenge_keys: Vec<_> = self.challenge_keys.iter().filter_map(|said| fetch(said, long_enough)).collect();
-        match fetch(&self.receipt_key, seed) {
-            Some(receipt_key) if mistakes.is_empty() => Ok(Secrets { challenge_keys, receipt_key }),
+        let receipt_key = fetch(&self.receipt_key, seed);
+        let admin_token = self.admin_token.as_ref().and_then(|said| fetch(said, token));
+        match receipt_key {
+            Some(receipt_key) if mistakes.is_empty() => Ok(Secrets { challenge_keys, receipt_key, admin_token }),
             _ => Err(mistakes),
         }
     }
@@ -287,6 +295,14 @@ fn long_enough(key: Secret) -> Result<Secret, String> {
             Err(format!("the key has {length} bytes; at least {SHORTEST_KEY} are needed"))
         }
         _ => Ok(key),
+    }
+}
+
+/// As long as a key, and nothing that a header cannot say.
+fn token(token: Secret) -> Result<Secret, String> {
+    match token.expose().iter().all(u8::is_ascii_graphic) {
+        true => long_enough(token),
+        false => Err("the token has a character that is no visible ASCII".to_owned()),
     }
 }
 
@@ -352,8 +368,8 @@ fn conf(root: &Section<'_>) -> Option<Conf> {
             ));
         }
     }
-    let (challenge_keys, receipt_key) = secrets?;
-    Some(Conf { listen: listen?, challenge_keys, receipt_key, store: store?, rails: rails?, warnings })
+    let (challenge_keys, receipt_key, admin_token) = secrets?;
+    Some(Conf { listen: listen?, challenge_keys, receipt_key, admin_token, store: store?, rails: rails?, warnings })
 }
 
 fn listen(s: &Section<'_>, warnings: &mut Vec<String>) -> Option<Listen> {
@@ -370,8 +386,7 @@ fn listen(s: &Section<'_>, warnings: &mut Vec<String>) -> Option<Listen> {
         if !admin.ip().is_loopback() {
             let line = admin_spot.and_then(|spot| spot.line).map_or(String::new(), |line| format!(" (line {line})"));
             warnings.push(format!(
-                "listen.admin{line} is {admin}: metrics, status and channels (to settle and close them, too) are open to whoever can \
-                 reach it"
+                "listen.admin{line} is {admin}: metrics, status and the list of channels are open to whoever can reach it"
             ));
         }
     }
@@ -473,7 +488,10 @@ fn cors(s: &Section<'_>) -> Option<Vec<String>> {
     Some(origins)
 }
 
-fn secrets(s: &Section<'_>) -> Option<(Vec<Said<SecretRef>>, Said<SecretRef>)> {
+/// Challenge keys, the key of receipts, and the token of the admin address.
+type Own = (Vec<Said<SecretRef>>, Said<SecretRef>, Option<Said<SecretRef>>);
+
+fn secrets(s: &Section<'_>) -> Option<Own> {
     let keys = s.need("challenge_keys").and_then(|v| {
         let items = v.list()?;
         if items.is_empty() {
@@ -482,7 +500,11 @@ fn secrets(s: &Section<'_>) -> Option<(Vec<Said<SecretRef>>, Said<SecretRef>)> {
         Some(items.iter().filter_map(|item| Some(item.said(item.secret()?))).collect())
     });
     let receipt = s.need("receipt_key").and_then(|v| Some(v.said(v.secret()?)));
-    Some((keys?, receipt?))
+    let token = match s.take("admin_token") {
+        Some(v) => Some(v.said(v.secret()?)),
+        None => None,
+    };
+    Some((keys?, receipt?, token))
 }
 
 fn store(s: &Section<'_>) -> Option<StoreConf> {

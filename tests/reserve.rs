@@ -15,7 +15,9 @@ use pontage::chain::reserve::Reserve as _;
 use pontage::chain::tempo::Tempo;
 use pontage::secret::Secret;
 use serde_json::json;
-use tempo_alloy::contracts::precompiles::ITIP20ChannelReserve as Abi;
+use tempo_alloy::contracts::precompiles::{
+    ACCOUNT_KEYCHAIN_ADDRESS, IAccountKeychain as Keychain, ITIP20ChannelReserve as Abi,
+};
 
 const DEPOSIT: u128 = 100_000;
 
@@ -54,6 +56,34 @@ impl Scene {
         use alloy::sol_types::SolInterface;
         format!("{:?}", Abi::ITIP20ChannelReserveErrors::abi_decode(&data).unwrap())
     }
+}
+
+#[tokio::test]
+async fn an_access_key_may_sign_for_who_authorized_it_until_its_end_and_not_once_it_is_taken_back() {
+    let Scene { chain, reserve, payee: account, .. } = scene().await;
+    let (node, url) = (Tempo::new(&Secret::new(chain.url())).unwrap(), reserve.url());
+    let (key, other) = (Address::repeat_byte(7), Address::repeat_byte(8));
+    let until = async |of: Address, key: Address| node.key_until(of, key).await.unwrap().0;
+    assert_eq!(until(account.address, key).await, 0, "nobody has heard of it");
+
+    let end = wallet::now() + 3_600;
+    let config = Keychain::KeyRestrictions {
+        expiry: end,
+        enforceLimits: false,
+        limits: vec![],
+        allowAnyCalls: true,
+        allowedCalls: vec![],
+    };
+    let authorize =
+        Keychain::authorizeKey_1Call { keyId: key, signatureType: Keychain::SignatureType::Secp256k1, config };
+    let sent = wallet::send(&url, &account.sign_to(ACCOUNT_KEYCHAIN_ADDRESS, authorize.abi_encode(), false)).await;
+    sent.expect("authorized");
+    let got = (until(account.address, key).await, until(account.address, other).await, until(other, key).await);
+    assert_eq!(got, (end, 0, 0), "that key, for that account");
+
+    let revoke = Keychain::revokeKeyCall { keyId: key }.abi_encode();
+    wallet::send(&url, &account.sign_to(ACCOUNT_KEYCHAIN_ADDRESS, revoke, false)).await.expect("taken back");
+    assert_eq!(until(account.address, key).await, 0);
 }
 
 #[tokio::test]

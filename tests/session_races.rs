@@ -232,6 +232,10 @@ async fn a_flood_of_vouchers_is_bounded_by_channel_and_harms_nobody_else() {
         let credential = opened.open_credential(&offer, amount);
         let reply = bed.post(CHAT, &[("authorization", &credential)], chat().to_string().as_bytes()).await;
         assert!([402, 429].contains(&reply.status), "{}", reply.text());
+        if reply.status == 429 {
+            let said = reply.header("payment-receipt").expect("a wallet forgets a channel that no answer speaks of");
+            assert_eq!(payer::unpack(said)["channelId"], opened.id.to_string());
+        }
         taken += u64::from(reply.status == 402);
     }
     let seconds = began.elapsed().as_secs() + 2;

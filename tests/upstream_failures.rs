@@ -53,6 +53,36 @@ async fn a_backend_that_refuses_our_key_is_502_for_the_client_and_an_alarm_for_t
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_error_inside_a_success_rests_its_model_only_where_it_is_not_about_the_request() {
+    let said = |kind: &str| json!({"error": {"message": "no", "type": kind, "code": kind}});
+    for (kind, is_streamed, asked) in [
+        ("content_filter", false, 8),
+        ("content_filter", true, 8),
+        ("invalid_request_error", true, 8),
+        ("server_error", false, 5),
+        ("server_error", true, 5),
+    ] {
+        let bridge = Bridge::start().await;
+        let reply = match is_streamed {
+            true => Reply::stream([format!("data: {}\n\n", said(kind))]),
+            false => Reply::json(200, &said(kind)),
+        };
+        bridge.backend.always(reply);
+        let body = if is_streamed { streamed("whose fault?") } else { ask("whose fault?") };
+        let began = Instant::now();
+        let mut statuses = Vec::new();
+        for _ in 0..8 {
+            statuses.push(bridge.free(&body).await.status);
+        }
+        assert!(statuses[..5].iter().all(|status| *status == 502), "{kind}, streamed: {is_streamed}: {statuses:?}");
+        // Where the model rests (for 1 s at first), nobody is asked.
+        if asked == 8 || began.elapsed() < Duration::from_secs(1) {
+            assert_eq!(bridge.backend.requests().len(), asked, "{kind}, streamed: {is_streamed}: {statuses:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_backend_that_answers_nonsense_is_502_and_nothing_of_it_passes() {
     let bridge = Bridge::start().await;
     let big = format!("data: {{\"x\":\"{}\"}}\n\n", "canary".repeat(1_750_000));

@@ -1,4 +1,5 @@
-//! The channel reserve (TIP-1034): what it says about channels, what a mined transaction did to them, and what a call to it costs.
+//! The channel reserve (TIP-1034): what it says about channels, what a mined transaction did to them, and what a call to it costs;
+//! and whom accounts let open them (the account keychain).
 
 use super::rpc::Fault;
 use super::tempo::Tempo;
@@ -11,7 +12,9 @@ use alloy::sol_types::{SolCall as _, SolEvent as _};
 use async_trait::async_trait;
 use serde::Deserialize;
 use serde_json::json;
-use tempo_alloy::contracts::precompiles::ITIP20ChannelReserve as Abi;
+use tempo_alloy::contracts::precompiles::{
+    ACCOUNT_KEYCHAIN_ADDRESS, IAccountKeychain as Keychain, ITIP20ChannelReserve as Abi,
+};
 use tempo_alloy::primitives::transaction::Call;
 
 /// Where the reserve is on every chain.
@@ -81,6 +84,8 @@ pub trait Reserve: Chain {
     /// Whether calls of `from` go through one after the other, each on what the one before it left. `Ok(None)`: this node cannot
     /// try several.
     async fn in_turn(&self, from: Address, calls: &[Call]) -> Result<Option<bool>, Unreachable>;
+    /// Until when `key` may sign for `account`; 0: it may not, for the account never said so or took it back.
+    async fn key_until(&self, account: Address, key: Address) -> Result<UnixSeconds, Unreachable>;
 }
 
 #[derive(Deserialize)]
@@ -207,6 +212,14 @@ impl Reserve for Tempo {
             Err(Fault::Refused { .. }) => Ok(None),
             Err(fault) => Err(fault.into()),
         }
+    }
+
+    async fn key_until(&self, account: Address, key: Address) -> Result<UnixSeconds, Unreachable> {
+        let input = Bytes::from(Keychain::getKeyCall { account, keyId: key }.abi_encode());
+        let call = json!({"to": ACCOUNT_KEYCHAIN_ADDRESS, "input": input});
+        let answer: Bytes = self.0.ask("eth_call", (call, "latest")).await?;
+        let known = Keychain::getKeyCall::abi_decode_returns(&answer).map_err(|_| Unreachable::NONSENSE)?;
+        Ok(UnixSeconds(if known.isRevoked || known.keyId != key { 0 } else { known.expiry }))
     }
 }
 

@@ -3,12 +3,14 @@
 use super::complain;
 use crate::conf::Conf;
 use crate::edge::admin::OPERATOR;
+use crate::secret::Secret;
 use serde_json::Value;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
+use zeroize::Zeroizing;
 
 /// Longest wait for an answer: closing waits for requests and for the chain.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -52,7 +54,9 @@ fn ask(conf: &Path, method: &str, path: &str, show: impl FnOnce(&str) -> String)
         Err(mistakes) => return complain(&mistakes),
     };
     let admin = reachable(conf.listen.admin);
-    let (status, body) = match exchange(admin, method, path) {
+    // On the gate's own machine it is not needed, and may not be readable here.
+    let token = conf.admin_token.as_ref().and_then(|said| said.value.read().ok());
+    let (status, body) = match exchange(admin, method, path, token.as_ref()) {
         Ok(answer) => answer,
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
             return complain(&[format!("no gate runs here: nothing listens on its admin address {admin}")]);
@@ -78,12 +82,15 @@ fn reachable(mut listens: SocketAddr) -> SocketAddr {
 }
 
 /// One HTTP/1.1 exchange: status and body.
-fn exchange(address: SocketAddr, method: &str, path: &str) -> io::Result<(u16, String)> {
+fn exchange(address: SocketAddr, method: &str, path: &str, token: Option<&Secret>) -> io::Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
     stream.set_read_timeout(Some(ANSWER))?;
-    let head = format!(
-        "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-length: 0\r\n{OPERATOR}: cli\r\n\r\n"
-    );
+    let shown = token.and_then(Secret::expose_str);
+    let shown = Zeroizing::new(shown.map_or(String::new(), |token| format!("authorization: Bearer {token}\r\n")));
+    let head = Zeroizing::new(format!(
+        "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-length: 0\r\n{OPERATOR}: cli\r\n{}\r\n",
+        *shown
+    ));
     stream.write_all(head.as_bytes())?;
     let mut reply = String::new();
     stream.read_to_string(&mut reply)?;

@@ -18,6 +18,7 @@ impl Conf {
     /// Those that are read at start and not again: all but the challenge keys.
     pub fn kept_from_start(&self) -> Vec<(String, &SecretRef)> {
         let mut found = vec![("secrets.receipt_key".to_owned(), &self.receipt_key.value)];
+        found.extend(self.admin_token.iter().map(|token| ("secrets.admin_token".to_owned(), &token.value)));
         found.extend(self.store.redis.iter().map(|redis| ("store.url".to_owned(), &redis.url.value)));
         for rail in &self.rails {
             let of_rail = match &rail.kind {

@@ -351,8 +351,7 @@ fn an_admin_listener_that_others_can_reach_is_allowed_with_a_warning() {
     assert_eq!(
         conf.warnings,
         [
-            "listen.admin (line 5) is 0.0.0.0:9402: metrics, status and channels (to settle and close them, too) are open to whoever \
-             can reach it"
+            "listen.admin (line 5) is 0.0.0.0:9402: metrics, status and the list of channels are open to whoever can reach it"
         ]
     );
 }
@@ -450,6 +449,34 @@ fn secrets_are_measured_when_they_are_read_and_never_shown() {
     );
     let got = conf("file:/nowhere/k", "file:/nowhere/s").read_secrets().unwrap_err();
     assert_eq!(got.len(), 2, "both are named");
+}
+
+#[test]
+fn a_token_of_the_admin_address_is_as_long_as_a_key_and_fits_a_header() {
+    let dir = tempfile::tempdir().unwrap();
+    for (content, want) in [
+        ("canary-canary-canary-canary-canary\n", None),
+        ("canary", Some("the key has 6 bytes; at least 32 are needed")),
+        ("canary-canary-canary-canary\r\ncanary", Some("the token has a character that is no visible ASCII")),
+        ("canary canary canary canary canary", Some("the token has a character that is no visible ASCII")),
+    ] {
+        let place = |name: &str, content: &str| {
+            std::fs::write(dir.path().join(name), content).unwrap();
+            format!("\"file:{}\"", dir.path().join(name).display())
+        };
+        let (key, seed) = (place("key", &"k".repeat(32)), place("seed", &"0a".repeat(32)));
+        let token = place("token", content);
+        let text = BASE.replace("\"env:A\"", &key).replace("\"env:B\"", &format!("{seed}\nadmin_token = {token}"));
+        let conf = Conf::inspect_text("pontage.toml", &text).1.unwrap();
+        assert!(conf.secrets().iter().any(|(key, _)| key == "secrets.admin_token"));
+        match (conf.read_secrets(), want) {
+            (Ok(secrets), None) => assert_eq!(secrets.admin_token.unwrap().expose(), content.trim().as_bytes()),
+            (Err(mistakes), Some(want)) => {
+                assert_eq!(mistakes[0].to_string(), format!("pontage.toml:8: secrets.admin_token: {want}"));
+            }
+            (got, _) => panic!("{content:?}: {got:?}"),
+        }
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@ use crate::flow::loss::Losses;
 use crate::ids::{PoolName, RailId};
 use crate::rail::Way;
 use crate::rules::Plan;
+use crate::secret::Secret;
 use crate::upstream::{PoolStatus, Pools, ServerStatus};
 use async_trait::async_trait;
 use http::{Response, StatusCode, header};
@@ -31,6 +32,8 @@ pub struct Admin {
     pub guests: Arc<Guests>,
     /// Public key of receipts, for whoever verifies them.
     pub receipt_key: String,
+    /// Whoever shows it may act on channels from elsewhere than this machine.
+    pub token: Option<Secret>,
 }
 
 impl Admin {
@@ -187,6 +190,8 @@ impl ServeHttp for Admin {
         if let Some(peer) = peer {
             self.guests.head_seen(peer);
         }
+        let own = session.server_addr().and_then(|address| address.as_inet()).copied();
+        let is_here = peer.is_some_and(|peer| channels::is_here(peer.ip(), own.map(|own| own.ip())));
         let head = session.req_header();
         let (path, method, sent) = (head.uri.path().to_owned(), head.method.clone(), head.headers.clone());
         let host = head.uri.host().map(str::to_owned);
@@ -201,10 +206,12 @@ impl ServeHttp for Admin {
                 self.measure();
                 (StatusCode::OK, "text/plain; version=0.0.4", self.toll.metrics.text())
             }
-            path => match channels::answer(&self.toll, &method, path, host, &sent).await {
-                Some((status, body)) => (status, "application/json", body),
-                None => (StatusCode::NOT_FOUND, "text/plain", "no such path\n".to_owned()),
-            },
+            path => {
+                match channels::answer(&self.toll, &method, path, host, &sent, (is_here, self.token.as_ref())).await {
+                    Some((status, body)) => (status, "application/json", body),
+                    None => (StatusCode::NOT_FOUND, "text/plain", "no such path\n".to_owned()),
+                }
+            }
         };
         if let Some(peer) = peer {
             self.guests.answered(peer);

@@ -148,7 +148,7 @@ pub trait Filter: Send {
         false
     }
 
-    /// Whether what came of a stream so far is such as only a broken backend sends: an error.
+    /// Whether what came of a stream so far is such as only a broken backend sends: an error, and not about what was asked.
     fn is_broken(&self) -> bool {
         false
     }

@@ -283,7 +283,12 @@ impl Gate {
                     Err(stop) => Box::pin(self.stopped(session, visit, stop, &still_offered, digest)).await,
                 }
             }
-            Err(stop) => Box::pin(self.stopped(session, visit, stop, &quoted, digest)).await,
+            Err(stop) => {
+                if let Found::One(shown) = found {
+                    visit.channel = by_token::opened_by(&self.toll, shown).await;
+                }
+                Box::pin(self.stopped(session, visit, stop, &quoted, digest)).await
+            }
         }
     }
 
@@ -302,14 +307,17 @@ impl Gate {
                 }
                 Outcome::Answer(Answer::managed(headers))
             }
-            Err(stop) => self.unpaid(session, visit, route, stop).await,
+            Err(stop) => {
+                visit.channel = by_token::opened_by(&self.toll, shown).await;
+                self.unpaid(session, visit, route, stop).await
+            }
         }
     }
 
     /// A refusal to a request that asks for nothing: its offers are those of the route's default.
     async fn unpaid(&self, session: &mut Session, visit: &Visit, route: &Arc<Route>, stop: Stop) -> Outcome {
         if !stop.refusal.invites_payment() {
-            return Outcome::Answer(Answer::refused(&stop));
+            return Outcome::Answer(Answer::refused(&stop).with(visit.channel.clone()));
         }
         match choose::quote(&self.toll, &visit.plan, route.path.as_str(), Bytes::new(), &Found::Nothing).await {
             Ok(quoted) => self.stopped(session, visit, stop, &quoted, Sha256::digest(b"").into()).await,

@@ -7,7 +7,7 @@ use super::scrub;
 use super::visit::Visit;
 use crate::flow::Stop;
 use crate::flow::pay::Paid;
-use crate::flow::settle::{Delivery, End, Next};
+use crate::flow::settle::{Delivery, End, NOT_THIS_ONE, Next};
 use crate::ids::UpstreamModel;
 use crate::openai::error::read_upstream;
 use crate::refusal::Refusal;
@@ -111,6 +111,9 @@ pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Bo
             let answer = Box::pin(whole(&mut delivery, &model, status, &headers, body)).await;
             if let Some(hearing) = hearing {
                 match &answer {
+                    Err(Stop { refusal: Refusal::UpstreamFailed { why }, .. }) if *why == NOT_THIS_ONE => {
+                        hearing.declined();
+                    }
                     Err(Stop { refusal: Refusal::UpstreamFailed { .. }, .. }) => hearing.refused(502, None),
                     // What else went wrong is not the server's doing.
                     Ok(_) | Err(_) => hearing.served(),
@@ -384,7 +387,7 @@ impl Filter for Pipe<'_> {
 
     fn is_broken(&self) -> bool {
         // An event that is too large may be the request's doing, and is held against no server.
-        self.delivery.has_failed()
+        self.delivery.is_at_fault()
     }
 
     async fn overhear(&mut self, chunk: Option<Bytes>) -> Flow {

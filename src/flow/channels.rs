@@ -9,6 +9,7 @@ mod clerk;
 pub(super) use self::clerk::orphan;
 use self::clerk::{Clerk, Job, Manner};
 use super::alone::Alone;
+use super::proven::Proven;
 use super::unjudged::Unjudged;
 use crate::channel::{Channel, ChannelId, Denied, Effect, Op};
 use crate::clock::UnixSeconds;
@@ -255,6 +256,7 @@ pub struct Channels {
     windows: Mutex<HashMap<PublicModel, u64>>,
     pub(super) alone: Arc<Alone>,
     pub(super) unjudged: Unjudged,
+    pub(super) proven: Proven,
 }
 
 impl Channels {
@@ -268,6 +270,7 @@ impl Channels {
             windows: Mutex::default(),
             alone: Arc::default(),
             unjudged: Unjudged::default(),
+            proven: Proven::default(),
         }
     }
 
@@ -372,6 +375,14 @@ impl Channels {
             desk.live.was_found(channel);
         }
         Ok(found)
+    }
+
+    /// The same, or what is known here of a channel in use while the store does not answer.
+    pub async fn seen(&self, id: &ChannelId) -> Option<Arc<Channel>> {
+        self.newest(id).await.unwrap_or_else(|_| {
+            let desks = self.desks.lock().unwrap_or_else(PoisonError::into_inner);
+            desks.get(id).and_then(|desk| desk.live.channel())
+        })
     }
 
     /// What is known here beside the record. While the answer is held, the channel stays known.

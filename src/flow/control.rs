@@ -12,7 +12,7 @@ use crate::clock::UnixSeconds;
 use crate::ids::RailId;
 use crate::money::{Atoms, Usd};
 use crate::rail::session::{Action, Outcome, Presented, SessionReceipt, Snapshot};
-use crate::rail::{self, Ask, Offer, Rail, Shown};
+use crate::rail::{self, Ask, Offer, Rail, Recognised, Shown};
 use crate::refusal::{Moved, Refusal};
 use crate::rules::plan::{Plan, Route};
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -295,7 +295,7 @@ fn nothing(rail: &dyn Rail, plan: &Plan, route: &Route) -> Terms {
 }
 
 /// The channel of a payer who proved who he is: with its newest voucher, which is his own. `Ok(None)`: the credential is no such
-/// proof. A proof may be shown again while its offer lives: it tells nothing that whoever can read it could not read anyway.
+/// proof. What tells something is good once; published wallets sign one for each time they look.
 pub async fn prove(
     toll: &Toll,
     plan: &Plan,
@@ -313,12 +313,16 @@ pub async fn prove(
         return Ok(None);
     }
     let ask = Ask { terms: &terms, digest, description: "", lasts: 0 };
-    let proof = rail.check(shown, recognised, &ask, UnixSeconds::now()).await?;
+    let now = UnixSeconds::now();
+    let proof = rail.check(shown, recognised, &ask, now).await?;
     let Some(payer) = proof.payer.map(|p| p.to_ascii_lowercase()) else { return Ok(Some(Vec::new())) };
     let open = toll.store.channels_of(till.rail.id(), &payer).await.map_err(|e| super::pay::store_down(&e))?;
     let newest = open.iter().filter(|c| c.serves().is_ok()).max_by_key(|c| (c.opened_at, c.id.clone()));
-    Ok(Some(newest.map_or_else(Vec::new, |channel| {
-        let required = channel.required(Atoms(0), till.min_delta());
-        till.rail.snapshot(&Snapshot { channel, required, with_voucher: true })
-    })))
+    let Some(channel) = newest else { return Ok(Some(Vec::new())) };
+    let Recognised { key, expires, .. } = proof.recognised;
+    if !toll.channels.proven.take(key, expires, now) {
+        return Err(Refusal::InvalidChallenge { why: "its proof was shown before; sign a fresh one" }.into());
+    }
+    let required = channel.required(Atoms(0), till.min_delta());
+    Ok(Some(till.rail.snapshot(&Snapshot { channel, required, with_voucher: true })))
 }

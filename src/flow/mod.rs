@@ -23,6 +23,7 @@ pub mod pay;
 pub mod policy;
 pub mod price;
 pub mod promise;
+mod proven;
 pub mod receipt;
 pub mod reclaim;
 pub mod recover;

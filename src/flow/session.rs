@@ -15,10 +15,10 @@ use crate::clock::UnixSeconds;
 use crate::ids;
 use crate::ids::RailId;
 use crate::money::Atoms;
-use crate::rail::session::{Action, Outcome, PayersTx, Presented, SessionAsk, Snapshot};
+use crate::rail::session::{Action, Outcome, PayersTx, Presented, SessionAsk, SessionReceipt, Snapshot};
 use crate::rail::{Offer, Shown};
 use crate::refusal::{Moved, Refusal};
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -214,6 +214,8 @@ pub(super) async fn open(
     acceptable(toll, till, presented, voucher, *deposit, tx, now).await?;
     let by_access_key = tx.by_access_key;
     if by_access_key {
+        // A stranger's, who names whom he likes, takes no place.
+        till.rail.authorized(tx, now).await?;
         let payer = &presented.descriptor.payer;
         if !toll.channels.unjudged.enter(&presented.channel, payer, tx.valid_until, now) {
             return Err(Refusal::TooBusy {
@@ -322,6 +324,22 @@ async fn opened(toll: &Arc<Toll>, channel: &Channel, voucher: &Voucher) -> Resul
         Ok(()) => Ok(voucher.clone()),
         Err(denied) => Err(denied_refusal(&seen, &denied).into()),
     }
+}
+
+/// What is said of a channel when the call that opened it is refused after that: npm `mppx` drops one that it has just opened, deposit and
+/// all, unless the answer speaks of it. Only while the offer lives: later, anybody may have seen the credential.
+pub async fn opened_by(toll: &Toll, shown: &Shown) -> Option<(HeaderName, HeaderValue)> {
+    if shown.action() != Some("open") {
+        return None;
+    }
+    let now = UnixSeconds::now();
+    let (till, presented) = present(toll, shown, now).ok()??;
+    let channel = toll.channels.seen(&presented.channel).await?;
+    if now >= presented.expires || channel.rail != *till.rail.id() || channel.serves().is_err() {
+        return None;
+    }
+    let (challenge_id, accepted) = (&presented.challenge_id, channel.accepted());
+    till.rail.receipt(&SessionReceipt { challenge_id, channel: &channel, accepted, receipt: None, tx: None, at: now })
 }
 
 /// The channel that a request speaks of: that of its credential, or the one its `Payment-Session` header names.

@@ -44,6 +44,9 @@ fn most_silent(surface: Surface) -> usize {
 /// Names the receipt of a reply whose price is not known when its head leaves: `GET /receipts/{id}`.
 pub const RECEIPT_ID: HeaderName = HeaderName::from_static("pontage-receipt-id");
 
+/// Why a success around an error failed that speaks of what was asked: it is held against no server.
+pub const NOT_THIS_ONE: &str = "it answered with an error about the request inside a success";
+
 /// How a reply ended, as the pump saw it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -264,7 +267,8 @@ impl Delivery {
         let verdict = self.read_whole(&body).await?;
         if verdict.failed {
             // HTTP 200 around an error: nothing was produced, nothing is delivered.
-            return Err(Refusal::UpstreamFailed { why: "it answered with an error inside a success" }.into());
+            let why = if verdict.at_fault { "it answered with an error inside a success" } else { NOT_THIS_ONE };
+            return Err(Refusal::UpstreamFailed { why }.into());
         }
         if !says_something(&verdict) {
             return Err(Refusal::UpstreamFailed { why: "its answer says nothing" }.into());
@@ -479,9 +483,9 @@ impl Delivery {
         verdict.failed && !says_something(&verdict)
     }
 
-    /// The backend says that it failed, by now.
-    pub fn has_failed(&self) -> bool {
-        self.meter.verdict().failed
+    /// The backend says by now that it failed, and not for what was asked.
+    pub fn is_at_fault(&self) -> bool {
+        self.meter.verdict().at_fault
     }
 
     /// What is spoken.

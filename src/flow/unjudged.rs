@@ -1,6 +1,6 @@
-//! Openings that an access key signed and the chain has not judged. Whose key it is, only the chain knows, so anybody can make one
-//! that names any payer: it is not counted as a channel of the payer it names, and of all such openings only a few may be under
-//! way at this gate.
+//! Openings that an access key signed and the chain has not judged. Anybody can make one that names any payer: where the chain's keychain
+//! does not know the key it is refused at once. Any other may still be one that its key is not allowed (limits, calls), or that its payer
+//! takes back: it is not counted as a channel of the payer it names, and of all such openings only a few may be under way at this gate.
 
 use crate::channel::ChannelId;
 use crate::clock::UnixSeconds;

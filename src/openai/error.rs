@@ -6,10 +6,14 @@
 
 use crate::ids::UpstreamModel;
 use crate::refusal::Refusal;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 /// Longest message that passes, in characters.
 const MAX_MESSAGE: usize = 200;
+/// Longest error inside a success that is read for whose it is, in bytes.
+const MOST_WORDS: usize = 64 * 1024;
 
 /// An error body: `{"error":{"message","type","param","code"}}`.
 pub fn body(message: &str, kind: &str, code: &str, param: Option<&str>) -> Vec<u8> {
@@ -128,6 +132,63 @@ pub fn blame(status: u16, body: &[u8]) -> Blame {
         403 if !speaks_of(&KEY) => Blame::Unsaid,
         _ => Blame::Key,
     }
+}
+
+/// Whether an error that stands in a success speaks of what was asked: its form, its length, its content. Who sends such requests must not be
+/// able to have a model rested. What does not say so speaks of the backend: one that answers nothing but errors is the quickest of all.
+pub fn is_about_the_request(body: &[u8]) -> bool {
+    /// Of identifiers, which vendors write with `_`, `-`, in capitals, or all as one word.
+    const REQUEST: [&str; 14] = [
+        "invalidrequest",
+        "badrequest",
+        "invalidprompt",
+        "invalidargument",
+        "invalidvalue",
+        "invalidimage",
+        "invalidinput",
+        "unprocessable",
+        "toolarge",
+        "toolong",
+        "contextlength",
+        "unsupportedvalue",
+        "unsupportedparameter",
+        "maxlength",
+    ];
+    /// Of those, too: they speak of our account, whatever stands beside them (OpenAI calls a wrong key an invalid request).
+    const ACCOUNT: [&str; 6] = ["apikey", "quota", "billing", "authentic", "permission", "notfound"];
+    let Some(error) = error_in(body) else { return false };
+    let members = ["type", "code", "status"].iter().filter_map(|name| error.get(name));
+    let (mut numbers, mut words) = (Vec::new(), Vec::new());
+    for member in members {
+        match member {
+            Value::Number(number) => numbers.extend(number.as_u64()),
+            Value::String(text) => match text.parse() {
+                Ok(number) => numbers.push(number),
+                Err(_) => words.push(text.to_ascii_lowercase().replace(['_', '-', ' ', '.'], "")),
+            },
+            _ => {}
+        }
+    }
+    let says = |of: &[&str]| words.iter().any(|word| of.iter().any(|known| word.contains(known)));
+    let is_its_content = blame(403, error.to_string().as_bytes()) == Blame::Request;
+    is_its_content || (!says(&ACCOUNT) && (says(&REQUEST) || numbers.iter().any(|n| matches!(n, 400 | 413 | 422))))
+}
+
+/// What a reply or an event says of its error; the whole of it where it has no such member. `None`: nothing, or more than words. Only that is
+/// read: an event may repeat all that was asked.
+fn error_in(body: &[u8]) -> Option<Value> {
+    #[derive(Default, Deserialize)]
+    struct Around<'a> {
+        #[serde(borrow)]
+        error: Option<&'a RawValue>,
+        #[serde(borrow)]
+        response: Option<&'a RawValue>,
+    }
+    let outer: Around<'_> = serde_json::from_slice(body).ok()?;
+    let inner = outer.response.and_then(|inner| serde_json::from_str::<Around<'_>>(inner.get()).ok());
+    let mut errors = inner.and_then(|inner| inner.error).into_iter().chain(outer.error);
+    let said = errors.find(|error| error.get().starts_with('{')).map_or(body, |error| error.get().as_bytes());
+    if said.len() > MOST_WORDS { None } else { serde_json::from_slice(said).ok() }
 }
 
 /// What we say when the backend's words cannot pass.
@@ -291,6 +352,69 @@ mod tests {
         ] {
             assert_eq!(blame(status, body.as_bytes()), want, "{why}");
         }
+    }
+
+    #[test]
+    fn an_error_inside_a_success_speaks_of_the_request_only_where_it_says_so() {
+        for (body, want, why) in [
+            (
+                r#"{"error":{"message":"x","type":"invalid_request_error","code":"context_length_exceeded"}}"#,
+                true,
+                "OpenAI",
+            ),
+            (r#"{"error":{"message":"x","type":"invalid_request_error","code":null}}"#, true, "OpenAI"),
+            (r#"{"error":{"message":"x","code":"content_filter"}}"#, true, "Azure"),
+            (r#"{"error":{"object":"error","message":"x","type":"BadRequestError","code":400}}"#, true, "vLLM"),
+            (r#"{"object":"error","message":"x","type":"BadRequestError","code":400}"#, true, "its flat form"),
+            (
+                r#"{"id":"1","error":{"code":403,"message":"x","metadata":{"reasons":["violence"]}},"choices":[{"delta":{"content":""}}]}"#,
+                true,
+                "OpenRouter, in a stream: moderation",
+            ),
+            (r#"{"error":{"message":"your prompt was flagged by our moderation"}}"#, true, "in words only"),
+            (r#"{"type":"error","error":{"type":"invalid_request_error","message":"x"}}"#, true, "Anthropic"),
+            (r#"{"type":"error","error":{"type":"request_too_large","message":"x"}}"#, true, "Anthropic"),
+            (
+                r#"{"type":"response.failed","response":{"status":"failed","error":{"code":"invalid_prompt","message":"x"}}}"#,
+                true,
+                "OpenAI, Responses",
+            ),
+            (r#"{"error":{"code":400,"message":"x","status":"INVALID_ARGUMENT"}}"#, true, "Google"),
+            (r#"{"error":{"message":"x","code":"413"}}"#, true, "a number in quotes"),
+            (r#"{"error":{"message":"x","type":"server_error"}}"#, false, "OpenAI"),
+            (
+                r#"{"error":{"message":"invalid request","type":"internal_error"}}"#,
+                false,
+                "what it quotes says nothing",
+            ),
+            (r#"{"error":{"message":"x","type":"invalid_request_error","code":"invalid_api_key"}}"#, false, "our key"),
+            (
+                r#"{"error":{"message":"x","type":"invalid_request_error","code":"model_not_found"}}"#,
+                false,
+                "its model",
+            ),
+            (r#"{"error":{"message":"x","type":"insufficient_quota","code":429}}"#, false, "our account"),
+            (r#"{"error":{"code":502,"message":"Provider disconnected"}}"#, false, "OpenRouter"),
+            (r#"{"type":"error","error":{"type":"overloaded_error","message":"x"}}"#, false, "Anthropic"),
+            (r#"{"error":{"message":"x","type":"timeout"}}"#, false, "late"),
+            (r#"{"response":{"status":"failed","error":{"code":"server_error","message":"x"}}}"#, false, "Responses"),
+            (r#"{"error":"CUDA out of memory"}"#, false, "Ollama: it does not say, so it is the backend's"),
+            (r#"{"error":{}}"#, false, "nothing"),
+            (
+                r#"{"error":{"type":"invalid_request_error"},"choices":[],"error":{"type":"server_error"}}"#,
+                false,
+                "twice: nobody knows",
+            ),
+            ("not JSON", false, "no answer at all"),
+            ("", false, "nothing"),
+        ] {
+            assert_eq!(is_about_the_request(body.as_bytes()), want, "{why}: {body}");
+        }
+        let said = json!({"type": "invalid_request_error", "message": "x".repeat(MOST_WORDS)});
+        assert!(!is_about_the_request(json!({ "error": said }).to_string().as_bytes()), "more than words");
+        let asked = "x".repeat(MOST_WORDS);
+        let failed = json!({"response": {"instructions": asked, "error": {"code": "invalid_prompt"}}}).to_string();
+        assert!(is_about_the_request(failed.as_bytes()), "what was asked is repeated around it");
     }
 
     #[test]

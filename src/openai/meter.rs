@@ -8,6 +8,7 @@
 
 use super::cover::{Count, Cover, Joined, Output, Piece, Queue, Waiting};
 use super::delta::{Delivered, Holder, finishes, is_null, string_at, text_of};
+use super::error::is_about_the_request;
 use super::mould::{self, Cast, Mould};
 use super::reply;
 use super::sse::{DEFAULT_CARRY, Frame, Splitter, TooLong};
@@ -396,7 +397,9 @@ impl Reading {
             return Kind::Dropped;
         }
         let nothing = Kind::Text(Delivered::default());
-        self.verdict.failed |= frame.error;
+        if frame.error {
+            self.fails(frame.data.as_deref().unwrap_or_default());
+        }
         if frame.is_done() {
             self.verdict.saw_done = true;
             return nothing;
@@ -450,7 +453,9 @@ impl Reading {
             }
             return Kind::Text(text);
         };
-        self.verdict.failed |= reply.error.is_some();
+        if reply.error.is_some() {
+            self.fails(&data);
+        }
         let taken = self.tally.hear(&reply);
         if let Some(model) = reply.model.filter(|model| self.verdict.model.as_deref() != Some(model)) {
             self.verdict.model = Some(model.into_owned());
@@ -490,7 +495,7 @@ impl Reading {
                 count.said(said);
             }
         });
-        self.verdict.failed |= event.failed;
+        let failed = event.failed;
         self.verdict.finished |= event.finished;
         self.verdict.saw_done |= event.ends;
         self.verdict.delivered_chunks += event.text.texts;
@@ -501,6 +506,15 @@ impl Reading {
         if let (true, Some(count), (Some(total), _)) = (event.says_output, &mut self.count, typed.total()) {
             count.reported(total.completion);
         }
+        if failed {
+            self.fails(data);
+        }
         event.text
+    }
+
+    /// An event that says an error.
+    fn fails(&mut self, data: &[u8]) {
+        self.verdict.failed = true;
+        self.verdict.at_fault |= !is_about_the_request(data);
     }
 }

@@ -2,7 +2,7 @@
 //! that words of ours take among theirs.
 
 use super::delta::{Holder, text_of};
-use super::error::body as error_body;
+use super::error::{body as error_body, is_about_the_request};
 use super::receipt;
 use super::typed::{self, Dialect};
 use super::usage::{Bounds, Reply, Verdict, read_json, read_list};
@@ -19,6 +19,11 @@ pub(super) fn text_in_stream(surface: Surface) -> Holder {
 
 /// Reads a reply that came whole. One that is not what the surface answers has failed.
 pub fn whole(surface: Surface, body: &[u8], bounds: Bounds) -> Verdict {
+    let verdict = read(surface, body, bounds);
+    Verdict { at_fault: verdict.failed && !is_about_the_request(body), ..verdict }
+}
+
+fn read(surface: Surface, body: &[u8], bounds: Bounds) -> Verdict {
     match surface {
         Surface::Responses => typed::read_json(Dialect::Responses, body, bounds),
         Surface::Messages => typed::read_json(Dialect::Messages, body, bounds),

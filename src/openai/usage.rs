@@ -46,6 +46,8 @@ pub struct Verdict {
     pub reported: bool,
     /// An error was reported inside the reply.
     pub failed: bool,
+    /// One that speaks of the backend, or does not say: not of what was asked.
+    pub at_fault: bool,
     /// What the backend said of the prompt before it said anything of the output.
     pub begun: Option<Usage>,
     /// The stream said `[DONE]`, or what stands for it.

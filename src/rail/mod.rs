@@ -173,7 +173,7 @@ pub fn names(headers: &HeaderMap, way: &dyn Way) -> bool {
     mpp::wire::names(headers, method, intent)
 }
 
-/// Offers in the order the client prefers (`Accept-Payment`, draft-httpauth-payment §6), ours where it is silent. A header
+/// Offers in the order the client prefers (`Accept-Payment`, draft-httpauth-payment-00 §7.4), ours where it is silent. A header
 /// that is malformed or matches nothing changes nothing.
 pub fn ranked(headers: &HeaderMap, offers: Vec<Offer>) -> Vec<Offer> {
     mpp::wire::ranked(headers, offers)

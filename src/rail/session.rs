@@ -5,6 +5,7 @@
 //! | [`Session::offer`] | none | an offer for the 402: what a request must hold to start, and what is known of the payer's channel |
 //! | [`Session::present`] | none | is this credential ours, for which channel, what does it do, and is every signature in it good? |
 //! | *(the record decides: [`crate::channel`])* | store | |
+//! | [`Session::authorized`] | chain | of an opening that an access key signed: whether the payer answers for that key |
 //! | [`Session::complete`] | sponsor | the payer's transaction as it will be sent |
 //! | *(its intent becomes durable)* | store | |
 //! | [`Session::submit`], [`Session::look`] | chain | it landed, it never will, or nobody knows |
@@ -114,8 +115,8 @@ pub struct PayersTx {
     pub valid_until: UnixSeconds,
     /// He asks us to pay its fee.
     pub sponsored: bool,
-    /// Signed by an access key instead of the account's own. Whether that key may sign for the payer, only the chain knows: until it
-    /// has spoken, anybody may have named him.
+    /// Signed by an access key instead of the account's own. Whether that key may sign for the payer, only the chain knows, and whether he
+    /// meant this it says by taking it: until then, he counts as named and not as having spoken.
     pub by_access_key: bool,
 }
 
@@ -174,6 +175,9 @@ pub trait Session: Way {
     fn is_relayed(&self) -> bool {
         false
     }
+    /// Whether the payer lets the access key that signed an opening sign for him: the chain is asked once, unless the transaction says so
+    /// itself.
+    async fn authorized(&self, tx: &PayersTx, now: UnixSeconds) -> Result<(), Refusal>;
     /// The intent of a payer's transaction that is new here and not over, ready to be made durable and sent. The chain is asked whether
     /// it would land; a sponsored one is also reserved in the budget and co-signed here.
     async fn complete(&self, presented: &Presented, now: UnixSeconds) -> Result<Intent, Refusal>;

@@ -199,7 +199,12 @@ impl Wallet {
 
     /// A signed call of the reserve that is not part of an opening: valid for 25 s, gas in BetaUSD.
     pub fn sign(&self, input: Vec<u8>, sponsored: bool) -> Vec<u8> {
-        let calls = vec![call(RESERVE.parse().unwrap(), input)];
+        self.sign_to(RESERVE.parse().unwrap(), input, sponsored)
+    }
+
+    /// The same to whom it says.
+    pub fn sign_to(&self, to: Address, input: Vec<u8>, sponsored: bool) -> Vec<u8> {
+        let calls = vec![call(to, input)];
         let mut tx = build_tempo_tx(tx_options(calls, CHAIN_ID, now() + VALID_FOR, 2_000_000, sponsored));
         // Two equal transactions would be one to the chain.
         tx.valid_after =
@@ -450,6 +455,6 @@ fn tx_options(calls: Vec<Call>, chain_id: u64, valid_before: u64, gas_limit: u64
     }
 }
 
-fn now() -> u64 {
+pub fn now() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
 }

@@ -1,7 +1,8 @@
 //! Channels on the admin address: `GET /channels`, `POST /channels/{id}/settle`, `POST /channels/{id}/close`, `POST /channels/{id}/release`.
 //!
-//! No verb can move money anywhere but where the rail's settings say, and never more than was spent. A POST carries the header
-//! [`OPERATOR`], which no web page can send here from an operator's browser without being asked first. A page whose name was made to mean
+//! No verb can move money anywhere but where the rail's settings say, and never more than was spent. A POST comes from this machine or shows
+//! `secrets.admin_token`: who collects metrics needs this address too, and is not to close channels. It carries the header [`OPERATOR`],
+//! which no web page can send here from an operator's browser without being asked first. A page whose name was made to mean
 //! this address (DNS rebinding) would not be asked: so whoever asks names an address or `localhost`.
 
 use crate::channel::{Channel, ChannelId, Phase};
@@ -9,6 +10,7 @@ use crate::clock::UnixSeconds;
 use crate::flow::settler::Wish;
 use crate::flow::{Toll, closing, release, settler};
 use crate::origin::bare;
+use crate::secret::Secret;
 use http::{HeaderMap, Method, StatusCode, header};
 use serde_json::{Value, json};
 use std::net::IpAddr;
@@ -17,13 +19,17 @@ use std::sync::Arc;
 /// The header of every POST; its value does not matter.
 pub const OPERATOR: &str = "pontage-operator";
 
-/// The answer on a path under `/channels`, or `None` for another path. JSON, for the list one object a line.
+const BEARER: &[u8] = b"Bearer ";
+
+/// The answer on a path under `/channels`, or `None` for another path. JSON, for the list one object a line. Whether the caller is on this
+/// machine, and what he shows if he is not, decides about the verbs.
 pub(super) async fn answer(
     toll: &Arc<Toll>,
     method: &Method,
     path: &str,
     host: Option<String>,
     headers: &HeaderMap,
+    (is_here, token): (bool, Option<&Secret>),
 ) -> Option<(StatusCode, String)> {
     let rest = path.strip_prefix("/channels")?;
     let said = |status, why: &str| Some((status, json!({ "error": why }).to_string() + "\n"));
@@ -46,6 +52,12 @@ pub(super) async fn answer(
     }
     if !headers.contains_key(OPERATOR) {
         return said(StatusCode::FORBIDDEN, "the header pontage-operator is missing");
+    }
+    if !is_here && !shows(headers, token) {
+        return said(
+            StatusCode::FORBIDDEN,
+            "ask from the gate's own machine, or with secrets.admin_token as a bearer token",
+        );
     }
     let id = ChannelId(id.to_ascii_lowercase());
     let channel = match toll.channels.newest(&id).await {
@@ -93,6 +105,20 @@ pub(super) async fn answer(
         }
     }
     Some((status, format!("{shown}\n")))
+}
+
+/// Whether a peer is on this machine: on loopback, or at the very address that it asks.
+pub(super) fn is_here(peer: IpAddr, own: Option<IpAddr>) -> bool {
+    let peer = peer.to_canonical();
+    peer.is_loopback() || own.is_some_and(|own| own.to_canonical() == peer)
+}
+
+/// Whether `token` is shown, in a time that tells nothing about it. Where there is none, nobody can.
+fn shows(headers: &HeaderMap, token: Option<&Secret>) -> bool {
+    let shown = headers.get(header::AUTHORIZATION).map(http::HeaderValue::as_bytes);
+    let shown = shown.and_then(|shown| shown.split_at_checked(BEARER.len()));
+    let shown = shown.filter(|(scheme, _)| scheme.eq_ignore_ascii_case(BEARER)).map(|(_, shown)| Secret::new(shown));
+    token.is_some_and(|token| shown.as_ref() == Some(token))
 }
 
 /// Whether a host, with or without a port, is an address or `localhost`: nobody else can make either mean us.
@@ -143,7 +169,38 @@ fn line(channel: &Channel, now: UnixSeconds) -> Value {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
+
+    #[test]
+    fn who_is_on_this_machine_or_shows_the_token_may_act_on_channels_and_nobody_else() {
+        for (peer, own, want, why) in [
+            ("127.0.0.1", "127.0.0.1", true, "loopback"),
+            ("::1", "::1", true, "the same in IPv6"),
+            ("::ffff:127.0.0.1", "::", true, "on a socket of both families"),
+            ("10.0.0.5", "10.0.0.5", true, "a gate that listens on one address is asked from it"),
+            ("10.0.0.6", "10.0.0.5", false, "a machine that collects metrics"),
+            ("172.17.0.1", "172.17.0.2", false, "whoever comes through a published port"),
+        ] {
+            assert_eq!(is_here(peer.parse().unwrap(), Some(own.parse().unwrap())), want, "{why}");
+        }
+        let token = Secret::new("a-token-of-thirty-two-characters");
+        for (sent, want, why) in [
+            (Some("Bearer a-token-of-thirty-two-characters"), true, "as it is"),
+            (Some("bearer a-token-of-thirty-two-characters"), true, "a scheme has no case"),
+            (Some("Bearer a-token-of-thirty-two-character"), false, "too short"),
+            (Some("Bearer A-token-of-thirty-two-characters"), false, "another"),
+            (Some("Basic a-token-of-thirty-two-characters"), false, "another scheme"),
+            (Some("a-token-of-thirty-two-characters"), false, "none"),
+            (Some("Bearer "), false, "nothing"),
+            (None, false, "nobody"),
+        ] {
+            let headers = sent.map(|sent| (header::AUTHORIZATION, sent.parse().unwrap()));
+            let headers = HeaderMap::from_iter(headers);
+            assert_eq!(shows(&headers, Some(&token)), want, "{why}");
+            assert!(!shows(&headers, None), "{why}, and there is none to show");
+        }
+    }
 
     #[test]
     fn only_an_address_or_localhost_is_asked_about_channels() {

@@ -140,14 +140,8 @@ async fn go_along(
             let answer = match ask(client, lines, pool, &picked, line, out, clock).await {
                 Ok(answer) => answer,
                 Err(Cut::ClientGone) => {
-                    // Whoever waited for the first byte as long as anybody has to did not leave: this server does not answer.
-                    let waited = sent_at.elapsed();
-                    let late = waited >= Duration::from_secs(clock.timeouts.first_byte_seconds);
-                    if late {
-                        unsure.asked += 1;
-                        picked.hear(&model).lost();
-                    }
-                    tell(filter, Some(&who), if late { "timeout" } else { "left" });
+                    // However long it waited: a reply that does not stream takes what it takes, and only who leaves says when that is too long.
+                    tell(filter, Some(&who), "left");
                     return Err(Cut::ClientGone);
                 }
                 Err(Cut::Refused(refusal)) => {

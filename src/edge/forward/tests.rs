@@ -113,6 +113,9 @@ impl Filter for Recorder {
             self.broken = true;
             return Flow::Stop;
         }
+        if self.errs && chunk.starts_with(b"data: refused") {
+            return Flow::Stop;
+        }
         if !self.swallow {
             out.push(chunk);
         }

@@ -1,8 +1,9 @@
 //! Credentials of channels shown again: by a payer who does not know what became of them, and by somebody who found them on chain.
 
-use super::sessions::{BY_TOKEN, REPLY, audited, bed, channel, delivery, newest, opening, session, voucher};
+use super::sessions::{BY_TOKEN, REPLY, audited, bed, channel, delivery, newest, opening, session, streamed, voucher};
 use super::*;
 use crate::channel::{ChannelId, Op, Phase};
+use crate::flow::session::opened_by;
 use crate::flow::{control, transact};
 use crate::rail::session::Outcome;
 use crate::refusal::Moved;
@@ -169,4 +170,22 @@ async fn a_node_that_stands_still_is_believed_for_a_while_and_no_longer() {
     }
     tokio::time::resume();
     assert!(bed.pay(BY_TOKEN, &ask("m", 10), &voucher("0xaa", 3_000)).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_call_that_opened_its_channel_and_was_refused_after_that_says_what_the_channel_stands_at() {
+    let bed = bed();
+    let credential = opening("0xaa", 2_000, 50_000);
+    assert_eq!(opened_by(&bed.toll, &credential).await, None, "nothing is open yet");
+    // The record, its landing; then what the stream leases.
+    bed.store.fail(3, false);
+    let stop = stopped(bed.pay(BY_TOKEN, &streamed(100), &credential).await);
+    assert_eq!(stop.refusal.code(), "store_unavailable");
+    for is_down in [false, true] {
+        bed.store.down.store(is_down, Ordering::SeqCst);
+        let (name, value) = opened_by(&bed.toll, &credential).await.expect("it is open");
+        assert_eq!((name.as_str(), value.to_str().unwrap()), ("payment-receipt", "spent=0 accepted=2000"), "{is_down}");
+    }
+    assert_eq!(opened_by(&bed.toll, &voucher("0xaa", 2_000)).await, None, "a wallet that pays knows its channel");
+    assert_eq!(opened_by(&bed.toll, &over(&credential)).await, None, "anybody may have seen it by then");
 }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::claim::Op;
 use crate::flow::receipt::Signet;
-use crate::flow::settle::{Delivery, End};
+use crate::flow::settle::{Delivery, End, NOT_THIS_ONE};
 use crate::refusal::Moved;
 use crate::secret::Secret;
 use crate::surface::Surface;
@@ -262,6 +262,21 @@ async fn money_that_is_let_go_anywhere_before_the_first_byte_is_owed() {
     let stop = failed.whole(error).await.unwrap_err();
     let stop = failed.fail(stop.refusal).await;
     assert!(matches!(stop.moved, Moved::Redeemable { .. }), "an error inside a success: {stop:?}");
+
+    let paid = bed.pay(PATH, &body, &credential).await.unwrap();
+    let mut declined = delivery(&bed, paid);
+    let error = Bytes::from_static(br#"{"error":{"message":"no","type":"invalid_request_error"}}"#);
+    let stop = declined.whole(error).await.unwrap_err();
+    assert_eq!(stop.refusal, Refusal::UpstreamFailed { why: NOT_THIS_ONE }, "and no server is to be blamed for it");
+    assert!(matches!(declined.fail(stop.refusal).await.moved, Moved::Redeemable { .. }));
+    for (kind, at_fault) in [("server_error", true), ("invalid_request_error", false)] {
+        let paid = bed.pay(PATH, &body, &credential).await.unwrap();
+        let mut stream = delivery(&bed, paid);
+        let error = format!("data: {{\"error\":{{\"message\":\"no\",\"type\":\"{kind}\"}}}}\n\n");
+        stream.chunk(error.into(), &mut Vec::new()).await.unwrap();
+        assert_eq!((stream.failed_at_once(), stream.is_at_fault()), (true, at_fault), "{kind}");
+        stream.fail(Refusal::UpstreamFailed { why: "test" }).await;
+    }
 
     let paid = bed.pay(PATH, &body, &credential).await.unwrap();
     assert!(delivery(&bed, paid).whole(REPLY.into()).await.is_ok(), "and after all that it still buys its reply");

@@ -49,6 +49,8 @@ pub(super) struct Purse {
     pub(super) hangs: AtomicBool,
     /// What becomes of openings that an access key signed; `None`: they land.
     pub(super) keys: Mutex<Option<Outcome>>,
+    /// Transactions of access keys that the accounts they name never heard of.
+    pub(super) strangers: Mutex<Vec<String>>,
     /// So many more trials of payers' transactions fail.
     pub(super) fails: AtomicUsize,
     /// Requests to close, by their block; and how often they were asked for.
@@ -73,6 +75,7 @@ impl Purse {
             silent: AtomicBool::new(false),
             hangs: AtomicBool::new(false),
             keys: Mutex::default(),
+            strangers: Mutex::default(),
             fails: AtomicUsize::new(0),
             asked_to_close: Mutex::default(),
             listens: AtomicUsize::new(0),
@@ -190,6 +193,13 @@ impl Session for Purse {
     }
     fn is_relayed(&self) -> bool {
         self.relays.load(Ordering::SeqCst)
+    }
+    async fn authorized(&self, tx: &PayersTx, _: UnixSeconds) -> Result<(), Refusal> {
+        self.answers().map_err(|_| Refusal::ChainUnread { retry_after_seconds: 5 })?;
+        match self.strangers.lock().unwrap().contains(&tx.hash) {
+            true => Err(Refusal::PaymentInvalid { why: "a stranger's key".into() }),
+            false => Ok(()),
+        }
     }
     async fn complete(&self, presented: &Presented, now: UnixSeconds) -> Result<Intent, Refusal> {
         let (act, tx) = match &presented.action {

@@ -3,6 +3,7 @@
 use super::sessions::{BY_TOKEN, bed, channel, opening, session};
 use super::*;
 use crate::channel::{ChannelId, Phase};
+use crate::flow::control;
 use crate::rail::session::Outcome;
 
 /// An opening signed by an access key that is said to be `payer`'s.
@@ -49,7 +50,27 @@ async fn a_strangers_openings_take_no_place_of_the_payer_they_name_and_few_are_u
     for n in 0..4 {
         until(|| async { channel(&bed, &format!("0xf{n}")).await.phase == Phase::Failed }).await;
     }
-    assert_eq!(buy(&bed, &by_key("0xd0", "0xd")).await, "payment_failed");
+    // A place is given back a moment after the record says so.
+    until(|| async { buy(&bed, &by_key("0xd0", "0xd")).await == "payment_failed" }).await;
+}
+
+#[tokio::test]
+async fn an_opening_by_a_key_that_its_account_never_authorized_takes_no_place() {
+    let bed = bed();
+    *bed.purse.keys.lock().unwrap() = Some(Outcome::Unknown);
+    for n in 0..40 {
+        let id = format!("0xf{n}");
+        bed.purse.strangers.lock().unwrap().push(format!("0x{id}"));
+        assert_eq!(buy(&bed, &by_key(&id, "0xpayer")).await, "payment_invalid", "{n}");
+        assert_eq!(bed.store.inner.channel(&ChannelId(id)).await.unwrap(), None, "nothing of it is kept");
+    }
+    for n in 0..4 {
+        assert_eq!(
+            buy(&bed, &by_key(&format!("0xe{n}"), "0xpayer")).await,
+            "payment_unknown",
+            "{n}: his own are taken"
+        );
+    }
 }
 
 #[tokio::test]
@@ -85,4 +106,33 @@ async fn one_payer_has_so_many_channels_another_has_his_own_and_a_closed_one_is_
     crate::flow::closing::close(&bed.toll, &bed.toll.tills[0], &id).await.unwrap();
     assert_eq!(buy(&bed, &of("0xa3", "0xpayer")).await, "paid", "one of his two is closed");
     assert_eq!(buy(&bed, &of("0xa4", "0xpayer")).await, "payment_invalid", "and that was the one place");
+}
+
+#[tokio::test]
+async fn a_proof_that_found_a_channel_is_good_once_and_whoever_copies_it_is_told_nothing() {
+    let bed = bed();
+    let plan = bed.toll.rules.plan();
+    let route = plan.route(BY_TOKEN).unwrap();
+    let headers = [(http::HeaderName::from_static("accept-payment"), "tempo/charge".parse().unwrap())];
+    let headers = http::HeaderMap::from_iter(headers);
+    let offered = || control::proof_offer(&bed.toll, &plan, route, &headers, digest(""), UnixSeconds::now()).unwrap();
+    let signed = || shown(&offered().challenge_id.unwrap(), &crate::ids::fresh("signed"));
+    let show = async |proof: &Shown| control::prove(&bed.toll, &plan, route, proof, digest("")).await;
+
+    let early = signed();
+    for _ in 0..2 {
+        assert_eq!(show(&early).await, Ok(Some(Vec::new())), "he has no channel, and nothing is told");
+    }
+    let his = json!({
+        "action": "open", "channelId": "0xaa", "amount": "2000", "deposit": "50000", "tx": "0xaa", "payer": "payer",
+    });
+    assert_eq!(buy(&bed, &session(his)).await, "paid");
+    for proof in [early, signed()] {
+        let found = show(&proof).await.unwrap().unwrap();
+        assert_eq!(found[0].1, "0xaa");
+        for _ in 0..3 {
+            let copy = show(&proof).await.unwrap_err();
+            assert_eq!((copy.refusal.code(), copy.refusal.invites_payment()), ("invalid_challenge", true));
+        }
+    }
 }

@@ -9,6 +9,7 @@ use super::voucher::{Parties, channel_id};
 use crate::chain::reserve::{Deed, Mined, RESERVE, Reserve, uint96};
 use crate::chain::{Address, B256, Head, Rejection, Sent, Unreachable};
 use crate::channel::{Act, Channel, ChannelId, Intent, View, Voucher};
+use crate::clock::UnixSeconds;
 use crate::money::Atoms;
 use crate::rail::session::Outcome;
 use crate::refusal::Refusal;
@@ -103,7 +104,6 @@ impl Escrow {
     /// and a node to be asked again and again. Of several calls (an approval and a swap before the opening) each is tried on what the
     /// one before it left. A node that cannot do that leaves only the price of gas to be looked at.
     pub async fn would_land(&self, raw: &[u8]) -> Result<(), Refusal> {
-        let invalid = |why: &str| Refusal::PaymentInvalid { why: why.to_owned() };
         let unread = |_| Refusal::ChainUnread { retry_after_seconds: 5 };
         let mut rest = raw;
         let signed = AASigned::decode_2718(&mut rest).map_err(|_| invalid("the transaction cannot be read"))?;
@@ -127,7 +127,31 @@ impl Escrow {
         }
     }
 
-    /// The same of an opening, which nothing else paces: one that would fail is asked about once in five seconds, however often it is shown.
+    /// Whether the account that an opening by access key names lets that key sign, by the chain's word or by the account's own: a first
+    /// transaction may bring the authorization along. Anybody can make one that names anybody, so it is asked before anything is done for it,
+    /// and paced like [`Self::would_open`].
+    pub async fn may_sign(&self, raw: &[u8], now: UnixSeconds) -> Result<(), Refusal> {
+        let tx = keccak256(raw);
+        if let Some(refusal) = self.failed.lately(&tx) {
+            return Err(refusal);
+        }
+        let (account, key) = signers(raw).ok_or_else(|| invalid("the transaction's signature cannot be read"))?;
+        if key == account {
+            return Ok(());
+        }
+        let told = tokio::time::timeout(self.pace.patience / 4, self.chain.key_until(account, key)).await;
+        match told {
+            Ok(Ok(until)) if until > now => Ok(()),
+            Ok(Ok(_)) => {
+                let refusal = invalid("the account has not authorized the access key that signed the transaction");
+                self.failed.remember(tx, refusal.clone());
+                Err(refusal)
+            }
+            Ok(Err(_)) | Err(_) => Err(Refusal::ChainUnread { retry_after_seconds: 5 }),
+        }
+    }
+
+    /// [`Self::would_land`] of an opening, which nothing else paces: one that would fail is asked about once in five seconds, however often it is shown.
     pub async fn would_open(&self, raw: &[u8]) -> Result<(), Refusal> {
         let tx = keccak256(raw);
         if let Some(refusal) = self.failed.lately(&tx) {
@@ -314,6 +338,24 @@ impl Escrow {
         let tx = format!("{:#x}", keccak256(&raw));
         Ok(Intent { act, tx, raw: format!("0x{}", hex::encode(raw)), valid_until: until })
     }
+}
+
+/// The account that a transaction names, and whose word it is that it rests on: the account's own, that of its access key, or that of the
+/// key that authorizes this one by the transaction itself.
+fn signers(raw: &[u8]) -> Option<(Address, Address)> {
+    let mut rest = raw;
+    let signed = AASigned::decode_2718(&mut rest).ok()?;
+    let account = signed.recover_signer().ok()?;
+    let TempoSignature::Keychain(signature) = signed.signature() else { return Some((account, account)) };
+    let key = signature.key_id(&signed.signature_hash()).ok()?;
+    match &signed.tx().key_authorization {
+        Some(brought) if brought.authorization.key_id == key => Some((account, brought.recover_signer().ok()?)),
+        _ => Some((account, key)),
+    }
+}
+
+fn invalid(why: &str) -> Refusal {
+    Refusal::PaymentInvalid { why: why.to_owned() }
 }
 
 const UNREADABLE: Unreachable = Unreachable { why: "a record holds a channel that cannot be written as a call" };

@@ -7,11 +7,11 @@ use crate::chain::fees::Tried;
 use crate::chain::reserve::GasPrice;
 use crate::chain::{Chain, Inclusion};
 use crate::channel::sample;
-use crate::clock::UnixSeconds;
 use async_trait::async_trait;
 use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::time::Duration;
+use tempo_alloy::primitives::transaction::{KeyAuthorization, KeychainSignature, SignatureType};
 
 const CHAIN: u64 = 42431;
 const DEPOSIT: u128 = sample::DEPOSIT;
@@ -51,6 +51,8 @@ struct Scripted {
     sends: Mutex<usize>,
     gas: Script<Result<Option<u64>, Unreachable>>,
     tries: Mutex<usize>,
+    keys: Script<Result<UnixSeconds, Unreachable>>,
+    asked_for_keys: Mutex<Vec<(Address, Address)>>,
 }
 
 #[async_trait]
@@ -94,6 +96,10 @@ impl Reserve for Scripted {
     async fn in_turn(&self, _: Address, _: &[Call]) -> Result<Option<bool>, Unreachable> {
         Err(DOWN)
     }
+    async fn key_until(&self, account: Address, key: Address) -> Result<UnixSeconds, Unreachable> {
+        self.asked_for_keys.lock().unwrap().push((account, key));
+        self.keys.next()
+    }
 }
 
 fn scripted(sent: Vec<Sent>, seen: Vec<Seen>, states: Vec<Result<Vec<View>, Unreachable>>) -> Scripted {
@@ -106,6 +112,8 @@ fn scripted(sent: Vec<Sent>, seen: Vec<Seen>, states: Vec<Result<Vec<View>, Unre
         sends: Mutex::new(0),
         gas: Script::new(vec![Err(DOWN)]),
         tries: Mutex::new(0),
+        keys: Script::new(vec![Err(DOWN)]),
+        asked_for_keys: Mutex::default(),
     }
 }
 
@@ -391,6 +399,9 @@ async fn a_node_that_never_answers_costs_no_more_than_our_patience() {
         async fn in_turn(&self, _: Address, _: &[Call]) -> Result<Option<bool>, Unreachable> {
             std::future::pending().await
         }
+        async fn key_until(&self, _: Address, _: Address) -> Result<UnixSeconds, Unreachable> {
+            std::future::pending().await
+        }
     }
     let escrow = escrow(Arc::new(Silent), "unknown");
     let both = async {
@@ -401,9 +412,9 @@ async fn a_node_that_never_answers_costs_no_more_than_our_patience() {
     assert_eq!(got, (Outcome::Unknown, Outcome::Unknown));
 }
 
-/// A payer's transaction of one call, signed.
-fn payers(salt: u8) -> Vec<u8> {
-    let tx = TempoTransaction {
+/// A payer's transaction of one call.
+fn payers_tx(salt: u8) -> TempoTransaction {
+    TempoTransaction {
         chain_id: CHAIN,
         max_fee_per_gas: 10,
         gas_limit: 1_000_000,
@@ -411,7 +422,12 @@ fn payers(salt: u8) -> Vec<u8> {
         nonce_key: TEMPO_EXPIRING_NONCE_KEY,
         valid_before: NonZeroU64::new(100),
         ..TempoTransaction::default()
-    };
+    }
+}
+
+/// The same, signed.
+fn payers(salt: u8) -> Vec<u8> {
+    let tx = payers_tx(salt);
     let key = PrivateKeySigner::from_slice(&[8; 32]).unwrap();
     let signature = key.sign_hash_sync(&alloy::consensus::SignableTransaction::signature_hash(&tx)).unwrap();
     tx.into_signed(TempoSignature::Primitive(PrimitiveSignature::Secp256k1(signature))).encoded_2718()
@@ -444,6 +460,70 @@ async fn what_would_fail_is_asked_about_once_in_five_seconds_however_often_it_is
         assert_eq!(tries(), n, "a silent node has said nothing that could be remembered");
     }
     assert_eq!(shown(1).await, Ok(()), "there is enough of the token now");
+}
+
+/// The same, signed by `key`, that is said to be `account`'s access key; with the authorization that `by` signed for it.
+fn by_access_key(salt: u8, account: Address, key: &PrivateKeySigner, by: Option<&PrivateKeySigner>) -> Vec<u8> {
+    let mut tx = payers_tx(salt);
+    tx.key_authorization = by.map(|by| {
+        let authorization = KeyAuthorization::unrestricted(CHAIN, SignatureType::Secp256k1, key.address());
+        let signature = by.sign_hash_sync(&authorization.signature_hash()).unwrap();
+        authorization.into_signed(PrimitiveSignature::Secp256k1(signature))
+    });
+    let hash = alloy::consensus::SignableTransaction::signature_hash(&tx);
+    let inner = key.sign_hash_sync(&KeychainSignature::signing_hash(hash, account)).unwrap();
+    let signature = KeychainSignature::new(account, PrimitiveSignature::Secp256k1(inner));
+    tx.into_signed(TempoSignature::Keychain(signature)).encoded_2718()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_access_key_signs_only_for_an_account_that_says_so_on_chain_or_in_the_transaction() {
+    let key = |n: u8| PrivateKeySigner::from_slice(&[n; 32]).unwrap();
+    let (payer, own, stranger) = (key(8), key(9), key(10));
+    let now = UnixSeconds(1_000);
+    let chain = |says| {
+        Arc::new(Scripted { keys: Script::new(vec![says]), ..scripted(vec![LOST], vec![Ok(None)], vec![Err(DOWN)]) })
+    };
+    let of = payer.address();
+    for (raw, says, want, asked, why) in [
+        (payers(1), Err(DOWN), "yes", None, "the payer's own signature is his word"),
+        (by_access_key(1, of, &own, None), Ok(UnixSeconds(1_001)), "yes", Some(own.address()), "he authorized it"),
+        (by_access_key(2, of, &own, None), Ok(UnixSeconds(1_000)), "no", Some(own.address()), "it is over"),
+        (by_access_key(3, of, &stranger, None), Ok(UnixSeconds(0)), "no", Some(stranger.address()), "a stranger's"),
+        (by_access_key(4, of, &own, None), Err(DOWN), "unread", Some(own.address()), "a silent node says nothing"),
+        (by_access_key(5, of, &own, Some(&payer)), Err(DOWN), "yes", None, "he authorizes it with this transaction"),
+        (
+            by_access_key(6, of, &stranger, Some(&stranger)),
+            Ok(UnixSeconds(0)),
+            "no",
+            Some(stranger.address()),
+            "a stranger authorizes himself",
+        ),
+        (
+            by_access_key(7, of, &own, Some(&stranger)),
+            Ok(UnixSeconds(u64::MAX)),
+            "yes",
+            Some(stranger.address()),
+            "one of his keys authorizes another: whether it may, the trial says",
+        ),
+    ] {
+        let node = chain(says);
+        let escrow = escrow(node.clone(), "unknown");
+        for _ in 0..3 {
+            let got = match escrow.may_sign(&raw, now).await {
+                Ok(()) => "yes",
+                Err(Refusal::PaymentInvalid { .. }) => "no",
+                Err(Refusal::ChainUnread { .. }) => "unread",
+                Err(other) => panic!("{why}: {other:?}"),
+            };
+            assert_eq!(got, want, "{why}");
+        }
+        let questions = node.asked_for_keys.lock().unwrap().clone();
+        assert!(questions.iter().all(|asked_of| Some(*asked_of) == asked.map(|key| (of, key))), "{why}: {questions:?}");
+        if want == "no" {
+            assert_eq!(questions.len(), 1, "{why}: the chain is not asked again for five seconds");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -447,6 +447,10 @@ impl Session for TempoSession {
         }))
     }
 
+    async fn authorized(&self, tx: &PayersTx, now: UnixSeconds) -> Result<(), Refusal> {
+        self.escrow.may_sign(&tx.raw, now).await
+    }
+
     async fn complete(&self, presented: &Presented, now: UnixSeconds) -> Result<Intent, Refusal> {
         let (act, tx, purpose) = match &presented.action {
             Action::Open { tx, .. } => (Act::Open, tx, Purpose::Open),

@@ -92,6 +92,9 @@ impl Reserve for Asked {
     async fn in_turn(&self, _: Address, _: &[Call]) -> Result<Option<bool>, Unreachable> {
         self.once()
     }
+    async fn key_until(&self, _: Address, _: Address) -> Result<UnixSeconds, Unreachable> {
+        self.once()
+    }
 }
 
 /// A sponsor's account with money in it.

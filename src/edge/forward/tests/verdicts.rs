@@ -44,6 +44,12 @@ async fn a_server_is_judged_by_what_it_answers_and_not_by_its_head() {
         (&format!("{}none", stream(&["data: 1\n\n"])), "server", "a stream that breaks off"),
         (&format!("{}0\r\n\r\n", stream(&["data: error\n\n"])), "model", "an error for a first word"),
         (&format!("{}0\r\n\r\n", stream(&["data: 1\n\n", "data: error\n\n"])), "server", "an error for a last word"),
+        (
+            &format!("{}0\r\n\r\n", stream(&["data: refused\n\n"])),
+            "nothing",
+            "the caller's own fault, said in a stream",
+        ),
+        (&format!("{}0\r\n\r\n", stream(&["data: 1\n\n", "data: refused\n\n"])), "nothing", "the same, later"),
         (&format!("{}0\r\n\r\n", stream(&["data: 1\n\n"])), "nothing", "a stream"),
         (OK_JSON, "nothing", "an answer"),
         (&reply(400, "", "{}"), "nothing", "the caller's own fault"),
@@ -73,6 +79,31 @@ async fn a_client_that_leaves_says_nothing_about_the_server() {
         });
         assert_eq!(rests(&pool), "nothing", "{n}");
     }
+}
+
+#[tokio::test]
+async fn clients_that_leave_after_the_time_of_a_first_byte_say_nothing_about_the_server_either() {
+    let (listener, port) = listen().await;
+    let pool = pool_of(brisk(&[port]));
+    let leave = || async {
+        let (mut bed, client) = bed(vec![Arc::clone(&pool)]).await;
+        bed.filter.is_whole = true;
+        tokio::join!(bed.run(), async {
+            tokio::time::sleep(Duration::from_millis(1_200)).await;
+            drop(client);
+        });
+    };
+    let servers = async {
+        let mut open = Vec::new();
+        loop {
+            open.push(listener.accept().await.unwrap());
+        }
+    };
+    tokio::select! {
+        _ = futures::future::join_all((0..6).map(|_| leave())) => {}
+        () = servers => {}
+    }
+    assert_eq!(rests(&pool), "nothing");
 }
 
 #[tokio::test]
