@@ -1,8 +1,8 @@
 //! [`Quoted`] → [`Paid`]: exactly one credential becomes exactly one claim, or the request ends here.
 //!
 //! Order of checks, cheapest and least harmful first: form → MAC → the claim we may already have → terms → expiry and
-//! signature (`Rail::check`) → what we add (`Rail::complete`) → durable claim → chain. Nothing asks the chain before a valid
-//! signature. A payment that is not for this request may have a claim as well: it is looked for before anybody is told to pay.
+//! signature (`Rail::check`) → would it be paid, and what we add (`Rail::complete`) → durable claim → the money. Nobody is asked before a
+//! signature was looked at, and nothing is written of what would not be paid. A payment that is not for this request may have a claim as well: it is looked for before anybody is told to pay.
 
 use super::hold::Hold;
 use super::lease::Lease;
