@@ -161,7 +161,7 @@ async fn a_proof_that_is_not_vouched_for_is_not_forwarded_and_stays_as_it_was() 
             let credential = bed.credential(PATH, &body, "a").await;
             bed.rail.untried.lock().unwrap().push_back(told.clone());
             let stop = stopped(bed.pay(PATH, &body, &credential).await);
-            let (moved, claimed) = (moved.clone().unwrap_or_default(), moved.is_some());
+            let (moved, claimed) = (moved.unwrap_or_default(), moved.is_some());
             assert_eq!(stop, Stop { refusal: told, moved, claimed }, "{why}");
             assert_eq!(stop.refusal.invites_payment(), outcome == "refused", "{why}");
             assert_eq!(bed.claim("a").await, None, "{why}");
