@@ -60,6 +60,14 @@ impl Money {
             Self::None | Self::Lease(_) => None,
         }
     }
+
+    /// For how many seconds the reply may be waited for; `None`: as long as the rules let it.
+    pub fn lasts(&self, now: UnixSeconds) -> Option<u64> {
+        match self {
+            Self::Promise(promise) => Some(promise.lasts(now)),
+            Self::None | Self::Hold(_) | Self::Lease(_) => None,
+        }
+    }
 }
 
 /// Everything `pay` looks at that is not the price.

@@ -54,8 +54,9 @@ pub(super) async fn take(toll: &Arc<Toll>, taking: Taking<'_>) -> Result<Hold, S
 /// A proof that would be paid, ready to be claimed. One request of this gate at a time tries a proof, and has it until its claim is
 /// written: a copy that comes meanwhile or later asks nobody. Other gates may ask as well, for that moves nothing; the claim decides.
 async fn tried(toll: &Arc<Toll>, rail: &Arc<dyn Rail>, shown: &Shown, proof: Proof) -> Result<(Proof, Mine), Stop> {
-    let recognised = proof.recognised.clone();
-    let Some(mine) = toll.channels.alone.take(format!("try {}", recognised.key.0)) else {
+    let (recognised, payer) = (proof.recognised.clone(), proof.payer.clone());
+    let key = &recognised.key.0;
+    let Some(mine) = toll.channels.alone.take(format!("try {key}")) else {
         return Err(running(toll, rail.as_ref()));
     };
     // A copy may have been through since its claim was looked for.
@@ -65,32 +66,29 @@ async fn tried(toll: &Arc<Toll>, rail: &Arc<dyn Rail>, shown: &Shown, proof: Pro
     let refusal = match rail.complete(shown, proof).await {
         Ok(proof) => return Ok((proof, mine)),
         Err(Refusal::ProofRunning { .. }) => return Err(running(toll, rail.as_ref())),
+        Err(Refusal::PaymentUnknown { .. }) => return Err(unknown()),
+        Err(Refusal::ProofSpent) => {
+            return Err(Stop { moved: Moved::Yes, claimed: true, ..Refusal::ProofSpent.into() });
+        }
         Err(refusal) => refusal,
     };
-    // Taken by a copy meanwhile, a payment cannot go through once more: that is no reason to pay anew. Nor is a chain or a
-    // facilitator that did not answer this one.
-    let says_nothing_of_a_copy = matches!(refusal, Refusal::PaymentUnknown { .. } | Refusal::ProofSpent);
-    if !says_nothing_of_a_copy && was_claimed(toll, &recognised).await? {
-        tracing::debug!(claim = %recognised.key.0, why = refusal.code(), "a copy was faster");
+    // Taken by a copy meanwhile (at another gate), a payment cannot go through once more: that is no reason to pay anew. Nor is a
+    // chain or a facilitator that did not answer this one.
+    if was_claimed(toll, &recognised).await? {
+        tracing::debug!(claim = key, why = refusal.code(), "a copy was faster");
         return Err(running(toll, rail.as_ref()));
     }
-    let count = |outcome: &str| toll.metrics.payments.with_label_values(&[rail.id().as_str(), outcome]).inc();
-    Err(match refusal {
-        Refusal::PaymentUnknown { .. } => unknown(),
-        Refusal::ProofSpent => Stop { moved: Moved::Yes, claimed: true, ..Refusal::ProofSpent.into() },
-        Refusal::PaymentUnproven => {
-            count("unproven");
-            Stop { moved: Moved::Unknown, claimed: true, ..refusal.into() }
-        }
-        Refusal::PaymentUnchecked { .. } => {
-            count("unchecked");
-            Stop { claimed: true, ..refusal.into() }
-        }
-        refusal => {
-            count("refused");
-            refusal.into()
-        }
-    })
+    let (outcome, moved) = match refusal {
+        Refusal::PaymentUnproven => ("unproven", Some(Moved::Unknown)),
+        // Not `unknown`: nothing was taken, so nothing is in doubt.
+        Refusal::PaymentUnchecked { .. } => ("unchecked", Some(Moved::No)),
+        _ => ("refused", None),
+    };
+    if refusal == Refusal::PaymentUnproven {
+        tracing::error!(rail = %rail.id(), key, ?payer, "an authorization was used up before it came here, and nobody can show for what");
+    }
+    toll.metrics.payments.with_label_values(&[rail.id().as_str(), outcome]).inc();
+    Err(Stop { moved: moved.unwrap_or_default(), claimed: moved.is_some(), ..refusal.into() })
 }
 
 /// Whether a proof has a claim by now.

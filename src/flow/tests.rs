@@ -50,7 +50,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::{broadcast, watch};
@@ -103,8 +103,6 @@ struct Fake {
     /// `collect` and `take` wait until this is true.
     open: watch::Sender<bool>,
     offered: Mutex<HashMap<String, Recognised>>,
-    /// How long the last request that was checked may last.
-    lasts: AtomicU64,
 }
 
 impl Fake {
@@ -124,7 +122,6 @@ impl Fake {
             untried: Mutex::default(),
             open: watch::channel(true).0,
             offered: Mutex::default(),
-            lasts: AtomicU64::new(0),
         })
     }
 
@@ -200,7 +197,6 @@ impl Rail for Fake {
         ask: &Ask<'_>,
         now: UnixSeconds,
     ) -> Result<Proof, Refusal> {
-        self.lasts.store(ask.lasts, Ordering::SeqCst);
         if recognised.terms != *ask.terms {
             return Err(Refusal::InvalidChallenge { why: "other terms" });
         }

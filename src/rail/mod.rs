@@ -29,6 +29,10 @@ use crate::refusal::Refusal;
 use async_trait::async_trait;
 use http::HeaderMap;
 
+/// How many seconds before its end a promised payment is to be handed in at the latest, so that there is time for that; x402's facilitators
+/// want 6.
+pub const HAND_IN_SECONDS: u64 = 15;
+
 /// A way to pay, written for one request: response headers of the 402, and what its body repeats.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offer {

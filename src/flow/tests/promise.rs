@@ -95,6 +95,21 @@ async fn a_reply_that_came_is_paid_before_it_leaves_and_its_receipt_says_by_what
 }
 
 #[tokio::test]
+async fn a_reply_is_waited_for_no_longer_than_its_payment_can_still_be_handed_in() {
+    for (after, want) in [(Some(by_success()), Some(285)), (Some(by_usage()), Some(285)), (None, None)] {
+        let bed = Bed::new();
+        *bed.rail.after.lock().unwrap() = after;
+        let body = ask("m", 10);
+        let credential = bed.credential(PATH, &body, "a").await;
+        let money = bed.pay(PATH, &body, &credential).await.unwrap().money;
+        let ends = bed.claim("a").await.unwrap().collect_until;
+        let at = |before: u64| money.lasts(UnixSeconds(ends.0 - before));
+        assert_eq!(at(300), want, "{after:?}");
+        assert_eq!(at(10), want.map(|_| 0), "{after:?}: too late for anything");
+    }
+}
+
+#[tokio::test]
 async fn nothing_is_taken_for_a_reply_that_did_not_come_and_the_same_proof_buys_the_next() {
     let bed = bed(by_success());
     let body = ask("m", 10);

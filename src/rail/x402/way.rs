@@ -21,7 +21,7 @@ use crate::journal::Receipt;
 use crate::money::{Atoms, Usd};
 use crate::network::{Asset, Family, Network};
 use crate::rail::ring::KeyRing;
-use crate::rail::{Ask, Collected, Identity, Offer, Proof, Rail, Recognised, Shown, Way, When};
+use crate::rail::{Ask, Collected, HAND_IN_SECONDS, Identity, Offer, Proof, Rail, Recognised, Shown, Way, When};
 use crate::refusal::Refusal;
 use async_trait::async_trait;
 use http::{HeaderName, HeaderValue};
@@ -34,8 +34,6 @@ use std::time::Duration;
 
 /// Seconds an offer lives.
 const OFFER_SECONDS: u64 = 300;
-/// Seconds a signature must outlive the moment it is looked at, so that there is time to hand it in; facilitators want 6.
-const MARGIN_SECONDS: u64 = 15;
 /// What a signature should outlive the request by.
 const AFTER_SECONDS: u64 = 60;
 /// How long after that a node is asked what it could not say.
@@ -197,7 +195,7 @@ impl X402 {
 
     /// How long the payment may still have to wait before it is handed in.
     fn must_last(&self, lasts: u64) -> u64 {
-        if self.may_wait() { lasts.saturating_add(MARGIN_SECONDS) } else { MARGIN_SECONDS }
+        if self.may_wait() { lasts.saturating_add(HAND_IN_SECONDS) } else { HAND_IN_SECONDS }
     }
 
     /// What a claim is to pay, as this rail's chain would show it.
@@ -467,7 +465,6 @@ impl Rail for X402 {
     /// found paid when it is taken. Of `upto` that cannot be: what will be used is not known yet.
     async fn complete(&self, _shown: &Shown, proof: Proof) -> Result<Proof, Refusal> {
         let unchecked = |why: &str| {
-            // Not `unknown`: nothing was taken, so nothing is in doubt.
             tracing::warn!(rail = %self.settings.id, why, "a payment could not be verified: nothing was taken");
             Refusal::PaymentUnchecked { retry_after_seconds: 5 }
         };
@@ -495,11 +492,7 @@ impl Rail for X402 {
             Trace::Unused | Trace::Unknown if is_used(&reason) && self.evidence.is_some() => {
                 Err(unchecked("it is used up, and the node does not show for what"))
             }
-            Trace::Unused | Trace::Unknown if is_used(&reason) => {
-                let (key, payer) = (&proof.recognised.key.0, &proof.payer);
-                tracing::error!(rail = %self.settings.id, key, ?payer, "an authorization was used up before it came here, and nobody can show for what");
-                Err(Refusal::PaymentUnproven)
-            }
+            Trace::Unused | Trace::Unknown if is_used(&reason) => Err(Refusal::PaymentUnproven),
             Trace::Gone | Trace::Unused | Trace::Unknown => Err(Refusal::PaymentInvalid { why: reason }),
         }
     }
