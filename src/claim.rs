@@ -13,7 +13,7 @@
 //!     └─► Untaken ◄─┘                              nothing was taken, nothing delivered: the proof is as good as new
 //! ```
 //!
-//! There is no claim before somebody has said that the proof would be paid. `Claimed` is durable before anybody is asked for the money, and
+//! Of a proof whose rail says that it would not be paid there is no claim. `Claimed` is durable before anybody is asked for the money, and
 //! `Promised` is what everybody sees of it before a backend does; a crash may forget a
 //! promise, because of what a dead process promised nothing is taken: it becomes `Untaken`, as good as never shown. `Serving` before the first upstream byte, `Taking`
 //! with its amount before that amount is asked for, `Delivered` before the first byte to the client (where it was paid before).
