@@ -13,8 +13,8 @@
 //!     └─► Untaken ◄─┘                              nothing was taken, nothing delivered: the proof is as good as new
 //! ```
 //!
-//! `Claimed` is durable before anybody else hears of the proof, and `Promised` is what everybody sees of it before a backend does (a facilitator may
-//! be asked whether it is good while gates that share a store are told); a crash may forget a
+//! Of a proof whose rail says that it would not be paid there is no claim. `Claimed` is durable before anybody is asked for the money, and
+//! `Promised` is what everybody sees of it before a backend does; a crash may forget a
 //! promise, because of what a dead process promised nothing is taken: it becomes `Untaken`, as good as never shown. `Serving` before the first upstream byte, `Taking`
 //! with its amount before that amount is asked for, `Delivered` before the first byte to the client (where it was paid before).
 //! What can never be proven either way ends in `Unproven`. The store replaces a record only if its revision matches;

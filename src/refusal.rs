@@ -1,11 +1,12 @@
 //! Why a request is not served: facts with their numbers. The answer is written from them in one place (`edge/reply.rs`).
 
 mod gap;
+mod moved;
 
 pub use gap::{Gap, Place};
+pub use moved::Moved;
 
 use self::gap::named;
-use crate::clock::UnixSeconds;
 use crate::money::{Atoms, Usd};
 use crate::surface::Surface;
 
@@ -109,6 +110,13 @@ pub enum Refusal {
         gap: Gap,
         /// Paths that would serve this very request, cheapest first.
         sold_at: Vec<Place>,
+    },
+    /// It may cost more than any payment covers that could be offered for it.
+    TooDear {
+        /// What was asked.
+        surface: Surface,
+        /// What a payment covers at most.
+        most: Usd,
     },
     /// No model of the rules has this name.
     UnknownModel {
@@ -296,26 +304,6 @@ pub enum Refusal {
     },
 }
 
-/// Whether money moved for this request: said in every failed answer after a claim.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Moved {
-    /// Nothing moved.
-    #[default]
-    No,
-    /// It was paid and nothing was delivered: the same credential buys a reply until then.
-    Redeemable {
-        /// Last moment of redemption.
-        until: UnixSeconds,
-    },
-    /// It was paid and delivered in part or in full.
-    Yes,
-    /// Not known yet; the same credential stays good.
-    Unknown,
-    /// Nothing was delivered over a channel, and whether that was charged could not be written down; the challenge is used up and the voucher
-    /// is not.
-    Undelivered,
-}
-
 impl Refusal {
     /// The HTTP status.
     pub fn status(&self) -> u16 {
@@ -335,6 +323,7 @@ impl Refusal {
             | Self::OverLimit { .. }
             | Self::PromptTooLong { .. }
             | Self::OverPrice { .. }
+            | Self::TooDear { .. }
             | Self::WrongTier { .. }
             | Self::NothingAsked { .. }
             | Self::TwoCredentials { .. } => 400,
@@ -442,6 +431,7 @@ impl Refusal {
             Self::OverLimit { .. } => "over_limit",
             Self::PromptTooLong { .. } => "context_length_exceeded",
             Self::OverPrice { .. } => "over_price",
+            Self::TooDear { .. } => "too_dear",
             Self::UnknownModel { .. } => "model_not_found",
             Self::WrongTier { .. } => "wrong_tier",
             Self::NothingAsked { .. } => "nothing_asked",
@@ -519,6 +509,13 @@ impl Refusal {
                 if sold_at.is_empty() { said } else { format!("{said}; longer ones are sold at {}", named(sold_at)) }
             }
             Self::OverPrice { surface, gap, sold_at } => gap.message(*surface, sold_at),
+            Self::TooDear { surface, most } => {
+                let less = match surface.has_output() {
+                    true => format!("less output ({}), or shorten the prompt", surface.output_field()),
+                    false => "less".to_owned(),
+                };
+                format!("this request may cost more than the ${most} that a payment covers here: ask for {less}")
+            }
             Self::UnknownModel { asked } => format!("the model {} does not exist", quoted(asked)),
             Self::WrongTier { asked, sold_at } if sold_at.is_empty() => {
                 format!("the model {} is not sold here", quoted(asked))

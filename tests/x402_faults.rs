@@ -114,7 +114,7 @@ async fn while_nobody_can_say_whether_a_payment_is_good_nothing_is_taken_and_it_
     for (at, (why, answer)) in
         lies.into_iter().chain(silences().into_iter().filter(|(why, _)| !why.contains("verdict"))).enumerate()
     {
-        let server = [server::EXACT, server::UPTO, server::PERMIT2][at % 3];
+        let server = [server::EXACT, server::UPTO, server::PERMIT2, server::FIRST][at % 4];
         let why = format!("{server}: {why}");
         let payment = bed.stall.payment(&buyer, server, &chat()).await;
         let (earned, asked, served) = (bed.stall.earned().await, bed.asked(), bed.stall.served());
@@ -136,19 +136,21 @@ async fn while_nobody_can_say_whether_a_payment_is_good_nothing_is_taken_and_it_
 async fn a_facilitator_that_says_no_is_heard_and_the_payer_is_asked_again() {
     let bed = Brittle::open().await;
     let buyer = bed.stall.buyer().await;
-    for (status, reason) in [
-        (200, "insufficient_funds"),
-        (400, "invalid_payload"),
-        (412, "permit2_allowance_required"),
-        (500, "invalid_scheme"),
+    for (server, status, reason) in [
+        (server::EXACT, 200, "insufficient_funds"),
+        (server::EXACT, 400, "invalid_payload"),
+        (server::EXACT, 412, "permit2_allowance_required"),
+        (server::EXACT, 500, "invalid_scheme"),
+        (server::FIRST, 200, "insufficient_funds"),
+        (server::FIRST, 400, "invalid_payload"),
     ] {
-        let payment = bed.stall.payment(&buyer, server::EXACT, &chat()).await;
-        let served = bed.stall.served();
+        let payment = bed.stall.payment(&buyer, server, &chat()).await;
+        let (served, asked) = (bed.stall.served(), bed.asked());
         bed.facilitator.next(VERIFY, Answer::invalid(status, reason));
-        let reply = bed.stall.show(server::EXACT, &payment, &chat()).await;
+        let reply = bed.stall.show(server, &payment, &chat()).await;
         assert_challenge(&reply, "payment_invalid", reason);
         assert!(reply.text().contains(reason), "{}", reply.text());
-        assert_eq!(bed.stall.served(), served, "{reason}");
+        assert_eq!((bed.stall.served(), bed.asked()), (served, (asked.0 + 1, asked.1)), "{reason}");
         assert!(!bed.stall.is_used(&payment).await, "{reason}");
     }
     // Who never let Permit2 in is asked again, not sent away.

@@ -219,12 +219,12 @@ pub enum Outcome {
 
 /// Sends a request to a server of `lane` and its reply through `filter` to the client of `session`, whose request body must have
 /// been read. The wait for a slow reader is the pool's `idle_seconds`; the whole exchange, with every server it goes to, has the
-/// `total_seconds` of the first pool.
+/// `total_seconds` of the first pool, or what the lane leaves of them.
 pub async fn forward(session: &mut Session, lines: &Lines, lane: &Lane, filter: &mut dyn Filter) -> Outcome {
     let Some(first) = lane.pools.first() else {
         return Outcome::Failed(Refusal::UpstreamUnavailable { retry_after_seconds: 5 });
     };
-    let mut clock = Clock::start(*first.timeouts());
+    let mut clock = Clock::start(*first.timeouts(), lane.within);
     let mut client = Client::of(session);
     let opened = Box::pin(open::open(&mut client, lines, lane, filter, &mut clock)).await;
     let outcome = match opened {

@@ -5,6 +5,7 @@ use super::gate::Gate;
 use super::reply::Answer;
 use super::scrub;
 use super::visit::Visit;
+use crate::clock::UnixSeconds;
 use crate::flow::Stop;
 use crate::flow::pay::Paid;
 use crate::flow::settle::{Delivery, End, NOT_THIS_ONE, Next};
@@ -13,7 +14,7 @@ use crate::openai::error::read_upstream;
 use crate::refusal::Refusal;
 use crate::rules::plan::Model;
 use crate::surface::{Surface, Whole};
-use crate::upstream::{Affinity, LONGEST_ASKED, Pool};
+use crate::upstream::{Affinity, LONGEST_ASKED, Lane, Pool};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
@@ -65,7 +66,8 @@ impl Drop for Busy<'_> {
 pub async fn run(gate: &Gate, session: &mut Session, visit: &mut Visit, paid: Box<Paid>) -> Result<Sent, Stop> {
     let model = Arc::clone(&paid.quoted.allowed.model);
     let surface = paid.quoted.allowed.route.surface;
-    let lane = gate.toll.lane(&paid.quoted);
+    let within = paid.money.lasts(UnixSeconds::now());
+    let lane = Lane { within, ..gate.toll.lane(&paid.quoted) };
     let delivery = Delivery::begin(Arc::clone(&gate.toll), Arc::clone(&gate.signet), *paid, &visit.request);
     let mut delivery = Box::new(delivery);
     // Whatever the client called it, and also when it called none: who answers.

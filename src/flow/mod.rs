@@ -147,7 +147,8 @@ pub struct Stop {
     pub refusal: Refusal,
     /// What happened to money.
     pub moved: Moved,
-    /// A claim was touched: the answer tells clients not to retry by themselves.
+    /// A claim was touched, or somebody was asked about the payment and did not say no: the answer says what became of the money, and
+    /// tells clients not to retry by themselves.
     pub claimed: bool,
 }
 

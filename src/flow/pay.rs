@@ -1,8 +1,8 @@
 //! [`Quoted`] → [`Paid`]: exactly one credential becomes exactly one claim, or the request ends here.
 //!
 //! Order of checks, cheapest and least harmful first: form → MAC → the claim we may already have → terms → expiry and
-//! signature (`Rail::check`) → what we add (`Rail::complete`) → durable claim → chain. Nothing asks the chain before a valid
-//! signature. A payment that is not for this request may have a claim as well: it is looked for before anybody is told to pay.
+//! signature (`Rail::check`) → would it be paid, and what we add (`Rail::complete`) → durable claim → the money. Nobody is asked before a
+//! signature was looked at, and nothing is written of what would not be paid. A payment that is not for this request may have a claim as well: it is looked for before anybody is told to pay.
 
 use super::hold::Hold;
 use super::lease::Lease;
@@ -58,6 +58,14 @@ impl Money {
             Self::Hold(hold) => hold.room(),
             Self::Promise(promise) => promise.room(),
             Self::None | Self::Lease(_) => None,
+        }
+    }
+
+    /// For how many seconds the reply may be waited for; `None`: as long as the rules let it.
+    pub fn lasts(&self, now: UnixSeconds) -> Option<u64> {
+        match self {
+            Self::Promise(promise) => Some(promise.lasts(now)),
+            Self::None | Self::Hold(_) | Self::Lease(_) => None,
         }
     }
 }
@@ -213,6 +221,18 @@ pub(super) fn terms_on(quoted: &Quoted, rail: &dyn Rail) -> Option<Terms> {
     match rail.when(quoted.allowed.stream) {
         When::After { most: Some(most), .. } => quoted.terms_by_usage(rail.id(), rail.decimals(), most),
         When::First | When::After { most: None, .. } => quoted.terms(rail.id(), rail.decimals()),
+    }
+}
+
+/// The same for an offer: nobody is asked to promise more than he may.
+fn offerable(quoted: &Quoted, rail: &dyn Rail) -> Result<Terms, Refusal> {
+    let too_dear = |most| Refusal::TooDear { surface: quoted.allowed.route.surface, most };
+    let out_of_range = || Refusal::NoOffer { retry_after_seconds: 5, why: "the amount is out of range".to_owned() };
+    let terms = terms_on(quoted, rail);
+    match (rail.when(quoted.allowed.stream), terms) {
+        (When::After { exposure, .. }, Some(terms)) if terms.price > exposure => Err(too_dear(exposure)),
+        (When::After { most: Some(most), .. }, None) => Err(too_dear(most)),
+        (_, terms) => terms.ok_or_else(out_of_range),
     }
 }
 
@@ -469,38 +489,37 @@ pub async fn offers(
     // Beside offers that charge what is used, one that does not says so.
     let as_quoted = format!("{description}: a quote for this request, charged as it is, whatever is used");
     let lasts = lasts(&toll.rules.plan(), quoted);
-    let mut why = None;
+    let none = |why: String| Refusal::NoOffer { retry_after_seconds: 5, why };
+    let (mut why, mut covered) = (None, None);
     let mut offers = Vec::with_capacity(allowed.route.accept.len());
     for id in &allowed.route.accept {
         let Some(way) = toll.way(id) else { continue };
         // Whoever holds a channel loses nothing by our own account's being empty, and would pay elsewhere beside his deposit.
         let holder = toll.till(id).filter(|_| known.is_some_and(|channel| channel.rail == *id));
         let standing = holder.map_or_else(|| way.standing(), |till| till.rail.chain_standing());
-        let made = standing.and_then(|()| match (toll.rail(id), toll.till(id)) {
+        let made = standing.map_err(none).and_then(|()| match (toll.rail(id), toll.till(id)) {
             // Whoever pays what he uses leaves the operator nothing to carry.
             (Some(rail), _) if capped && !is_by_usage(rail.as_ref(), quoted) => {
-                Err("the operator's cap is reached".to_owned())
+                Err(none("the operator's cap is reached".to_owned()))
             }
             (Some(rail), _) => {
-                let terms = terms_on(quoted, rail.as_ref()).ok_or("the amount is out of range")?;
-                if let When::After { exposure, .. } = rail.when(allowed.stream)
-                    && terms.price > exposure
-                {
-                    return Err(format!("it costs ${}, and a payer may owe ${exposure} at most", terms.price));
-                }
+                let terms = offerable(quoted, rail.as_ref())?;
                 let fixed = allowed.route.by_usage && !is_by_usage(rail.as_ref(), quoted);
                 let description = if fixed { &as_quoted } else { &description };
                 let ask = Ask { terms: &terms, digest, description, lasts };
-                rail.offer(&ask, now).map_err(|r| r.message())
+                rail.offer(&ask, now)
             }
-            (None, Some(till)) => session::offer(toll, till, quoted, known, &description, now).map_err(|r| r.message()),
-            (None, None) => Err("it is not configured".to_owned()),
+            (None, Some(till)) => session::offer(toll, till, quoted, known, &description, now),
+            (None, None) => Err(none("it is not configured".to_owned())),
         });
         match made {
             Ok(offer) => offers.push(offer),
-            Err(reason) => {
-                tracing::debug!(rail = %id, reason, "not offered");
-                why.get_or_insert_with(|| format!("{id} is not available"));
+            Err(refusal) => {
+                tracing::debug!(rail = %id, reason = refusal.message(), "not offered");
+                match refusal {
+                    Refusal::TooDear { most, .. } => covered = covered.max(Some(most)),
+                    _ => drop(why.get_or_insert_with(|| format!("{id} is not available"))),
+                }
             }
         }
     }
@@ -508,8 +527,11 @@ pub async fn offers(
         return Err(Refusal::CapReached { retry_after_seconds: 600 });
     }
     if offers.is_empty() {
-        let why = why.unwrap_or_else(|| "this path accepts no rail".to_owned());
-        return Err(Refusal::NoOffer { retry_after_seconds: 5, why });
+        // Another way may be back soon; what is too dear for every one stays so.
+        return Err(match (why, covered) {
+            (None, Some(most)) => Refusal::TooDear { surface: allowed.route.surface, most },
+            (why, _) => none(why.unwrap_or_else(|| "this path accepts no rail".to_owned())),
+        });
     }
     for offer in &offers {
         toll.metrics.challenges.with_label_values(&[offer.rail.as_str()]).inc();

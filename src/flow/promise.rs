@@ -18,7 +18,7 @@ use crate::claim::{Claim, Op, Standing, Terms};
 use crate::clock::UnixSeconds;
 use crate::journal::{Entry, Receipt};
 use crate::money::{Atoms, Usd};
-use crate::rail::{Collected, Rail};
+use crate::rail::{Collected, HAND_IN_SECONDS, Rail};
 use crate::refusal::{Moved, Refusal};
 use crate::store::{Swap, Write};
 use std::sync::Arc;
@@ -70,6 +70,12 @@ impl Promise {
     /// What the operator may lose on it.
     pub fn room(&self) -> Option<&Room> {
         self.room.as_ref()
+    }
+
+    /// For how many seconds the reply may still be waited for: what is promised must be handed in before it runs out, however long the
+    /// rules in force let a request take. An offer of rules that gave it less outlives them.
+    pub fn lasts(&self, now: UnixSeconds) -> u64 {
+        self.claim.collect_until.0.saturating_sub(HAND_IN_SECONDS).saturating_sub(now.0)
     }
 
     /// What is to be taken when the reply cost `used`; `None`: the price. Never more than was promised.

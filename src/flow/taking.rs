@@ -1,5 +1,9 @@
-//! A checked proof → money: claimed, then taken, or vouched for meanwhile, each an [`Errand`].
+//! A checked proof → money: tried, claimed, then taken, now or after the reply; each an [`Errand`].
+//!
+//! Anybody can sign for an account without money. So nothing is written of a payment, in any store, before its rail has said that it would
+//! be paid ([`Rail::complete`]); what it said no to was never shown.
 
+use super::alone::Mine;
 use super::errand::Errand;
 use super::exposure::{Exposure, Risk};
 use super::hold::Hold;
@@ -11,12 +15,10 @@ use crate::claim::{Claim, ClaimKey, Op, Standing, Terms};
 use crate::clock::UnixSeconds;
 use crate::journal::Entry;
 use crate::money::Usd;
-use crate::rail::{Collected, Proof, Rail, Recognised, Shown, Vouched};
+use crate::rail::{Collected, Proof, Rail, Recognised, Shown};
 use crate::refusal::{Moved, Refusal};
 use crate::store::{Swap, Whose, Write};
-use futures::future::try_join;
 use std::sync::Arc;
-use std::task::Poll;
 
 /// A payment about to be claimed.
 pub(super) struct Taking<'a> {
@@ -30,7 +32,7 @@ pub(super) struct Taking<'a> {
     pub room: Option<Room>,
 }
 
-/// Completes the proof, claims it durably, then collects it. A client that leaves in between must not leave a payment that nobody
+/// Tries the proof, claims it durably, then collects it. A client that leaves in between must not leave a payment that nobody
 /// follows.
 pub(super) async fn take(toll: &Arc<Toll>, taking: Taking<'_>) -> Result<Hold, Stop> {
     let Taking { rail, shown, proof, terms, request, revision, room } = taking;
@@ -38,34 +40,55 @@ pub(super) async fn take(toll: &Arc<Toll>, taking: Taking<'_>) -> Result<Hold, S
     let (own, rail, shown, request) = (Arc::clone(toll), Arc::clone(rail), shown.clone(), request.to_owned());
     let work = async move {
         let toll = own;
-        let proof = match rail.complete(&shown, proof.clone()).await {
-            Ok(proof) => proof,
-            Err(Refusal::ProofRunning { .. }) => return Err(running(&toll, rail.as_ref())),
-            // Taken by a copy meanwhile, a payment cannot go through once more: that is no reason to pay anew.
-            // Nor is a chain that did not answer this one.
-            Err(refusal)
-                if (refusal.invites_payment() || matches!(refusal, Refusal::NoOffer { .. }))
-                    && was_claimed(&toll, &proof.recognised).await? =>
-            {
-                tracing::debug!(claim = %proof.recognised.key.0, why = refusal.code(), "a copy was faster");
-                return Err(running(&toll, rail.as_ref()));
-            }
-            Err(Refusal::PaymentUnknown { .. }) => return Err(unknown()),
-            Err(Refusal::ProofSpent) => {
-                return Err(Stop { moved: Moved::Yes, claimed: true, ..Refusal::ProofSpent.into() });
-            }
-            Err(refusal) => {
-                toll.metrics.payments.with_label_values(&[rail.id().as_str(), "refused"]).inc();
-                return Err(refusal.into());
-            }
-        };
+        let (proof, mine) = tried(&toll, &rail, &shown, proof).await?;
         let standing = Standing::Claimed { by: request.clone() };
         let claim = drafted(&proof, terms, revision, standing);
         write(&toll, rail.as_ref(), &claim).await?;
+        drop(mine);
         let collected = rail.collect(&shown, &proof).await;
         conclude(&toll, rail.as_ref(), claim, collected, &request, room).await
     };
     to_its_end(toll, &key, work).await
+}
+
+/// A proof that would be paid, ready to be claimed. One request of this gate at a time tries a proof, and has it until its claim is
+/// written: a copy that comes meanwhile or later asks nobody. Other gates may ask as well, for that moves nothing; the claim decides.
+async fn tried(toll: &Arc<Toll>, rail: &Arc<dyn Rail>, shown: &Shown, proof: Proof) -> Result<(Proof, Mine), Stop> {
+    let (recognised, payer) = (proof.recognised.clone(), proof.payer.clone());
+    let key = &recognised.key.0;
+    let Some(mine) = toll.channels.alone.take(format!("try {key}")) else {
+        return Err(running(toll, rail.as_ref()));
+    };
+    // A copy may have been through since its claim was looked for.
+    if was_claimed(toll, &recognised).await? {
+        return Err(running(toll, rail.as_ref()));
+    }
+    let refusal = match rail.complete(shown, proof).await {
+        Ok(proof) => return Ok((proof, mine)),
+        Err(Refusal::ProofRunning { .. }) => return Err(running(toll, rail.as_ref())),
+        Err(Refusal::PaymentUnknown { .. }) => return Err(unknown()),
+        Err(Refusal::ProofSpent) => {
+            return Err(Stop { moved: Moved::Yes, claimed: true, ..Refusal::ProofSpent.into() });
+        }
+        Err(refusal) => refusal,
+    };
+    // Taken by a copy meanwhile (at another gate), a payment cannot go through once more: that is no reason to pay anew. Nor is a
+    // chain or a facilitator that did not answer this one.
+    if was_claimed(toll, &recognised).await? {
+        tracing::debug!(claim = key, why = refusal.code(), "a copy was faster");
+        return Err(running(toll, rail.as_ref()));
+    }
+    let (outcome, moved) = match refusal {
+        Refusal::PaymentUnproven => ("unproven", Some(Moved::Unknown)),
+        // Not `unknown`: nothing was taken, so nothing is in doubt.
+        Refusal::PaymentUnchecked { .. } => ("unchecked", Some(Moved::No)),
+        _ => ("refused", None),
+    };
+    if refusal == Refusal::PaymentUnproven {
+        tracing::error!(rail = %rail.id(), key, ?payer, "an authorization was used up before it came here, and nobody can show for what");
+    }
+    toll.metrics.payments.with_label_values(&[rail.id().as_str(), outcome]).inc();
+    Err(Stop { moved: moved.unwrap_or_default(), claimed: moved.is_some(), ..refusal.into() })
 }
 
 /// Whether a proof has a claim by now.
@@ -74,81 +97,20 @@ async fn was_claimed(toll: &Toll, recognised: &Recognised) -> Result<bool, Stop>
     Ok(claim.is_some_and(|claim| !claim.yields_to(&recognised.challenge_id)))
 }
 
-/// Lets a payer promise, if that stays within `most`. One whom the signature does not prove is counted once somebody has vouched for
-/// it: nobody uses up another's limit.
+/// Lets a payer promise, if that stays within `most`. He is counted once somebody has vouched for his proof: until then it may be anybody's,
+/// and nobody uses up another's limit. From the claim on whatever breaks off lets it go.
 pub(super) async fn promise(toll: &Arc<Toll>, taking: Taking<'_>, by_usage: bool, most: Usd) -> Result<Promise, Stop> {
-    let (rail, proof, amount) = (Arc::clone(taking.rail), taking.proof.clone(), taking.terms.price);
-    let counted = (&proof, taking.revision);
-    if proof.is_proven {
-        let risk = risk(toll, rail.as_ref(), counted, amount, most).await?;
-        return Ok(vouched(toll, taking, by_usage).await?.at(risk));
-    }
-    let promise = vouched(toll, taking, by_usage).await?;
-    match risk(toll, rail.as_ref(), counted, amount, most).await {
-        Ok(risk) => Ok(promise.at(risk)),
-        Err(stop) => Err(Stop { moved: promise.forgo().await, claimed: true, ..stop }),
-    }
-}
-
-/// Claims a proof and asks whether it would be paid. Nothing moves.
-///
-/// The claim is made before anybody is asked where that takes no time, which is in the memory of a gate that stands alone. A store
-/// that gates share is across a network: there the claim is written while the facilitator is asked, by one request of this gate at a
-/// time, and nothing comes of either before both have answered. What each gate may then ask for itself is a question that moves nothing.
-async fn vouched(toll: &Arc<Toll>, taking: Taking<'_>, by_usage: bool) -> Result<Promise, Stop> {
-    let Taking { rail, proof, terms, request, revision, room, .. } = taking;
-    let (toll, rail, request) = (Arc::clone(toll), Arc::clone(rail), request.to_owned());
+    let Taking { rail, shown, proof, terms, request, revision, room } = taking;
+    let (toll, rail, shown, request) = (Arc::clone(toll), Arc::clone(rail), shown.clone(), request.to_owned());
     let work = async move {
+        let (proof, _mine) = tried(&toll, &rail, &shown, proof).await?;
+        let risk = risk(&toll, rail.as_ref(), (&proof, revision), terms.price, most).await?;
         let standing = Standing::Promised { by: request.clone() };
         let claim = drafted(&proof, terms, revision, standing);
-        let asked = write_and_ask(&toll, &rail, &claim).await?;
-        // From here on whatever breaks off lets it go.
-        let promise = Promise::of(Arc::clone(&toll), Arc::clone(&rail), claim, request, by_usage, room);
-        let vouched = match asked {
-            Some(vouched) => vouched,
-            None => rail.vouch(promise.claim()).await,
-        };
-        let count = |outcome: &str| toll.metrics.payments.with_label_values(&[rail.id().as_str(), outcome]).inc();
-        match vouched {
-            Vouched::Good => Ok(promise),
-            Vouched::Bad { why } => {
-                count("refused");
-                let moved = promise.forgo().await;
-                Err(Stop { refusal: Refusal::PaymentInvalid { why }, moved, claimed: true })
-            }
-            Vouched::Unproven => {
-                count("unproven");
-                let (key, payer) = (&promise.claim().key.0, &promise.claim().payer);
-                tracing::error!(rail = %rail.id(), key, ?payer, "an authorization was used up before it came here, and nobody can show for what");
-                promise.forgo().await;
-                Err(Stop { refusal: Refusal::PaymentUnproven, moved: Moved::Unknown, claimed: true })
-            }
-            Vouched::Unknown { why } => {
-                // Not `unknown`: nothing was taken, so nothing is in doubt.
-                count("unchecked");
-                tracing::warn!(rail = %rail.id(), why, "a payment could not be verified: nothing was taken");
-                let moved = promise.forgo().await;
-                Err(Stop { refusal: Refusal::PaymentUnchecked { retry_after_seconds: 5 }, moved, claimed: true })
-            }
-        }
+        write(&toll, rail.as_ref(), &claim).await?;
+        Ok(Promise::of(toll, rail, claim, request, by_usage, room).at(risk))
     };
     Errand::new(work).await.unwrap_or_else(|| Err(unknown()))
-}
-
-/// Writes a promise, and asks whether it would be paid while that takes time; `None`: it took none, and nobody was asked.
-async fn write_and_ask(toll: &Arc<Toll>, rail: &Arc<dyn Rail>, claim: &Claim) -> Result<Option<Vouched>, Stop> {
-    let mut writing = Box::pin(write(toll, rail.as_ref(), claim));
-    if let Poll::Ready(written) = futures::poll!(writing.as_mut()) {
-        return written.map(|()| None);
-    }
-    // While another request has the question, this one's claim is as good as lost.
-    let Some(_mine) = toll.channels.alone.take(format!("vouch {}", claim.key.0)) else {
-        return writing.await.map(|()| None);
-    };
-    let (rail, claim) = (Arc::clone(rail), claim.clone());
-    let asking = Errand::new(async move { rail.vouch(&claim).await });
-    let ((), vouched) = try_join(writing, async { Ok(asking.await) }).await?;
-    Ok(Some(vouched.unwrap_or_else(|| Vouched::Unknown { why: "asking broke off".to_owned() })))
 }
 
 /// Counts what a payer promises against the most he may have promised and not paid.

@@ -37,7 +37,7 @@ use crate::journal::Receipt;
 use crate::metrics::Metrics;
 use crate::money::{Atoms, Usd};
 use crate::rail::session::Session;
-use crate::rail::{Ask, Collected, Found, Offer, Proof, Rail, Recognised, Shown, Vouched, Way, When};
+use crate::rail::{Ask, Collected, Found, Offer, Proof, Rail, Recognised, Shown, Way, When};
 use crate::refusal::Refusal;
 use crate::rules::watch::Rules;
 use crate::store::embedded::Embedded;
@@ -81,16 +81,14 @@ accept = ["tempo/charge"]
 struct Fake {
     id: RailId,
     up: AtomicBool,
-    /// `collect` panics.
+    /// `collect` and `take` panic.
     breaks: AtomicBool,
+    /// So does `complete`.
+    fails_tries: AtomicBool,
     /// What `collect` finds, in order; then always `Paid`.
     collected: Mutex<VecDeque<Collected>>,
     /// It takes its money after the reply: of everything by usage, else of what does not stream.
     after: Mutex<Option<When>>,
-    /// How often `vouch` was asked.
-    vouches: AtomicUsize,
-    /// What `vouch` finds, in order; then always `Good`.
-    vouched: Mutex<VecDeque<Vouched>>,
     /// What `take` finds, in order; then always `Settled`.
     taken: Mutex<VecDeque<Collected>>,
     /// What was to be taken, as `take` was told.
@@ -98,7 +96,9 @@ struct Fake {
     /// What `look` finds, in order; then always `Unknown`.
     looked: Mutex<VecDeque<Collected>>,
     collects: AtomicUsize,
-    /// What the next that is made ready is told, once `open` is true; then all are ready.
+    /// How many were tried.
+    tries: AtomicUsize,
+    /// What the next that is tried is told, once `open` is true; then all are good.
     untried: Mutex<VecDeque<Refusal>>,
     /// `collect` and `take` wait until this is true.
     open: watch::Sender<bool>,
@@ -111,14 +111,14 @@ impl Fake {
             id: id.into(),
             up: AtomicBool::new(true),
             breaks: AtomicBool::new(false),
+            fails_tries: AtomicBool::new(false),
             collected: Mutex::default(),
             after: Mutex::default(),
-            vouches: AtomicUsize::new(0),
-            vouched: Mutex::default(),
             taken: Mutex::default(),
             takes: Mutex::default(),
             looked: Mutex::default(),
             collects: AtomicUsize::new(0),
+            tries: AtomicUsize::new(0),
             untried: Mutex::default(),
             open: watch::channel(true).0,
             offered: Mutex::default(),
@@ -203,9 +203,11 @@ impl Rail for Fake {
         if recognised.digest != Some(ask.digest) {
             return Err(Refusal::InvalidChallenge { why: "another body" });
         }
-        Ok(Proof { recognised, payer: Some("payer".into()), is_proven: true, collect_until: now.plus(300) })
+        Ok(Proof { recognised, payer: Some("payer".into()), collect_until: now.plus(300) })
     }
     async fn complete(&self, _shown: &Shown, proof: Proof) -> Result<Proof, Refusal> {
+        self.tries.fetch_add(1, Ordering::SeqCst);
+        assert!(!self.fails_tries.load(Ordering::SeqCst), "a defect of a rail, as the test asked");
         let Some(told) = self.untried.lock().unwrap().pop_front() else { return Ok(proof) };
         let _ = self.open.subscribe().wait_for(|open| *open).await;
         Err(told)
@@ -222,12 +224,6 @@ impl Rail for Fake {
             Some(after) => after,
             None => When::First,
         }
-    }
-    async fn vouch(&self, claim: &Claim) -> Vouched {
-        assert!(matches!(claim.standing, Standing::Promised { .. }), "{:?}", claim.standing);
-        self.vouches.fetch_add(1, Ordering::SeqCst);
-        assert!(!self.breaks.load(Ordering::SeqCst), "a defect of a rail, as the test asked");
-        self.vouched.lock().unwrap().pop_front().unwrap_or(Vouched::Good)
     }
     async fn take(&self, claim: &Claim, _now: UnixSeconds) -> Collected {
         let Standing::Taking { amount, .. } = claim.standing else { panic!("{:?}", claim.standing) };
@@ -444,6 +440,14 @@ impl Bed {
 
     async fn claim(&self, proof: &str) -> Option<Claim> {
         self.store.inner.claim(&ClaimKey(proof.into())).await.unwrap()
+    }
+
+    /// Another gate takes this proof.
+    async fn claimed_elsewhere(&self, proof: &str) {
+        let standing = Standing::Claimed { by: "another/req".into() };
+        let claim = Claim { key: ClaimKey(proof.into()), standing, ..crate::claim::sample::claim(proof, 20_000) };
+        let write = Write { claim: Some(claim), ..Write::default() };
+        assert_eq!(self.store.inner.commit(write).await.unwrap(), Swap::Done);
     }
 
     async fn becomes(&self, proof: &str, wanted: impl Fn(&Claim) -> bool) {

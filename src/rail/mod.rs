@@ -7,10 +7,10 @@
 //! | [`Rail::offer`] | none | an offer for the 402, bound to these terms by our MAC |
 //! | [`Rail::recognise`] | none | is this credential ours, and which claim would it be? (MAC only) |
 //! | [`Rail::check`] | none | does it answer an offer for exactly these terms, now, with a valid signature? |
-//! | [`Rail::complete`] | chain, store | what must be done before the claim: it is tried, and a fee that we carry is set aside |
+//! | [`Rail::complete`] | chain, facilitator, store | what must be done before the claim: it is tried, and a fee that we carry is set aside |
 //! | *(claim becomes durable)* | store | |
 //! | [`Rail::collect`] | chain | [`When::First`]: paid, failed, or nobody knows |
-//! | [`Rail::vouch`], [`Rail::take`] | chain | [`When::After`]: would it be paid? and, after the reply: the same as `collect` |
+//! | [`Rail::take`] | chain | [`When::After`]: after the reply, the same as `collect` |
 //! | [`Rail::look`] | chain | the same question later, from the claim's record alone |
 
 pub mod mpp;
@@ -28,6 +28,10 @@ use crate::money::Usd;
 use crate::refusal::Refusal;
 use async_trait::async_trait;
 use http::HeaderMap;
+
+/// How many seconds before its end a promised payment is to be handed in at the latest, so that there is time for that; x402's facilitators
+/// want 6.
+pub const HAND_IN_SECONDS: u64 = 15;
 
 /// A way to pay, written for one request: response headers of the 402, and what its body repeats.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,25 +72,6 @@ pub enum When {
         most: Option<Usd>,
         /// The most one payer may have promised and not paid at a time.
         exposure: Usd,
-    },
-}
-
-/// Whether a promised payment is good.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Vouched {
-    /// It would be paid now.
-    Good,
-    /// It would not.
-    Bad {
-        /// In our words, or the facilitator's one.
-        why: String,
-    },
-    /// It is used up, and nobody can ever show whether for us.
-    Unproven,
-    /// Nobody could be asked.
-    Unknown {
-        /// In our words.
-        why: String,
     },
 }
 
@@ -216,10 +201,8 @@ pub struct Identity {
 pub struct Proof {
     /// What was recognised.
     pub recognised: Recognised,
-    /// Who pays, from the signature.
+    /// Who pays, from the signature, where that proves it. Else only the chain can tell: it may be a contract's, or nobody's.
     pub payer: Option<String>,
-    /// Whether the signature itself proves that. Else only the chain can tell: it may be a contract's, or nobody's.
-    pub is_proven: bool,
     /// After this instant it can no longer be collected.
     pub collect_until: UnixSeconds,
 }
@@ -290,8 +273,9 @@ pub trait Rail: Way {
         ask: &Ask<'_>,
         now: UnixSeconds,
     ) -> Result<Proof, Refusal>;
-    /// Makes a checked proof ready to be claimed. What we send is tried on the chain first; where we carry its fee, that is set aside
-    /// once, and what has to be kept to send it is in the proof from here on. Nothing moves.
+    /// Makes a checked proof ready to be claimed: whoever signs for an empty account signs well, so what would not be paid is refused here,
+    /// and nothing is kept of it. What we send is tried on the chain; where we carry its fee, that is set aside once, and what has to be
+    /// kept to send it is in the proof from here on. A facilitator is asked. Nothing moves. Called for one request of this gate at a time.
     async fn complete(&self, _shown: &Shown, proof: Proof) -> Result<Proof, Refusal> {
         Ok(proof)
     }
@@ -303,11 +287,6 @@ pub trait Rail: Way {
     }
     /// Takes the money. Called once per claim, after the claim is durable.
     async fn collect(&self, shown: &Shown, proof: &Proof) -> Collected;
-    /// [`When::After`]: whether the payment would be made. Moves nothing. Called for one request of this gate at a time, whose claim is
-    /// made or being made; nothing comes of the answer before it is.
-    async fn vouch(&self, _claim: &Claim) -> Vouched {
-        Vouched::Bad { why: "it is paid first".to_owned() }
-    }
     /// [`When::After`]: takes the amount that the claim, which is `Taking`, says. Called once per claim, after that is durable.
     async fn take(&self, claim: &Claim, now: UnixSeconds) -> Collected {
         self.look(claim, now).await

@@ -120,7 +120,7 @@ impl Pools {
     /// Where a request for that pool may go: not to those pools whose backends cannot be asked this, or do not make as many
     /// choices of one request.
     pub fn lane(&self, name: &PoolName, surface: Surface, choices: u64) -> Lane {
-        Lane { pools: self.follow(name).filter(|pool| pool.takes(surface, choices)).cloned().collect() }
+        Lane { pools: self.follow(name).filter(|pool| pool.takes(surface, choices)).cloned().collect(), within: None }
     }
 
     /// That pool, and those that it falls back to.
@@ -142,6 +142,8 @@ const LONGEST_LANE: usize = 8;
 pub struct Lane {
     /// None, where the pool is unknown or none can be asked this.
     pub pools: Vec<Arc<Pool>>,
+    /// Most seconds for all of it, where what pays for the request may not wait for as long as the first pool lets it take.
+    pub within: Option<u64>,
 }
 
 /// How the gate names itself to backends.

@@ -62,8 +62,10 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    pub fn start(timeouts: Timeouts) -> Self {
-        Self { timeouts, end: Self::after(timeouts.total_seconds) }
+    /// The whole may take as long as `timeouts` say, and no longer than `within`.
+    pub fn start(timeouts: Timeouts, within: Option<u64>) -> Self {
+        let total_seconds = within.unwrap_or(u64::MAX).min(timeouts.total_seconds);
+        Self { timeouts: Timeouts { total_seconds, ..timeouts }, end: Self::after(total_seconds) }
     }
 
     pub fn after(seconds: u64) -> Instant {

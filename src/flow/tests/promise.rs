@@ -95,6 +95,21 @@ async fn a_reply_that_came_is_paid_before_it_leaves_and_its_receipt_says_by_what
 }
 
 #[tokio::test]
+async fn a_reply_is_waited_for_no_longer_than_its_payment_can_still_be_handed_in() {
+    for (after, want) in [(Some(by_success()), Some(285)), (Some(by_usage()), Some(285)), (None, None)] {
+        let bed = Bed::new();
+        *bed.rail.after.lock().unwrap() = after;
+        let body = ask("m", 10);
+        let credential = bed.credential(PATH, &body, "a").await;
+        let money = bed.pay(PATH, &body, &credential).await.unwrap().money;
+        let ends = bed.claim("a").await.unwrap().collect_until;
+        let at = |before: u64| money.lasts(UnixSeconds(ends.0 - before));
+        assert_eq!(at(300), want, "{after:?}");
+        assert_eq!(at(10), want.map(|_| 0), "{after:?}: too late for anything");
+    }
+}
+
+#[tokio::test]
 async fn nothing_is_taken_for_a_reply_that_did_not_come_and_the_same_proof_buys_the_next() {
     let bed = bed(by_success());
     let body = ask("m", 10);
@@ -143,25 +158,40 @@ async fn a_proof_that_bought_nothing_may_be_shown_under_another_offer() {
 
 #[tokio::test]
 async fn a_proof_that_is_not_vouched_for_is_not_forwarded_and_stays_as_it_was() {
-    for (vouched, code, outcome, why) in [
-        (Vouched::Bad { why: "insufficient_funds".into() }, "payment_invalid", "refused", "the facilitator says no"),
-        (Vouched::Unproven, "payment_unproven", "unproven", "used up, and nobody can show for what"),
-        (Vouched::Unknown { why: "silence".into() }, "payment_unchecked", "unchecked", "the facilitator says nothing"),
-    ] {
-        let bed = bed(by_success());
-        let body = ask("m", 10);
-        let credential = bed.credential(PATH, &body, "a").await;
-        bed.rail.vouched.lock().unwrap().push_back(vouched);
-        let stop = stopped(bed.pay(PATH, &body, &credential).await);
-        let moved = if code == "payment_unproven" { Moved::Unknown } else { Moved::No };
-        assert_eq!((stop.refusal.code(), stop.moved, stop.claimed), (code, moved, true), "{why}");
-        assert_eq!(stop.refusal.invites_payment(), code == "payment_invalid", "{why}");
-        assert_eq!(bed.claim("a").await.unwrap().standing, Standing::Untaken, "{why}");
-        let counted = |outcome| bed.toll.metrics.payments.with_label_values(&["tempo/charge", outcome]).get();
-        assert_eq!((counted(outcome), counted("unknown")), (1, 0), "{why}: nothing was taken, so nothing is in doubt");
-        assert!(sell(&bed, &body, &credential, REPLY).await.is_ok(), "{why}: once it is vouched for");
-        assert_eq!(takes(&bed).len(), 1, "{why}");
-        audited(bed).await;
+    for after in [Some(by_success()), Some(by_usage()), None] {
+        for (told, outcome, moved, why) in [
+            (Refusal::PaymentInvalid { why: "insufficient_funds".into() }, "refused", None, "the facilitator says no"),
+            (Refusal::PaymentUnproven, "unproven", Some(Moved::Unknown), "used up, and nobody can show for what"),
+            (
+                Refusal::PaymentUnchecked { retry_after_seconds: 5 },
+                "unchecked",
+                Some(Moved::No),
+                "the facilitator says nothing",
+            ),
+        ] {
+            let why = format!("{after:?}: {why}");
+            let bed = Bed::new();
+            *bed.rail.after.lock().unwrap() = after;
+            let body = ask("m", 10);
+            let credential = bed.credential(PATH, &body, "a").await;
+            bed.rail.untried.lock().unwrap().push_back(told.clone());
+            let stop = stopped(bed.pay(PATH, &body, &credential).await);
+            let (moved, claimed) = (moved.unwrap_or_default(), moved.is_some());
+            assert_eq!(stop, Stop { refusal: told, moved, claimed }, "{why}");
+            assert_eq!(stop.refusal.invites_payment(), outcome == "refused", "{why}");
+            assert_eq!(bed.claim("a").await, None, "{why}");
+            let told_others = bed.store.promised.load(Ordering::SeqCst);
+            assert_eq!((bed.store.commits.load(Ordering::SeqCst), told_others), (0, 0), "{why}: nothing is written");
+            let counted = |outcome| bed.toll.metrics.payments.with_label_values(&["tempo/charge", outcome]).get();
+            assert_eq!(
+                (counted(outcome), counted("unknown")),
+                (1, 0),
+                "{why}: nothing was taken, so nothing is in doubt"
+            );
+            assert!(sell(&bed, &body, &credential, REPLY).await.is_ok(), "{why}: once it is vouched for");
+            assert_eq!(takes(&bed).len() + bed.rail.collects(), 1, "{why}");
+            audited(bed).await;
+        }
     }
 }
 
@@ -219,7 +249,7 @@ async fn an_outcome_nobody_knows_that_turns_out_a_failure_leaves_the_proof_as_it
     bed.rail.looked.lock().unwrap().push_back(Collected::Failed { why: "it ran out".into() });
     assert_eq!(sell(&bed, &body, &credential, REPLY).await.unwrap_err().refusal.code(), "payment_unknown");
     bed.becomes("a", |claim| claim.standing == Standing::Untaken).await;
-    bed.rail.vouched.lock().unwrap().push_back(Vouched::Bad { why: "expired".into() });
+    bed.rail.untried.lock().unwrap().push_back(Refusal::PaymentInvalid { why: "expired".into() });
     let stop = stopped(bed.pay(PATH, &body, &credential).await);
     assert_eq!((stop.refusal.status(), stop.moved), (402, Moved::No), "and is judged anew");
     audited(bed).await;
@@ -292,6 +322,7 @@ async fn of_many_copies_at_once_one_is_forwarded_and_one_is_taken() {
     }
     // A promise that is let go may be taken up by the next copy; none is here while the winner holds it.
     assert_eq!(won.len(), 1);
+    assert_eq!(bed.rail.tries.load(Ordering::SeqCst), 1, "and its rail was asked once");
     answered(delivery(&bed, won.remove(0)), REPLY).await.unwrap();
     assert_eq!(takes(&bed).len(), 1);
 }

@@ -189,12 +189,12 @@ async fn a_rail_that_breaks_off_leaves_no_payment_that_nobody_follows() {
     let broken = bed(by_success());
     let body = ask("m", 10);
     let credential = broken.credential(PATH, &body, "a").await;
-    broken.rail.breaks.store(true, Ordering::SeqCst);
+    broken.rail.fails_tries.store(true, Ordering::SeqCst);
     assert!(stopped(broken.pay(PATH, &body, &credential).await).claimed);
-    broken.becomes("a", |claim| claim.standing == Standing::Untaken).await;
+    assert_eq!(broken.claim("a").await, None);
 
     // While the money is taken: whoever waits for it hears that it is not known.
-    broken.rail.breaks.store(false, Ordering::SeqCst);
+    broken.rail.fails_tries.store(false, Ordering::SeqCst);
     let served = delivery(&broken, broken.pay(PATH, &body, &credential).await.unwrap());
     broken.rail.breaks.store(true, Ordering::SeqCst);
     broken.rail.looked.lock().unwrap().push_back(Collected::Paid);
@@ -319,8 +319,7 @@ async fn a_payment_that_was_taken_first_is_not_stuck_by_a_store_that_fails_for_a
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn while_a_shared_store_writes_a_promise_its_rail_is_asked_once_and_nothing_comes_of_it_before_both_have_answered()
- {
+async fn of_many_copies_one_asks_the_rail_and_none_goes_on_before_its_claim_is_written() {
     #[derive(Clone, Copy, PartialEq, Eq)]
     enum Then {
         Served,
@@ -329,54 +328,91 @@ async fn while_a_shared_store_writes_a_promise_its_rail_is_asked_once_and_nothin
         Lost,
     }
     for (then, why) in [
-        (Then::Served, "written and vouched for"),
+        (Then::Served, "vouched for and written"),
         (Then::Refused, "the rail says no"),
         (Then::NotWritten, "the store says nothing"),
         (Then::Lost, "another gate was faster"),
     ] {
-        let bed = Arc::new(bed(by_success()));
-        let body = ask("m", 10);
-        let credential = bed.credential(PATH, &body, "a").await;
-        match then {
-            Then::Refused => {
-                let no = || Vouched::Bad { why: "poor".into() };
-                bed.rail.vouched.lock().unwrap().extend([no(), no()]);
+        for after in [Some(by_success()), None] {
+            let why = format!("{after:?}: {why}");
+            let bed = Arc::new(Bed::new());
+            *bed.rail.after.lock().unwrap() = after;
+            let body = ask("m", 10);
+            let credential = bed.credential(PATH, &body, "a").await;
+            match then {
+                Then::Refused => {
+                    bed.rail.untried.lock().unwrap().push_back(Refusal::PaymentInvalid { why: "poor".into() });
+                    bed.rail.open.send_replace(false);
+                }
+                Then::NotWritten => bed.store.fail(1, true),
+                Then::Lost => bed.store.loses.store(1, Ordering::SeqCst),
+                Then::Served => {}
             }
-            Then::NotWritten => bed.store.fail(1, true),
-            Then::Lost => bed.store.loses.store(8, Ordering::SeqCst),
-            Then::Served => {}
+            bed.store.heard.send_replace(false);
+            let copies: Vec<_> = (0..8)
+                .map(|_| {
+                    let (bed, body, credential) = (Arc::clone(&bed), body.clone(), credential.clone());
+                    tokio::spawn(async move { bed.pay(PATH, &body, &credential).await })
+                })
+                .collect();
+            // All but one are told at once that another asks.
+            until(|| async { copies.iter().filter(|copy| copy.is_finished()).count() == 7 }).await;
+            assert_eq!(bed.rail.tries.load(Ordering::SeqCst), 1, "{why}");
+            let writes = bed.store.commits.load(Ordering::SeqCst);
+            assert_eq!(
+                writes,
+                usize::from(then != Then::Refused),
+                "{why}: nothing is written before the rail has spoken"
+            );
+            bed.rail.open.send_replace(true);
+            bed.store.heard.send_replace(true);
+            let (mut paid, mut stops) = (Vec::new(), Vec::new());
+            for copy in copies {
+                match copy.await.unwrap() {
+                    Ok(won) => paid.push(won),
+                    Err(stop) => stops.push(stop.refusal.code()),
+                }
+            }
+            assert_eq!(paid.len(), usize::from(then == Then::Served), "{why}: {stops:?}");
+            stops.retain(|code| *code != "payment_in_use");
+            let last = match then {
+                Then::Served | Then::Lost => vec![],
+                Then::Refused => vec!["payment_invalid"],
+                Then::NotWritten => vec!["store_unavailable"],
+            };
+            assert_eq!((stops, bed.rail.tries.load(Ordering::SeqCst)), (last, 1), "{why}");
+            let taken = bed.rail.takes.lock().unwrap().len();
+            assert_eq!(taken, 0, "{why}: nothing moves before there is an answer");
+            assert_eq!(bed.rail.collects(), usize::from(then == Then::Served && after.is_none()), "{why}");
+            drop(paid);
         }
-        bed.store.heard.send_replace(false);
-        let copies: Vec<_> = (0..8)
-            .map(|_| {
+    }
+}
+
+#[tokio::test]
+async fn what_another_gate_has_claimed_while_this_one_asked_is_running_whatever_this_ones_rail_says() {
+    for after in [Some(by_success()), None] {
+        for told in [
+            Refusal::PaymentInvalid { why: "nonce_already_used".into() },
+            Refusal::PaymentUnproven,
+            Refusal::PaymentUnchecked { retry_after_seconds: 5 },
+        ] {
+            let why = format!("{after:?}: {told:?}");
+            let bed = Arc::new(Bed::new());
+            *bed.rail.after.lock().unwrap() = after;
+            let body = ask("m", 10);
+            let credential = bed.credential(PATH, &body, "a").await;
+            bed.rail.open.send_replace(false);
+            bed.rail.untried.lock().unwrap().push_back(told);
+            let asks = {
                 let (bed, body, credential) = (Arc::clone(&bed), body.clone(), credential.clone());
-                tokio::spawn(async move { bed.pay(PATH, &body, &credential).await })
-            })
-            .collect();
-        let all_write = || async { bed.store.commits.load(Ordering::SeqCst) >= 8 };
-        until(all_write).await;
-        until(|| async { bed.rail.vouches.load(Ordering::SeqCst) == 1 }).await;
-        assert!(copies.iter().all(|copy| !copy.is_finished()), "{why}: nothing comes of an answer alone");
-        bed.store.heard.send_replace(true);
-        let (mut paid, mut stops) = (Vec::new(), Vec::new());
-        for copy in copies {
-            match copy.await.unwrap() {
-                Ok(won) => paid.push(won),
-                Err(stop) => stops.push(stop.refusal.code()),
-            }
+                tokio::spawn(async move { bed.pay(PATH, &body, &credential).await.map(drop) })
+            };
+            until(|| async { bed.rail.untried.lock().unwrap().is_empty() }).await;
+            bed.claimed_elsewhere("a").await;
+            bed.rail.open.send_replace(true);
+            let stop = asks.await.unwrap().unwrap_err();
+            assert!(matches!(stop.refusal, Refusal::ProofRunning { .. }) && stop.claimed, "{why}: {stop:?}");
         }
-        assert_eq!(paid.len(), usize::from(then == Then::Served), "{why}: {stops:?}");
-        let asked = bed.rail.vouches.load(Ordering::SeqCst);
-        match then {
-            // The one that asked may not be the one whose promise was written.
-            Then::Served => {
-                assert!(asked <= 2 && stops.iter().all(|code| *code == "payment_in_use"), "{why}: {stops:?}")
-            }
-            Then::Lost => assert!(asked == 1 && stops.iter().all(|code| *code == "payment_in_use"), "{why}: {stops:?}"),
-            Then::Refused => assert!(stops.contains(&"payment_invalid"), "{why}: {stops:?}"),
-            Then::NotWritten => assert!(stops.contains(&"store_unavailable"), "{why}: {stops:?}"),
-        }
-        assert!(bed.rail.takes.lock().unwrap().is_empty(), "{why}: nothing moves before there is an answer");
-        drop(paid);
     }
 }

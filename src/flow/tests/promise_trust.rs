@@ -70,6 +70,31 @@ async fn what_is_dearer_than_a_payer_may_owe_is_offered_only_where_it_is_paid_fi
     let less = Usd(price.0 - 1);
     assert_eq!(offered(less, &whole).await, ["spare/charge"], "it would be refused whoever pays");
     assert_eq!(offered(less, &stream).await, ["tempo/charge", "spare/charge"], "nothing is owed for a stream");
+
+    // Where there is no other way, waiting does not help: asking for less does.
+    let alone: &[_] = &[("routes.toml", "[\"tempo/charge\", \"spare/charge\"]", "[\"tempo/charge\"]")];
+    for after in
+        [When::After { most: None, exposure: less }, When::After { most: Some(Usd(1_000_000_000_000)), exposure: less }]
+    {
+        let bed = bed_with(after, alone);
+        let refused = async |body: &str| {
+            let quoted = bed.quote(PATH, body).await.unwrap();
+            pay::offers(&bed.toll, &quoted, digest(body), &http::HeaderMap::new(), None)
+                .await
+                .map(|offers| offers.len())
+        };
+        let refusal = refused(&whole).await.unwrap_err();
+        let When::After { most, exposure } = after else { panic!() };
+        let most = most.unwrap_or(exposure);
+        assert_eq!(refusal, Refusal::TooDear { surface: crate::surface::Surface::Chat, most });
+        assert_eq!((refusal.status(), refusal.retry_after()), (400, None));
+        assert!(refusal.message().contains("max_tokens"), "{}", refusal.message());
+        if most == exposure {
+            assert_eq!(refused(&ask("m", 9)).await, Ok(1), "a little less of it");
+        }
+        bed.rail.up.store(false, Ordering::SeqCst);
+        assert_eq!(refused(&whole).await.unwrap_err().code(), "no_offer", "what may be back is waited for");
+    }
 }
 
 #[tokio::test]

@@ -484,7 +484,7 @@ impl Rail for Charge {
                 (self.validated(credential, canonical).await?, end)
             }
         };
-        Ok(Proof { recognised, payer, is_proven: true, collect_until })
+        Ok(Proof { recognised, payer, collect_until })
     }
 
     async fn complete(&self, shown: &Shown, mut proof: Proof) -> Result<Proof, Refusal> {

@@ -21,7 +21,7 @@ use crate::journal::Receipt;
 use crate::money::{Atoms, Usd};
 use crate::network::{Asset, Family, Network};
 use crate::rail::ring::KeyRing;
-use crate::rail::{Ask, Collected, Identity, Offer, Proof, Rail, Recognised, Shown, Vouched, Way, When};
+use crate::rail::{Ask, Collected, HAND_IN_SECONDS, Identity, Offer, Proof, Rail, Recognised, Shown, Way, When};
 use crate::refusal::Refusal;
 use async_trait::async_trait;
 use http::{HeaderName, HeaderValue};
@@ -34,8 +34,6 @@ use std::time::Duration;
 
 /// Seconds an offer lives.
 const OFFER_SECONDS: u64 = 300;
-/// Seconds a signature must outlive the moment it is looked at, so that there is time to hand it in; facilitators want 6.
-const MARGIN_SECONDS: u64 = 15;
 /// What a signature should outlive the request by.
 const AFTER_SECONDS: u64 = 60;
 /// How long after that a node is asked what it could not say.
@@ -197,7 +195,7 @@ impl X402 {
 
     /// How long the payment may still have to wait before it is handed in.
     fn must_last(&self, lasts: u64) -> u64 {
-        if self.may_wait() { lasts.saturating_add(MARGIN_SECONDS) } else { MARGIN_SECONDS }
+        if self.may_wait() { lasts.saturating_add(HAND_IN_SECONDS) } else { HAND_IN_SECONDS }
     }
 
     /// What a claim is to pay, as this rail's chain would show it.
@@ -432,8 +430,7 @@ impl Rail for X402 {
             now,
             lasts: self.must_last(ask.lasts),
         };
-        let standing = signed::check(&payment.signed, &wanted).map_err(|why| Refusal::PaymentInvalid { why })?;
-        let is_proven = standing == signed::Standing::Proven;
+        signed::check(&payment.signed, &wanted).map_err(|why| Refusal::PaymentInvalid { why })?;
         let entry = match &payment.accepted {
             Some(accepted) => entry.repeated(accepted),
             None => entry,
@@ -445,7 +442,7 @@ impl Rail for X402 {
         let kept = Kept { version: payment.version, payload: &payment.raw, requirements: &requirements };
         recognised.resend = serde_json::to_string(&kept).ok();
         let collect_until = payment.signed.until().unwrap_or(now.plus(SOLANA_SECONDS));
-        Ok(Proof { payer: payment.signed.payer(), is_proven, recognised, collect_until })
+        Ok(Proof { payer: payment.signed.payer(), recognised, collect_until })
     }
 
     async fn watch(&self) {
@@ -464,15 +461,14 @@ impl Rail for X402 {
         }
     }
 
-    async fn collect(&self, _shown: &Shown, proof: &Proof) -> Collected {
-        let Some(kept) = proof.recognised.resend.as_deref().and_then(kept) else { return Collected::Unknown };
-        let (amount, payer, shown) = (proof.recognised.terms.amount, proof.payer.as_deref(), UnixSeconds::now());
-        self.settle(&Handing { kept, payer, amount, most: amount, shown, again: false }).await
-    }
-
-    async fn vouch(&self, claim: &Claim) -> Vouched {
-        let lost = || Vouched::Unknown { why: "its record cannot be read".to_owned() };
-        let Some(handing) = handing(claim, claim.terms.amount, false) else { return lost() };
+    /// A refusal is not the last word where a node shows that the payment reached us: somebody handed it in before us, and it will be
+    /// found paid when it is taken. Of `upto` that cannot be: what will be used is not known yet.
+    async fn complete(&self, _shown: &Shown, proof: Proof) -> Result<Proof, Refusal> {
+        let unchecked = |why: &str| {
+            tracing::warn!(rail = %self.settings.id, why, "a payment could not be verified: nothing was taken");
+            Refusal::PaymentUnchecked { retry_after_seconds: 5 }
+        };
+        let Some(handing) = shown_first(&proof) else { return Err(unchecked("it cannot be read again")) };
         let Handing { kept, payer, amount, .. } = &handing;
         let expects = Expects { network: &self.settings.network, payer: *payer, amount: *amount };
         let call = Call {
@@ -482,19 +478,29 @@ impl Rail for X402 {
             expects,
             again: false,
         };
-        match self.facilitator.verify(&call).await {
-            Verdict::Valid { .. } => Vouched::Good,
-            // Somebody handed it in before us: it is paid, and will be found so when it is taken.
-            Verdict::Invalid { reason } if is_used(&reason) && self.settings.scheme == Scheme::Exact => {
-                match self.trace(&handing).await {
-                    Trace::Moved { .. } => Vouched::Good,
-                    Trace::Gone => Vouched::Bad { why: reason },
-                    _ if self.evidence.is_none() => Vouched::Unproven,
-                    _ => Vouched::Unknown { why: "it is used up, and the node does not show for what".to_owned() },
-                }
+        let reason = match self.facilitator.verify(&call).await {
+            Verdict::Valid { .. } => return Ok(proof),
+            Verdict::Invalid { reason } => reason,
+            Verdict::Unknown { why } => return Err(unchecked(&why)),
+        };
+        let trace = match self.settings.scheme {
+            Scheme::Exact => self.trace(&handing).await,
+            Scheme::Upto => Trace::Gone,
+        };
+        match trace {
+            Trace::Moved { .. } => Ok(proof),
+            Trace::Unused | Trace::Unknown if is_used(&reason) && self.evidence.is_some() => {
+                Err(unchecked("it is used up, and the node does not show for what"))
             }
-            Verdict::Invalid { reason } => Vouched::Bad { why: reason },
-            Verdict::Unknown { why } => Vouched::Unknown { why },
+            Trace::Unused | Trace::Unknown if is_used(&reason) => Err(Refusal::PaymentUnproven),
+            Trace::Gone | Trace::Unused | Trace::Unknown => Err(Refusal::PaymentInvalid { why: reason }),
+        }
+    }
+
+    async fn collect(&self, _shown: &Shown, proof: &Proof) -> Collected {
+        match shown_first(proof) {
+            Some(handing) => self.settle(&handing).await,
+            None => Collected::Unknown,
         }
     }
 
@@ -550,6 +556,13 @@ impl Rail for X402 {
         };
         wire::settled(version, &told).into_iter().collect()
     }
+}
+
+/// A payment that was just shown, for all that was asked for.
+fn shown_first(proof: &Proof) -> Option<Handing<'_>> {
+    let kept = kept(proof.recognised.resend.as_deref()?)?;
+    let (amount, payer, shown) = (proof.recognised.terms.amount, proof.payer.as_deref(), UnixSeconds::now());
+    Some(Handing { kept, payer, amount, most: amount, shown, again: false })
 }
 
 /// A claim's payment, for `amount` of its terms.

@@ -471,34 +471,38 @@ async fn what_became_of_a_payment_is_asked_of_the_chain_and_else_handed_in_again
 }
 
 #[tokio::test]
-async fn a_promise_is_good_when_the_facilitator_says_so_or_the_chain_shows_it_paid() {
+async fn a_payment_is_good_when_the_facilitator_says_so_or_the_chain_shows_it_paid() {
     let used = || Verdict::Invalid { reason: "invalid_exact_evm_nonce_already_used".into() };
     let poor = || Verdict::Invalid { reason: "insufficient_funds".into() };
-    let bad = |why: &str| Vouched::Bad { why: why.into() };
-    let unseen = || Vouched::Unknown { why: "it is used up, and the node does not show for what".into() };
-    let table: &[(&str, &[Trace], Verdict, Vouched, &str)] = &[
-        ("exact-eip3009", &[], Verdict::Valid { payer: None }, Vouched::Good, "it would settle"),
-        ("exact-eip3009", &[moved()], poor(), bad("insufficient_funds"), "it would not"),
-        (
-            "exact-eip3009",
-            &[],
-            Verdict::Unknown { why: "silence".into() },
-            Vouched::Unknown { why: "silence".into() },
-            "it does not say",
-        ),
-        ("exact-eip3009", &[moved()], used(), Vouched::Good, "somebody handed it in before us"),
+    let silent = || Verdict::Unknown { why: "silence".into() };
+    let bad = |why: &str| Err(Refusal::PaymentInvalid { why: why.into() });
+    let unchecked = || Err(Refusal::PaymentUnchecked { retry_after_seconds: 5 });
+    let (good, unproven) = (|| Ok(()), || Err(Refusal::PaymentUnproven));
+    type Row<'a> = (&'a str, &'a [Trace], Verdict, Result<(), Refusal>, &'a str);
+    let table: &[Row<'_>] = &[
+        ("exact-eip3009", &[], Verdict::Valid { payer: None }, good(), "it would settle"),
+        ("exact-eip3009", &[], poor(), bad("insufficient_funds"), "it would not"),
+        ("exact-eip3009", &[Trace::Unused], poor(), bad("insufficient_funds"), "it would not, and nobody used it"),
+        ("exact-eip3009", &[Trace::Unknown], poor(), bad("insufficient_funds"), "it would not, and the node is silent"),
+        ("exact-eip3009", &[moved()], poor(), good(), "all he had is with us: somebody handed it in before us"),
+        ("exact-eip3009", &[], silent(), unchecked(), "it does not say"),
+        ("exact-eip3009", &[moved()], used(), good(), "somebody handed it in before us"),
         ("exact-eip3009", &[Trace::Gone], used(), bad("invalid_exact_evm_nonce_already_used"), "for something else"),
-        ("exact-eip3009", &[Trace::Unknown], used(), unseen(), "the node does not say"),
-        ("exact-eip3009", &[Trace::Unused], used(), unseen(), "the node has not seen it yet"),
-        ("exact-eip3009", &[], used(), Vouched::Unproven, "there is no node to show it"),
+        ("exact-eip3009", &[Trace::Unknown], used(), unchecked(), "the node does not say"),
+        ("exact-eip3009", &[Trace::Unused], used(), unchecked(), "the node has not seen it yet"),
+        ("exact-eip3009", &[], used(), unproven(), "there is no node to show it"),
+        ("exact-solana", &[moved()], poor(), good(), "on every kind of chain"),
         ("upto", &[moved()], used(), bad("invalid_exact_evm_nonce_already_used"), "what will be used is not known yet"),
     ];
     for (name, traces, says, want, why) in table {
-        let bed = Bed::new(name, traces);
-        *bed.says.verdict.lock().unwrap() = says.clone();
-        let claim = bed.claim(Standing::Promised { by: "r0".into() }).await;
-        assert_eq!(bed.rail.vouch(&claim).await, *want, "{why}");
-        assert_eq!(bed.hand_ins(), 0, "{why}: nothing moves");
+        for first in [false, true] {
+            let bed = Bed::with(name, traces, moved(), |settings| settings.first = first);
+            *bed.says.verdict.lock().unwrap() = says.clone();
+            let (shown, proof) = bed.proof().await;
+            let told = bed.rail.complete(&shown, proof.clone()).await;
+            assert_eq!(told, want.clone().map(|()| proof), "{why}");
+            assert_eq!(bed.hand_ins(), 0, "{why}: nothing moves");
+        }
     }
 }
 
@@ -525,8 +529,11 @@ async fn a_claim_without_what_it_takes_to_hand_it_in_is_never_decided() {
     let claim = Claim { resend: None, ..bed.claim(taking(20_000)).await };
     assert_eq!(bed.rail.take(&claim, bed.now()).await, Collected::Unknown);
     assert_eq!(bed.rail.look(&claim, bed.now().plus(10_000)).await, Collected::Unknown);
-    assert!(matches!(bed.rail.vouch(&claim).await, Vouched::Unknown { .. }));
-    assert_eq!(bed.hand_ins(), 0);
+    let (shown, mut proof) = bed.proof().await;
+    proof.recognised.resend = None;
+    let told = bed.rail.complete(&shown, proof.clone()).await;
+    assert!(matches!(told, Err(Refusal::PaymentUnchecked { .. })), "{told:?}");
+    assert_eq!((bed.rail.collect(&shown, &proof).await, bed.hand_ins()), (Collected::Unknown, 0));
 }
 
 #[test]

@@ -54,7 +54,7 @@ pub(super) fn pool_of(rules: PoolRules) -> Arc<Pool> {
 pub(super) async fn bed(lane: Vec<Arc<Pool>>) -> (Bed, DuplexStream) {
     let (session, client) = visit(ROOMY, "HTTP/1.1").await;
     let filter = Recorder { body: ASK, ..Recorder::default() };
-    (Bed { session, lines: Arc::new(Lines::default()), lane: Lane { pools: lane }, filter }, client)
+    (Bed { session, lines: Arc::new(Lines::default()), lane: Lane { pools: lane, within: None }, filter }, client)
 }
 
 fn buffered(outcome: &Outcome) -> (u16, &str) {
@@ -91,6 +91,21 @@ async fn who_refuses_to_serve_is_passed_over_within_the_pool_and_then_along_the_
         assert_eq!(lane.filter.tried, [outcome, "answered"]);
         assert_eq!(lane.filter.asked_for, ["p", "q"], "each pool is asked in its own words");
         assert_eq!(lane.filter.log, ["head 200"], "the filter sees one answer");
+    }
+}
+
+#[tokio::test]
+async fn an_exchange_takes_no_longer_than_what_pays_for_it_may_wait() {
+    let silent = Same::start(String::new()).await;
+    for (within, total, want) in [(Some(1), 20, 1), (Some(20), 1, 1), (None, 1, 1)] {
+        let mut rules = rules(&[silent.port]);
+        rules.timeouts.total_seconds = total;
+        let (mut bed, _client) = bed(vec![pool_of(rules)]).await;
+        bed.lane.within = within;
+        match bed.run().await {
+            Outcome::Failed(Refusal::UpstreamTimeout { seconds }) => assert_eq!(seconds, want, "{within:?} of {total}"),
+            other => panic!("{within:?} of {total}: {other:?}"),
+        }
     }
 }
 
