@@ -40,6 +40,8 @@ pub struct ProfileAbility {
     pub health_path: Option<&'static str>,
     /// Most choices (`n`) it makes of one request; `None`: no bound of its own. More is refused before any price is named.
     pub most_choices: Option<u64>,
+    /// Its figures are of all choices, in whatever form it answers. Otherwise only those of a stream of chat are: see [`Self::choices_of`].
+    pub counts_all: bool,
     /// Fields of the surface that it refuses, by name: they do not leave the gate. `include_obfuscation` stands for the member of
     /// `stream_options`.
     pub withheld: &'static [&'static str],
@@ -57,10 +59,23 @@ impl ProfileAbility {
         continuous_usage: false,
         health_path: None,
         most_choices: None,
+        counts_all: true,
         withheld: &[],
         shape: Shape::PLAIN,
         on_leave: OnLeave::Cancel,
     };
+
+    /// Most choices, of all prompts, that may be asked of it in this form; `None`: any number. What it would make and not report is not
+    /// sold: it could not be charged.
+    pub fn choices_of(&self, surface: Surface, stream: bool) -> Option<u64> {
+        let counted = match surface {
+            Surface::Chat => self.counts_all || stream,
+            Surface::Completions => self.counts_all,
+            // They have no choices, or are not priced by what a backend counts.
+            _ => true,
+        };
+        if counted { self.most_choices } else { Some(1) }
+    }
 }
 
 /// What becomes of a stream that is paid by usage when its client leaves.

@@ -570,7 +570,10 @@ fn profiles() -> String {
             Spelling::MaxTokens => "`max_tokens`",
             Spelling::MaxCompletionTokens => "`max_completion_tokens`",
         };
-        let choices = ability.most_choices.map_or("–".to_owned(), |n| n.to_string());
+        let choices = match (ability.counts_all, ability.most_choices) {
+            (false, _) => "1; in streams of chat any".to_owned(),
+            (true, most) => most.map_or("–".to_owned(), |n| n.to_string()),
+        };
         let mut figures = match (ability.shape.finals, ability.shape.running) {
             (Scope::Choice, _) => "one for each choice",
             (_, Scope::Reply) => "the newest is for all",

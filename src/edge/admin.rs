@@ -53,7 +53,7 @@ impl Admin {
         let pools = self.toll.pools.load();
         let standing = |rail: &RailId| self.toll.way(rail).map_or(Err("not configured".to_owned()), Way::standing);
         why.extend(ready::obstacles(&plan, standing, |model, surface| {
-            pools.available_for(&model.pool, surface, 1, |pool| model.upstream_in(pool))
+            pools.available_for(&model.pool, surface, false, 1, |pool| model.upstream_in(pool))
         }));
         why
     }

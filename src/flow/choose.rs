@@ -22,7 +22,9 @@ use std::sync::Arc;
 pub async fn quote(toll: &Toll, plan: &Plan, path: &str, body: Bytes, found: &Found) -> Result<Quoted, Refusal> {
     let pools = toll.pools.load();
     let can_take = |model: &Model, parsed: &Parsed| {
-        pools.available_for(&model.pool, parsed.route.surface, parsed.ask.n, |pool| model.upstream_in(pool))
+        pools.available_for(&model.pool, parsed.route.surface, parsed.stream, parsed.ask.n, |pool| {
+            model.upstream_in(pool)
+        })
     };
     quote_by(plan, path, body, can_take, || offered(toll, path, found)).await
 }

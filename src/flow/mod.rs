@@ -97,15 +97,15 @@ impl Toll {
 
     /// Where a request may go, of the pools as they are now.
     pub fn lane(&self, quoted: &Quoted) -> Lane {
-        let Allowed { model, route, .. } = &quoted.allowed;
-        self.pools.load().lane(&model.pool, route.surface, quoted.parts.n)
+        let Allowed { model, route, stream, .. } = &quoted.allowed;
+        self.pools.load().lane(&model.pool, route.surface, *stream, quoted.parts.n)
     }
 
     /// Whether a request would find a server now: nothing is offered or taken for one that would not.
     pub fn can_serve(&self, quoted: &Quoted) -> bool {
-        let Allowed { model, route, .. } = &quoted.allowed;
+        let Allowed { model, route, stream, .. } = &quoted.allowed;
         let called = |pool: &_| model.upstream_in(pool);
-        self.pools.load().available_for(&model.pool, route.surface, quoted.parts.n, called)
+        self.pools.load().available_for(&model.pool, route.surface, *stream, quoted.parts.n, called)
     }
 
     /// Who serves a request, as claims have it: this gate, and the request.

@@ -58,7 +58,7 @@ pub fn allow(parsed: Parsed, plan: &Plan) -> Result<Allowed, Refusal> {
 pub(super) fn answerable(allowed: &Allowed, plan: &Plan) -> Result<(), Refusal> {
     let pool = plan.pools.get(&allowed.model.pool);
     let profile = pool.and_then(|pool| profile::lookup(&pool.profile));
-    match profile.and_then(|profile| profile.ability.most_choices) {
+    match profile.and_then(|profile| profile.ability.choices_of(allowed.route.surface, allowed.stream)) {
         Some(max) if allowed.ask.n > max => Err(Refusal::OverLimit { param: "n", asked: allowed.ask.n, max }),
         _ => Ok(()),
     }

@@ -111,16 +111,18 @@ impl Pools {
         &self,
         name: &PoolName,
         surface: Surface,
+        stream: bool,
         choices: u64,
         called: impl Fn(&PoolName) -> &'a UpstreamModel,
     ) -> bool {
-        self.follow(name).any(|pool| pool.takes(surface, choices) && pool.available_for(called(pool.name())))
+        self.follow(name).any(|pool| pool.takes(surface, stream, choices) && pool.available_for(called(pool.name())))
     }
 
     /// Where a request for that pool may go: not to those pools whose backends cannot be asked this, or do not make as many
     /// choices of one request.
-    pub fn lane(&self, name: &PoolName, surface: Surface, choices: u64) -> Lane {
-        Lane { pools: self.follow(name).filter(|pool| pool.takes(surface, choices)).cloned().collect(), within: None }
+    pub fn lane(&self, name: &PoolName, surface: Surface, stream: bool, choices: u64) -> Lane {
+        let pools = self.follow(name).filter(|pool| pool.takes(surface, stream, choices)).cloned().collect();
+        Lane { pools, within: None }
     }
 
     /// That pool, and those that it falls back to.
@@ -166,13 +168,13 @@ mod tests {
         let model = UpstreamModel::from("m");
         let asked = [(Surface::Chat, 1, true), (Surface::Chat, 2, false), (Surface::Responses, 1, false)];
         for (surface, n, _) in asked {
-            assert!(pools.available_for(&name, surface, n, |_| &model), "{surface:?}, n = {n}: its own pool");
+            assert!(pools.available_for(&name, surface, false, n, |_| &model), "{surface:?}, n = {n}: its own pool");
         }
         pools.get(&name).unwrap().pick(crate::upstream::Affinity::NONE, &[]).unwrap().eject_for_auth();
         assert!(pools.available(&name), "the fallback stands");
         for (surface, n, want) in asked {
             assert_eq!(
-                pools.available_for(&name, surface, n, |_| &model),
+                pools.available_for(&name, surface, false, n, |_| &model),
                 want,
                 "{surface:?}, n = {n}: the fallback alone"
             );
@@ -187,18 +189,27 @@ mod tests {
             fallback: fallback.map(PoolName::from),
             ..pool::tests::rules(&[(1, 1)])
         };
-        let rules = [named("a", "vllm", Some("b")), named("b", "anthropic", Some("c")), named("c", "openai", None)];
+        let rules = [
+            named("a", "vllm", Some("b")),
+            named("b", "anthropic", Some("c")),
+            named("c", "llamacpp", Some("d")),
+            named("d", "openai", None),
+        ];
         let rules = rules.map(|rules| (rules.name.clone(), Arc::new(rules)));
         let pools = Pools::build(&BTreeMap::from(rules), None).unwrap();
-        for (surface, n, want) in [
-            (Surface::Chat, 1, &["a", "b", "c"][..]),
-            (Surface::Chat, 2, &["a", "c"]),
-            (Surface::Messages, 1, &["a", "b"]),
-            (Surface::Responses, 1, &["a", "c"]),
+        // llama.cpp tells of all choices only in a stream of chat.
+        for (surface, stream, n, want) in [
+            (Surface::Chat, false, 1, &["a", "b", "c", "d"][..]),
+            (Surface::Chat, false, 2, &["a", "d"]),
+            (Surface::Chat, true, 2, &["a", "c", "d"]),
+            (Surface::Completions, true, 1, &["a", "c", "d"]),
+            (Surface::Completions, true, 2, &["a", "d"]),
+            (Surface::Messages, false, 1, &["a", "b", "c"]),
+            (Surface::Responses, false, 1, &["a", "c", "d"]),
         ] {
-            let lane = pools.lane(&"a".into(), surface, n);
+            let lane = pools.lane(&"a".into(), surface, stream, n);
             let names: Vec<_> = lane.pools.iter().map(|pool| pool.name().as_str()).collect();
-            assert_eq!(names, want, "{surface:?}, n = {n}");
+            assert_eq!(names, want, "{surface:?}, n = {n}, streamed: {stream}");
         }
     }
 }

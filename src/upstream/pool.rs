@@ -203,8 +203,8 @@ impl Pool {
     }
 
     /// Whether its servers can be asked this, for so many choices at once.
-    pub fn takes(&self, surface: Surface, choices: u64) -> bool {
-        self.serves(surface) && self.profile.ability.most_choices.is_none_or(|most| choices <= most)
+    pub fn takes(&self, surface: Surface, stream: bool, choices: u64) -> bool {
+        self.serves(surface) && self.profile.ability.choices_of(surface, stream).is_none_or(|most| choices <= most)
     }
 
     /// Its name in the rules.

@@ -213,7 +213,7 @@ impl Bed {
 
     async fn with(rules: PoolRules, room: usize, version: &str) -> (Self, DuplexStream) {
         let pools = Pools::build(&BTreeMap::from([(rules.name.clone(), Arc::new(rules))]), None).unwrap();
-        let lane = pools.lane(&PoolName::from("p"), Surface::Chat, 1);
+        let lane = pools.lane(&PoolName::from("p"), Surface::Chat, false, 1);
         let (session, client) = visit(room, version).await;
         let mut seen = HeaderMap::new();
         for name in ["accept", "authorization", "x-payment", "cookie", "x-forwarded-for", "accept-encoding", "te"] {
@@ -323,7 +323,7 @@ fn failed(outcome: &Outcome) -> &Refusal {
 fn the_pump_can_run_on_any_thread() {
     fn sendable<T: Send>(_: impl FnOnce(&'static mut Session, &'static mut dyn Filter) -> T) {}
     sendable(|session, filter| async move {
-        let (lines, lane) = (Lines::default(), Pools::default().lane(&PoolName::from("p"), Surface::Chat, 1));
+        let (lines, lane) = (Lines::default(), Pools::default().lane(&PoolName::from("p"), Surface::Chat, false, 1));
         forward(session, &lines, &lane, filter).await;
     });
 }

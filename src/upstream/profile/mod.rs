@@ -135,6 +135,23 @@ mod tests {
     }
 
     #[test]
+    fn choices_that_a_backend_makes_and_does_not_count_are_not_asked_of_it() {
+        use crate::surface::Surface::{Chat, Completions, Images};
+        for (name, surface, stream, most) in [
+            ("llamacpp", Chat, true, None),
+            ("llamacpp", Chat, false, Some(1)),
+            ("llamacpp", Completions, true, Some(1)),
+            ("llamacpp", Completions, false, Some(1)),
+            ("llamacpp", Images, false, None),
+            ("vllm", Completions, false, None),
+            ("anthropic", Chat, true, Some(1)),
+        ] {
+            let ability = lookup(name).map(|profile| profile.ability);
+            assert_eq!(ability.map(|a| a.choices_of(surface, stream)), Some(most), "{name}, {surface:?}, {stream}");
+        }
+    }
+
+    #[test]
     fn one_field_limits_output_and_it_is_the_one_that_the_backend_obeys() {
         for profile in ALL {
             let own = profile.ability.spelling == Spelling::MaxCompletionTokens;
