@@ -6,7 +6,7 @@ mod moved;
 pub use gap::{Gap, Place};
 pub use moved::Moved;
 
-use self::gap::named;
+use self::gap::{cheaper, named};
 use crate::money::{Atoms, Usd};
 use crate::surface::Surface;
 
@@ -117,6 +117,8 @@ pub enum Refusal {
         surface: Surface,
         /// What a payment covers at most.
         most: Usd,
+        /// Its price is the path's, whatever it asks for.
+        is_flat: bool,
     },
     /// No model of the rules has this name.
     UnknownModel {
@@ -509,12 +511,9 @@ impl Refusal {
                 if sold_at.is_empty() { said } else { format!("{said}; longer ones are sold at {}", named(sold_at)) }
             }
             Self::OverPrice { surface, gap, sold_at } => gap.message(*surface, sold_at),
-            Self::TooDear { surface, most } => {
-                let less = match surface.has_output() {
-                    true => format!("less output ({}), or shorten the prompt", surface.output_field()),
-                    false => "less".to_owned(),
-                };
-                format!("this request may cost more than the ${most} that a payment covers here: ask for {less}")
+            Self::TooDear { surface, most, is_flat } => {
+                let mend = cheaper(*surface, *is_flat);
+                format!("this request may cost more than the ${most} that a payment covers here: {mend}")
             }
             Self::UnknownModel { asked } => format!("the model {} does not exist", quoted(asked)),
             Self::WrongTier { asked, sold_at } if sold_at.is_empty() => {

@@ -130,7 +130,7 @@ fn every_refusal() -> Vec<Refusal> {
         Refusal::PayerExposed { most: Usd::ONE, lost: Usd::ZERO, retry_after_seconds },
         Refusal::PaymentRequired,
         Refusal::NoOffer { retry_after_seconds, why: why() },
-        Refusal::TooDear { surface: Surface::Chat, most: Usd(1) },
+        Refusal::TooDear { surface: Surface::Chat, most: Usd(1), is_flat: false },
         Refusal::CapReached { retry_after_seconds },
         Refusal::UpstreamUnavailable { retry_after_seconds },
         Refusal::UpstreamFailed { why: "" },

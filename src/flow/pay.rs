@@ -226,7 +226,7 @@ pub(super) fn terms_on(quoted: &Quoted, rail: &dyn Rail) -> Option<Terms> {
 
 /// The same for an offer: nobody is asked to promise more than he may.
 fn offerable(quoted: &Quoted, rail: &dyn Rail) -> Result<Terms, Refusal> {
-    let too_dear = |most| Refusal::TooDear { surface: quoted.allowed.route.surface, most };
+    let too_dear = |most| too_dear(quoted, most);
     let out_of_range = || Refusal::NoOffer { retry_after_seconds: 5, why: "the amount is out of range".to_owned() };
     let terms = terms_on(quoted, rail);
     match (rail.when(quoted.allowed.stream), terms) {
@@ -234,6 +234,11 @@ fn offerable(quoted: &Quoted, rail: &dyn Rail) -> Result<Terms, Refusal> {
         (When::After { most: Some(most), .. }, None) => Err(too_dear(most)),
         (_, terms) => terms.ok_or_else(out_of_range),
     }
+}
+
+fn too_dear(quoted: &Quoted, most: Usd) -> Refusal {
+    let is_flat = quoted.parts.rule.starts_with("flat") && !quoted.allowed.route.by_usage;
+    Refusal::TooDear { surface: quoted.allowed.route.surface, most, is_flat }
 }
 
 /// Room for what the operator absorbs on this request; where it was paid before and is `owed`, what was kept for it.
@@ -529,7 +534,7 @@ pub async fn offers(
     if offers.is_empty() {
         // Another way may be back soon; what is too dear for every one stays so.
         return Err(match (why, covered) {
-            (None, Some(most)) => Refusal::TooDear { surface: allowed.route.surface, most },
+            (None, Some(most)) => too_dear(quoted, most),
             (why, _) => none(why.unwrap_or_else(|| "this path accepts no rail".to_owned())),
         });
     }

@@ -38,9 +38,11 @@ pub(super) async fn take(toll: &Arc<Toll>, taking: Taking<'_>) -> Result<Hold, S
     let Taking { rail, shown, proof, terms, request, revision, room } = taking;
     let key = proof.recognised.key.clone();
     let (own, rail, shown, request) = (Arc::clone(toll), Arc::clone(rail), shown.clone(), request.to_owned());
+    let (trying, its, what) = (Arc::clone(toll), Arc::clone(&rail), shown.clone());
+    let trial = Errand::new(async move { tried(&trying, &its, &what, proof, true).await });
+    let (proof, mine) = trial.await.unwrap_or_else(|| Err(unknown()))?;
     let work = async move {
         let toll = own;
-        let (proof, mine) = tried(&toll, &rail, &shown, proof).await?;
         let standing = Standing::Claimed { by: request.clone() };
         let claim = drafted(&proof, terms, revision, standing);
         write(&toll, rail.as_ref(), &claim).await?;
@@ -53,7 +55,13 @@ pub(super) async fn take(toll: &Arc<Toll>, taking: Taking<'_>) -> Result<Hold, S
 
 /// A proof that would be paid, ready to be claimed. One request of this gate at a time tries a proof, and has it until its claim is
 /// written: a copy that comes meanwhile or later asks nobody. Other gates may ask as well, for that moves nothing; the claim decides.
-async fn tried(toll: &Arc<Toll>, rail: &Arc<dyn Rail>, shown: &Shown, proof: Proof) -> Result<(Proof, Mine), Stop> {
+async fn tried(
+    toll: &Arc<Toll>,
+    rail: &Arc<dyn Rail>,
+    shown: &Shown,
+    proof: Proof,
+    first: bool,
+) -> Result<(Proof, Mine), Stop> {
     let (recognised, payer) = (proof.recognised.clone(), proof.payer.clone());
     let key = &recognised.key.0;
     let Some(mine) = toll.channels.alone.take(format!("try {key}")) else {
@@ -63,7 +71,7 @@ async fn tried(toll: &Arc<Toll>, rail: &Arc<dyn Rail>, shown: &Shown, proof: Pro
     if was_claimed(toll, &recognised).await? {
         return Err(running(toll, rail.as_ref()));
     }
-    let refusal = match rail.complete(shown, proof).await {
+    let refusal = match rail.complete(shown, proof, first).await {
         Ok(proof) => return Ok((proof, mine)),
         Err(Refusal::ProofRunning { .. }) => return Err(running(toll, rail.as_ref())),
         Err(Refusal::PaymentUnknown { .. }) => return Err(unknown()),
@@ -103,7 +111,7 @@ pub(super) async fn promise(toll: &Arc<Toll>, taking: Taking<'_>, by_usage: bool
     let Taking { rail, shown, proof, terms, request, revision, room } = taking;
     let (toll, rail, shown, request) = (Arc::clone(toll), Arc::clone(rail), shown.clone(), request.to_owned());
     let work = async move {
-        let (proof, _mine) = tried(&toll, &rail, &shown, proof).await?;
+        let (proof, _mine) = tried(&toll, &rail, &shown, proof, false).await?;
         let risk = risk(&toll, rail.as_ref(), (&proof, revision), terms.price, most).await?;
         let standing = Standing::Promised { by: request.clone() };
         let claim = drafted(&proof, terms, revision, standing);

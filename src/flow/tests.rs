@@ -203,9 +203,9 @@ impl Rail for Fake {
         if recognised.digest != Some(ask.digest) {
             return Err(Refusal::InvalidChallenge { why: "another body" });
         }
-        Ok(Proof { recognised, payer: Some("payer".into()), collect_until: now.plus(300) })
+        Ok(Proof { recognised, payer: Some("payer".into()), is_proven: true, collect_until: now.plus(300) })
     }
-    async fn complete(&self, _shown: &Shown, proof: Proof) -> Result<Proof, Refusal> {
+    async fn complete(&self, _shown: &Shown, proof: Proof, _first: bool) -> Result<Proof, Refusal> {
         self.tries.fetch_add(1, Ordering::SeqCst);
         assert!(!self.fails_tries.load(Ordering::SeqCst), "a defect of a rail, as the test asked");
         let Some(told) = self.untried.lock().unwrap().pop_front() else { return Ok(proof) };

@@ -201,8 +201,10 @@ pub struct Identity {
 pub struct Proof {
     /// What was recognised.
     pub recognised: Recognised,
-    /// Who pays, from the signature, where that proves it. Else only the chain can tell: it may be a contract's, or nobody's.
+    /// Who pays, from the signature.
     pub payer: Option<String>,
+    /// Whether the signature itself proves that. Else only the chain can tell: it may be a contract's, or nobody's.
+    pub is_proven: bool,
     /// After this instant it can no longer be collected.
     pub collect_until: UnixSeconds,
 }
@@ -276,7 +278,8 @@ pub trait Rail: Way {
     /// Makes a checked proof ready to be claimed: whoever signs for an empty account signs well, so what would not be paid is refused here,
     /// and nothing is kept of it. What we send is tried on the chain; where we carry its fee, that is set aside once, and what has to be
     /// kept to send it is in the proof from here on. A facilitator is asked. Nothing moves. Called for one request of this gate at a time.
-    async fn complete(&self, _shown: &Shown, proof: Proof) -> Result<Proof, Refusal> {
+    /// `first`: it is taken before anything is served for it, and followed until its outcome is known.
+    async fn complete(&self, _shown: &Shown, proof: Proof, _first: bool) -> Result<Proof, Refusal> {
         Ok(proof)
     }
     /// Keeps [`Way::node`] up to date; ends where there is nothing to watch.

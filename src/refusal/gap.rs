@@ -24,6 +24,15 @@ pub struct Gap {
     pub output_within: u64,
 }
 
+/// What makes a request cost less, if anything does.
+pub(super) fn cheaper(surface: Surface, is_flat: bool) -> String {
+    match (is_flat, surface.has_output()) {
+        (true, _) => "so does every such request on this path: use another path, or tell its operator".to_owned(),
+        (_, true) => format!("ask for less output ({}), or shorten the prompt", surface.output_field()),
+        (_, false) => "ask for less".to_owned(),
+    }
+}
+
 impl Gap {
     /// What is wrong, then every way out.
     pub(super) fn message(&self, surface: Surface, sold_at: &[Place]) -> String {

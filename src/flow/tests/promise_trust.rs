@@ -86,7 +86,7 @@ async fn what_is_dearer_than_a_payer_may_owe_is_offered_only_where_it_is_paid_fi
         let refusal = refused(&whole).await.unwrap_err();
         let When::After { most, exposure } = after else { panic!() };
         let most = most.unwrap_or(exposure);
-        assert_eq!(refusal, Refusal::TooDear { surface: crate::surface::Surface::Chat, most });
+        assert_eq!(refusal, Refusal::TooDear { surface: crate::surface::Surface::Chat, most, is_flat: false });
         assert_eq!((refusal.status(), refusal.retry_after()), (400, None));
         assert!(refusal.message().contains("max_tokens"), "{}", refusal.message());
         if most == exposure {

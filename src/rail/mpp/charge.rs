@@ -484,10 +484,10 @@ impl Rail for Charge {
                 (self.validated(credential, canonical).await?, end)
             }
         };
-        Ok(Proof { recognised, payer, collect_until })
+        Ok(Proof { recognised, payer, is_proven: true, collect_until })
     }
 
-    async fn complete(&self, shown: &Shown, mut proof: Proof) -> Result<Proof, Refusal> {
+    async fn complete(&self, shown: &Shown, mut proof: Proof, _first: bool) -> Result<Proof, Refusal> {
         let Shown::Mpp(credential) = shown else { return Err(Refusal::MalformedCredential) };
         if let Some((sponsor, envelope)) = self.envelope(credential) {
             let purpose = Purpose::Charge { amount: proof.recognised.terms.amount };

@@ -34,11 +34,11 @@ async fn a_payment_that_would_fail_costs_one_question_and_is_never_sent() {
     let proof = bench.admit(&credential, &ask(&terms(10_000))).await.unwrap();
     let shown = Shown::Mpp(Box::new(credential));
     *bench.node.trial.lock().unwrap() = Tried::Fails;
-    let got = bench.rail.complete(&shown, proof.clone()).await.unwrap_err();
+    let got = bench.rail.complete(&shown, proof.clone(), true).await.unwrap_err();
     assert!(matches!(got, Refusal::PaymentFailed { .. }), "{got:?}");
     assert_eq!(bench.calls(), 1);
     *bench.node.trial.lock().unwrap() = Tried::Passes;
-    assert_eq!(bench.rail.complete(&shown, proof.clone()).await.unwrap(), proof, "paid up meanwhile");
+    assert_eq!(bench.rail.complete(&shown, proof.clone(), true).await.unwrap(), proof, "paid up meanwhile");
     assert_eq!(bench.calls(), 2);
 }
 
@@ -86,7 +86,7 @@ async fn what_the_payer_sent_in_time_is_good_after_the_offers_end_and_what_came_
         *bench.node.seen.lock().unwrap() = seen;
         *bench.node.mined_at.lock().unwrap() = at;
         *bench.node.head.lock().unwrap() = head;
-        let got = bench.rail.complete(&shown, late.clone()).await;
+        let got = bench.rail.complete(&shown, late.clone(), true).await;
         assert_eq!(got.map(|_| ()).map_err(|refusal| refusal.code()), want, "{why}");
     }
     let closed = bench_with(settings()).rail.check(&shown, known, &ask(&terms), ends.plus(100)).await;

@@ -45,6 +45,8 @@ const SOLANA_SECONDS: u64 = 180;
 /// How often a transaction that a facilitator names is looked for before the answer is left to the recovery.
 const LOOKS: u32 = 8;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
+/// Longest wait for what the chain shows of a payment that nobody has claimed yet.
+const LOOK: Duration = Duration::from_secs(5);
 /// The word in `extra` that names the model, for requests that name none.
 const MODEL: &str = "model";
 
@@ -430,7 +432,8 @@ impl Rail for X402 {
             now,
             lasts: self.must_last(ask.lasts),
         };
-        signed::check(&payment.signed, &wanted).map_err(|why| Refusal::PaymentInvalid { why })?;
+        let standing = signed::check(&payment.signed, &wanted).map_err(|why| Refusal::PaymentInvalid { why })?;
+        let is_proven = standing == signed::Standing::Proven;
         let entry = match &payment.accepted {
             Some(accepted) => entry.repeated(accepted),
             None => entry,
@@ -442,7 +445,7 @@ impl Rail for X402 {
         let kept = Kept { version: payment.version, payload: &payment.raw, requirements: &requirements };
         recognised.resend = serde_json::to_string(&kept).ok();
         let collect_until = payment.signed.until().unwrap_or(now.plus(SOLANA_SECONDS));
-        Ok(Proof { payer: payment.signed.payer(), recognised, collect_until })
+        Ok(Proof { payer: payment.signed.payer(), is_proven, recognised, collect_until })
     }
 
     async fn watch(&self) {
@@ -461,9 +464,10 @@ impl Rail for X402 {
         }
     }
 
-    /// A refusal is not the last word where a node shows that the payment reached us: somebody handed it in before us, and it will be
-    /// found paid when it is taken. Of `upto` that cannot be: what will be used is not known yet.
-    async fn complete(&self, _shown: &Shown, proof: Proof) -> Result<Proof, Refusal> {
+    /// A refusal is not the last word where somebody may have handed the payment in before us: then it is paid, and will be found so when
+    /// it is taken. Only the node can tell, and it is asked for nobody whose signature says nothing, unless the facilitator says that the
+    /// payment is used. Of `upto` that cannot be: what will be used is not known yet.
+    async fn complete(&self, _shown: &Shown, proof: Proof, first: bool) -> Result<Proof, Refusal> {
         let unchecked = |why: &str| {
             tracing::warn!(rail = %self.settings.id, why, "a payment could not be verified: nothing was taken");
             Refusal::PaymentUnchecked { retry_after_seconds: 5 }
@@ -483,16 +487,22 @@ impl Rail for X402 {
             Verdict::Invalid { reason } => reason,
             Verdict::Unknown { why } => return Err(unchecked(&why)),
         };
-        let trace = match self.settings.scheme {
-            Scheme::Exact => self.trace(&handing).await,
-            Scheme::Upto => Trace::Gone,
+        let (used, exact) = (is_used(&reason), self.settings.scheme == Scheme::Exact);
+        // It is claimed and followed until somebody knows for what it was used.
+        if used && exact && first && proof.is_proven {
+            return Ok(proof);
+        }
+        // A Solana transaction leaves nothing behind where it did not land: looking for it takes long and tells little.
+        let may_tell = exact && (used || proof.is_proven && !self.is_solana());
+        let trace = match may_tell {
+            true => tokio::time::timeout(LOOK, self.trace(&handing)).await.unwrap_or(Trace::Unknown),
+            false => Trace::Gone,
         };
         match trace {
             Trace::Moved { .. } => Ok(proof),
-            Trace::Unused | Trace::Unknown if is_used(&reason) && self.evidence.is_some() => {
-                Err(unchecked("it is used up, and the node does not show for what"))
-            }
-            Trace::Unused | Trace::Unknown if is_used(&reason) => Err(Refusal::PaymentUnproven),
+            Trace::Unused | Trace::Unknown if used && self.evidence.is_none() => Err(Refusal::PaymentUnproven),
+            Trace::Unused | Trace::Unknown if used => Err(Refusal::PaymentUnknown { retry_after_seconds: 5 }),
+            Trace::Unknown if self.evidence.is_some() => Err(unchecked("it is refused, and the node does not answer")),
             Trace::Gone | Trace::Unused | Trace::Unknown => Err(Refusal::PaymentInvalid { why: reason }),
         }
     }

@@ -478,20 +478,27 @@ async fn a_payment_is_good_when_the_facilitator_says_so_or_the_chain_shows_it_pa
     let bad = |why: &str| Err(Refusal::PaymentInvalid { why: why.into() });
     let unchecked = || Err(Refusal::PaymentUnchecked { retry_after_seconds: 5 });
     let (good, unproven) = (|| Ok(()), || Err(Refusal::PaymentUnproven));
+    let unknown = || Err(Refusal::PaymentUnknown { retry_after_seconds: 5 });
     type Row<'a> = (&'a str, &'a [Trace], Verdict, Result<(), Refusal>, &'a str);
     let table: &[Row<'_>] = &[
         ("exact-eip3009", &[], Verdict::Valid { payer: None }, good(), "it would settle"),
         ("exact-eip3009", &[], poor(), bad("insufficient_funds"), "it would not"),
         ("exact-eip3009", &[Trace::Unused], poor(), bad("insufficient_funds"), "it would not, and nobody used it"),
-        ("exact-eip3009", &[Trace::Unknown], poor(), bad("insufficient_funds"), "it would not, and the node is silent"),
+        ("exact-eip3009", &[Trace::Unknown], poor(), unchecked(), "it would not, and the node is silent"),
         ("exact-eip3009", &[moved()], poor(), good(), "all he had is with us: somebody handed it in before us"),
         ("exact-eip3009", &[], silent(), unchecked(), "it does not say"),
         ("exact-eip3009", &[moved()], used(), good(), "somebody handed it in before us"),
         ("exact-eip3009", &[Trace::Gone], used(), bad("invalid_exact_evm_nonce_already_used"), "for something else"),
-        ("exact-eip3009", &[Trace::Unknown], used(), unchecked(), "the node does not say"),
-        ("exact-eip3009", &[Trace::Unused], used(), unchecked(), "the node has not seen it yet"),
+        ("exact-eip3009", &[Trace::Unknown], used(), unknown(), "the node does not say"),
+        ("exact-eip3009", &[Trace::Unused], used(), unknown(), "the node has not seen it yet"),
         ("exact-eip3009", &[], used(), unproven(), "there is no node to show it"),
-        ("exact-solana", &[moved()], poor(), good(), "on every kind of chain"),
+        (
+            "exact-solana",
+            &[moved()],
+            poor(),
+            bad("insufficient_funds"),
+            "a transaction that did not land leaves nothing to find",
+        ),
         ("upto", &[moved()], used(), bad("invalid_exact_evm_nonce_already_used"), "what will be used is not known yet"),
     ];
     for (name, traces, says, want, why) in table {
@@ -499,10 +506,24 @@ async fn a_payment_is_good_when_the_facilitator_says_so_or_the_chain_shows_it_pa
             let bed = Bed::with(name, traces, moved(), |settings| settings.first = first);
             *bed.says.verdict.lock().unwrap() = says.clone();
             let (shown, proof) = bed.proof().await;
-            let told = bed.rail.complete(&shown, proof.clone()).await;
-            assert_eq!(told, want.clone().map(|()| proof), "{why}");
+            // What is taken first is claimed and followed where it is said to be used.
+            let is_followed = first && name.starts_with("exact") && says.clone() == used();
+            let want = if is_followed { good() } else { want.clone() };
+            let told = bed.rail.complete(&shown, proof.clone(), first).await;
+            assert_eq!(told, want.map(|()| proof), "{why}, first: {first}");
             assert_eq!(bed.hand_ins(), 0, "{why}: nothing moves");
         }
+    }
+}
+
+#[tokio::test]
+async fn no_node_is_asked_for_a_signature_that_may_be_nobodys() {
+    for first in [false, true] {
+        let bed = Bed::with("exact-eip3009", &[moved()], moved(), |settings| settings.first = first);
+        *bed.says.verdict.lock().unwrap() = Verdict::Invalid { reason: "invalid_signature".into() };
+        let (shown, proof) = bed.proof().await;
+        let told = bed.rail.complete(&shown, Proof { is_proven: false, ..proof }, first).await;
+        assert_eq!(told, Err(Refusal::PaymentInvalid { why: "invalid_signature".into() }), "first: {first}");
     }
 }
 
@@ -531,7 +552,7 @@ async fn a_claim_without_what_it_takes_to_hand_it_in_is_never_decided() {
     assert_eq!(bed.rail.look(&claim, bed.now().plus(10_000)).await, Collected::Unknown);
     let (shown, mut proof) = bed.proof().await;
     proof.recognised.resend = None;
-    let told = bed.rail.complete(&shown, proof.clone()).await;
+    let told = bed.rail.complete(&shown, proof.clone(), false).await;
     assert!(matches!(told, Err(Refusal::PaymentUnchecked { .. })), "{told:?}");
     assert_eq!((bed.rail.collect(&shown, &proof).await, bed.hand_ins()), (Collected::Unknown, 0));
 }
