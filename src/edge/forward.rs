@@ -80,7 +80,7 @@ pub struct Attempt<'a> {
     pub who: Option<&'a Who>,
     /// What came of it: `answered` (with what goes to the filter), `connect` (it could not be connected to), `status` (429 or 5xx),
     /// `auth` (it refused our key), `lost` (the connection broke before it answered), `timeout`, `left` (it had the request when the
-    /// client went away, and was not waited for), `full` (none of the pool had a place in time).
+    /// client went away before `first_byte_seconds`), `full` (none of the pool had a place in time).
     pub outcome: &'static str,
 }
 

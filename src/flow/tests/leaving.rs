@@ -410,6 +410,10 @@ async fn a_payment_is_spent_by_the_third_client_that_leaves_while_a_backend_work
         let served = delivery(&bed, bed.pay(PATH, &body, &credential).await.unwrap());
         assert!(served.leave(None).await.is_none(), "nor does one before a backend was asked");
         let mut served = delivery(&bed, bed.pay(PATH, &body, &credential).await.unwrap());
+        served.body(&bed.pool(), true);
+        served.tried(&bed.pool(), None, "timeout");
+        assert!(served.leave(None).await.is_none(), "nor does one from a backend that may be dead");
+        let mut served = delivery(&bed, bed.pay(PATH, &body, &credential).await.unwrap());
         asked_of(&bed, &mut served, false).await;
         let receipt = served.leave(None).await;
         let standing = bed.claim("a").await.unwrap().standing;
