@@ -175,6 +175,7 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
         leaving: Arc::clone(&leaving),
         guests: Arc::clone(&admin_guests),
         receipt_key: signet.public_key(),
+        listens: conf.listen.admin.ip(),
         token: secrets.admin_token.clone(),
     };
     let admin_door = Arc::new(Door {

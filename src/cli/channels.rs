@@ -54,8 +54,9 @@ fn ask(conf: &Path, method: &str, path: &str, show: impl FnOnce(&str) -> String)
         Err(mistakes) => return complain(&mistakes),
     };
     let admin = reachable(conf.listen.admin);
-    // On the gate's own machine it is not needed, and may not be readable here.
-    let token = conf.admin_token.as_ref().and_then(|said| said.value.read().ok());
+    // It may not be readable here.
+    let token = conf.admin_token.as_ref().filter(|_| needs_token(method, admin.ip()));
+    let token = token.and_then(|said| said.value.read().ok());
     let (status, body) = match exchange(admin, method, path, token.as_ref()) {
         Ok(answer) => answer,
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
@@ -81,6 +82,11 @@ fn reachable(mut listens: SocketAddr) -> SocketAddr {
     listens
 }
 
+/// Whether a gate that has a token asks for it there: for a verb, and not on loopback. Elsewhere it is not sent.
+fn needs_token(method: &str, admin: IpAddr) -> bool {
+    method == "POST" && !admin.to_canonical().is_loopback()
+}
+
 /// One HTTP/1.1 exchange: status and body.
 fn exchange(address: SocketAddr, method: &str, path: &str, token: Option<&Secret>) -> io::Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
@@ -99,4 +105,25 @@ fn exchange(address: SocketAddr, method: &str, path: &str, token: Option<&Secret
         Some((status, body.to_owned()))
     });
     answer.ok_or_else(|| io::Error::other("that is not an answer"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_token_goes_only_with_a_verb_and_only_over_a_network() {
+        for (method, listens, want) in [
+            ("POST", "10.0.0.5:9402", true),
+            ("GET", "10.0.0.5:9402", false),
+            ("POST", "127.0.0.1:9402", false),
+            ("POST", "0.0.0.0:9402", false),
+            ("POST", "[::]:9402", false),
+            ("POST", "[::ffff:127.0.0.1]:9402", false),
+        ] {
+            let admin = reachable(listens.parse().unwrap());
+            assert_eq!(needs_token(method, admin.ip()), want, "{method} to {listens}");
+        }
+    }
 }

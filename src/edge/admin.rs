@@ -19,6 +19,7 @@ use http::{Response, StatusCode, header};
 use pingora::apps::http_app::ServeHttp;
 use pingora::protocols::http::ServerSession;
 use serde_json::{Value, json};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -32,6 +33,8 @@ pub struct Admin {
     pub guests: Arc<Guests>,
     /// Public key of receipts, for whoever verifies them.
     pub receipt_key: String,
+    /// The address that it listens at.
+    pub listens: IpAddr,
     /// Whoever shows it may act on channels from elsewhere than this machine.
     pub token: Option<Secret>,
 }
@@ -190,8 +193,8 @@ impl ServeHttp for Admin {
         if let Some(peer) = peer {
             self.guests.head_seen(peer);
         }
-        let own = session.server_addr().and_then(|address| address.as_inet()).copied();
-        let is_here = peer.is_some_and(|peer| channels::is_here(peer.ip(), own.map(|own| own.ip())));
+        let (listens, token) = (self.listens, self.token.as_ref());
+        let caller = channels::Caller { peer: peer.map(|peer| peer.ip()), listens, token };
         let head = session.req_header();
         let (path, method, sent) = (head.uri.path().to_owned(), head.method.clone(), head.headers.clone());
         let host = head.uri.host().map(str::to_owned);
@@ -206,12 +209,10 @@ impl ServeHttp for Admin {
                 self.measure();
                 (StatusCode::OK, "text/plain; version=0.0.4", self.toll.metrics.text())
             }
-            path => {
-                match channels::answer(&self.toll, &method, path, host, &sent, (is_here, self.token.as_ref())).await {
-                    Some((status, body)) => (status, "application/json", body),
-                    None => (StatusCode::NOT_FOUND, "text/plain", "no such path\n".to_owned()),
-                }
-            }
+            path => match channels::answer(&self.toll, &method, path, host, &sent, &caller).await {
+                Some((status, body)) => (status, "application/json", body),
+                None => (StatusCode::NOT_FOUND, "text/plain", "no such path\n".to_owned()),
+            },
         };
         if let Some(peer) = peer {
             self.guests.answered(peer);

@@ -33,9 +33,9 @@ use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 pub(super) use waits::gone;
-use waits::{Client, Clock, Cut, rings, unless_gone, watched};
+use waits::{Client, Clock, Cut, next, unless_gone, watched};
 
 /// Why an exchange failed in which the backend answered 401, 402 or 403: our key, not the caller's request.
 pub(super) const REFUSED_OUR_KEY: &str = "it refused the gate's own credentials";
@@ -80,7 +80,7 @@ pub struct Attempt<'a> {
     pub who: Option<&'a Who>,
     /// What came of it: `answered` (with what goes to the filter), `connect` (it could not be connected to), `status` (429 or 5xx),
     /// `auth` (it refused our key), `lost` (the connection broke before it answered), `timeout`, `left` (it had the request when the
-    /// client went away, and was not waited for), `full` (none of the pool had a place in time).
+    /// client went away before `first_byte_seconds`), `full` (none of the pool had a place in time).
     pub outcome: &'static str,
 }
 
@@ -148,7 +148,12 @@ pub trait Filter: Send {
         false
     }
 
-    /// Whether what came of a stream so far is such as only a broken backend sends: an error, and not about what was asked.
+    /// Whether an error came in a stream so far: whoever sends it has not shown that it serves.
+    fn has_failed(&self) -> bool {
+        false
+    }
+
+    /// Whether that is such as only a broken backend sends: not about what was asked.
     fn is_broken(&self) -> bool {
         false
     }
@@ -425,7 +430,7 @@ async fn stream(
     match (&outcome, hearing.filter(|_| is_complete)) {
         // Its last word was an error.
         (Outcome::Streamed(_), hearing) if filter.is_broken() => broke_off(hearing, &clock, arrived),
-        (Outcome::Streamed(_), Some(hearing)) => hearing.served(),
+        (Outcome::Streamed(_), Some(hearing)) if !filter.has_failed() => hearing.served(),
         (Outcome::Failed(refusal), hearing) => judge(refusal, hearing),
         _ => {}
     }
@@ -563,29 +568,6 @@ fn framed(mut head: Box<ResponseHeader>, session: &mut Session) -> Result<Box<Re
         }
     }
     Ok(head)
-}
-
-/// The next bytes of the reply, unless they take longer than till then; `None` at its proper end. `gone`: nobody waits for them any more.
-async fn next(
-    gone: impl Future<Output = ()>,
-    opened: &mut Opened,
-    (until, seconds): (Instant, u64),
-    mut alarm: Pin<&mut Sleep>,
-) -> Result<Option<Bytes>, Cut> {
-    let mut read = pin!(opened.session.read_response_body());
-    let mut gone = pin!(gone);
-    let read = poll_fn(|cx| {
-        if let Poll::Ready(read) = read.as_mut().poll(cx) {
-            return Poll::Ready(Ok(read));
-        }
-        if gone.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(Cut::ClientGone));
-        }
-        rings(alarm.as_mut(), until, cx).map(|()| Err(Cut::Refused(Refusal::UpstreamTimeout { seconds })))
-    });
-    read.await?.map_err(|_| {
-        Cut::Refused(Refusal::UpstreamFailed { why: "the connection was lost in the middle of its answer" })
-    })
 }
 
 fn nothing_came() -> Refusal {

@@ -387,6 +387,10 @@ impl Filter for Pipe<'_> {
         self.delivery.thinks()
     }
 
+    fn has_failed(&self) -> bool {
+        self.delivery.has_failed()
+    }
+
     fn is_broken(&self) -> bool {
         // An event that is too large may be the request's doing, and is held against no server.
         self.delivery.is_at_fault()

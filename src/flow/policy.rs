@@ -59,7 +59,9 @@ pub(super) fn answerable(allowed: &Allowed, plan: &Plan) -> Result<(), Refusal> 
     let pool = plan.pools.get(&allowed.model.pool);
     let profile = pool.and_then(|pool| profile::lookup(&pool.profile));
     match profile.and_then(|profile| profile.ability.choices_of(allowed.route.surface, allowed.stream)) {
-        Some(max) if allowed.ask.n > max => Err(Refusal::OverLimit { param: "n", asked: allowed.ask.n, max }),
+        Some(max) if allowed.ask.n > max => {
+            Err(Refusal::OverLimit { param: allowed.ask.count_field(), asked: allowed.ask.n, max })
+        }
         _ => Ok(()),
     }
 }

@@ -483,7 +483,12 @@ impl Delivery {
         verdict.failed && !says_something(&verdict)
     }
 
-    /// The backend says by now that it failed, and not for what was asked.
+    /// The backend says by now that it failed.
+    pub fn has_failed(&self) -> bool {
+        self.meter.verdict().failed
+    }
+
+    /// The same, and not for what was asked.
     pub fn is_at_fault(&self) -> bool {
         self.meter.verdict().at_fault
     }

@@ -137,14 +137,18 @@ pub fn blame(status: u16, body: &[u8]) -> Blame {
 /// Whether an error that stands in a success speaks of what was asked: its form, its length, its content. Who sends such requests must not be
 /// able to have a model rested. What does not say so speaks of the backend: one that answers nothing but errors is the quickest of all.
 pub fn is_about_the_request(body: &[u8]) -> bool {
-    /// Of identifiers, which vendors write with `_`, `-`, in capitals, or all as one word.
-    const REQUEST: [&str; 14] = [
+    // Of identifiers, which vendors write with `_`, `-`, in capitals, or all as one word.
+    /// The backend says itself that it failed.
+    const BACKEND: [&str; 7] =
+        ["servererror", "internal", "apierror", "overloaded", "timeout", "unavailable", "ratelimit"];
+    /// They speak of our account, whatever stands beside them (OpenAI calls a wrong key an invalid request).
+    const ACCOUNT: [&str; 6] = ["apikey", "quota", "billing", "authentic", "permission", "notfound"];
+    /// No `badrequest` and no 400: vLLM and SGLang say both of whatever goes wrong in a stream (`create_streaming_error_response`).
+    const REQUEST: [&str; 12] = [
         "invalidrequest",
-        "badrequest",
         "invalidprompt",
         "invalidargument",
         "invalidvalue",
-        "invalidimage",
         "invalidinput",
         "unprocessable",
         "toolarge",
@@ -154,8 +158,6 @@ pub fn is_about_the_request(body: &[u8]) -> bool {
         "unsupportedparameter",
         "maxlength",
     ];
-    /// Of those, too: they speak of our account, whatever stands beside them (OpenAI calls a wrong key an invalid request).
-    const ACCOUNT: [&str; 6] = ["apikey", "quota", "billing", "authentic", "permission", "notfound"];
     let Some(error) = error_in(body) else { return false };
     let members = ["type", "code", "status"].iter().filter_map(|name| error.get(name));
     let (mut numbers, mut words) = (Vec::new(), Vec::new());
@@ -170,8 +172,17 @@ pub fn is_about_the_request(body: &[u8]) -> bool {
         }
     }
     let says = |of: &[&str]| words.iter().any(|word| of.iter().any(|known| word.contains(known)));
-    let is_its_content = blame(403, error.to_string().as_bytes()) == Blame::Request;
-    is_its_content || (!says(&ACCOUNT) && (says(&REQUEST) || numbers.iter().any(|n| matches!(n, 400 | 413 | 422))))
+    if says(&BACKEND) {
+        return false;
+    }
+    // Of pictures OpenAI has a code for whatever may be wrong with one: `image_parse_error`, `image_file_not_found`.
+    let is_its_picture = says(&["image"]);
+    let blame = blame(403, error.to_string().as_bytes());
+    if is_its_picture || blame == Blame::Request {
+        return true;
+    }
+    let is_its_size_or_form = blame != Blame::Key && numbers.iter().any(|n| matches!(n, 413 | 422));
+    !says(&ACCOUNT) && (says(&REQUEST) || is_its_size_or_form)
 }
 
 /// What a reply or an event says of its error; the whole of it where it has no such member. `None`: nothing, or more than words. Only that is
@@ -364,8 +375,19 @@ mod tests {
             ),
             (r#"{"error":{"message":"x","type":"invalid_request_error","code":null}}"#, true, "OpenAI"),
             (r#"{"error":{"message":"x","code":"content_filter"}}"#, true, "Azure"),
-            (r#"{"error":{"object":"error","message":"x","type":"BadRequestError","code":400}}"#, true, "vLLM"),
-            (r#"{"object":"error","message":"x","type":"BadRequestError","code":400}"#, true, "its flat form"),
+            (
+                r#"{"error":{"object":"error","message":"x","type":"BadRequestError","code":400}}"#,
+                false,
+                "vLLM, in a stream: whatever went wrong",
+            ),
+            (r#"{"object":"error","message":"x","type":"BadRequestError","code":400}"#, false, "its flat form"),
+            (r#"{"error":{"message":"x","code":"bad_request"}}"#, false, "the same in other letters"),
+            (r#"{"error":{"message":"x","code":400}}"#, false, "a number that says it"),
+            (
+                r#"{"object":"error","message":"your prompt was flagged by our moderation","type":"BadRequestError","code":400}"#,
+                true,
+                "its content, whatever it is called",
+            ),
             (
                 r#"{"id":"1","error":{"code":403,"message":"x","metadata":{"reasons":["violence"]}},"choices":[{"delta":{"content":""}}]}"#,
                 true,
@@ -381,7 +403,19 @@ mod tests {
             ),
             (r#"{"error":{"code":400,"message":"x","status":"INVALID_ARGUMENT"}}"#, true, "Google"),
             (r#"{"error":{"message":"x","code":"413"}}"#, true, "a number in quotes"),
+            (r#"{"error":{"message":"x","code":422}}"#, true, "a number"),
+            (r#"{"error":{"message":"Your account has no billing address","code":422}}"#, false, "our account"),
+            (r#"{"error":{"message":"x","type":"internal_error","code":422}}"#, false, "the backend, it says itself"),
             (r#"{"error":{"message":"x","type":"server_error"}}"#, false, "OpenAI"),
+            (
+                r#"{"error":{"message":"invalid prompt: your input was flagged","type":"server_error","code":"x"}}"#,
+                false,
+                "what it quotes excuses no backend that says it failed",
+            ),
+            (r#"{"error":{"message":"flagged","type":"InternalServerError","code":500}}"#, false, "vLLM"),
+            (r#"{"type":"error","error":{"type":"api_error","message":"flagged"}}"#, false, "Anthropic"),
+            (r#"{"error":{"code":503,"message":"x","status":"UNAVAILABLE"}}"#, false, "Google"),
+            (r#"{"error":{"message":"x","code":"rate_limit_exceeded"}}"#, false, "our limit"),
             (
                 r#"{"error":{"message":"invalid request","type":"internal_error"}}"#,
                 false,
@@ -409,6 +443,25 @@ mod tests {
             ("", false, "nothing"),
         ] {
             assert_eq!(is_about_the_request(body.as_bytes()), want, "{why}: {body}");
+        }
+        for code in [
+            "invalid_image",
+            "invalid_image_format",
+            "invalid_base64_image",
+            "invalid_image_url",
+            "image_too_large",
+            "image_too_small",
+            "image_parse_error",
+            "image_content_policy_violation",
+            "invalid_image_mode",
+            "image_file_too_large",
+            "unsupported_image_media_type",
+            "empty_image_file",
+            "failed_to_download_image",
+            "image_file_not_found",
+        ] {
+            let failed = json!({"response": {"status": "failed", "error": {"code": code, "message": "x"}}}).to_string();
+            assert!(is_about_the_request(failed.as_bytes()), "OpenAI, Responses: {code}");
         }
         let said = json!({"type": "invalid_request_error", "message": "x".repeat(MOST_WORDS)});
         assert!(!is_about_the_request(json!({ "error": said }).to_string().as_bytes()), "more than words");

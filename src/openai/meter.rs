@@ -264,11 +264,11 @@ impl Meter {
 
     /// What the stream said so far. Good at any time: a client may leave in the middle.
     pub fn verdict(&self) -> Verdict {
-        let ((usage, absurd), tier, stated) = match &self.reading.typed {
-            Some(typed) => (typed.total(), typed.tier(), None),
+        let ((usage, absurd), tier, stated, partial) = match &self.reading.typed {
+            Some(typed) => (typed.total(), typed.tier(), None, false),
             None => {
                 let heard = self.reading.heard();
-                (heard.total(), heard.tier, heard.stated)
+                (heard.total(), heard.tier, heard.stated, heard.is_partial())
             }
         };
         let said = &self.reading.verdict;
@@ -278,6 +278,7 @@ impl Meter {
             absurd,
             tier,
             stated,
+            partial,
             delivered_chunks: said.delivered_chunks - self.queue.text.texts - self.overheard.texts,
             delivered_bytes: said.delivered_bytes - self.queue.text.bytes - self.overheard.bytes,
             begun: self.reading.typed.as_ref().and_then(typed::Reader::begun),
@@ -468,7 +469,10 @@ impl Reading {
             // A final figure is newer than all of them.
             self.unread.clear();
         }
-        if let (true, Some(count), (Some(total), _)) = (taken, &mut self.count, self.tally.total()) {
+        // A figure of some choices says nothing of what the others have said by now.
+        if let (true, Some(count), (Some(total), _)) =
+            (taken && !self.tally.is_partial(), &mut self.count, self.tally.total())
+        {
             count.reported(total.completion);
         }
         let usage_only = reply.choices.is_some_and(|c| c.is_empty()) && reply.error.is_none();

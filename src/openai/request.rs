@@ -8,7 +8,7 @@
 use super::multipart;
 use super::prompt::{Found, Piece, Prompt, Reader};
 use super::strict::Scanner;
-use super::surface::{Said, Thinking, Told, Weight, form, transcriptions};
+use super::surface::{Said, Thinking, Told, Weight, completions, form, transcriptions};
 use crate::ids::UpstreamModel;
 use crate::limits::{Limits, Spelling, room_for_body};
 use crate::picture;
@@ -83,6 +83,14 @@ pub struct Rewrite<'a> {
 }
 
 impl Ask {
+    /// The field that says how many outputs are asked for ([`Ask::n`]).
+    pub fn count_field(&self) -> &'static str {
+        match self.surface {
+            Surface::Completions => completions::many(self.messages, self.said.best_of),
+            _ => "n",
+        }
+    }
+
     /// Reads the body of a request in one pass. The refusal says what is wrong and, for JSON, at which byte.
     pub fn read(surface: Surface, body: Bytes, limits: &Limits) -> Result<Self, Refusal> {
         if body.len() > limits.max_body_bytes {

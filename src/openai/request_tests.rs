@@ -479,3 +479,18 @@ fn a_picture_that_says_its_size_is_counted_by_it() {
         assert_eq!(ask.picture_tokens(Family::Tiles), 2 * 765, "two of 1,024 by 1,024");
     }
 }
+
+#[test]
+fn the_field_that_asks_for_too_many_outputs_is_named() {
+    for (surface, body, n, field) in [
+        (Surface::Chat, r#"{"messages":[{"role":"user","content":"a"},{"role":"user","content":"b"}],"n":2}"#, 2, "n"),
+        (Surface::Completions, r#"{"prompt":"a","n":2}"#, 2, "n"),
+        (Surface::Completions, r#"{"prompt":["a"],"n":2}"#, 2, "n"),
+        (Surface::Completions, r#"{"prompt":"a","best_of":2}"#, 2, "best_of"),
+        (Surface::Completions, r#"{"prompt":["a","b"]}"#, 2, "prompt"),
+        (Surface::Completions, r#"{"prompt":["a","b"],"n":1,"best_of":2}"#, 4, "prompt"),
+    ] {
+        let ask = Ask::read(surface, Bytes::from_static(body.as_bytes()), &limits()).unwrap();
+        assert_eq!((ask.n, ask.count_field()), (n, field), "{body}");
+    }
+}

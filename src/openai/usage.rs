@@ -48,6 +48,8 @@ pub struct Verdict {
     pub failed: bool,
     /// One that speaks of the backend, or does not say: not of what was asked.
     pub at_fault: bool,
+    /// The figure is of some of the choices only: each has one of its own, and the others' are still to come.
+    pub partial: bool,
     /// What the backend said of the prompt before it said anything of the output.
     pub begun: Option<Usage>,
     /// The stream said `[DONE]`, or what stands for it.
@@ -296,6 +298,11 @@ impl Tally {
         self.tier = said.tier.unwrap_or(self.tier);
         self.stated = said.cost.or(self.stated);
         true
+    }
+
+    /// Whether choices that have a final figure of their own are not all there yet.
+    pub fn is_partial(&self) -> bool {
+        self.bounds.shape.finals == Scope::Choice && (1..self.bounds.choices).contains(&self.finals)
     }
 
     /// The figure to charge, and whether any was absurd.

@@ -180,6 +180,15 @@ fn figures_add_up_as_the_backends_kind_says() {
         }
         assert_eq!(tally.total(), (want, false), "{why}");
     }
+    for (shape, choices, want) in
+        [(per_choice, 3, [false, true, true, false, false]), (per_choice, 1, [false; 5]), (Shape::PLAIN, 3, [false; 5])]
+    {
+        let mut tally = Tally::new(Bounds { choices, prompt: None, completion: Some(100), shape });
+        for (finals, want) in want.into_iter().enumerate() {
+            assert_eq!(tally.is_partial(), want, "{finals} of {choices}, {shape:?}");
+            tally.add(&figure(5, 7, 12), &[]);
+        }
+    }
     let mut tally = Tally::new(Bounds { choices: 1, prompt: None, completion: Some(10), shape: in_total });
     tally.add(&figure(5, 7, 20), &[]);
     assert_eq!(tally.total(), (None, true), "thoughts count against what was asked");

@@ -21,44 +21,91 @@ pub const OPERATOR: &str = "pontage-operator";
 
 const BEARER: &[u8] = b"Bearer ";
 
-/// The answer on a path under `/channels`, or `None` for another path. JSON, for the list one object a line. Whether the caller is on this
-/// machine, and what he shows if he is not, decides about the verbs.
-pub(super) async fn answer(
-    toll: &Arc<Toll>,
+/// Who asks, and what of the settings decides whether he may act.
+pub(super) struct Caller<'a> {
+    /// His address.
+    pub peer: Option<IpAddr>,
+    /// Where the admin address listens.
+    pub listens: IpAddr,
+    /// Whoever shows it may act from anywhere.
+    pub token: Option<&'a Secret>,
+}
+
+impl Caller<'_> {
+    /// From loopback always; else with the token where there is one, and where there is none from the one address that is listened at. Where
+    /// every address is, the own one says nothing: a forwarder of ports (rootless podman's) lends it to strangers.
+    fn may_act(&self, headers: &HeaderMap) -> bool {
+        let peer = self.peer.map(|peer| peer.to_canonical());
+        let listens = self.listens.to_canonical();
+        match self.token {
+            _ if peer.is_some_and(|peer| peer.is_loopback()) => true,
+            Some(token) => shows(headers, token),
+            None => !listens.is_unspecified() && peer == Some(listens),
+        }
+    }
+}
+
+/// What is wanted of a path under `/channels`.
+#[derive(Debug, PartialEq, Eq)]
+enum Wanted<'a> {
+    List,
+    Act { id: &'a str, verb: &'a str },
+}
+
+/// What is wanted, if he who asks may have it; else why not. `None`: no such path. `rest`: what comes behind `/channels`.
+fn wanted<'a>(
     method: &Method,
-    path: &str,
-    host: Option<String>,
+    rest: &'a str,
+    host: Option<&str>,
     headers: &HeaderMap,
-    (is_here, token): (bool, Option<&Secret>),
-) -> Option<(StatusCode, String)> {
-    let rest = path.strip_prefix("/channels")?;
-    let said = |status, why: &str| Some((status, json!({ "error": why }).to_string() + "\n"));
-    let named = || headers.get(header::HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
-    if !host.or_else(named).is_some_and(|host| is_no_name(&host)) {
-        return said(
+    caller: &Caller<'_>,
+) -> Option<Result<Wanted<'a>, (StatusCode, &'static str)>> {
+    let refused = |status, why| Some(Err((status, why)));
+    let named = || headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    if !host.or_else(named).is_some_and(is_no_name) {
+        return refused(
             StatusCode::FORBIDDEN,
             "ask by an address or localhost: under any other name this is not answered",
         );
     }
     if rest.is_empty() {
-        return Some(list(toll).await);
+        return Some(Ok(Wanted::List));
     }
     let (id, verb) = rest.strip_prefix('/')?.split_once('/')?;
     if !matches!(verb, "settle" | "close" | "release") {
         return None;
     }
     if *method != Method::POST {
-        return said(StatusCode::METHOD_NOT_ALLOWED, "POST");
+        return refused(StatusCode::METHOD_NOT_ALLOWED, "POST");
     }
     if !headers.contains_key(OPERATOR) {
-        return said(StatusCode::FORBIDDEN, "the header pontage-operator is missing");
+        return refused(StatusCode::FORBIDDEN, "the header pontage-operator is missing");
     }
-    if !is_here && !shows(headers, token) {
-        return said(
+    if !caller.may_act(headers) {
+        return refused(
             StatusCode::FORBIDDEN,
             "ask from the gate's own machine, or with secrets.admin_token as a bearer token",
         );
     }
+    Some(Ok(Wanted::Act { id, verb }))
+}
+
+/// The answer on a path under `/channels`, or `None` for another path. JSON, for the list one object a line.
+pub(super) async fn answer(
+    toll: &Arc<Toll>,
+    method: &Method,
+    path: &str,
+    host: Option<String>,
+    headers: &HeaderMap,
+    caller: &Caller<'_>,
+) -> Option<(StatusCode, String)> {
+    let rest = path.strip_prefix("/channels")?;
+    let said = |status, why: &str| Some((status, json!({ "error": why }).to_string() + "\n"));
+    let (id, verb) = match wanted(method, rest, host.as_deref(), headers, caller)? {
+        Ok(Wanted::List) => return Some(list(toll).await),
+        Ok(Wanted::Act { id, verb }) => (id, verb),
+        Err((status, why)) => return said(status, why),
+    };
     let id = ChannelId(id.to_ascii_lowercase());
     let channel = match toll.channels.newest(&id).await {
         Ok(Some(channel)) => channel,
@@ -107,18 +154,12 @@ pub(super) async fn answer(
     Some((status, format!("{shown}\n")))
 }
 
-/// Whether a peer is on this machine: on loopback, or at the very address that it asks.
-pub(super) fn is_here(peer: IpAddr, own: Option<IpAddr>) -> bool {
-    let peer = peer.to_canonical();
-    peer.is_loopback() || own.is_some_and(|own| own.to_canonical() == peer)
-}
-
-/// Whether `token` is shown, in a time that tells nothing about it. Where there is none, nobody can.
-fn shows(headers: &HeaderMap, token: Option<&Secret>) -> bool {
+/// Whether `token` is shown, in a time that tells nothing about it.
+fn shows(headers: &HeaderMap, token: &Secret) -> bool {
     let shown = headers.get(header::AUTHORIZATION).map(http::HeaderValue::as_bytes);
     let shown = shown.and_then(|shown| shown.split_at_checked(BEARER.len()));
     let shown = shown.filter(|(scheme, _)| scheme.eq_ignore_ascii_case(BEARER)).map(|(_, shown)| Secret::new(shown));
-    token.is_some_and(|token| shown.as_ref() == Some(token))
+    shown.as_ref() == Some(token)
 }
 
 /// Whether a host, with or without a port, is an address or `localhost`: nobody else can make either mean us.
@@ -172,33 +213,78 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
 
+    const TOKEN: &str = "a-token-of-thirty-two-characters";
+
+    /// What a POST to a channel gets: 200 where it may act.
+    fn asked(peer: &str, listens: &str, token: Option<&Secret>, sent: Option<&str>) -> u16 {
+        let sent = sent.map(|sent| (header::AUTHORIZATION, sent.parse().unwrap()));
+        let mut headers = HeaderMap::from_iter(sent);
+        headers.insert(OPERATOR, "x".parse().unwrap());
+        let caller = Caller { peer: Some(peer.parse().unwrap()), listens: listens.parse().unwrap(), token };
+        match wanted(&Method::POST, "/0xaa/close", Some("10.0.0.5:9402"), &headers, &caller).unwrap() {
+            Ok(wanted) => {
+                assert_eq!(wanted, Wanted::Act { id: "0xaa", verb: "close" });
+                200
+            }
+            Err((status, _)) => status.as_u16(),
+        }
+    }
+
     #[test]
     fn who_is_on_this_machine_or_shows_the_token_may_act_on_channels_and_nobody_else() {
-        for (peer, own, want, why) in [
-            ("127.0.0.1", "127.0.0.1", true, "loopback"),
-            ("::1", "::1", true, "the same in IPv6"),
-            ("::ffff:127.0.0.1", "::", true, "on a socket of both families"),
-            ("10.0.0.5", "10.0.0.5", true, "a gate that listens on one address is asked from it"),
-            ("10.0.0.6", "10.0.0.5", false, "a machine that collects metrics"),
-            ("172.17.0.1", "172.17.0.2", false, "whoever comes through a published port"),
+        let token = Secret::new(TOKEN);
+        let bearer = format!("Bearer {TOKEN}");
+        for (peer, listens, without, with, why) in [
+            ("127.0.0.1", "127.0.0.1", 200, 200, "loopback"),
+            ("::1", "::1", 200, 200, "the same in IPv6"),
+            ("::ffff:127.0.0.1", "::", 200, 200, "on a socket of both families"),
+            ("127.0.0.1", "0.0.0.0", 200, 200, "loopback of a gate that listens everywhere"),
+            ("10.0.0.5", "10.0.0.5", 200, 403, "a gate that listens on one address is asked from it"),
+            ("::ffff:10.0.0.5", "10.0.0.5", 200, 403, "the same"),
+            ("10.0.0.5", "0.0.0.0", 403, 403, "it listens everywhere: a forwarder may have lent its address"),
+            ("10.0.0.5", "::", 403, 403, "the same in IPv6"),
+            ("0.0.0.0", "0.0.0.0", 403, 403, "no address at all"),
+            ("10.0.0.6", "10.0.0.5", 403, 403, "a machine that collects metrics"),
+            ("172.17.0.1", "172.17.0.2", 403, 403, "whoever comes through a published port"),
         ] {
-            assert_eq!(is_here(peer.parse().unwrap(), Some(own.parse().unwrap())), want, "{why}");
+            assert_eq!(asked(peer, listens, None, None), without, "{why}: no token is set");
+            assert_eq!(asked(peer, listens, None, Some(&bearer)), without, "{why}: none is set, one is shown");
+            assert_eq!(asked(peer, listens, Some(&token), None), with, "{why}: one is set, none is shown");
+            assert_eq!(asked(peer, listens, Some(&token), Some("Bearer x")), with, "{why}: another is shown");
+            assert_eq!(asked(peer, listens, Some(&token), Some(&bearer)), 200, "{why}: it is shown");
         }
-        let token = Secret::new("a-token-of-thirty-two-characters");
         for (sent, want, why) in [
-            (Some("Bearer a-token-of-thirty-two-characters"), true, "as it is"),
-            (Some("bearer a-token-of-thirty-two-characters"), true, "a scheme has no case"),
-            (Some("Bearer a-token-of-thirty-two-character"), false, "too short"),
-            (Some("Bearer A-token-of-thirty-two-characters"), false, "another"),
-            (Some("Basic a-token-of-thirty-two-characters"), false, "another scheme"),
-            (Some("a-token-of-thirty-two-characters"), false, "none"),
-            (Some("Bearer "), false, "nothing"),
-            (None, false, "nobody"),
+            ("Bearer a-token-of-thirty-two-characters", 200, "as it is"),
+            ("bearer a-token-of-thirty-two-characters", 200, "a scheme has no case"),
+            ("Bearer a-token-of-thirty-two-character", 403, "too short"),
+            ("Bearer A-token-of-thirty-two-characters", 403, "another"),
+            ("Basic a-token-of-thirty-two-characters", 403, "another scheme"),
+            ("a-token-of-thirty-two-characters", 403, "none"),
+            ("Bearer ", 403, "nothing"),
         ] {
-            let headers = sent.map(|sent| (header::AUTHORIZATION, sent.parse().unwrap()));
-            let headers = HeaderMap::from_iter(headers);
-            assert_eq!(shows(&headers, Some(&token)), want, "{why}");
-            assert!(!shows(&headers, None), "{why}, and there is none to show");
+            assert_eq!(asked("10.0.0.6", "10.0.0.5", Some(&token), Some(sent)), want, "{why}");
+        }
+    }
+
+    #[test]
+    fn a_verb_needs_its_header_and_post_and_the_list_neither() {
+        let here =
+            Caller { peer: Some("127.0.0.1".parse().unwrap()), listens: "127.0.0.1".parse().unwrap(), token: None };
+        let far = Caller { peer: Some("10.0.0.6".parse().unwrap()), ..here };
+        let bare = HeaderMap::new();
+        let operator = HeaderMap::from_iter([(http::HeaderName::from_static(OPERATOR), "x".parse().unwrap())]);
+        let list = Some(Ok(Wanted::List));
+        let refused = |status: u16| Some(Err(status));
+        for (method, rest, host, headers, caller, want, why) in [
+            (Method::GET, "", "127.0.0.1", &bare, &far, list, "the list is for whoever reaches it"),
+            (Method::GET, "", "evil.example", &bare, &here, refused(403), "but not under a name"),
+            (Method::POST, "/0xaa/close", "evil.example", &operator, &here, refused(403), "no verb either"),
+            (Method::GET, "/0xaa/close", "127.0.0.1", &operator, &here, refused(405), "GET"),
+            (Method::POST, "/0xaa/close", "127.0.0.1", &bare, &here, refused(403), "a page of an operator's browser"),
+            (Method::POST, "/0xaa/burn", "127.0.0.1", &operator, &here, None, "no such verb"),
+        ] {
+            let got = wanted(&method, rest, Some(host), headers, caller).map(|got| got.map_err(|(s, _)| s.as_u16()));
+            assert_eq!(got, want, "{why}");
         }
     }
 

@@ -140,8 +140,10 @@ async fn go_along(
             let answer = match ask(client, lines, pool, &picked, line, out, clock).await {
                 Ok(answer) => answer,
                 Err(Cut::ClientGone) => {
-                    // However long it waited: a reply that does not stream takes what it takes, and only who leaves says when that is too long.
-                    tell(filter, Some(&who), "left");
+                    // It says nothing about the server: a reply that does not stream takes what it takes. But the server may be dead: whoever
+                    // waited for it as long as for a first byte did not leave one at work, and pays nothing for that.
+                    let waited = sent_at.elapsed() >= Duration::from_secs(clock.timeouts.first_byte_seconds);
+                    tell(filter, Some(&who), if waited { "timeout" } else { "left" });
                     return Err(Cut::ClientGone);
                 }
                 Err(Cut::Refused(refusal)) => {

@@ -59,6 +59,8 @@ struct Recorder {
     /// Stop at an event that says `error`, and give nothing of it.
     errs: bool,
     broken: bool,
+    /// There is an error in it that is the request's own doing.
+    failed: bool,
     /// It was asked whether it does.
     asked: Arc<tokio::sync::Notify>,
 }
@@ -139,6 +141,10 @@ impl Filter for Recorder {
 
     fn may_be_silent(&self) -> bool {
         self.thinks && !self.log.iter().any(|line| line == "durable")
+    }
+
+    fn has_failed(&self) -> bool {
+        self.failed || self.broken
     }
 
     fn is_broken(&self) -> bool {

@@ -1,8 +1,10 @@
 //! The waits of one exchange: for a backend, and for a client that may leave meanwhile.
 
 use super::Outcome;
+use super::open::Opened;
 use crate::refusal::Refusal;
 use crate::rules::plan::Timeouts;
+use bytes::Bytes;
 use pingora::proxy::Session;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -138,7 +140,7 @@ pub(in crate::edge) async fn gone(session: &mut Session) {
 
 /// One alarm for all the waits of a stream: setting it anew for each event would cost more than reading the event. It stays set for
 /// the end of an earlier wait, and is put off when it rings too soon.
-pub(super) fn rings(mut alarm: Pin<&mut Sleep>, until: Instant, cx: &mut Context<'_>) -> Poll<()> {
+fn rings(mut alarm: Pin<&mut Sleep>, until: Instant, cx: &mut Context<'_>) -> Poll<()> {
     if until < alarm.deadline() {
         alarm.as_mut().reset(until);
     }
@@ -149,6 +151,29 @@ pub(super) fn rings(mut alarm: Pin<&mut Sleep>, until: Instant, cx: &mut Context
         }
         alarm.as_mut().reset(until);
     }
+}
+
+/// The next bytes of the reply, unless they take longer than till then; `None` at its proper end. `gone`: nobody waits for them any more.
+pub(super) async fn next(
+    gone: impl Future<Output = ()>,
+    opened: &mut Opened,
+    (until, seconds): (Instant, u64),
+    mut alarm: Pin<&mut Sleep>,
+) -> Result<Option<Bytes>, Cut> {
+    let mut read = pin!(opened.session.read_response_body());
+    let mut gone = pin!(gone);
+    let read = poll_fn(|cx| {
+        if let Poll::Ready(read) = read.as_mut().poll(cx) {
+            return Poll::Ready(Ok(read));
+        }
+        if gone.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(Cut::ClientGone));
+        }
+        rings(alarm.as_mut(), until, cx).map(|()| Err(Cut::Refused(Refusal::UpstreamTimeout { seconds })))
+    });
+    read.await?.map_err(|_| {
+        Cut::Refused(Refusal::UpstreamFailed { why: "the connection was lost in the middle of its answer" })
+    })
 }
 
 /// Runs `work` unless the client leaves first.

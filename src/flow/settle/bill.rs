@@ -14,9 +14,9 @@ use crate::usage::{Usage, UsageSource};
 impl Delivery {
     fn bill(&self, verdict: &Verdict, usage: &Usage, source: UsageSource) -> Option<Usd> {
         // What the backend says of the whole answer is not said of a part of it.
-        let stated = verdict.stated.filter(|_| verdict.usage == Some(*usage));
-        // Messages say what the prompt was when they begin.
-        let counted = source == UsageSource::Counted && verdict.begun.is_none();
+        let stated = verdict.stated.filter(|_| source == UsageSource::Reported && verdict.usage == Some(*usage));
+        // Messages say what the prompt was when they begin, and of several choices the first that ends says it.
+        let counted = source == UsageSource::Counted && verdict.begun.or(verdict.usage).is_none();
         self.quoted.bill(&self.receipt.rail, &Used { usage: *usage, served: verdict.tier, counted }, stated)
     }
 
@@ -39,11 +39,17 @@ impl Delivery {
     /// Usage → what it would have cost; counters and alarms. Pure apart from them.
     pub(super) fn settle(&mut self, verdict: &Verdict, end: End) {
         let pool = self.receipt.pool.clone();
+        let by_what_left = end.is_cut() && self.ending.is_none() && !self.drained && is_by_token(&self.money);
         let (usage, source, label) = match (verdict.usage, end) {
+            // The choices that had not ended have left, too, as far as they came.
+            (Some(usage), _) if by_what_left && verdict.partial => {
+                let out = self.meter.counted().about;
+                let waits = self.meter.waiting().is_some();
+                let completion = if waits { out } else { usage.completion.max(out) };
+                (Some(Usage { completion, ..usage }), UsageSource::Counted, "counted")
+            }
             // A running count may be ahead of what was let out.
-            (Some(usage), end)
-                if end.is_cut() && self.ending.is_none() && !self.drained && is_by_token(&self.money) =>
-            {
+            (Some(usage), _) if by_what_left => {
                 let counted = usage.completion.min(self.meter.counted().about);
                 let completion = self.meter.delivered().map_or(counted, |out| out.completion.min(usage.completion));
                 (Some(Usage { completion, ..usage }), UsageSource::Reported, "reported")

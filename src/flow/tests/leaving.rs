@@ -60,6 +60,54 @@ async fn a_vendor_that_bills_to_the_end_is_heard_to_the_end_as_far_as_it_is_cove
 }
 
 #[tokio::test]
+async fn choices_that_had_not_ended_are_owed_as_far_as_they_left_beside_one_that_had() {
+    let of = |index: u64, n: usize| {
+        let chunk = json!({"choices": [{"index": index, "delta": {"content": "a".repeat(n)}}]});
+        Bytes::from(format!("data: {chunk}\n\n"))
+    };
+    let last = |completion: u64| {
+        let said = json!({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": completion}});
+        Bytes::from(format!("data: {said}\n\n"))
+    };
+    let done = || Bytes::from("data: [DONE]\n\n");
+    let (reported, counted) = (UsageSource::Reported, UsageSource::Counted);
+    // Of every four bytes that left about a token is charged, where the backend says nothing.
+    for (said, end, source, output, why) in [
+        (vec![of(0, 8), of(1, 20), last(2)], End::ClientGone, counted, 7, "the first had ended"),
+        (vec![of(0, 8), last(2), of(1, 20)], End::ClientGone, counted, 7, "what comes behind its figure"),
+        (vec![of(0, 8), last(2), of(1, 20)], End::Unpaid, counted, 7, "nobody paid on"),
+        (vec![of(0, 8), last(2), of(1, 20)], End::OutOfTime, counted, 7, "the time was over"),
+        (vec![of(0, 8), of(1, 4), last(30)], End::ClientGone, counted, 30, "no less than the figure that came"),
+        (vec![of(0, 8), of(1, 80), last(2)], End::Unpaid, counted, 2, "what waits to be covered is owed by nobody"),
+        (vec![of(0, 8), of(1, 20), last(2), last(4)], End::ClientGone, reported, 6, "both had ended"),
+        (vec![of(0, 8), of(1, 20), last(2), last(4), done()], End::Whole, reported, 6, "to its end"),
+    ] {
+        let bed = Bed::with(&[
+            ROUTE,
+            ("tiers.toml", "max_output_tokens = 100", "max_output_tokens = 1000"),
+            ("pools.toml", "vllm", "llamacpp"),
+        ]);
+        let body = streamed(1000).replacen('{', "{\"n\":2,", 1);
+        let paid = bed.pay(BY_TOKEN, &body, &opening("0xaa", 50_000, 50_000)).await.unwrap();
+        let mut served = delivery(&bed, paid);
+        served.body(&bed.pool(), true);
+        served.tried(&bed.pool(), None, "answered");
+        let mut out = Vec::new();
+        for chunk in said {
+            served.chunk(chunk, &mut out).await.unwrap();
+            served.first_byte().await.unwrap();
+        }
+        served.end(end, &mut out).await;
+        let (receipt, spent) = (served.receipt().clone(), channel(&bed, "0xaa").await.spent());
+        assert_eq!(receipt.usage_source, Some(source), "{why}");
+        assert_eq!(receipt.usage.map(|u| (u.prompt, u.completion)), Some((9, output)), "{why}");
+        assert_eq!(spent, Atoms(u128::from(9 + 10 * output)), "{why}");
+        drop(served);
+        audited(bed).await;
+    }
+}
+
+#[tokio::test]
 async fn bytes_are_never_charged_or_shown_as_tokens() {
     let bed = Bed::with(&[ROUTE]);
     let body = streamed(100).replace("\"hi\"", &format!("\"{}\"", "x".repeat(8_000)));
@@ -361,6 +409,10 @@ async fn a_payment_is_spent_by_the_third_client_that_leaves_while_a_backend_work
         served.fail(Refusal::UpstreamFailed { why: "test" }).await;
         let served = delivery(&bed, bed.pay(PATH, &body, &credential).await.unwrap());
         assert!(served.leave(None).await.is_none(), "nor does one before a backend was asked");
+        let mut served = delivery(&bed, bed.pay(PATH, &body, &credential).await.unwrap());
+        served.body(&bed.pool(), true);
+        served.tried(&bed.pool(), None, "timeout");
+        assert!(served.leave(None).await.is_none(), "nor does one from a backend that may be dead");
         let mut served = delivery(&bed, bed.pay(PATH, &body, &credential).await.unwrap());
         asked_of(&bed, &mut served, false).await;
         let receipt = served.leave(None).await;

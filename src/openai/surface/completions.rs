@@ -61,11 +61,7 @@ fn weigh(told: &Told, found: &Found, limits: &Limits) -> Result<Weight, Refusal>
             why: "must not be less than n: so many are to be shown".to_owned(),
         });
     }
-    let param = match (found.messages > 1, told.said.best_of) {
-        (true, _) => "prompt",
-        (false, Some(_)) => "best_of",
-        (false, None) => "n",
-    };
+    let param = many(found.messages, told.said.best_of);
     // An echo comes back with the text and would be taken for text; the best of several is known when all of them end.
     let whole_only = match told.said {
         said if said.echo => Some("echo"),
@@ -80,6 +76,15 @@ fn weigh(told: &Told, found: &Found, limits: &Limits) -> Result<Weight, Refusal>
         whole_only,
         filled_in: Vec::new(),
     })
+}
+
+/// What made so many of them: the field to blame where they are too many.
+pub(in crate::openai) fn many(prompts: u64, best_of: Option<u64>) -> &'static str {
+    match (prompts > 1, best_of) {
+        (true, _) => "prompt",
+        (false, Some(_)) => "best_of",
+        (false, None) => "n",
+    }
 }
 
 fn write(ask: &Ask, to: &Rewrite<'_>, out: &mut Vec<u8>) {

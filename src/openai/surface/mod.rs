@@ -4,7 +4,7 @@
 //! place. What is on no list is unknown, and treated as the tier says.
 
 mod chat;
-mod completions;
+pub(super) mod completions;
 mod embeddings;
 mod images;
 mod messages;

@@ -17,7 +17,7 @@ use std::fmt::Write as _;
 pub const MAX_HEADERS: usize = 64 * 1024;
 /// Most bytes of a credential's JSON: what fits into [`MAX_HEADERS`] of base64url.
 pub const MAX_JSON: usize = MAX_HEADERS / 4 * 3;
-/// Deepest nesting of a credential's JSON; real ones have three levels.
+/// Deepest nesting of a credential's payload; real ones have three levels.
 pub const MAX_DEPTH: usize = 16;
 /// Longest `Accept-Payment` that is read; a longer one counts as malformed.
 const MAX_ACCEPT: usize = 4 * 1024;
@@ -84,7 +84,7 @@ fn credential(token: &str) -> Option<PaymentCredential> {
     // What the crate's own reader of headers looks at beyond this is how the echoed values are written. They are under our MAC, so
     // those of an offer of ours are written as we write them.
     let mut credential: PaymentCredential = serde_json::from_str(std::str::from_utf8(&json).ok()?).ok()?;
-    // All else in it is flat. What lies deeper than serde goes, it has refused.
+    // All else that is kept of it is flat: members that nobody knows are passed over. What lies deeper than serde goes, it has refused.
     if depth(&credential.payload) >= MAX_DEPTH {
         return None;
     }

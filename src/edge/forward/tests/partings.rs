@@ -124,8 +124,8 @@ async fn a_client_that_leaves_is_noticed_in_every_wait_and_its_backend_closed() 
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_a_reply_that_does_not_stream_left_however_long_it_waited() {
-    for patience in [Duration::ZERO, Duration::from_millis(1_100)] {
+async fn whoever_waited_as_long_as_a_first_byte_may_take_and_heard_nothing_did_not_leave_a_server_at_work() {
+    for (patience, outcome) in [(Duration::ZERO, "left"), (Duration::from_millis(1_100), "timeout")] {
         let (listener, port) = listen().await;
         let rules = if patience.is_zero() { rules(&[port]) } else { brisk(&[port]) };
         let (mut bed, client) = Bed::with(rules, ROOMY, "HTTP/1.1").await;
@@ -137,7 +137,7 @@ async fn a_client_that_leaves_a_reply_that_does_not_stream_left_however_long_it_
             closed(&mut stream).await;
         });
         assert!(matches!(ended, Outcome::ClientGone), "{ended:?}");
-        assert_eq!(bed.filter.tried, ["left"], "it counts as every other departure does");
+        assert_eq!(bed.filter.tried, [outcome], "after {patience:?}");
     }
 }
 

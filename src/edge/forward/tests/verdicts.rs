@@ -66,6 +66,21 @@ async fn a_server_is_judged_by_what_it_answers_and_not_by_its_head() {
 }
 
 #[tokio::test]
+async fn a_stream_that_failed_for_what_was_asked_says_nothing_for_its_server_either() {
+    let bytes = format!("{SSE}{}0\r\n\r\n", chunked(&["data: 1\n\n", "data: error\n\n"]));
+    for (failed, want) in [(true, "server"), (false, "nothing")] {
+        let pool = pool("p", &[Same::start(bytes.clone()).await.port]);
+        for n in 0..6 {
+            // Between those that break off, one that comes to its end.
+            let filter = Recorder { errs: n != 4, failed: failed && n == 4, ..Recorder::default() };
+            assert_eq!(rests(&pool), "nothing", "before number {n}");
+            send(&pool, filter).await;
+        }
+        assert_eq!(rests(&pool), want, "failed: {failed}");
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_says_nothing_about_the_server() {
     let (listener, port) = listen().await;
     let pool = pool("p", &[port]);
