@@ -328,9 +328,7 @@ pub async fn prove(
     if newest.is_some_and(|channel| expires <= channel.opened_at.plus(OFFER_SECONDS)) {
         return Err(Refusal::InvalidChallenge { why: "it is older than the channel; sign a fresh one" }.into());
     }
-    if !toll.channels.proven.take(key, expires, now) {
-        return Err(Refusal::InvalidChallenge { why: "its proof was shown before; sign a fresh one" }.into());
-    }
+    toll.channels.proven.take(&payer, key, expires, now)?;
     let Some(channel) = newest else { return Ok(Some(Vec::new())) };
     let required = channel.required(Atoms(0), till.min_delta());
     Ok(Some(till.rail.snapshot(&Snapshot { channel, required, with_voucher: true })))
