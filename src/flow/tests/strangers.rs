@@ -75,6 +75,28 @@ async fn an_opening_by_a_key_that_its_account_never_authorized_takes_no_place() 
 }
 
 #[tokio::test]
+async fn an_opening_by_access_key_takes_no_place_while_it_is_tried_unless_its_fee_is_set_aside() {
+    for (sponsored, tried, next) in [(false, 40, "paid"), (true, 4, "rate_limit_exceeded")] {
+        let bed = bed();
+        let by_key = |id: &str| {
+            session(json!({
+                "action": "open", "channelId": id, "amount": "2000", "deposit": "50000", "tx": id, "by": "access key",
+                "payer": "0xpayer", "sponsored": sponsored,
+            }))
+        };
+        let credentials: Vec<_> = (0..tried).map(|n| by_key(&format!("0xf{n}"))).collect();
+        bed.purse.ponders.store(true, Ordering::SeqCst);
+        let all = futures::future::join_all(credentials.iter().map(|credential| buy(&bed, credential)));
+        tokio::select! {
+            done = all => panic!("{done:?}"),
+            () = until(|| async { bed.purse.trials.load(Ordering::SeqCst) == tried }) => {}
+        }
+        bed.purse.ponders.store(false, Ordering::SeqCst);
+        assert_eq!(buy(&bed, &by_key("0xe0")).await, next, "sponsored: {sponsored}");
+    }
+}
+
+#[tokio::test]
 async fn an_opening_by_access_key_that_lands_takes_a_place_like_any_other() {
     let bed = bed();
     assert_eq!(buy(&bed, &by_key("0xa0", "0xpayer")).await, "paid");
