@@ -76,6 +76,7 @@ impl Remembered {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     const NOW: UnixSeconds = UnixSeconds(1_000);
