@@ -31,11 +31,10 @@ use pingora::proxy::Session;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::task::Poll;
-use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 pub(super) use waits::gone;
-use waits::{Client, Clock, Cut, next, unless_gone, watched};
+use waits::{Client, Clock, Cut, Patience, next, unless_gone, watched};
 
 /// Why an exchange failed in which the backend answered 401, 402 or 403: our key, not the caller's request.
 pub(super) const REFUSED_OUR_KEY: &str = "it refused the gate's own credentials";
@@ -189,8 +188,8 @@ pub enum How {
     Complete,
     /// The filter, with [`Flow::Stop`].
     Stopped,
-    /// The client left, or one write to it took `idle_seconds`. Its connection must be dropped: return an error from
-    /// the phase, for Pingora's ordinary end writes to it once more, with no timeout.
+    /// The client left, or one write to it took `idle_seconds`, or all that the lane has. Its connection must be dropped: return an
+    /// error from the phase, for Pingora's ordinary end writes to it once more, with no timeout.
     ClientGone,
     /// The backend, by failing: [`Refusal::UpstreamFailed`] or [`Refusal::UpstreamTimeout`].
     Upstream(Refusal),
@@ -346,14 +345,14 @@ async fn stream(
     let session = &mut *client.session;
     // Each of our writes has its time; Pingora's would be another timer on every one.
     session.as_downstream_mut().set_write_timeout(None);
-    let mut mouth = Mouth { head: Some(head), sent_bytes: 0, patience: clock.idle() };
+    let mut mouth = Mouth { head: Some(head), sent_bytes: 0, patience: clock.patience() };
     let mut alarm = pin!(clock.alarm());
     let mut out = Vec::new();
     let mut arrived = false;
     let mut hearing = opened.hearing.take();
     let mut how = loop {
-        if had_left {
-            break How::ClientGone;
+        if let Some(how) = had_left.then_some(How::ClientGone).or_else(|| clock.ran_out().map(How::OutOfTime)) {
+            break how;
         }
         let most = match filter.may_be_silent() {
             false if !arrived => clock.first_bytes(opened.sent_at, opened.first_byte_seconds),
@@ -494,7 +493,7 @@ struct Mouth {
     head: Option<Box<ResponseHeader>>,
     sent_bytes: u64,
     /// How long one write may take: a slow reader must not hold a backend.
-    patience: Duration,
+    patience: Patience,
 }
 
 impl Mouth {
@@ -547,7 +546,7 @@ impl Mouth {
         // Most writes are done at once, and those set no alarm.
         let done = match poll_fn(|cx| Poll::Ready(write.as_mut().poll(cx))).await {
             Poll::Ready(done) => done.is_ok(),
-            Poll::Pending => tokio::time::timeout(self.patience, write).await.is_ok_and(|done| done.is_ok()),
+            Poll::Pending => tokio::time::timeout_at(self.patience.until(), write).await.is_ok_and(|done| done.is_ok()),
         };
         if done { Ok(()) } else { Err(Cut::ClientGone) }
     }

@@ -11,6 +11,7 @@ use crate::claim::Terms;
 use crate::clock::UnixSeconds;
 use crate::ids::RailId;
 use crate::money::{Atoms, Usd};
+use crate::rail::mpp::charge::OFFER_SECONDS;
 use crate::rail::session::{Action, Outcome, Presented, SessionReceipt, Snapshot};
 use crate::rail::{self, Ask, Offer, Rail, Recognised, Shown};
 use crate::refusal::{Moved, Refusal};
@@ -295,7 +296,8 @@ fn nothing(rail: &dyn Rail, plan: &Plan, route: &Route) -> Terms {
 }
 
 /// The channel of a payer who proved who he is: with its newest voucher, which is his own. `Ok(None)`: the credential is no such
-/// proof. What tells something is good once; published wallets sign one for each time they look.
+/// proof. One that tells something, or could yet, is good once; published wallets sign one for each time they look. One that was offered
+/// before the channel was opened tells nothing: it may have been shown then, when nothing was kept of it.
 pub async fn prove(
     toll: &Toll,
     plan: &Plan,
@@ -317,12 +319,17 @@ pub async fn prove(
     let proof = rail.check(shown, recognised, &ask, now).await?;
     let Some(payer) = proof.payer.map(|p| p.to_ascii_lowercase()) else { return Ok(Some(Vec::new())) };
     let open = toll.store.channels_of(till.rail.id(), &payer).await.map_err(|e| super::pay::store_down(&e))?;
-    let newest = open.iter().filter(|c| c.serves().is_ok()).max_by_key(|c| (c.opened_at, c.id.clone()));
-    let Some(channel) = newest else { return Ok(Some(Vec::new())) };
-    let Recognised { key, expires, .. } = proof.recognised;
-    if !toll.channels.proven.take(key, expires, now) {
-        return Err(Refusal::InvalidChallenge { why: "its proof was shown before; sign a fresh one" }.into());
+    if open.is_empty() {
+        return Ok(Some(Vec::new()));
     }
+    let newest = open.iter().filter(|c| c.serves().is_ok()).max_by_key(|c| (c.opened_at, c.id.clone()));
+    let Recognised { key, expires, .. } = proof.recognised;
+    // In one second nobody can tell which was first.
+    if newest.is_some_and(|channel| expires <= channel.opened_at.plus(OFFER_SECONDS)) {
+        return Err(Refusal::InvalidChallenge { why: "it is older than the channel; sign a fresh one" }.into());
+    }
+    toll.channels.proven.take(&payer, key, expires, now)?;
+    let Some(channel) = newest else { return Ok(Some(Vec::new())) };
     let required = channel.required(Atoms(0), till.min_delta());
     Ok(Some(till.rail.snapshot(&Snapshot { channel, required, with_voucher: true })))
 }

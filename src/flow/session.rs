@@ -212,19 +212,15 @@ pub(super) async fn open(
         return Err(Refusal::OfferExpired.into());
     }
     acceptable(toll, till, presented, voucher, *deposit, tx, now).await?;
-    let by_access_key = tx.by_access_key;
+    let (by_access_key, sponsored, valid_until) = (tx.by_access_key, tx.sponsored, tx.valid_until);
     if by_access_key {
-        // A stranger's, who names whom he likes, takes no place.
+        // A stranger's, who names whom he likes, is not even tried.
         till.rail.authorized(tx, now).await?;
-        let payer = &presented.descriptor.payer;
-        if !toll.channels.unjudged.enter(&presented.channel, payer, tx.valid_until, now) {
-            return Err(Refusal::TooBusy {
-                limit: "openings signed by access keys that the chain has not judged",
-                retry_after_seconds: 15,
-                address_at_fault: false,
-            }
-            .into());
-        }
+    }
+    // One that fails its trial costs who made it nothing: it has no place meanwhile. With that of a sponsored one its fee is set aside,
+    // so that its place must be sure before.
+    if by_access_key && sponsored {
+        enter(toll, presented, valid_until, now)?;
     }
     let (own, till, presented, voucher, deposit) =
         (Arc::clone(toll), Arc::clone(till), presented.clone(), voucher.clone(), *deposit);
@@ -233,6 +229,9 @@ pub(super) async fn open(
         let toll = own;
         let completed = till.rail.complete(&presented, now).await;
         let intent = completed.inspect_err(|_| toll.channels.unjudged.leave(&presented.channel))?;
+        if by_access_key && !sponsored {
+            enter(&toll, &presented, valid_until, now)?;
+        }
         let (chain_id, escrow) = till.rail.place();
         let opening = Channel::opening(
             presented.channel.clone(),
@@ -271,6 +270,18 @@ pub(super) async fn open(
         }
     };
     Errand::new(work).await.unwrap_or_else(|| Err(unknown()))
+}
+
+/// Takes a place for an opening that the chain has not judged.
+fn enter(toll: &Toll, presented: &Presented, valid_until: UnixSeconds, now: UnixSeconds) -> Result<(), Refusal> {
+    if toll.channels.unjudged.enter(&presented.channel, &presented.descriptor.payer, valid_until, now) {
+        return Ok(());
+    }
+    Err(Refusal::TooBusy {
+        limit: "openings signed by access keys that the chain has not judged",
+        retry_after_seconds: 15,
+        address_at_fault: false,
+    })
 }
 
 /// What the operator takes as a channel. Nothing has been sent yet.

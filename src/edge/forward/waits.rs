@@ -61,13 +61,30 @@ pub(super) struct Clock {
     pub timeouts: Timeouts,
     /// When the whole must be over.
     pub end: Instant,
+    /// After this nothing more may be taken or written, however slowly the client reads.
+    last: Option<Instant>,
+}
+
+/// How long one write to the client may take.
+pub(super) struct Patience {
+    write: Duration,
+    last: Option<Instant>,
+}
+
+impl Patience {
+    /// When a write that begins now is given up.
+    pub fn until(&self) -> Instant {
+        let until = Instant::now() + self.write;
+        self.last.map_or(until, |last| until.min(last))
+    }
 }
 
 impl Clock {
-    /// The whole may take as long as `timeouts` say, and no longer than `within`.
+    /// The whole may take as long as `timeouts` say, and no longer than `within`, whose end no slow reader puts off.
     pub fn start(timeouts: Timeouts, within: Option<u64>) -> Self {
         let total_seconds = within.unwrap_or(u64::MAX).min(timeouts.total_seconds);
-        Self { timeouts: Timeouts { total_seconds, ..timeouts }, end: Self::after(total_seconds) }
+        let (end, last) = (Self::after(total_seconds), within.map(Self::after));
+        Self { timeouts: Timeouts { total_seconds, ..timeouts }, end, last }
     }
 
     pub fn after(seconds: u64) -> Instant {
@@ -80,8 +97,14 @@ impl Clock {
         self.timeouts = Timeouts { total_seconds: self.timeouts.total_seconds, ..timeouts };
     }
 
-    pub fn idle(&self) -> Duration {
-        Duration::from_secs(self.timeouts.idle_seconds)
+    pub fn patience(&self) -> Patience {
+        Patience { write: Duration::from_secs(self.timeouts.idle_seconds), last: self.last }
+    }
+
+    /// Why nothing more may be taken, when that is so.
+    pub fn ran_out(&self) -> Option<Refusal> {
+        let is_late = self.last.is_some_and(|last| Instant::now() >= last);
+        is_late.then_some(Refusal::UpstreamTimeout { seconds: self.timeouts.total_seconds })
     }
 
     /// The wait for the first byte of an answer. The head of one that does not stream (`is_whole`) comes when all of it is there.

@@ -5,6 +5,7 @@ use super::*;
 use crate::channel::{ChannelId, Phase};
 use crate::flow::control;
 use crate::rail::session::Outcome;
+use crate::rules::Plan;
 
 /// An opening signed by an access key that is said to be `payer`'s.
 fn by_key(id: &str, payer: &str) -> Shown {
@@ -74,6 +75,28 @@ async fn an_opening_by_a_key_that_its_account_never_authorized_takes_no_place() 
 }
 
 #[tokio::test]
+async fn an_opening_by_access_key_takes_no_place_while_it_is_tried_unless_its_fee_is_set_aside() {
+    for (sponsored, tried, next) in [(false, 40, "paid"), (true, 4, "rate_limit_exceeded")] {
+        let bed = bed();
+        let by_key = |id: &str| {
+            session(json!({
+                "action": "open", "channelId": id, "amount": "2000", "deposit": "50000", "tx": id, "by": "access key",
+                "payer": "0xpayer", "sponsored": sponsored,
+            }))
+        };
+        let credentials: Vec<_> = (0..tried).map(|n| by_key(&format!("0xf{n}"))).collect();
+        bed.purse.ponders.store(true, Ordering::SeqCst);
+        let all = futures::future::join_all(credentials.iter().map(|credential| buy(&bed, credential)));
+        tokio::select! {
+            done = all => panic!("{done:?}"),
+            () = until(|| async { bed.purse.trials.load(Ordering::SeqCst) == tried }) => {}
+        }
+        bed.purse.ponders.store(false, Ordering::SeqCst);
+        assert_eq!(buy(&bed, &by_key("0xe0")).await, next, "sponsored: {sponsored}");
+    }
+}
+
+#[tokio::test]
 async fn an_opening_by_access_key_that_lands_takes_a_place_like_any_other() {
     let bed = bed();
     assert_eq!(buy(&bed, &by_key("0xa0", "0xpayer")).await, "paid");
@@ -108,31 +131,87 @@ async fn one_payer_has_so_many_channels_another_has_his_own_and_a_closed_one_is_
     assert_eq!(buy(&bed, &of("0xa4", "0xpayer")).await, "payment_invalid", "and that was the one place");
 }
 
+/// Proofs of the payer "payer", who looks for his channel.
+struct Search<'b> {
+    bed: &'b Bed,
+    plan: Arc<Plan>,
+}
+
+impl<'b> Search<'b> {
+    fn of(bed: &'b Bed) -> Self {
+        Self { bed, plan: bed.toll.rules.plan() }
+    }
+
+    /// Answers an offer that was made then.
+    fn signed(&self, at: UnixSeconds) -> Shown {
+        let headers = [(http::HeaderName::from_static("accept-payment"), "tempo/charge".parse().unwrap())];
+        let headers = http::HeaderMap::from_iter(headers);
+        let route = self.plan.route(BY_TOKEN).unwrap();
+        let offer = control::proof_offer(&self.bed.toll, &self.plan, route, &headers, digest(""), at).unwrap();
+        shown(&offer.challenge_id.unwrap(), &crate::ids::fresh("signed"))
+    }
+
+    /// The channel that is told of.
+    async fn show(&self, proof: &Shown) -> Result<Option<String>, Refusal> {
+        let route = self.plan.route(BY_TOKEN).unwrap();
+        let told = control::prove(&self.bed.toll, &self.plan, route, proof, digest("")).await;
+        let told = told.map_err(|stop| stop.refusal)?.expect("a proof");
+        Ok(told.first().map(|(_, id)| id.to_str().unwrap().to_owned()))
+    }
+
+    async fn is_stale(&self, proof: &Shown) -> bool {
+        let refusal = self.show(proof).await.unwrap_err();
+        (refusal.code(), refusal.invites_payment()) == ("invalid_challenge", true)
+    }
+}
+
+fn his_opening(id: &str) -> Shown {
+    session(
+        json!({"action": "open", "channelId": id, "amount": "2000", "deposit": "50000", "tx": id, "payer": "payer"}),
+    )
+}
+
 #[tokio::test]
 async fn a_proof_that_found_a_channel_is_good_once_and_whoever_copies_it_is_told_nothing() {
     let bed = bed();
-    let plan = bed.toll.rules.plan();
-    let route = plan.route(BY_TOKEN).unwrap();
-    let headers = [(http::HeaderName::from_static("accept-payment"), "tempo/charge".parse().unwrap())];
-    let headers = http::HeaderMap::from_iter(headers);
-    let offered = || control::proof_offer(&bed.toll, &plan, route, &headers, digest(""), UnixSeconds::now()).unwrap();
-    let signed = || shown(&offered().challenge_id.unwrap(), &crate::ids::fresh("signed"));
-    let show = async |proof: &Shown| control::prove(&bed.toll, &plan, route, proof, digest("")).await;
-
-    let early = signed();
-    for _ in 0..2 {
-        assert_eq!(show(&early).await, Ok(Some(Vec::new())), "he has no channel, and nothing is told");
-    }
-    let his = json!({
-        "action": "open", "channelId": "0xaa", "amount": "2000", "deposit": "50000", "tx": "0xaa", "payer": "payer",
-    });
-    assert_eq!(buy(&bed, &session(his)).await, "paid");
-    for proof in [early, signed()] {
-        let found = show(&proof).await.unwrap().unwrap();
-        assert_eq!(found[0].1, "0xaa");
+    let search = Search::of(&bed);
+    assert_eq!(buy(&bed, &his_opening("0xaa")).await, "paid");
+    let later = channel(&bed, "0xaa").await.opened_at.plus(1);
+    for proof in [search.signed(later), search.signed(later)] {
+        assert_eq!(search.show(&proof).await, Ok(Some("0xaa".to_owned())));
         for _ in 0..3 {
-            let copy = show(&proof).await.unwrap_err();
-            assert_eq!((copy.refusal.code(), copy.refusal.invites_payment()), ("invalid_challenge", true));
+            assert!(search.is_stale(&proof).await);
         }
     }
+}
+
+#[tokio::test]
+async fn a_proof_from_before_the_channel_was_opened_finds_nothing_and_a_fresh_one_does() {
+    let bed = bed();
+    let search = Search::of(&bed);
+    let early = search.signed(UnixSeconds::now());
+    for _ in 0..2 {
+        assert_eq!(search.show(&early).await, Ok(None), "he has no channel, and nothing is kept");
+    }
+    assert_eq!(buy(&bed, &his_opening("0xaa")).await, "paid");
+    assert!(search.is_stale(&early).await, "whoever found it in a log");
+    let opened_at = channel(&bed, "0xaa").await.opened_at;
+    assert!(search.is_stale(&search.signed(opened_at)).await, "of the same second");
+    let fresh = search.signed(opened_at.plus(1));
+    assert_eq!(search.show(&fresh).await, Ok(Some("0xaa".to_owned())), "a second later");
+}
+
+#[tokio::test]
+async fn a_proof_that_was_shown_while_the_channel_was_being_opened_is_not_good_again() {
+    let bed = bed();
+    let search = Search::of(&bed);
+    bed.purse.silent.store(true, Ordering::SeqCst);
+    assert_eq!(buy(&bed, &his_opening("0xaa")).await, "payment_unknown");
+    let later = channel(&bed, "0xaa").await.opened_at.plus(1);
+    let proof = search.signed(later);
+    assert_eq!(search.show(&proof).await, Ok(None), "there is no channel yet");
+    bed.purse.silent.store(false, Ordering::SeqCst);
+    until(|| async { channel(&bed, "0xaa").await.phase == Phase::Open }).await;
+    assert!(search.is_stale(&proof).await);
+    assert_eq!(search.show(&search.signed(later)).await, Ok(Some("0xaa".to_owned())));
 }

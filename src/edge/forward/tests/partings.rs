@@ -282,3 +282,55 @@ async fn an_answer_given_before_the_whole_body_was_read_is_still_an_answer() {
     });
     assert!(matches!(outcome, Outcome::Buffered { status: 413, .. }), "{outcome:?}");
 }
+
+#[tokio::test]
+async fn what_must_be_over_in_time_is_not_put_off_by_who_reads_slowly() {
+    for (at_once, why) in [(0, "who takes nothing"), (4 << 10, "who takes a little all the time")] {
+        let (listener, port) = listen().await;
+        let (mut bed, mut client) = Bed::new(&[port], 512).await;
+        bed.lane.within = Some(1);
+        let began = Instant::now();
+        let backend = async {
+            let (_, mut stream) = answer(&listener, SSE).await;
+            let event = chunked(&[&"x".repeat(4 << 10)]);
+            while stream.write_all(event.as_bytes()).await.is_ok() {}
+        };
+        let reader = async {
+            let mut taken = vec![0; at_once];
+            loop {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                client.read_exact(&mut taken).await.unwrap();
+            }
+        };
+        let ended = tokio::select! {
+            (outcome, ()) = futures::future::join(bed.run(), backend) => outcome,
+            () = reader => unreachable!(),
+            () = tokio::time::sleep(Duration::from_secs(6)) => panic!("{why}: it goes on"),
+        };
+        let Outcome::Streamed(Ending { how: How::ClientGone | How::OutOfTime(_), .. }) = ended else {
+            panic!("{why}: {ended:?}")
+        };
+        assert!(began.elapsed() < Duration::from_secs(4), "{why}: {:?}", began.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn what_comes_when_the_time_is_over_is_not_taken() {
+    for (within, want) in [(Some(1), 1), (None, 2)] {
+        let (listener, port) = listen().await;
+        let (mut bed, mut client) = Bed::new(&[port], ROOMY).await;
+        let (pauses, told) = tokio::sync::mpsc::unbounded_channel();
+        (bed.filter.pauses, bed.filter.pause_after, bed.lane.within) = (Some(told), Some(1), within);
+        let (outcome, ()) = tokio::join!(bed.run(), async {
+            let (_, mut stream) = answer(&listener, &format!("{SSE}{}", chunked(&["data: 1\n\n"]))).await;
+            heard(&mut client, "data: 1\n\n").await;
+            stream.write_all(format!("{}0\r\n\r\n", chunked(&["data: 2\n\n"])).as_bytes()).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(1_200)).await;
+            pauses.send((Flow::Go, ": held\n\n")).unwrap();
+        });
+        let Outcome::Streamed(Ending { how, .. }) = outcome else { panic!("{within:?}: {outcome:?}") };
+        assert_eq!(matches!(how, How::OutOfTime(_)), within.is_some(), "{how:?}");
+        let taken = bed.filter.log.iter().filter(|line| line.starts_with("chunk")).count();
+        assert_eq!(taken, want, "{:?}", bed.filter.log);
+    }
+}
