@@ -324,11 +324,11 @@ pub async fn prove(
     }
     let newest = open.iter().filter(|c| c.serves().is_ok()).max_by_key(|c| (c.opened_at, c.id.clone()));
     let Recognised { key, expires, .. } = proof.recognised;
+    toll.channels.proven.take(&payer, key, expires, now)?;
     // In one second nobody can tell which was first.
     if newest.is_some_and(|channel| expires <= channel.opened_at.plus(OFFER_SECONDS)) {
         return Err(Refusal::InvalidChallenge { why: "it is older than the channel; sign a fresh one" }.into());
     }
-    toll.channels.proven.take(&payer, key, expires, now)?;
     let Some(channel) = newest else { return Ok(Some(Vec::new())) };
     let required = channel.required(Atoms(0), till.min_delta());
     Ok(Some(till.rail.snapshot(&Snapshot { channel, required, with_voucher: true })))

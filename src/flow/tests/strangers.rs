@@ -215,3 +215,19 @@ async fn a_proof_that_was_shown_while_the_channel_was_being_opened_is_not_good_a
     assert!(search.is_stale(&proof).await);
     assert_eq!(search.show(&search.signed(later)).await, Ok(Some("0xaa".to_owned())));
 }
+
+#[tokio::test]
+async fn a_proof_that_was_older_than_one_channel_does_not_find_another_when_that_is_closed() {
+    let bed = bed();
+    let search = Search::of(&bed);
+    assert_eq!(buy(&bed, &his_opening("0xaa")).await, "paid");
+    let proof = search.signed(channel(&bed, "0xaa").await.opened_at.plus(1));
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    assert_eq!(buy(&bed, &his_opening("0xbb")).await, "paid");
+    assert!(search.is_stale(&proof).await);
+    until(|| async { channel(&bed, "0xbb").await.leases.is_empty() }).await;
+    crate::flow::closing::close(&bed.toll, &bed.toll.tills[0], &ChannelId("0xbb".into())).await.unwrap();
+    assert!(search.is_stale(&proof).await, "it was shown");
+    let fresh = search.signed(channel(&bed, "0xaa").await.opened_at.plus(1));
+    assert_eq!(search.show(&fresh).await, Ok(Some("0xaa".to_owned())));
+}
