@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 /// Most proofs of one payer that are remembered. With no room for another he is told nothing.
-const OF_ONE_PAYER: usize = 32;
+const OF_ONE_PAYER: usize = 256;
 /// Most proofs of all.
 const ALL: usize = 16_384;
 
