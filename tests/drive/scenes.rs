@@ -270,7 +270,9 @@ pub async fn play(bed: &mut Bed, row: (&str, u16, &str), nth: usize) -> Ended {
             ..,
         ) => Ended::OutOfReach,
         // No payment of its is taken after the reply, and no flat price of its bounds the output.
-        ("payment_unchecked" | "payer_exposed" | "payment_unproven" | "over_price", ..) => Ended::OutOfReach,
+        ("payment_unchecked" | "payer_exposed" | "payment_unproven" | "over_price" | "too_dear", ..) => {
+            Ended::OutOfReach
+        }
         row => panic!("tests/endings.toml has a new row {row:?}: bring it about here"),
     }
 }
