@@ -251,10 +251,10 @@ async fn a_whole_reply_of_several_choices_or_prompts_says_what_the_first_used_an
     prompts["prompt"] = json!(["one", "and another one"]);
     let mut streamed = prompts.clone();
     streamed["stream"] = json!(true);
-    for (path, body, made) in [
-        (CHAT, ask(CHAT, "two of it", 10, 2, false), 20),
-        (COMPLETIONS, ask(COMPLETIONS, "two of it", 10, 2, false), 20),
-        (COMPLETIONS, prompts, 20),
+    for (path, body, made, field) in [
+        (CHAT, ask(CHAT, "two of it", 10, 2, false), 20, "n"),
+        (COMPLETIONS, ask(COMPLETIONS, "two of it", 10, 2, false), 20, "n"),
+        (COMPLETIONS, prompts, 20, "prompt"),
     ] {
         let direct = raw::post(path, &[("authorization", &key)], body.to_string().as_bytes());
         let direct = raw::exchange(llama.direct(), &direct).await;
@@ -263,7 +263,7 @@ async fn a_whole_reply_of_several_choices_or_prompts_says_what_the_first_used_an
         assert_eq!(direct.json()["usage"]["completion_tokens"], 10, "of {made}: {}", direct.text());
         let refused = post(&gate, &path.replace("/v1/", "/free/"), &[], &body).await;
         assert_eq!(refused.status, 400, "{}", refused.text());
-        assert_eq!(refused.json()["error"]["param"], "n", "{}", refused.text());
+        assert_eq!(refused.json()["error"]["param"], field, "{}", refused.text());
     }
     // Streamed, each choice has its own prompt beside its output: of several prompts only the longest would be charged.
     let refused = post(&gate, &COMPLETIONS.replace("/v1/", "/free/"), &[], &streamed).await;
