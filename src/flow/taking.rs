@@ -38,8 +38,7 @@ pub(super) async fn take(toll: &Arc<Toll>, taking: Taking<'_>) -> Result<Hold, S
     let Taking { rail, shown, proof, terms, request, revision, room } = taking;
     let key = proof.recognised.key.clone();
     let (own, rail, shown, request) = (Arc::clone(toll), Arc::clone(rail), shown.clone(), request.to_owned());
-    let (trying, its, what) = (Arc::clone(toll), Arc::clone(&rail), shown.clone());
-    let trial = Errand::new(async move { tried(&trying, &its, &what, proof, true).await });
+    let trial = Errand::new(tried(Arc::clone(toll), Arc::clone(&rail), shown.clone(), proof, true));
     let (proof, mine) = trial.await.unwrap_or_else(|| Err(unknown()))?;
     let work = async move {
         let toll = own;
@@ -56,24 +55,24 @@ pub(super) async fn take(toll: &Arc<Toll>, taking: Taking<'_>) -> Result<Hold, S
 /// A proof that would be paid, ready to be claimed. One request of this gate at a time tries a proof, and has it until its claim is
 /// written: a copy that comes meanwhile or later asks nobody. Other gates may ask as well, for that moves nothing; the claim decides.
 async fn tried(
-    toll: &Arc<Toll>,
-    rail: &Arc<dyn Rail>,
-    shown: &Shown,
+    toll: Arc<Toll>,
+    rail: Arc<dyn Rail>,
+    shown: Shown,
     proof: Proof,
     first: bool,
 ) -> Result<(Proof, Mine), Stop> {
     let (recognised, payer) = (proof.recognised.clone(), proof.payer.clone());
     let key = &recognised.key.0;
     let Some(mine) = toll.channels.alone.take(format!("try {key}")) else {
-        return Err(running(toll, rail.as_ref()));
+        return Err(running(&toll, rail.as_ref()));
     };
     // A copy may have been through since its claim was looked for.
-    if was_claimed(toll, &recognised).await? {
-        return Err(running(toll, rail.as_ref()));
+    if was_claimed(&toll, &recognised).await? {
+        return Err(running(&toll, rail.as_ref()));
     }
-    let refusal = match rail.complete(shown, proof, first).await {
+    let refusal = match rail.complete(&shown, proof, first).await {
         Ok(proof) => return Ok((proof, mine)),
-        Err(Refusal::ProofRunning { .. }) => return Err(running(toll, rail.as_ref())),
+        Err(Refusal::ProofRunning { .. }) => return Err(running(&toll, rail.as_ref())),
         Err(Refusal::PaymentUnknown { .. }) => return Err(unknown()),
         Err(Refusal::ProofSpent) => {
             return Err(Stop { moved: Moved::Yes, claimed: true, ..Refusal::ProofSpent.into() });
@@ -82,9 +81,9 @@ async fn tried(
     };
     // Taken by a copy meanwhile (at another gate), a payment cannot go through once more: that is no reason to pay anew. Nor is a
     // chain or a facilitator that did not answer this one.
-    if was_claimed(toll, &recognised).await? {
+    if was_claimed(&toll, &recognised).await? {
         tracing::debug!(claim = key, why = refusal.code(), "a copy was faster");
-        return Err(running(toll, rail.as_ref()));
+        return Err(running(&toll, rail.as_ref()));
     }
     let (outcome, moved) = match refusal {
         Refusal::PaymentUnproven => ("unproven", Some(Moved::Unknown)),
@@ -111,7 +110,7 @@ pub(super) async fn promise(toll: &Arc<Toll>, taking: Taking<'_>, by_usage: bool
     let Taking { rail, shown, proof, terms, request, revision, room } = taking;
     let (toll, rail, shown, request) = (Arc::clone(toll), Arc::clone(rail), shown.clone(), request.to_owned());
     let work = async move {
-        let (proof, _mine) = tried(&toll, &rail, &shown, proof, false).await?;
+        let (proof, _mine) = tried(Arc::clone(&toll), Arc::clone(&rail), shown, proof, false).await?;
         let risk = risk(&toll, rail.as_ref(), (&proof, revision), terms.price, most).await?;
         let standing = Standing::Promised { by: request.clone() };
         let claim = drafted(&proof, terms, revision, standing);
