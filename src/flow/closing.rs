@@ -3,7 +3,7 @@
 use super::errand::Errand;
 use super::lease::{denied_refusal, trouble_stop, unsure};
 use super::pay::unknown;
-use super::{Stop, Till, Toll, transact};
+use super::{Stop, Till, Toll, reclaim, transact};
 use crate::channel::{Channel, ChannelId, GRACE_SECONDS, Op, Phase};
 use crate::clock::UnixSeconds;
 use crate::rail::session::Outcome;
@@ -162,6 +162,15 @@ pub(super) fn forced(toll: &Arc<Toll>, till: &Arc<Till>, id: &ChannelId) {
             // Out of patience with requests, never with a transaction of our own: two would be one too many.
             if !in_time && channel.our_tx.is_some() {
                 tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
+            }
+            // Whoever still uses it has had his time: what the record knows of him is claimed, and nothing more leaves.
+            if !in_time && !channel.leases.is_empty() {
+                let gates = channel.leases.values().map(|lease| lease.gate.clone()).collect();
+                if let Err(trouble) = reclaim::orphan(&toll, &channel, &gates).await {
+                    tracing::error!(channel = %id, ?trouble, "a forced close waits for the store");
+                    tokio::time::sleep(wait).await;
+                }
                 continue;
             }
             match pay_out(&toll, &till, &channel).await {

@@ -11,7 +11,7 @@ mod ending;
 use super::channels::{Applied, Live, Step, Trouble};
 use super::price::Cover;
 use super::{Stop, Till, Toll};
-use crate::channel::{Channel, Denied, Lease as Held, Op};
+use crate::channel::{Channel, Denied, Effect, Lease as Held, Op};
 use crate::clock::UnixSeconds;
 use crate::journal::Receipt;
 use crate::money::Atoms;
@@ -54,6 +54,9 @@ enum Need {
     Charge(Atoms),
 }
 
+/// The record after it was told how far a stream is, and whether it took that.
+type Marked = (Arc<Channel>, Result<Effect, Denied>);
+
 /// A lease of a request in progress.
 #[must_use = "a lease must end by spending, or the payer's money waits for a restart"]
 pub struct Lease {
@@ -76,8 +79,14 @@ pub struct Lease {
     /// At how many delivered tokens the record is told anew how many there are: with the first, and a window after it was told last. What
     /// could not be written is tried with the next word.
     tells_at: u64,
+    /// How many the record is being told of.
+    telling: u64,
+    /// How many it is known to know of.
+    told: u64,
+    /// It did not take what it was told last.
+    untold: bool,
     extending: Option<JoinHandle<Result<Applied, Trouble>>>,
-    marking: Option<JoinHandle<bool>>,
+    marking: Option<JoinHandle<Result<Marked, Trouble>>>,
     /// The record lets nothing new be leased: closing, or taken away.
     stopped: bool,
     /// The store did not answer when it was asked last.
@@ -119,6 +128,9 @@ impl Lease {
             window: super::price::FIRST_WINDOW,
             first_word: None,
             tells_at: 0,
+            telling: 0,
+            told: 0,
+            untold: false,
             extending: None,
             marking: None,
             stopped: false,
@@ -150,9 +162,13 @@ impl Lease {
         self.is_anothers
     }
 
-    /// Output tokens that may leave now.
+    /// Output tokens that may leave now: what is leased, and while the record does not take how far this is, no more than a window beyond
+    /// what it knows of.
     pub fn covered(&self) -> u64 {
-        self.covered
+        match self.untold {
+            true => self.covered.min(self.told.saturating_add(self.window)),
+            false => self.covered,
+        }
     }
 
     /// Whether the cap pays for so many output tokens, at what is charged for them.
@@ -224,6 +240,7 @@ impl Lease {
         loop {
             // A store that does not answer keeps no heartbeat back.
             self.extended_by(next).await;
+            self.told_by(next).await;
             if self.has(need) {
                 self.waiting_since = None;
                 return Wait::Covered;
@@ -235,9 +252,12 @@ impl Lease {
                 out.push(Bytes::from_static(HEARTBEAT_FRAME));
                 return Wait::Longer;
             }
-            if self.troubled {
+            if self.troubled || self.untold {
                 // A store that is down is not a balance that is short: the stream waits within its time for it to come back.
                 tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            if self.untold {
+                continue;
             }
             let missing = self.missing(need);
             let asked = match need {
@@ -267,7 +287,7 @@ impl Lease {
     /// Whether that is leased.
     fn has(&self, need: Need) -> bool {
         match need {
-            Need::Tokens(tokens) => self.covered >= tokens,
+            Need::Tokens(tokens) => self.covered() >= tokens,
             Need::Charge(charge) => self.held.cap >= charge,
         }
     }
@@ -280,18 +300,23 @@ impl Lease {
         }
     }
 
-    /// Why nothing more may leave, though it is leased: nobody would pay for it. Known without asking the store: of another gate's
-    /// doing when this one hears of it, or with the next window.
+    /// Why nothing more may leave, though it was leased: nobody would pay for it. The channel is paid out, or the lease was ended over our
+    /// head: by a gate that took this one for dead, or by a forced close that had waited long enough. Known without asking the store: of
+    /// another gate's doing when this one hears of it, or with the next window.
     pub fn unpayable(&self) -> Option<Refusal> {
         let channel = self.newest();
-        let denied = (!channel.still_pays()).then(|| channel.serves().err())??;
-        Some(denied_refusal(&channel, &denied))
+        let is_gone = self.open && self.last.is_none() && !channel.leases.contains_key(&self.id);
+        let over = is_gone || !channel.still_pays();
+        over.then(|| denied_refusal(&channel, &channel.serves().err().unwrap_or(Denied::Busy)))
     }
 
-    /// What a request that ends here for want of cover is told.
+    /// What a request that ends here for want of cover is told: that it is the store that does not take what it costs, where it is.
     pub fn short(&self) -> Refusal {
         if let Some(over) = self.unpayable() {
             return over;
+        }
+        if self.troubled || self.untold || self.extending.is_some() {
+            return unrecorded();
         }
         let channel = self.newest();
         let required = channel.required(self.cover.window(self.window), self.till.min_delta());
@@ -372,7 +397,8 @@ impl Lease {
         let (channels, id) = (Arc::clone(&self.toll.channels), self.channel.id.clone());
         let used = (self.delivered.most > 0).then(|| self.used());
         if used.is_some() {
-            self.tells_at = self.delivered.most.saturating_add(tokens);
+            self.telling = self.delivered.most;
+            self.tells_at = self.telling.saturating_add(tokens);
         }
         let op = Op::Extend { lease: self.id.clone(), by, used };
         let task = tokio::spawn(async move { channels.apply(&id, vec![op.into()]).await });
@@ -383,16 +409,47 @@ impl Lease {
     fn start_marking(&mut self) {
         let (channels, id) = (Arc::clone(&self.toll.channels), self.channel.id.clone());
         let op = Op::Mark { lease: self.id.clone(), used: self.used(), window: self.cover.window(self.window) };
-        self.tells_at = self.delivered.most.saturating_add(self.window);
-        self.marking = Some(tokio::spawn(async move { channels.one(&id, op).await.is_ok() }));
+        self.telling = self.delivered.most;
+        self.tells_at = self.telling.saturating_add(self.window);
+        self.marking = Some(tokio::spawn(async move { channels.one(&id, op).await }));
     }
 
     /// Takes the outcome of that, waiting for it if it must. What ends a lease does not: it says more.
     async fn marked(&mut self) {
-        let Some(task) = self.marking.take() else { return };
-        if !task.await.unwrap_or(false) {
-            self.tells_at = 0;
+        let Some(task) = &mut self.marking else { return };
+        let outcome = task.await;
+        self.take_marking(outcome);
+    }
+
+    /// Tells the record anew what it did not take, and waits for the outcome until then.
+    async fn told_by(&mut self, until: Instant) {
+        if !self.untold {
+            return;
         }
+        if self.marking.is_none() {
+            self.start_marking();
+        }
+        let Some(task) = &mut self.marking else { return };
+        if let Ok(outcome) = tokio::time::timeout_at(until, task).await {
+            self.take_marking(outcome);
+        }
+    }
+
+    fn take_marking(&mut self, outcome: Result<Result<Marked, Trouble>, JoinError>) {
+        self.marking = None;
+        match outcome {
+            // Denied: the lease is gone, as the record says.
+            Ok(Ok((channel, _))) => {
+                self.channel = channel;
+                self.is_told();
+            }
+            Ok(Err(_)) | Err(_) => (self.tells_at, self.untold) = (0, true),
+        }
+    }
+
+    /// The record knows what it was told.
+    fn is_told(&mut self) {
+        (self.told, self.untold) = (self.telling, false);
     }
 
     /// Takes the outcome of an extension, waiting for it if it must.
@@ -421,6 +478,7 @@ impl Lease {
                         if let Some(held) = self.channel.leases.get(&self.id) {
                             self.held = held.clone();
                             self.covered = self.cover.tokens(self.held.cap);
+                            self.is_told();
                         }
                     }
                     // Another stream was faster: the next look asks for more.
@@ -470,6 +528,11 @@ impl Lease {
         let seen = self.toll.channels.wait(&self.live, &self.channel.id, until, enough).await;
         self.stopped |= seen.is_ok_and(|channel| channel.serves().is_err());
     }
+}
+
+/// What a client is told when what he uses cannot be written down.
+fn unrecorded() -> Refusal {
+    Refusal::Store { retry_after_seconds: 10 }
 }
 
 /// What a client is told when a channel could not be changed.

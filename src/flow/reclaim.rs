@@ -91,14 +91,14 @@ pub(super) async fn sweep_once(toll: &Arc<Toll>) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Ends the leases of these gates. Returns how many.
-async fn orphan(toll: &Toll, channel: &Channel, gates: &BTreeSet<String>) -> Result<usize, Trouble> {
+/// Ends the leases of these gates, as the operator decided. Returns how many.
+pub(super) async fn orphan(toll: &Toll, channel: &Channel, gates: &BTreeSet<String>) -> Result<usize, Trouble> {
     let policy = toll.till(&channel.rail).map_or(OrphanPolicy::default(), |till| till.terms.orphan);
     let mut ended = 0;
     for gate in gates.iter().filter(|gate| channel.leases.values().any(|lease| lease.gate == **gate)) {
         let op = Op::Orphan { gate: gate.clone(), policy };
         if let (_, Ok(Effect::Orphaned(leases))) = toll.channels.one(&channel.id, op).await? {
-            tracing::warn!(channel = %channel.id, gate, leases = leases.len(), "requests that a stop cut off are ended");
+            tracing::warn!(channel = %channel.id, gate, leases = leases.len(), "requests that a stop or a forced close cut off are ended");
             ended += leases.len();
         }
     }

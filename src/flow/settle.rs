@@ -100,7 +100,7 @@ pub struct Delivery {
     /// The stream is over, and what it used is not covered yet.
     ending: Option<End>,
     /// No cover came in time.
-    unpaid: bool,
+    unpaid: Option<Refusal>,
     /// What it used and costs has been counted. A client that leaves while that is written down changes it no more.
     settled: bool,
     /// What it was charged has been, too.
@@ -172,7 +172,7 @@ impl Delivery {
             begun: false,
             drained: false,
             ending: None,
-            unpaid: false,
+            unpaid: None,
             settled: false,
             charge_counted: false,
             spent: false,
@@ -309,13 +309,15 @@ impl Delivery {
     /// the token nothing leaves that is not covered, and nothing at all once its channel is paid out.
     pub async fn chunk(&mut self, chunk: Bytes, out: &mut Vec<Bytes>) -> Result<Next, Refusal> {
         let covered = match &self.money {
-            Money::Lease(lease) if lease.unpayable().is_some() => {
-                self.unpaid = true;
-                return Ok(Next::Stop);
+            Money::Lease(lease) => {
+                self.unpaid = lease.unpayable();
+                lease.covered()
             }
-            Money::Lease(lease) => lease.covered(),
             Money::Hold(_) | Money::Promise(_) | Money::None => u64::MAX,
         };
+        if self.unpaid.is_some() {
+            return Ok(Next::Stop);
+        }
         let fed = self.meter.feed_covered(chunk, covered, &mut self.silent);
         let waiting: usize = self.silent.iter().map(Bytes::len).sum();
         if self.delivered || waiting > most_silent(self.surface()) || says_something(&self.meter.verdict()) {
@@ -336,7 +338,7 @@ impl Delivery {
         match lease.wait(need, out).await {
             Wait::Longer => Next::Hold,
             Wait::Over => {
-                self.unpaid = true;
+                self.unpaid = Some(lease.short());
                 Next::Stop
             }
             Wait::Covered => {
@@ -348,17 +350,14 @@ impl Delivery {
         }
     }
 
-    /// Whether it ended because no voucher came in time, or none could.
+    /// Whether it ended because no voucher came in time, or none could, or the books could not take what it costs.
     pub fn is_unpaid(&self) -> bool {
-        self.unpaid
+        self.unpaid.is_some()
     }
 
     /// What a client is told when it ended so before its first byte.
     pub fn unpaid_before_it_began(&self) -> Option<Refusal> {
-        match &self.money {
-            Money::Lease(lease) if self.unpaid && !self.delivered => Some(lease.short()),
-            _ => None,
-        }
+        self.unpaid.clone().filter(|_| !self.delivered)
     }
 
     /// The stream is over: the books, then what is still to be sent (receipt, `[DONE]`). A stream that said nothing leaves `out`

@@ -1,8 +1,8 @@
 //! Answers that end before their end: which of them are owed as far as they left, and what their clients are told.
 
 use super::{Delivery, End};
-use crate::flow::pay::Money;
 use crate::openai::reply;
+use crate::refusal::Refusal;
 use bytes::Bytes;
 
 impl End {
@@ -24,19 +24,16 @@ impl Delivery {
             End::TooLarge => {
                 ("an event of the answer is too large to be passed on: the rest of it is not sent", "upstream_failed")
             }
-            End::Unpaid => match self.unpayable() {
-                Some(code) => ("the channel pays for nothing more: the rest of the answer is not sent", code),
-                None => ("no voucher came to pay for the rest of the answer", "insufficient_balance"),
+            End::Unpaid => match &self.unpaid {
+                Some(Refusal::BalanceShort { .. }) | None => {
+                    ("no voucher came to pay for the rest of the answer", "insufficient_balance")
+                }
+                Some(down @ Refusal::Store { .. }) => {
+                    ("payments cannot be recorded safely now: the rest of the answer is not sent", down.code())
+                }
+                Some(over) => ("the channel pays for nothing more: the rest of the answer is not sent", over.code()),
             },
         };
         Some(reply::cut_short(self.surface(), why, code))
-    }
-
-    /// Why the channel pays for nothing more, if that is so.
-    fn unpayable(&self) -> Option<&'static str> {
-        match &self.money {
-            Money::Lease(lease) => lease.unpayable().map(|over| over.code()),
-            Money::Hold(_) | Money::Promise(_) | Money::None => None,
-        }
     }
 }

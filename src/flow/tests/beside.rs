@@ -358,7 +358,8 @@ async fn a_forced_close_is_answered_in_every_state_of_the_channel() {
     for (state, want, why) in [
         ("idle", 300, "at once"),
         ("stream ends", 750, "when it has ended"),
-        ("stream stays", 300, "without what it has not said, when time runs out"),
+        ("stream stays", 300, "without what it has not begun, when time runs out"),
+        ("stream flows", 300 + 250 + 100, "with what it has said and a window, when time runs out"),
         ("settling", 300, "after our own transaction"),
         ("closing", 300, "instead of the agreed close"),
     ] {
@@ -366,6 +367,10 @@ async fn a_forced_close_is_answered_in_every_state_of_the_channel() {
         open(&bed, &[200, 2_000_000], 300).await;
         match state {
             "stream ends" | "stream stays" => lease(&bed, "late", 500).await,
+            "stream flows" => {
+                lease(&bed, "late", 500).await;
+                done(&bed, Op::Mark { lease: "late".into(), used: Atoms(250), window: Atoms(100) }).await;
+            }
             "settling" => {
                 let valid_until = UnixSeconds::now().plus(25);
                 let act = Act::Settle { amount: Atoms(200) };
@@ -376,8 +381,8 @@ async fn a_forced_close_is_answered_in_every_state_of_the_channel() {
             "closing" => drop(done(&bed, Op::Close).await),
             _ => {}
         }
-        // For the one that stays there are nine seconds left, of which it gets three.
-        force(&bed, if state == "stream stays" { 891 } else { 10 });
+        // For the one that does not end there are nine seconds left, of which it gets three.
+        force(&bed, if matches!(state, "stream stays" | "stream flows") { 891 } else { 10 });
         settler::start(&bed.toll, FAST);
         if state == "stream ends" {
             until(|| async { matches!(channel(&bed, "0xaa").await.phase, Phase::ForcedClosing { .. }) }).await;
@@ -386,9 +391,6 @@ async fn a_forced_close_is_answered_in_every_state_of_the_channel() {
         let shut = || async { matches!(channel(&bed, "0xaa").await.phase, Phase::Closed { tx: Some(_) }) };
         until(shut).await;
         assert_eq!(channel(&bed, "0xaa").await.view.settled, Atoms(want), "{state}: {why}");
-        if state == "stream stays" {
-            pay(&bed, "late", 0).await;
-        }
         assert!(mined(&bed).contains(&Act::Close { amount: Atoms(2_000_000), capture: Atoms(want) }), "{state}");
         audited(bed).await;
     }

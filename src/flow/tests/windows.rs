@@ -1,6 +1,6 @@
 //! When the windows of a stream are leased.
 
-use super::sessions::{BY_TOKEN, ROUTE, bed, delivery, newest, opening, streamed, words};
+use super::sessions::{BY_TOKEN, ROUTE, bed, delivery, newest, opening, streamed, text, words};
 use super::*;
 use crate::channel::{Act, Intent, Lease, Op, OrphanPolicy, View};
 use crate::flow::settle::{Delivery, End, Next};
@@ -84,6 +84,44 @@ async fn what_could_not_be_told_is_told_with_the_next_word() {
 }
 
 #[tokio::test]
+async fn while_the_record_does_not_take_how_far_a_stream_is_no_more_than_a_window_of_it_leaves() {
+    for comes_back in [true, false] {
+        let bed = hidden().under(|terms| terms.pause_seconds = 12);
+        let mut stream = hiding(&bed).await;
+        let before = newest(&bed, "0xaa").await.revision;
+        begun(&bed, &mut stream, before).await;
+        stream.first_byte().await.unwrap();
+        bed.store.fail(1, false);
+        let (mut out, mut next) = (Vec::new(), Next::Go);
+        for _ in 0..200 {
+            next = stream.chunk(words(4), &mut out).await.unwrap();
+            // What is under way comes to its end.
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            if next == Next::Hold {
+                break;
+            }
+        }
+        assert_eq!(next, Next::Hold, "all of it left, and nobody will know that it did");
+        let left = text(&out).matches('a').count();
+        assert!((40..600).contains(&left), "{left} bytes: a window of 16 to 256 tokens, and what left as it was told");
+        if comes_back {
+            *bed.store.fails.lock().unwrap() = None;
+            while stream.resume(&mut out).await == Next::Hold {}
+            assert_eq!(stream.chunk(words(4), &mut out).await.unwrap(), Next::Go);
+            assert!(text(&out).matches('a').count() > left);
+            continue;
+        }
+        tokio::time::pause();
+        while stream.resume(&mut out).await == Next::Hold {}
+        tokio::time::resume();
+        out.clear();
+        stream.end(End::Unpaid, &mut out).await;
+        assert!(text(&out).contains("store_unavailable"), "no word about his balance: {}", text(&out));
+        *bed.store.fails.lock().unwrap() = None;
+    }
+}
+
+#[tokio::test]
 async fn the_first_word_leases_a_second_window_in_one_write_where_the_channel_is_paid_far_ahead() {
     for (accepted, pace, window, why) in [
         (450, None, 0, "there is cover for the first alone"),
@@ -117,6 +155,9 @@ async fn nothing_leaves_of_a_stream_once_its_channel_is_paid_out_however_much_is
     for (began, state, code, why) in [
         (true, "open", None, "the channel is as it was"),
         (true, "asked to close", None, "what is used is claimed with the close"),
+        (true, "waited long enough", Some("channel_finalized"), "what it was known to have used is claimed without it"),
+        (true, "taken for dead", Some("channel_busy"), "another gate has ended it and sells its money to others"),
+        (false, "taken for dead", Some("channel_busy"), "before its first word nothing was charged either"),
         (true, "paying out", Some("channel_finalized"), "the amount is signed"),
         (true, "gone", Some("channel_finalized"), "there is nothing left to claim from"),
         (true, "blocked", Some("channel_blocked"), "nobody knows whether there is"),
@@ -130,7 +171,10 @@ async fn nothing_leaves_of_a_stream_once_its_channel_is_paid_out_however_much_is
             stream.first_byte().await.unwrap();
         }
         let short = View { deposit: Atoms(19_999), ..gone };
+        let ended = || Op::Orphan { gate: bed.store.gate().to_owned(), policy: OrphanPolicy::Charge };
         let ops = match state {
+            "waited long enough" => vec![Op::Look { view: asked }, ended()],
+            "taken for dead" => vec![ended()],
             "asked to close" => vec![Op::Look { view: asked }],
             "paying out" => vec![Op::Look { view: asked }, paying_out(&*newest(&bed, "0xaa").await)],
             "gone" => vec![Op::Look { view: gone }],
