@@ -29,6 +29,9 @@ use tokio::time::Instant;
 const WINDOW: (u64, u64) = (16, 256);
 /// Windows that a payer is asked for at once.
 const WINDOWS_ASKED: u64 = 4;
+/// All pauses of one stream together last at most so many times the longest: whoever signs for a word at a time holds a server's place
+/// no longer than that.
+const PAUSES: u32 = 10;
 /// How often a stream that stands still says that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// What it says: a comment (HTML §9.2.6), which every reader passes over.
@@ -92,6 +95,8 @@ pub struct Lease {
     /// The store did not answer when it was asked last.
     troubled: bool,
     waiting_since: Option<Instant>,
+    /// How long it has stood still in all.
+    paused: Duration,
     /// How it ends, once that has begun: however often it is tried, it is made once.
     last: Option<Step>,
     open: bool,
@@ -136,6 +141,7 @@ impl Lease {
             stopped: false,
             troubled: false,
             waiting_since: None,
+            paused: Duration::ZERO,
             last: None,
             open: true,
             is_anothers: false,
@@ -210,9 +216,10 @@ impl Lease {
         }
     }
 
-    /// Makes the window as large as what the stream brings in half a second.
+    /// Makes the window as large as what the stream brings in half a second, while it does not stand still.
     fn keep_pace(&mut self, since: Instant) {
-        let elapsed = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let flowing = since.elapsed().saturating_sub(self.paused);
+        let elapsed = u64::try_from(flowing.as_millis()).unwrap_or(u64::MAX);
         if elapsed >= 100 {
             self.window = (self.delivered.most.saturating_mul(500) / elapsed).clamp(WINDOW.0, WINDOW.1);
             self.toll.channels.streams_at(&self.held.purchase.model, self.window);
@@ -234,7 +241,8 @@ impl Lease {
 
     async fn stand(&mut self, need: Need, out: &mut Vec<Bytes>) -> Wait {
         let since = *self.waiting_since.get_or_insert_with(Instant::now);
-        let deadline = since + Duration::from_secs(self.till.terms.pause_seconds);
+        let longest = Duration::from_secs(self.till.terms.pause_seconds);
+        let deadline = since + longest.min((longest * PAUSES).saturating_sub(self.paused));
         let heartbeat = Instant::now() + HEARTBEAT;
         let next = heartbeat.min(deadline);
         loop {
@@ -243,6 +251,7 @@ impl Lease {
             self.told_by(next).await;
             if self.has(need) {
                 self.waiting_since = None;
+                self.paused += since.elapsed();
                 return Wait::Covered;
             }
             if self.stopped || Instant::now() >= deadline {

@@ -144,3 +144,50 @@ async fn a_stream_that_waits_for_its_store_says_every_five_seconds_that_it_lives
         drop(stream);
     }
 }
+
+#[tokio::test]
+async fn a_pause_makes_the_windows_after_it_no_smaller() {
+    let bed = bed();
+    let paid = bed.pay(BY_TOKEN, &streamed(1_000), &opening("0xaa", 450, 50_000)).await.unwrap();
+    let mut stream = delivery(&bed, paid);
+    let (mut out, begun) = (Vec::new(), tokio::time::Instant::now());
+    stream.chunk(words(20), &mut out).await.unwrap();
+    stream.first_byte().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    assert_eq!(stream.chunk(words(60), &mut out).await.unwrap(), Next::Hold);
+    let pace = (80.0 * 0.5 / begun.elapsed().as_secs_f64()).min(256.0);
+    let signing = async {
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        assert_eq!(signs(&bed, "0xaa", 20_000).await, Ok(()));
+    };
+    tokio::join!(signing, async { while stream.resume(&mut out).await == Next::Hold {} });
+    stream.chunk(words(1), &mut out).await.unwrap();
+    let window = || async { newest(&bed, "0xaa").await.leases.values().next().unwrap().window.0 as f64 / 10.0 };
+    until(|| async { window().await >= pace / 2.0 }).await;
+    drop(stream);
+}
+
+#[tokio::test]
+async fn whoever_signs_for_a_word_at_a_time_makes_a_stream_stand_still_no_longer_than_ten_pauses() {
+    let bed = bed().under(|terms| terms.pause_seconds = 1);
+    let paid = bed.pay(BY_TOKEN, &streamed(1_000), &opening("0xaa", 450, 50_000)).await.unwrap();
+    let mut stream = delivery(&bed, paid);
+    let mut out = Vec::new();
+    let hundred = Bytes::from([words(4)].concat().repeat(100));
+    assert_eq!(stream.chunk(hundred, &mut out).await.unwrap(), Next::Hold);
+    stream.first_byte().await.unwrap();
+    let begun = tokio::time::Instant::now();
+    let signing = async {
+        for words in 1..100 {
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            assert_eq!(signs(&bed, "0xaa", 450 + 40 * words).await, Ok(()));
+        }
+    };
+    tokio::select! {
+        () = signing => panic!("it stands still for ever"),
+        () = async { while stream.resume(&mut out).await != Next::Stop {} } => {}
+    }
+    let stood = begun.elapsed().as_secs_f64();
+    assert!((9.0..13.0).contains(&stood), "{stood} s, of pauses of seven tenths of a second");
+    drop(stream);
+}
