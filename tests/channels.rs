@@ -1,20 +1,23 @@
-//! What the gate does about its channels beside requests, seen from the chain: an operator closes one by hand, a payer closes one by
-//! force.
+//! What the gate does about its channels beside requests, seen from the chain: it settles by itself what is enough, an operator closes
+//! one by hand, a payer closes one by force.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
 
+use common::channels::{self, SessionBed, atoms, streamed};
 use common::client::{chat, post_json};
 use common::gate::Wait;
 use common::reserve::Event;
 use common::wallet::Channel;
-use common::{Backend, Chain, Gate, GateOptions, Reserve, Script, Wallet, payer};
+use common::{Backend, Chain, DEV, Gate, GateOptions, Raw, Reply, Reserve, Script, Wallet, payer, raw};
 use serde_json::Value;
 use std::time::Duration;
 
 const CHAT: &str = "/v1/chat/completions";
 const MODEL: &str = "openai/gpt-oss-120b";
+/// Atoms: what a channel of the first test may owe before it is settled.
+const ENOUGH: u128 = 1_000;
 const CONF: [&str; 2] = ["--conf", "conf/pontage.toml"];
 
 struct Scene {
@@ -68,6 +71,97 @@ impl Scene {
             _ => None,
         })
     }
+}
+
+/// A wallet that signs no more than it is asked for.
+struct Thrifty {
+    channel: Channel,
+    /// All its vouchers.
+    signed: Vec<u128>,
+}
+
+impl Thrifty {
+    /// A credential over what this body must hold to start.
+    async fn credential(&mut self, bed: &SessionBed) -> String {
+        let asked = atoms(&bed.snapshot(&self.channel).await["requiredCumulative"]);
+        self.signed.push(asked);
+        self.channel.voucher_credential(&bed.fresh().await, asked)
+    }
+
+    async fn buy(&mut self, bed: &SessionBed) {
+        let credential = self.credential(bed).await;
+        let reply = bed.buy(&credential, &channels::chat()).await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+    }
+
+    /// Buys until the gate may settle so much more than `settled`; what it is to settle then. Nothing is to be settled before.
+    async fn owe(&mut self, bed: &SessionBed, settled: u128) -> u128 {
+        loop {
+            self.buy(bed).await;
+            let spent = bed.charged(&self.channel.id);
+            let most = self.signed.iter().filter(|amount| **amount <= spent).max();
+            if let Some(most) = most.filter(|most| **most >= settled + ENOUGH) {
+                return *most;
+            }
+        }
+    }
+}
+
+/// Waits for what the gate pays out by itself: the chain says so, then the gate.
+async fn settled(bed: &SessionBed, channel: &Channel, all: &[Event]) {
+    let heard = common::eventually(Duration::from_secs(30), || async {
+        let events = bed.reserve.events(&channel.id).await;
+        events.iter().filter(|event| matches!(event, Event::Settled { .. })).eq(all)
+    });
+    assert!(heard.await, "{:?}, not {all:?}", bed.reserve.events(&channel.id).await);
+    let Some(Event::Settled { cumulative, .. }) = all.last() else { panic!("nothing was to be settled") };
+    assert_eq!(bed.reserve.state(&channel.id).await.settled, *cumulative);
+    let paid: u128 = bed.chain.payments_to(DEV[1].address).await.iter().map(|transfer| transfer.amount).sum();
+    assert_eq!(paid, *cumulative, "the payee has it");
+    let (id, said) = (channel.id.to_string(), cumulative.to_string());
+    let known = common::eventually(Duration::from_secs(10), || async {
+        let (_, all) = bed.gate.admin_get("/channels").await.expect("alive");
+        let line = all.lines().find(|line| line.contains(&id)).expect("listed");
+        let line: Value = serde_json::from_str(line).unwrap();
+        (line["settled"].as_str(), line["tx"].is_null()) == (Some(&said), true)
+    });
+    assert!(known.await, "the record does not say that {said} are settled");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_gate_settles_by_itself_what_is_enough_under_a_stream_as_well_and_the_close_takes_the_rest() {
+    let bed = SessionBed::with(|mut options| {
+        options.conf_extra.push_str("settle_above = \"0.001\"\n");
+        options
+    })
+    .await;
+    let (channel, _) = bed.channel(100_000, 0).await;
+    let mut wallet = Thrifty { channel, signed: Vec::new() };
+
+    // A stream has a part of the channel for as long as that takes.
+    bed.backend.next(Reply::Model(Script::default()).held());
+    let credential = wallet.credential(&bed).await;
+    let mut stream = Raw::connect(bed.gate.listen).await;
+    let body = streamed().to_string();
+    stream.send(&raw::post(CHAT, &[("authorization", &credential)], body.as_bytes())).await;
+    assert!(common::eventually(Duration::from_secs(10), || async { bed.served() == 1 }).await);
+    let first = wallet.owe(&bed, 0).await;
+    let mut all = vec![Event::Settled { cumulative: first, paid: first }];
+    settled(&bed, &wallet.channel, &all).await;
+    bed.backend.release();
+    let rest = stream.reply(Duration::from_secs(20)).await;
+    assert!(rest.complete && rest.text().contains("data: [DONE]"), "{}", rest.text());
+    bed.keep(&rest);
+
+    // The channel goes on, and so does what is settled of it: only what is new.
+    let second = wallet.owe(&bed, first).await;
+    all.push(Event::Settled { cumulative: second, paid: second - first });
+    settled(&bed, &wallet.channel, &all).await;
+    wallet.buy(&bed).await;
+    let spent = bed.charged(&wallet.channel.id);
+    assert!(spent > second);
+    let books = bed.close(&[&wallet.channel]).await;
+    assert_eq!(books.charged, spent);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

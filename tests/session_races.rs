@@ -6,8 +6,9 @@
 mod common;
 
 use common::channels::{CHAT, SessionBed, assert_challenged, atoms, chat, code, offered, refused_both_ways, streamed};
-use common::wallet::{self, Wallet};
-use common::{Raw, payer};
+use common::reserve::Event;
+use common::wallet::{self, Channel, Wallet};
+use common::{Fault, Raw, payer};
 use serde_json::json;
 use std::time::Duration;
 
@@ -304,7 +305,91 @@ async fn top_ups_race_each_other_a_close_and_a_forced_close_and_no_atom_is_lost(
     assert!(over.await, "a close that met a top-up never ends");
     assert_eq!(bed.reserve.state(&racing.id).await.deposit, 0);
     assert_eq!(bed.chain.balance(common::PATH_USD, &racing.payer.address.to_string()).await, 10_000_000);
-    bed.close(&[&channel, &racing]).await;
+
+    // While its payer asks the chain to close it: what landed last stands.
+    let mut left = Vec::new();
+    for order in [Order::AtOnce, Order::RequestFirst, Order::TopUpFirst, Order::TopUpLate] {
+        left.push(left_by_force_while_topped_up(&bed, order).await);
+    }
+    let channels: Vec<_> = [&channel, &racing].into_iter().chain(&left).collect();
+    bed.close(&channels).await;
+}
+
+/// What lands first of a top-up by way of the gate and a request to close past it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Order {
+    AtOnce,
+    /// The gate may have heard of it, or not.
+    RequestFirst,
+    /// The gate does not hear that it landed before the request has.
+    TopUpFirst,
+    /// It is sent, and so slow that the gate hears of the request, and answers it, before the chain has it.
+    TopUpLate,
+}
+
+/// A channel of which something was spent, topped up and left by force in this order, to its end: all of it was paid out.
+async fn left_by_force_while_topped_up(bed: &SessionBed, order: Order) -> Channel {
+    let (channel, offer) = bed.channel(20_000, 5_000).await;
+    let bought = bed.buy(&channel.voucher_credential(&offer, 5_000), &chat()).await;
+    assert_eq!(bought.status, 200, "{order:?}: {}", bought.text());
+    let (credential, chain) = (channel.top_up_credential(&offer, 4_000), bed.reserve.url());
+    let broadcasts = bed.rpc.broadcasts();
+    let (top_up, request) = (bed.manage(&credential), channel.request_close(&chain));
+    let (topped, asked) = match order {
+        Order::AtOnce => tokio::join!(top_up, request),
+        Order::RequestFirst => {
+            let asked = request.await;
+            (top_up.await, asked)
+        }
+        Order::TopUpLate => {
+            bed.rpc.once("eth_sendRawTransactionSync", Fault::Delay(Duration::from_secs(8)));
+            tokio::join!(top_up, async {
+                let sent = async || bed.rpc.broadcasts() > broadcasts;
+                assert!(common::eventually(SHORT, sent).await, "the top-up is not sent");
+                request.await
+            })
+        }
+        Order::TopUpFirst => {
+            bed.rpc.once("eth_sendRawTransactionSync", Fault::DropReply);
+            tokio::join!(top_up, async {
+                let landed = async || bed.reserve.state(&channel.id).await.deposit == 24_000;
+                assert!(common::eventually(SHORT, landed).await, "the top-up is not sent");
+                request.await
+            })
+        }
+    };
+    asked.expect("the chain takes a request to close");
+    assert!([204, 402, 409, 410, 503].contains(&topped.status), "{order:?}: {}", topped.text());
+
+    // Taken back by the top-up the channel serves again; if not, the gate closes it by itself.
+    let again = channel.voucher_credential(&bed.fresh().await, 6_000);
+    let cancelled = std::sync::atomic::AtomicBool::new(false);
+    let done = common::eventually(Duration::from_secs(60), || async {
+        let events = bed.reserve.events(&channel.id).await;
+        let standing = bed.reserve.state(&channel.id).await;
+        if standing.close_requested_at == 0 && events.contains(&Event::CloseCancelled) {
+            let reply = bed.buy(&again, &chat()).await;
+            assert!([200, 409, 410].contains(&reply.status), "{order:?}: {}", reply.text());
+            cancelled.store(reply.status == 200, std::sync::atomic::Ordering::Relaxed);
+        }
+        standing.deposit == 0 || cancelled.load(std::sync::atomic::Ordering::Relaxed)
+    });
+    assert!(done.await, "{order:?}: neither open nor closed: {:?}", bed.reserve.events(&channel.id).await);
+    let close = channel.close_credential(&offer, 6_000);
+    let over = common::eventually(SHORT, || async { bed.manage(&close).await.status == 204 });
+    assert!(over.await, "{order:?}: a channel that was left by force is not closed");
+
+    let events = bed.reserve.events(&channel.id).await;
+    let topped = events.contains(&Event::TopUp { added: 4_000, deposit: 24_000 });
+    let (locked, spent) = (if topped { 24_000 } else { 20_000 }, bed.charged(&channel.id));
+    assert_eq!(
+        events.last(),
+        Some(&Event::Closed { settled: spent, refunded: locked - spent }),
+        "{order:?}: {events:?}"
+    );
+    let kept = bed.chain.balance(common::PATH_USD, &channel.payer.address.to_string()).await;
+    assert_eq!(kept, 10_000_000 - spent, "{order:?}: {events:?}");
+    channel
 }
 
 #[tokio::test(flavor = "multi_thread")]
