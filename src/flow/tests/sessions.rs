@@ -54,6 +54,8 @@ pub(super) struct Purse {
     /// Trials of what access keys signed never end; and how many began.
     pub(super) ponders: AtomicBool,
     pub(super) trials: AtomicUsize,
+    /// How often it was asked what became of a transaction.
+    pub(super) looks: AtomicUsize,
     /// So many more trials of payers' transactions fail.
     pub(super) fails: AtomicUsize,
     /// Requests to close, by their block; and how often they were asked for.
@@ -81,6 +83,7 @@ impl Purse {
             strangers: Mutex::default(),
             ponders: AtomicBool::new(false),
             trials: AtomicUsize::new(0),
+            looks: AtomicUsize::new(0),
             fails: AtomicUsize::new(0),
             asked_to_close: Mutex::default(),
             listens: AtomicUsize::new(0),
@@ -233,6 +236,7 @@ impl Session for Purse {
         self.does(channel, intent)
     }
     async fn look(&self, channel: &Channel, intent: &Intent) -> Outcome {
+        self.looks.fetch_add(1, Ordering::SeqCst);
         self.does(channel, intent)
     }
     async fn views(&self, channels: &[ChannelId]) -> Result<Vec<View>, Unreachable> {
