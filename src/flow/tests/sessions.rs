@@ -363,11 +363,12 @@ pub(super) async fn newest(bed: &Bed, id: &str) -> Arc<Channel> {
 pub(super) const REPLY: &[u8] = br#"{"choices":[{"index":0,"message":{"content":"hi"},"finish_reason":"stop"}],"usage":{"prompt_tokens":9,"completion_tokens":7,"total_tokens":16}}"#;
 
 /// The books hold together. Looked at in a copy, because the tasks of channels keep the file open for a while.
-pub(super) async fn audited(bed: Bed) {
+pub(super) async fn audited(bed: Bed) -> crate::journal::audit::Audit {
     let copy = bed._dir.path().join("copy.redb");
     std::fs::copy(bed._dir.path().join("store.redb"), &copy).unwrap();
     let audit = Embedded::audit(&copy).unwrap();
     assert!(audit.is_sound(), "{audit}");
+    audit
 }
 
 #[tokio::test]
