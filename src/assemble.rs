@@ -276,13 +276,11 @@ fn rails(
     let mut mistakes = Vec::new();
     for section in &conf.rails {
         let built = match &section.kind {
-            RailKind::MppTempo(conf_of) => {
-                tempo(section, conf_of, &conf.listen.realm, ring, store, metrics).map(|(charge, till)| {
-                    made.rails.push(Arc::clone(&charge) as Arc<dyn Rail>);
-                    made.charges.push(charge);
-                    made.tills.extend(till);
-                })
-            }
+            RailKind::MppTempo(conf_of) => tempo(section, conf_of, conf, ring, store, metrics).map(|(charge, till)| {
+                made.rails.push(Arc::clone(&charge) as Arc<dyn Rail>);
+                made.charges.push(charge);
+                made.tills.extend(till);
+            }),
             RailKind::X402(conf_of) => {
                 let public_url = conf.listen.public_url.trim_end_matches('/');
                 x402::rails(&section.name, conf_of, &conf.rails, public_url, ring, &mut facilitators)
@@ -300,11 +298,12 @@ fn rails(
 fn tempo(
     section: &RailConf,
     tempo: &TempoConf,
-    realm: &str,
+    conf: &Conf,
     ring: &Arc<KeyRing>,
     store: &Arc<dyn Store>,
     metrics: &Arc<Metrics>,
 ) -> Result<(Arc<Charge>, Option<Arc<Till>>), String> {
+    let realm = &conf.listen.realm;
     let chain = Arc::new(Tempo::new(&tempo.rpc.read()?)?);
     let settings = Settings {
         id: format!("{}/charge", section.name).into(),
@@ -315,7 +314,8 @@ fn tempo(
         accept_push: tempo.accept_push,
         pace: crate::rail::mpp::collect::Pace::default(),
     };
-    let sponsor = sponsor(&section.name, tempo, &chain, store, metrics).map_err(|e| format!("sponsor: {e}"))?;
+    let sponsor =
+        sponsor(&section.name, tempo, &conf.rails, &chain, store, metrics).map_err(|e| format!("sponsor: {e}"))?;
     let charge = Charge::new(settings, Arc::clone(ring), Arc::<Tempo>::clone(&chain))?;
     let charge = match &sponsor {
         Some(sponsor) => charge.sponsored_by(Arc::clone(sponsor)),
@@ -352,31 +352,40 @@ fn relay(url: &Secret) -> Result<HttpRelay, String> {
     HttpRelay::new(url).map_err(|e| format!("relay: {e}"))
 }
 
-/// Key or address of whoever carries the fees of a rail's payers. Never the key that settles, whatever name it is kept under.
-fn sponsors_secret(tempo: &TempoConf) -> Result<Option<(&SponsorConf, Secret)>, String> {
+/// Key or address of whoever carries the fees of a rail's payers. Never a key that settles, on whichever of the `rails` and whatever name
+/// it is kept under: strangers' fees would empty the account that has to bring home what was earned.
+fn sponsors_secret<'c>(tempo: &'c TempoConf, rails: &[RailConf]) -> Result<Option<(&'c SponsorConf, Secret)>, String> {
     let Some(conf) = &tempo.sponsor else { return Ok(None) };
     let secret = conf.read()?;
-    match conf {
-        SponsorConf::Relay { .. } => relay(&secret).map(drop)?,
-        SponsorConf::Key { .. } if tempo.read_settle_key().is_ok_and(|settle| settle == secret) => {
-            return Err(
-                "its key is the settle key: what was earned and what may be spent on fees are kept by two keys".into(),
-            );
-        }
-        SponsorConf::Key { .. } => {}
+    let settled_with = match conf {
+        SponsorConf::Relay { .. } => relay(&secret).map(|_| None)?,
+        SponsorConf::Key { .. } => rails.iter().find(|rail| settles_with(rail, &secret)),
+    };
+    match settled_with {
+        None => Ok(Some((conf, secret))),
+        Some(RailConf { name, .. }) => Err(format!(
+            "its key is the settle key of rail.{name}: what was earned and what may be spent on fees are kept by two keys"
+        )),
     }
-    Ok(Some((conf, secret)))
+}
+
+fn settles_with(rail: &RailConf, key: &Secret) -> bool {
+    match &rail.kind {
+        RailKind::MppTempo(tempo) => tempo.read_settle_key().is_ok_and(|settle| settle == *key),
+        RailKind::X402(_) => false,
+    }
 }
 
 /// Who carries the fees of a rail's payers.
 fn sponsor(
     section: &str,
     tempo: &TempoConf,
+    rails: &[RailConf],
     chain: &Arc<Tempo>,
     store: &Arc<dyn Store>,
     metrics: &Arc<Metrics>,
 ) -> Result<Option<Arc<Sponsor>>, String> {
-    let Some((conf, secret)) = sponsors_secret(tempo)? else { return Ok(None) };
+    let Some((conf, secret)) = sponsors_secret(tempo, rails)? else { return Ok(None) };
     let hand = match conf {
         SponsorConf::Relay { .. } => Hand::Relay(Arc::new(relay(&secret)?)),
         SponsorConf::Key { usd_per_day, .. } => {

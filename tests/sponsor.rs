@@ -8,6 +8,7 @@ mod common;
 use std::time::Duration;
 
 use common::bed::{CHAT, PRICE, assert_challenge, chat};
+use common::chain::CHAIN_ID;
 use common::client::{node, python};
 use common::{Bed, Chain, DEV, Fault, Gate, GateOptions, PATH_USD, Payer, Unseen, eventually, payer, raw};
 use mpp::Base64UrlJson;
@@ -265,4 +266,19 @@ async fn the_settle_key_never_carries_fees_whatever_name_it_is_kept_under() {
     let said = Gate::try_start(options).await.err().expect("refused");
     assert!(said.contains("its key is the settle key"), "{said}");
     assert!(!said.contains(&DEV[1].key[2..]), "and it is not repeated");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_settle_key_of_one_rail_never_carries_the_fees_of_another() {
+    let chain = Chain::start().await;
+    let options = sponsored(GateOptions::new(&chain.url(), "http://127.0.0.1:1"), "20");
+    let other = format!(
+        "[rail.other]\nkind = \"mpp-tempo\"\nchain_id = {CHAIN_ID}\nrpc = \"env:TEMPO_RPC_URL\"\ncurrency = \"{PATH_USD}\"\n\
+         recipient = \"{}\"\nsettle_key = \"env:OTHER_KEY\"\nsession = {{}}\n",
+        DEV[2].address
+    );
+    let options = options.conf_extra(&other).env("OTHER_KEY", DEV[8].key);
+    let said = Gate::try_start(options).await.err().expect("refused");
+    assert!(said.contains("rail.tempo.sponsor: its key is the settle key of rail.other"), "{said}");
+    assert!(!said.contains(&DEV[8].key[2..]), "and it is not repeated");
 }

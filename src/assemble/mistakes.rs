@@ -21,7 +21,7 @@ pub fn mistakes(conf: &Conf, rules: &Path) -> Vec<String> {
         let client = |url: Secret| store::redis::client(&url).map(drop).map_err(|e| e.to_string());
         found.extend(redis.url.value.read().and_then(client).err().map(|e| redis.url.spot.mistake(e).to_string()));
     }
-    found.extend(conf.rails.iter().flat_map(of_rail));
+    found.extend(conf.rails.iter().flat_map(|section| of_rail(section, &conf.rails)));
     match crate::rules::load(rules, &catalogue(conf.offered())) {
         Ok(plan) => found.extend(Pools::build(&plan.pools, None).err().unwrap_or_default()),
         Err(mistakes) => found.extend(mistakes.iter().map(ToString::to_string)),
@@ -65,14 +65,14 @@ pub fn never_offered(conf: &Conf, plan: &Plan) -> Vec<String> {
     said
 }
 
-fn of_rail(section: &RailConf) -> Vec<String> {
+fn of_rail(section: &RailConf, rails: &[RailConf]) -> Vec<String> {
     let mut found: Vec<_> = section.kind.pays_nobody().map(|(key, why)| (key, why.to_owned())).into_iter().collect();
     match &section.kind {
         RailKind::MppTempo(tempo) => {
             let node = |rpc: Secret| Tempo::new(&rpc).map(drop).map_err(str::to_owned);
             found.extend(tempo.rpc.read().and_then(node).err().map(|e| ("rpc", e)));
             found.extend(tempo.session.and_then(|_| settle_key(tempo).err()).map(|e| ("settle_key", e)));
-            found.extend(sponsors_secret(tempo).err().map(|e| ("sponsor", e)));
+            found.extend(sponsors_secret(tempo, rails).err().map(|e| ("sponsor", e)));
         }
         RailKind::X402(x402) => found.extend(x402::mistakes(x402)),
     }

@@ -17,7 +17,7 @@ use crate::ids::{self, PublicModel};
 use crate::journal::Entry;
 use crate::money::Atoms;
 use crate::store::{Store, StoreError, Swap, Write};
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
@@ -75,6 +75,9 @@ pub enum Trouble {
     Contended,
 }
 
+/// Top-ups that landed and are answered from memory.
+const LANDED: usize = 8;
+
 /// Age from which the chain's word on a channel is no longer remembered for channels that nobody uses.
 const MEMORY_SECONDS: u64 = 600;
 
@@ -101,10 +104,20 @@ pub struct Live {
 /// A payer's top-ups, as far as they bound what the chain is asked for his sake.
 #[derive(Default)]
 struct TopUps {
-    /// When one was begun that has not landed, in [`ticks`].
+    /// When one was begun or looked for that has not landed since, in [`ticks`].
     begun: u64,
-    /// The last one that landed: its hash as he signed it, and as it was mined.
-    landed: Option<(String, String)>,
+    /// The last ones that landed, oldest first: their hashes as he signed them, and as they were mined.
+    landed: VecDeque<(String, String)>,
+}
+
+impl TopUps {
+    fn remember(&mut self, tx: &str, mined: &str) {
+        self.landed.retain(|(signed, _)| signed != tx);
+        if self.landed.len() >= LANDED {
+            self.landed.pop_front();
+        }
+        self.landed.push_back((tx.to_owned(), mined.to_owned()));
+    }
 }
 
 /// A voucher that was asked for.
@@ -183,8 +196,8 @@ impl Live {
         }
     }
 
-    /// Whether a top-up may be sent now: one that came to nothing cost the chain's time and its payer nothing, so the next one
-    /// waits five seconds.
+    /// Whether a top-up may be sent or looked for now: one that came to nothing, or had landed before, cost the chain's time and its
+    /// payer nothing, so the next one waits five seconds.
     pub fn may_top_up(&self) -> bool {
         let now = ticks();
         let mut top_ups = self.top_ups.lock().unwrap_or_else(PoisonError::into_inner);
@@ -197,14 +210,20 @@ impl Live {
 
     /// A top-up landed: it cost its payer something, and the next one may be sent at once.
     pub fn topped_up(&self, tx: &str, mined: &str) {
-        let landed = Some((tx.to_owned(), mined.to_owned()));
-        *self.top_ups.lock().unwrap_or_else(PoisonError::into_inner) = TopUps { begun: 0, landed };
+        let mut top_ups = self.top_ups.lock().unwrap_or_else(PoisonError::into_inner);
+        top_ups.begun = 0;
+        top_ups.remember(tx, mined);
     }
 
-    /// The hash on chain of a top-up that landed a moment ago.
+    /// A top-up was looked for and had landed, whenever that was: it cost its payer nothing now, and the next one waits.
+    pub fn had_topped_up(&self, tx: &str, mined: &str) {
+        self.top_ups.lock().unwrap_or_else(PoisonError::into_inner).remember(tx, mined);
+    }
+
+    /// The hash on chain of a top-up that landed, while it is one of the last that are known here.
     pub fn landed(&self, tx: &str) -> Option<String> {
         let top_ups = self.top_ups.lock().unwrap_or_else(PoisonError::into_inner);
-        top_ups.landed.as_ref().filter(|(signed, _)| signed == tx).map(|(_, mined)| mined.clone())
+        top_ups.landed.iter().find(|(signed, _)| signed == tx).map(|(_, mined)| mined.clone())
     }
 
     /// Counts a voucher; `false` when there were `most` of its kind in this second.

@@ -199,7 +199,7 @@ async fn sent_before(
     match till.rail.look(&channel, &intent).await {
         Outcome::Landed { mined, view } => {
             transact::heard(toll, till, id, view).await.map_err(|t| trouble_stop(&t))?;
-            toll.channels.live_of(&channel).topped_up(&tx.hash, &mined);
+            toll.channels.live_of(&channel).had_topped_up(&tx.hash, &mined);
             Ok((known(toll, till, id).await?, Some(mined)))
         }
         // What a relay sent has a hash of its own: that this one is not there says nothing.

@@ -4,7 +4,7 @@ use super::chain::{Broken, Head};
 use super::channels::Ledger;
 use super::fleet::Together;
 use super::{Entry, Receipt, Settlement};
-use crate::channel::Channel;
+use crate::channel::{Channel, ChannelId};
 use crate::claim::{Claim, Standing};
 use crate::clock::UnixSeconds;
 use crate::ids::RailId;
@@ -58,6 +58,53 @@ pub struct Doubted {
     pub at: UnixSeconds,
 }
 
+/// A channel that was over before all that was sold on it was paid out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// The channel.
+    pub channel: ChannelId,
+    /// What was spent of it, in atoms of its asset.
+    pub spent: Atoms,
+    /// What the chain paid out of that, as far as was known when it was over.
+    pub settled: Atoms,
+    /// When it was over.
+    pub at: UnixSeconds,
+}
+
+impl Lost {
+    /// What the line says that closed a channel; `None` for other lines, and when all of it was paid out.
+    pub(super) fn of(line: &Entry) -> Option<Self> {
+        match line {
+            Entry::Closed { channel, spent, settled, at } if settled < spent => {
+                Some(Self { channel: channel.clone(), spent: *spent, settled: *settled, at: *at })
+            }
+            _ => None,
+        }
+    }
+
+    /// What is missing.
+    pub fn atoms(&self) -> Atoms {
+        Atoms(self.spent.0.saturating_sub(self.settled.0))
+    }
+
+    /// Writes the sum of them, as atoms of whatever asset; nothing when there are none.
+    pub(super) fn write_sum<'l>(all: impl IntoIterator<Item = &'l Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (mut sum, mut channels) = (Atoms(0), 0_u64);
+        for lost in all {
+            (sum, channels) = (Atoms(sum.0.saturating_add(lost.atoms().0)), channels + 1);
+        }
+        if channels > 0 { writeln!(f, "lost      {sum} atoms in all, {channels} channels") } else { Ok(()) }
+    }
+}
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { channel, spent, settled, at } = self;
+        let (lost, at) = (self.atoms(), at.rfc3339());
+        write!(f, "lost      {channel} {lost} atoms: {spent} spent, {settled} paid out, over at {at}")
+    }
+}
+
 /// Channels, added up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Locked {
@@ -86,6 +133,8 @@ pub struct Audit {
     pub owed: Vec<Owed>,
     /// Charged, and nobody can say what was delivered, oldest first. On the operator's list as well.
     pub doubted: Vec<Doubted>,
+    /// Sold on channels and never paid out, oldest first. On the operator's list as well: in the sums it is charged.
+    pub lost: Vec<Lost>,
     /// Sums by UTC day (days since 1970), rail, and decimals of its asset.
     pub sums: BTreeMap<(u64, RailId, u8), Sum>,
     /// Lines of a kind that this build does not know.
@@ -223,6 +272,7 @@ struct Books {
     /// Receipt ids by reference on chain.
     delivered: HashMap<String, String>,
     doubted: Vec<Doubted>,
+    lost: Vec<Lost>,
     channels: Ledger,
 }
 
@@ -262,12 +312,9 @@ impl Books {
             Entry::Doubted { receipt, reference, charged, at } => {
                 self.doubted.push(Doubted { receipt, charged, reference, at });
             }
+            Entry::Closed { .. } => self.lost.extend(Lost::of(&entry)),
             // In the ledger of channels.
-            Entry::Channel { .. }
-            | Entry::Voucher { .. }
-            | Entry::Intent { .. }
-            | Entry::Outcome { .. }
-            | Entry::Closed { .. } => {}
+            Entry::Channel { .. } | Entry::Voucher { .. } | Entry::Intent { .. } | Entry::Outcome { .. } => {}
             Entry::Receipt(receipt) => {
                 // What could not be taken after the reply is charged no more.
                 let lost = receipt.settlement == Some(Settlement::Lost) && receipt.charged == Atoms(0);
@@ -322,6 +369,8 @@ impl Books {
         found.doubted = self.doubted.clone();
         found.doubted.sort_by(|a, b| (a.at, &a.receipt).cmp(&(b.at, &b.receipt)));
         found.doubted.dedup_by(|a, b| a.receipt == b.receipt);
+        found.lost = self.lost.clone();
+        found.lost.sort_by(|a, b| (a.at, &a.channel).cmp(&(b.at, &b.channel)));
         found.owed.sort_by(|a, b| (a.paid_at, &a.key).cmp(&(b.paid_at, &b.key)));
         found.faults.sort();
     }
@@ -394,6 +443,10 @@ impl fmt::Display for Audit {
             let Doubted { receipt, charged, reference, at } = doubted;
             writeln!(f, "doubted   {receipt} charged {charged} atoms at {}, reference {reference}", at.rfc3339())?;
         }
+        for lost in &self.lost {
+            writeln!(f, "{lost}")?;
+        }
+        Lost::write_sum(&self.lost, f)?;
         for fault in &self.faults {
             writeln!(f, "fault     {fault}")?;
         }
@@ -409,6 +462,7 @@ impl fmt::Display for Audit {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
+    use crate::channel::{Act, ChannelId};
     use crate::claim::sample;
     use crate::journal::sample::receipt;
 
@@ -481,6 +535,40 @@ mod tests {
             assert!(found.is_sound(), "{found}");
             let line = "doubted   r1 charged 20000 atoms at 1970-01-02T00:00:00Z, reference 0xa\n";
             assert_eq!(found.to_string().matches(line).count(), 1, "{found}");
+        }
+    }
+
+    #[test]
+    fn what_was_sold_on_a_channel_and_never_paid_out_is_listed_and_added_up_and_is_no_fault() {
+        let story = |id: &str, spent: u128, settled: u128, at: u64| {
+            let channel = || ChannelId(id.into());
+            let (tx, at) = (format!("{id}-open"), UnixSeconds(at));
+            let (rail, payer) = ("tempo/session".into(), "p".into());
+            let sale = receipt(&format!("{id}-sale"), id, spent);
+            [
+                Entry::Channel { channel: channel(), rail, payer, deposit: Atoms(900), at },
+                Entry::Voucher { channel: channel(), amount: Atoms(900), signature: "0x".into(), at },
+                Entry::Intent { channel: channel(), act: Act::Open, tx: tx.clone(), at },
+                Entry::Outcome { channel: channel(), tx, landed: true, at },
+                Entry::Receipt(Box::new(Receipt { rail: "tempo/session".into(), ..sale })),
+                Entry::Closed { channel: channel(), spent: Atoms(spent), settled: Atoms(settled), at },
+            ]
+        };
+        let stories =
+            [story("0xaa", 750, 300, 172_800), story("0xbb", 70, 70, 86_400), story("0xcc", 20, 0, 86_400)].concat();
+        let (lines, head) = write(&stories);
+        let alone = audit(lines.clone(), head, [], []);
+        let part = audit_part(lines, head, &mut Together::default());
+        for found in [alone, part] {
+            assert!(found.is_sound(), "{found}");
+            let said = found.to_string();
+            let lost: Vec<&str> = said.lines().filter(|line| line.starts_with("lost ")).collect();
+            let want = [
+                "lost      0xcc 20 atoms: 20 spent, 0 paid out, over at 1970-01-02T00:00:00Z",
+                "lost      0xaa 450 atoms: 750 spent, 300 paid out, over at 1970-01-03T00:00:00Z",
+                "lost      470 atoms in all, 2 channels",
+            ];
+            assert_eq!(lost, want, "{said}");
         }
     }
 

@@ -3,7 +3,7 @@
 //!
 //! A line that stands in two journals word for word is one: a gate wrote it for another that died.
 
-use super::audit::Owed;
+use super::audit::{Lost, Owed};
 use super::{Entry, Receipt, Settlement};
 use crate::channel::Act;
 use crate::clock::UnixSeconds;
@@ -30,6 +30,11 @@ impl Shared {
             Some((_, Entry::Closed { spent, .. })) => Some(*spent),
             _ => None,
         }
+    }
+
+    /// What of that was never paid out, as the same line says.
+    fn lost(&self) -> Option<Lost> {
+        self.closed.first().and_then(|(_, line)| Lost::of(line))
     }
 }
 
@@ -211,9 +216,10 @@ impl fmt::Display for Together {
         for (id, shared) in &self.channels {
             let Shared { signed, charged, gates, .. } = shared;
             write!(f, "channel   {id} {charged} atoms charged by {} gates, {signed} signed", gates.len())?;
-            match shared.closed_at() {
-                Some(closed) => writeln!(f, ", closed at {closed}")?,
-                None => writeln!(f, ", not closed")?,
+            match (shared.closed_at(), shared.lost()) {
+                (Some(closed), Some(lost)) => writeln!(f, ", closed at {closed}, {} of it paid out", lost.settled)?,
+                (Some(closed), None) => writeln!(f, ", closed at {closed}")?,
+                (None, _) => writeln!(f, ", not closed")?,
             }
         }
         let paid = self.claims.values().filter(|bought| bought.paid_at.is_some()).count();
@@ -221,6 +227,8 @@ impl fmt::Display for Together {
         for owed in &self.owed {
             writeln!(f, "{owed}")?;
         }
+        let lost: Vec<Lost> = self.channels.values().filter_map(Shared::lost).collect();
+        Lost::write_sum(&lost, f)?;
         for fault in &self.faults {
             writeln!(f, "fault     {fault}")?;
         }
@@ -310,6 +318,18 @@ mod tests {
                 Some(why) => assert!(found.contains(why), "{why}: {found}"),
             }
         }
+    }
+
+    #[test]
+    fn a_channel_that_paid_out_less_than_was_sold_on_it_says_so_once_and_is_no_fault() {
+        let closed = || Entry::Closed { channel: id(), spent: Atoms(750), settled: Atoms(300), at: AT };
+        let found = together(&[&[begun(), signed(900), sold("r", 750), closed()], &[closed()]]);
+        assert!(found.is_sound(), "{found}");
+        let said = found.to_string();
+        assert!(said.contains("900 signed, closed at 750, 300 of it paid out\n"), "{said}");
+        assert!(said.contains("lost      450 atoms in all, 1 channels\n"), "{said}");
+        let whole = together(&[&[begun(), signed(900), sold("r", 750), over(750)]]).to_string();
+        assert!(whole.contains("closed at 750\n") && !whole.contains("lost "), "{whole}");
     }
 
     #[test]

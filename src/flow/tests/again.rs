@@ -60,10 +60,42 @@ async fn a_top_up_in_doubt_is_answered_by_the_same_credential_however_late_it_is
     assert_eq!(manage(&bed, &more("one")).await.unwrap_err().refusal.code(), "payment_unknown");
     manage(&bed, &over(&more("one"))).await.expect("it is under way, and lands");
     assert_eq!(channel(&bed, "0xaa").await.view.deposit, Atoms(50_900));
-    manage(&bed, &more("two")).await.expect("the next");
-    // Only the last is remembered: the chain knows about the first.
+    for n in 0..8 {
+        manage(&bed, &more(&n.to_string())).await.expect("the next, at once: each costs its payer something");
+    }
+    // Only the last ones are remembered: the chain knows about the first.
+    let looks = bed.purse.looks.load(Ordering::SeqCst);
     manage(&bed, &over(&more("one"))).await.expect("it landed, and the chain says so");
-    assert_eq!(channel(&bed, "0xaa").await.view.deposit, Atoms(51_800), "and it was counted once");
+    assert_eq!(bed.purse.looks.load(Ordering::SeqCst), looks + 1);
+    assert_eq!(channel(&bed, "0xaa").await.view.deposit, Atoms(50_000 + 9 * 900), "and it was counted once");
+}
+
+#[tokio::test]
+async fn the_chain_is_asked_about_top_ups_that_landed_once_in_five_seconds_whichever_is_shown() {
+    let mut bed = bed();
+    drop(bed.pay(BY_TOKEN, &ask("m", 10), &opening("0xaa", 5_000, 50_000)).await.unwrap());
+    let more = |tx: &str| session(json!({"action": "topUp", "channelId": "0xaa", "additional": "1", "tx": tx}));
+    for tx in ["one", "two"] {
+        manage(&bed, &more(tx)).await.expect("it lands");
+    }
+    until(|| async { channel(&bed, "0xaa").await.leases.is_empty() }).await;
+    // A gate that is started now remembers neither.
+    (bed.toll, bed.store) = toll(&bed.rules, Arc::clone(&bed.store.inner), &bed.rail, &bed.spare, &bed.purse);
+    let shows = async |bed: &Bed, tx: &str| {
+        let before = bed.purse.looks.load(Ordering::SeqCst);
+        let answer = manage(bed, &over(&more(tx))).await.map(drop).map_err(|stop| stop.refusal.code());
+        (answer, bed.purse.looks.load(Ordering::SeqCst) - before)
+    };
+    assert_eq!(shows(&bed, "one").await, (Ok(()), 1), "the chain knows");
+    assert_eq!(shows(&bed, "two").await, (Err("channel_busy"), 0), "a look costs its payer nothing: the next waits");
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(5)).await;
+    tokio::time::resume();
+    assert_eq!(shows(&bed, "two").await, (Ok(()), 1));
+    for tx in ["one", "two", "one", "two"] {
+        assert_eq!(shows(&bed, tx).await, (Ok(()), 0), "both are remembered");
+    }
+    assert_eq!(channel(&bed, "0xaa").await.view.deposit, Atoms(50_002));
 }
 
 #[tokio::test]

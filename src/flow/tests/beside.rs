@@ -428,7 +428,9 @@ async fn what_the_payer_withdrew_before_it_was_claimed_is_counted_as_lost() {
     assert_eq!((after.phase.clone(), after.view.settled, mined(&bed).len()), (Phase::Closed { tx: None }, Atoms(0), 0));
     let lost = "pontage_session_loss_usd_total{rail=\"tempo/session\"} 0.0003";
     until(|| async { bed.toll.metrics.text().contains(lost) }).await;
-    audited(bed).await;
+    let books = audited(bed).await;
+    let lost: Vec<_> = books.lost.iter().map(|lost| (lost.spent, lost.settled)).collect();
+    assert_eq!(lost, [(Atoms(300), Atoms(0))], "and the audit lists it: {books}");
 }
 
 #[tokio::test]

@@ -54,6 +54,8 @@ pub(super) struct Purse {
     /// Trials of what access keys signed never end; and how many began.
     pub(super) ponders: AtomicBool,
     pub(super) trials: AtomicUsize,
+    /// How often it was asked what became of a transaction.
+    pub(super) looks: AtomicUsize,
     /// So many more trials of payers' transactions fail.
     pub(super) fails: AtomicUsize,
     /// Requests to close, by their block; and how often they were asked for.
@@ -81,6 +83,7 @@ impl Purse {
             strangers: Mutex::default(),
             ponders: AtomicBool::new(false),
             trials: AtomicUsize::new(0),
+            looks: AtomicUsize::new(0),
             fails: AtomicUsize::new(0),
             asked_to_close: Mutex::default(),
             listens: AtomicUsize::new(0),
@@ -233,6 +236,7 @@ impl Session for Purse {
         self.does(channel, intent)
     }
     async fn look(&self, channel: &Channel, intent: &Intent) -> Outcome {
+        self.looks.fetch_add(1, Ordering::SeqCst);
         self.does(channel, intent)
     }
     async fn views(&self, channels: &[ChannelId]) -> Result<Vec<View>, Unreachable> {
@@ -359,11 +363,12 @@ pub(super) async fn newest(bed: &Bed, id: &str) -> Arc<Channel> {
 pub(super) const REPLY: &[u8] = br#"{"choices":[{"index":0,"message":{"content":"hi"},"finish_reason":"stop"}],"usage":{"prompt_tokens":9,"completion_tokens":7,"total_tokens":16}}"#;
 
 /// The books hold together. Looked at in a copy, because the tasks of channels keep the file open for a while.
-pub(super) async fn audited(bed: Bed) {
+pub(super) async fn audited(bed: Bed) -> crate::journal::audit::Audit {
     let copy = bed._dir.path().join("copy.redb");
     std::fs::copy(bed._dir.path().join("store.redb"), &copy).unwrap();
     let audit = Embedded::audit(&copy).unwrap();
     assert!(audit.is_sound(), "{audit}");
+    audit
 }
 
 #[tokio::test]
