@@ -242,6 +242,12 @@ impl Gate {
             Ok(body) => body,
             Err(unread) => return unserved(session, unread),
         };
+        // Only the end of it said that there is nothing: it is managed as if its head had.
+        if let Found::One(shown) = found
+            && control::is_management(shown, body.is_empty())
+        {
+            return Box::pin(self.manage(session, visit, route, shown)).await;
+        }
         // A reply to HEAD has no body: whatever is asked with it asks for nothing, so nothing is forwarded or spent.
         let body = if method == Method::HEAD { Bytes::new() } else { body };
         let digest: [u8; 32] = match media {
