@@ -45,6 +45,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 mod mistakes;
 mod payee;
@@ -155,6 +156,7 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
 
     let (leaving, stopping) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let (stop, stopped) = watch::channel(false);
+    let (close, closed) = watch::channel(false);
     let guests = Arc::new(Guests::default());
     let gate = gate(&conf, &toll, &signet, lines, &guests, &stopping);
     let door = Arc::new(Door {
@@ -192,10 +194,10 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     });
     let listener = public.listen()?;
     let admin_listener = private.listen()?;
-    let serving = tokio::spawn(door.run(listener, stopped.clone()));
+    let serving = tokio::spawn(door.run(listener, stopped, closed));
     // The admin address stays open while those inside are served to their end.
     let (_open, always_open) = watch::channel(false);
-    tokio::spawn(admin_door.run(admin_listener, always_open));
+    tokio::spawn(admin_door.run(admin_listener, always_open.clone(), always_open));
     tracing::info!(address = %conf.listen.address, admin = %conf.listen.admin, generation = %rules.plan().generation, "listening");
 
     let reread = Reread { kept: Kept::of(&conf), path, conf, rules, ring, certificate };
@@ -205,8 +207,15 @@ pub async fn run(start: Start) -> Result<(), Vec<String>> {
     let _ = tokio::time::timeout(drained, signals.until_told_to_stop(&reread)).await;
     stopping.store(true, Ordering::Relaxed);
     let _ = stop.send(true);
+    let grace_ends = Instant::now() + Duration::from_secs(reread.conf.listen.grace_seconds);
+    // Whoever streams over a channel may have to connect to show his next voucher.
+    drain(&toll, "sessions", grace_ends).await;
+    let _ = close.send(true);
     let _ = serving.await;
-    drain(&toll, Duration::from_secs(reread.conf.listen.grace_seconds)).await;
+    let left = drain(&toll, "requests", grace_ends).await;
+    if left > 0 {
+        tracing::warn!(requests = left, "grace is over: cutting what is left");
+    }
     tracing::info!("stopped");
     Ok(())
 }
@@ -494,14 +503,11 @@ impl Signals {
     }
 }
 
-/// Waits until nobody is being served, at most `grace`.
-async fn drain(toll: &Toll, grace: Duration) {
-    let inside = || toll.metrics.inflight.with_label_values(&["requests"]).get();
-    let deadline = tokio::time::Instant::now() + grace;
-    while inside() > 0 && tokio::time::Instant::now() < deadline {
+/// Waits until nothing of this kind is in progress, at most until then. How much is.
+async fn drain(toll: &Toll, kind: &str, until: Instant) -> i64 {
+    let inside = toll.metrics.inflight.with_label_values(&[kind]);
+    while inside.get() > 0 && Instant::now() < until {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    if inside() > 0 {
-        tracing::warn!(requests = inside(), "grace is over: cutting what is left");
-    }
+    inside.get()
 }

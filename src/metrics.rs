@@ -49,7 +49,7 @@ pub struct Metrics {
     /// `pontage_forced_closes_total{rail,outcome}`: closes that payers asked the chain for: `seen`, `late` (a third of the grace is
     /// over and it is not done), then `claimed`, `cancelled` or `lost`.
     pub forced_closes: IntCounterVec,
-    /// `pontage_inflight{kind}`: `requests`, `streams`, `upstream`.
+    /// `pontage_inflight{kind}`: `requests`, `streams`, `upstream`; `sessions` are those paid over a channel.
     pub inflight: IntGaugeVec,
     /// `pontage_upstream_seconds{pool}`: whole exchange with the backend.
     pub upstream_seconds: HistogramVec,

@@ -403,16 +403,23 @@ async fn management_in_every_form_is_answered_here_and_never_forwarded() {
         let receipt = payer::unpack(reply.headers()["payment-receipt"].to_str().unwrap());
         assert_eq!(atoms(&receipt["acceptedCumulative"]), total, "{method} {path}");
     }
-    // An empty body in chunks is content (a gate cannot know that before it has read it), so it asks for nothing and gets 400.
-    total += 100;
-    let chunked = head(
-        "POST",
-        CHAT,
-        &channel.voucher_credential(&offer, total),
-        "content-type: application/json\r\ntransfer-encoding: chunked\r\n",
-    );
-    let reply = send(&bed, "POST", &[&chunked[..], b"0\r\n\r\n"].concat()).await;
-    assert_eq!((reply.status, code(&reply).as_str()), (400, "nothing_asked"), "{}", reply.text());
+    // A body that only its end shows to be empty: chunks that end at once, and on HTTP/2 a stream that ends with a frame after its head, as
+    // Node's own client ends every POST.
+    for h2 in [true, false] {
+        let client = reqwest::Client::builder().no_proxy().timeout(SHORT);
+        let client = if h2 { client.http2_prior_knowledge() } else { client }.build().unwrap();
+        total += 100;
+        let credential = channel.voucher_credential(&offer, total);
+        let reply = common::eventually(SHORT, || async {
+            let nothing = reqwest::Body::wrap_stream(futures::stream::empty::<std::io::Result<Vec<u8>>>());
+            let request = client.post(bed.gate.chat_url()).header("authorization", &credential).body(nothing);
+            let reply = request.send().await.unwrap();
+            assert!([204, 429].contains(&reply.status().as_u16()), "h2 {h2}: {}", reply.status());
+            let taken = reply.headers().get("payment-receipt").map(|v| payer::unpack(v.to_str().unwrap()));
+            taken.is_some_and(|receipt| atoms(&receipt["acceptedCumulative"]) == total)
+        });
+        assert!(reply.await, "h2 {h2}");
+    }
     // Top-up and close are management whatever comes with them.
     let topped = channel.top_up_credential(&offer, 10_000);
     let bytes = [&head("POST", CHAT, &topped, &with_body)[..], body.as_bytes()].concat();

@@ -4,6 +4,7 @@
 
 mod common;
 
+use common::channels::{self, SessionBed, patient};
 use common::client::chat;
 use common::gate::Wait;
 use common::{Backend, Chain, Fault, Gate, GateOptions, Payer, Raw, RpcProxy, Script, eventually, raw};
@@ -70,6 +71,68 @@ async fn a_stream_in_flight_is_finished_while_newcomers_are_sent_away() {
     assert!(whole.text().contains("tok99"), "{}", whole.text());
     assert_eq!(gate.stop().await.code(), Some(0));
     assert_eq!(backend.tokens_produced(), 100);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_over_a_channel_gets_its_vouchers_while_the_gate_stops_and_ends_whole() {
+    let mut bed = SessionBed::with(|o| patient(o.conf_edit("grace_seconds = 5", "grace_seconds = 40"))).await;
+    bed.backend.tune(|script| (script.tokens, script.per_token) = (200, Duration::from_millis(5)));
+    let (channel, _) = bed.channel(1_000_000, 0).await;
+    let stranger = bed.wallet().await;
+    let mut body = channels::streamed();
+    body["max_tokens"] = json!(200);
+    let (offer, start) = bed.offer(CHAT, &body).await;
+    let with = |credential: &str, body: &[u8]| raw::post(CHAT, &[("authorization", credential)], body);
+    // One that is kept alive over the stop, and one that HTTP/2 bids farewell.
+    let mut used = Raw::connect(bed.gate.listen).await;
+    used.send(b"GET /v1/models HTTP/1.1\r\nhost: gate\r\n\r\n").await;
+    assert_eq!(used.reply_to("GET", SHORT).await.status, 200);
+    let h2 = reqwest::Client::builder().no_proxy().http2_prior_knowledge().timeout(SHORT).build().unwrap();
+    assert_eq!(h2.get(format!("{}/v1/models", bed.gate.url())).send().await.unwrap().status(), 200);
+    let mut stream = Raw::connect(bed.gate.listen).await;
+    stream.send(&with(&channel.voucher_credential(&offer, start), body.to_string().as_bytes())).await;
+    assert!(stream.until(b"payment-need-voucher", SHORT).await);
+
+    common::signal(bed.gate.pid().unwrap(), "TERM");
+    let stopping = |reply: &common::RawReply| (reply.status, channels::code(reply)) == (503, "stopping".to_owned());
+    let unpaid = raw::post(CHAT, &[], body.to_string().as_bytes());
+    let sent_away = async || stopping(&raw::exchange(bed.gate.listen, &unpaid).await);
+    assert!(eventually(SHORT, sent_away).await, "whoever wants something new is told that it stops");
+    let opening = stranger.open(&offer, |open| open.deposit = 50_000);
+    for (credential, body, why) in [
+        (channel.voucher_credential(&offer, start + 1), body.to_string(), "a paid call"),
+        (opening.open_credential(&offer, 1_000), String::new(), "a channel to be opened"),
+    ] {
+        let reply = bed.send(&with(&credential, body.as_bytes())).await;
+        assert!(stopping(&reply), "{why}: {} {}", reply.status, reply.text());
+    }
+    // The stream goes on with each voucher, however it is shown.
+    let text = |stream: &Raw| String::from_utf8_lossy(&stream.seen).into_owned();
+    let words = |n: u128| start + n * channels::OUTPUT;
+    let head = format!("HEAD {CHAT} HTTP/1.1\r\nhost: gate\r\nauthorization: ");
+    let head = format!("{head}{}\r\n\r\n", channel.voucher_credential(&offer, words(40)));
+    let mut fresh = Raw::connect(bed.gate.listen).await;
+    fresh.send(head.as_bytes()).await;
+    let told = fresh.reply_to("HEAD", SHORT).await;
+    assert_eq!((told.status, told.header("connection")), (204, Some("close")), "by HEAD, on a new connection");
+    assert!(stream.until(b"tok40", SHORT).await, "{}", text(&stream));
+    used.send(&with(&channel.voucher_credential(&offer, words(80)), b"")).await;
+    let told = used.reply(SHORT).await;
+    assert_eq!(told.status, 204, "by POST, on an old connection: {}", told.text());
+    assert!(stream.until(b"tok80", SHORT).await, "{}", text(&stream));
+    let last = channel.voucher_credential(&offer, 100_000);
+    let told = h2.post(bed.gate.chat_url()).header("authorization", &last).send().await.expect("an answer");
+    assert_eq!(told.status(), 204, "by POST over HTTP/2");
+
+    let whole = stream.reply(SHORT).await;
+    bed.keep(&whole);
+    assert!(whole.complete && whole.text().contains("tok199"), "{}", whole.text());
+    let receipt = channels::final_receipt(&whole.text()).expect("a receipt");
+    assert_eq!(channels::atoms(&receipt["charged"]), 3 * channels::INPUT + 200 * channels::OUTPUT, "{receipt}");
+    assert_eq!(bed.gate.stop().await.code(), Some(0));
+    assert!(!bed.gate.log().contains("grace is over"), "{}", bed.gate.log());
+    bed.gate.restart().await;
+    bed.close(&[&channel]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

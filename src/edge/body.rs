@@ -50,7 +50,7 @@ impl From<Refusal> for Unread {
 }
 
 /// Whether the request has no body, known from its head alone: END_STREAM on the head, a length of 0, or neither a
-/// length nor a transfer-encoding. A chunked body of zero bytes is a body.
+/// length nor a transfer-encoding. One that comes and is empty (a chunk of zero bytes, END_STREAM after the head) shows it only when it is read.
 pub fn is_absent(session: &mut Session) -> bool {
     session.as_downstream_mut().is_body_empty()
 }

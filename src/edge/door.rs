@@ -200,12 +200,13 @@ pub fn tls(cert: &str, key: &str) -> Result<Arc<Acceptor>, String> {
 }
 
 impl<A: ServerApp + Send + Sync + 'static> Door<A> {
-    /// Lets guests in until `shutdown` turns true, then stops accepting; those inside are served on.
-    pub async fn run(self: Arc<Self>, listener: TcpListener, mut shutdown: ShutdownWatch) {
+    /// Lets guests in until `closed` turns true; those inside are served on. They are told to go when `stopping` turns true. Who comes after
+    /// that has a voucher to show, and is not told: an HTTP/2 connection that begins with GOAWAY takes none.
+    pub async fn run(self: Arc<Self>, listener: TcpListener, stopping: ShutdownWatch, mut closed: ShutdownWatch) {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                _ = shutdown.wait_for(|stop| *stop) => return,
+                _ = closed.wait_for(|closed| *closed) => return,
             };
             let (tcp, peer) = match accepted {
                 Ok(pair) => pair,
@@ -220,13 +221,14 @@ impl<A: ServerApp + Send + Sync + 'static> Door<A> {
                 self.refused.count(peer, &self.limits, UnixSeconds::now());
                 continue;
             };
-            let (door, shutdown) = (Arc::clone(&self), shutdown.clone());
+            let (door, mut stopping) = (Arc::clone(&self), stopping.clone());
+            stopping.mark_unchanged();
             tokio::spawn(async move {
                 let _ = tcp.set_nodelay(true);
                 let stream = L4Stream::from(tcp);
                 let handshake = tokio::time::timeout(door.limits.head, Box::pin(door.greet(stream, peer)));
                 if let Ok(Some(stream)) = handshake.await {
-                    door.host(Box::new(Outlet::over(stream)), &place.guest, &shutdown).await;
+                    door.host(Box::new(Outlet::over(stream)), &place.guest, &stopping).await;
                 }
             });
         }

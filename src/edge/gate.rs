@@ -57,7 +57,7 @@ pub struct Gate {
     pub flood: Flood,
     /// Browsers.
     pub cors: Cors,
-    /// Set when the gate is stopping.
+    /// Set when the gate is stopping: nothing new is begun.
     pub stopping: Arc<AtomicBool>,
 }
 
@@ -95,9 +95,9 @@ impl Gate {
     }
 
     async fn serve(&self, session: &mut Session, visit: &mut Visit) -> Outcome {
-        if self.stopping.load(Ordering::Relaxed) {
+        let stopping = self.stopping.load(Ordering::Relaxed);
+        if stopping {
             session.set_keepalive(None);
-            return Refusal::Stopping.into();
         }
         if let Err(refusal) = sane(session) {
             session.set_keepalive(None);
@@ -117,6 +117,9 @@ impl Gate {
                 visit.route = path;
             }
             return Outcome::Answer(answer);
+        }
+        if stopping && !carries_on(&session.req_header().headers) {
+            return Refusal::Stopping.into();
         }
         if let "/openapi.json" | "/llms.txt" | "/agents.md" = path.as_str() {
             let answer = self.unpaid_read(visit, &method, || self.document(&path, &plan));
@@ -214,6 +217,7 @@ impl Gate {
             session.set_keepalive(None);
             return refusal.into();
         }
+        let stopping = self.stopping.load(Ordering::Relaxed);
         let method = session.req_header().method.clone();
         let no_body = method != Method::POST || body::is_absent(session);
         if let Found::One(shown) = found
@@ -226,6 +230,9 @@ impl Gate {
                 Err(unread) => unserved(session, unread),
             };
         }
+        // While it runs its payer may have to connect again, with a voucher: a stop keeps the door open for him.
+        let over_channel = !stopping && matches!(found, Found::One(shown) if shown.action().is_some());
+        let _busy = over_channel.then(|| pipe::Busy::with(self, "sessions"));
         if method == Method::GET {
             // Who opens the address in a browser is shown the page of a 402, and not an error of programs.
             let is_asked = route.access == Access::Paid && matches!(found, Found::Nothing);
@@ -242,6 +249,15 @@ impl Gate {
             Ok(body) => body,
             Err(unread) => return unserved(session, unread),
         };
+        // Only the end of it said that there is nothing: it is managed as if its head had.
+        if let Found::One(shown) = found
+            && control::is_management(shown, body.is_empty())
+        {
+            return Box::pin(self.manage(session, visit, route, shown)).await;
+        }
+        if stopping {
+            return Refusal::Stopping.into();
+        }
         // A reply to HEAD has no body: whatever is asked with it asks for nothing, so nothing is forwarded or spent.
         let body = if method == Method::HEAD { Bytes::new() } else { body };
         let digest: [u8; 32] = match media {
@@ -379,6 +395,12 @@ fn unserved(session: &mut Session, unread: body::Unread) -> Outcome {
             refusal.into()
         }
     }
+}
+
+/// Whether it may be for what runs already, or to end a channel: a gate that stops takes that, because streams over channels stand still
+/// without their vouchers. An opening only begins something.
+fn carries_on(headers: &HeaderMap) -> bool {
+    matches!(rail::found(headers), Found::One(shown) if matches!(shown.action(), Some("voucher" | "topUp" | "close")))
 }
 
 /// Whether a person looks at this: wallets and SDKs that call themselves Mozilla ask for JSON.

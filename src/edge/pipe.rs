@@ -47,10 +47,10 @@ pub enum Sent {
 }
 
 /// Counts what is going on while it lives.
-struct Busy<'a>(&'a Gate, &'static str);
+pub(super) struct Busy<'a>(&'a Gate, &'static str);
 
 impl<'a> Busy<'a> {
-    fn with(gate: &'a Gate, kind: &'static str) -> Self {
+    pub(super) fn with(gate: &'a Gate, kind: &'static str) -> Self {
         gate.toll.metrics.inflight.with_label_values(&[kind]).inc();
         Self(gate, kind)
     }
