@@ -115,10 +115,18 @@ pub(super) fn text_in(data: &[u8], mut at: usize, names: &[&[u8]], show: &mut im
                 let key = data.get(at..end.saturating_sub(1)).unwrap_or_default();
                 let value = past_colon(data, end);
                 at = end;
-                if value > end && names.contains(&key) && data.get(value) == Some(&b'"') {
-                    let (end, length) = string_at(data, value, show);
-                    at = end;
-                    bytes += length;
+                if value == end || !names.contains(&key) {
+                    continue;
+                }
+                match data.get(value) {
+                    Some(b'"') => {
+                        let (end, length) = string_at(data, value, show);
+                        at = end;
+                        bytes += length;
+                    }
+                    // A list of parts, as Mistral's models say theirs: `{"type":"text","text":…}`.
+                    Some(b'[') if key == b"content" => bytes += text_in(data, value, &[b"text"], show),
+                    _ => {}
                 }
             }
             _ => {}
@@ -254,6 +262,22 @@ mod tests {
             let mut out = String::new();
             unescape(raw, &mut out);
             assert_eq!(out, want, "{why}");
+        }
+    }
+
+    #[test]
+    fn text_that_comes_in_a_list_of_parts_is_text_and_is_counted_once() {
+        for (delta, want, why) in [
+            (r#"{"content":[{"type":"text","text":"ab"},{"type":"text","text":"c"}]}"#, 3, "two parts"),
+            (r#"{"content":[{"type":"thinking","thinking":[{"type":"text","text":"hm"}]}]}"#, 2, "a thought"),
+            (r#"{"reasoning":"hm","reasoning_details":[{"type":"reasoning.text","text":"hm"}]}"#, 2, "said twice"),
+            (r#"{"content":[{"type":"image_url","image_url":"x"}]}"#, 0, "no text"),
+            (r#"{"content":[]}"#, 0, "nothing"),
+        ] {
+            let chunk = format!(r#"{{"choices":[{{"index":0,"delta":{delta}}}]}}"#);
+            let mut shown = 0;
+            let found = text_of(chunk.as_bytes(), Holder::Delta, |said| shown += said.bytes);
+            assert_eq!((found.texts, found.bytes, shown), (u64::from(want > 0), want, want), "{why}");
         }
     }
 
