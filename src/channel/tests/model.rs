@@ -1,6 +1,7 @@
 //! A small world in every order there is: two streams, three vouchers, a gate that dies, a close, a top-up and a settlement, whose
-//! transactions are mined, lost, or not heard of for as long as you like. Breadth-first over what the record says and where everybody
-//! stands; every state keeps the invariants of `invariants.rs` (I1 is its `i1_…`), and from every state there is a way to rest.
+//! transactions are mined, lost, or not heard of for as long as you like; and, with one stream, requests to close past the gate.
+//! Breadth-first over what the record says and where everybody stands; every state keeps the invariants of `invariants.rs` (I1 is its
+//! `i1_…`), and from every state there is a way to rest.
 //!
 //! Whoever changes the record reads it, works out what follows and swaps; a swap that lost the race changes nothing and is begun anew.
 //! So a change is one step here. What cannot be left out is the answer that is lost after the swap: then the same change comes
@@ -56,11 +57,18 @@ struct OnChain {
     deposit: u128,
     settled: u128,
     closed: bool,
+    /// Its payer has asked to close.
+    requested: bool,
+    /// He asked, and topped up since.
+    taken_back: bool,
 }
 
 impl OnChain {
     fn view(self) -> View {
-        if self.closed { view(self.block, 0, 0) } else { view(self.block, self.deposit, self.settled) }
+        if self.closed {
+            return view(self.block, 0, 0);
+        }
+        View { close_requested_at: self.requested.then_some(START), ..view(self.block, self.deposit, self.settled) }
     }
 }
 
@@ -76,6 +84,8 @@ struct Around {
     receipts: u128,
     crash: Crash,
     asked_to_close: bool,
+    /// How often the payer may still ask the chain.
+    requests: u8,
     top_up: Tx,
     settle: Tx,
     close: Tx,
@@ -159,14 +169,30 @@ impl World {
             receipts: 0,
             crash: Crash::No,
             asked_to_close: false,
+            requests: 0,
             top_up: if moves { Tx::No } else { Tx::Told },
             settle: if moves { Tx::No } else { Tx::Told },
             close: Tx::No,
             closes: 0,
             lost,
-            chain: OnChain { block: 1, deposit: LOCKED, settled: 0, closed: false },
+            chain: OnChain {
+                block: 1,
+                deposit: LOCKED,
+                settled: 0,
+                closed: false,
+                requested: false,
+                taken_back: false,
+            },
         };
         Self { record: Rc::new(record), around }
+    }
+
+    /// One stream, a gate that lives, and a payer who may ask the chain to close, twice: his top-up takes back what he asked before
+    /// it landed.
+    fn left_by_force() -> Self {
+        let mut world = Self::new(0, true);
+        (world.around.streams[1], world.around.crash, world.around.requests) = (At::Ended, Crash::Recovered, 2);
+        world
     }
 
     /// All of it as one number. The revision is left out: how often something changed is in the names.
@@ -175,6 +201,7 @@ impl World {
         let names = c.recent.iter().fold(0u64, |set, name| set | 1 << name.parse::<u64>().unwrap());
         let mut all = Mixed::default();
         (c.phase.label(), c.view.block, c.view.deposit.0, c.view.settled.0, c.base.0, names).hash(&mut all);
+        c.view.close_requested_at.is_some().hash(&mut all);
         // How many there are comes first, so that two lists are never one.
         c.vouchers.len().hash(&mut all);
         c.vouchers.iter().for_each(|v| v.amount.0.hash(&mut all));
@@ -254,7 +281,12 @@ impl World {
             && self.record.our_tx.is_none()
             && quiet(a.top_up)
             && quiet(a.settle)
-            && (!a.asked_to_close || matches!(self.record.phase, Phase::Closed { .. }))
+            && match self.record.phase {
+                Phase::Closed { .. } => true,
+                // A top-up opens again what was closing for both.
+                Phase::Open => !a.chain.requested && (!a.asked_to_close || a.chain.taken_back),
+                _ => false,
+            }
     }
 
     fn next(&self) -> Vec<World> {
@@ -400,7 +432,13 @@ impl World {
                 self.done(all, &record, |a| a.settle = Tx::Sent);
             }
         }
-        if a.close == Tx::No && a.asked_to_close {
+        // Where the payer asked the chain, a stream still ends in the time that is left.
+        let closes = match c.phase {
+            Phase::Closing => true,
+            Phase::ForcedClosing { .. } => c.leases.is_empty(),
+            _ => false,
+        };
+        if a.close == Tx::No && closes {
             let (amount, capture) = (c.highest().unwrap().amount, c.capture());
             let tx = format!("close {}", a.closes);
             let op = Op::Intend { intent: intent(Act::Close { amount, capture }, &tx) };
@@ -441,7 +479,7 @@ impl World {
         }
     }
 
-    /// A transaction on its way is mined, and may revert, or it never will be.
+    /// A transaction on its way is mined, and may revert, or it never will be. Requests to close come past the gate.
     fn chain(&self, all: &mut Vec<World>) {
         let a = &self.around;
         let act = |tx: &Option<Intent>| tx.as_ref().map(|intent| intent.act.clone());
@@ -464,7 +502,11 @@ impl World {
                 self.beside(all, |a| {
                     a.chain.block += 1;
                     match &act {
-                        Act::TopUp { additional } => a.chain.deposit += additional.0,
+                        Act::TopUp { additional } => {
+                            a.chain.deposit += additional.0;
+                            a.chain.taken_back |= a.chain.requested;
+                            a.chain.requested = false;
+                        }
                         Act::Settle { amount } => a.chain.settled = amount.0,
                         Act::Close { capture, .. } => (a.chain.settled, a.chain.closed) = (capture.0, true),
                         Act::Open => panic!("it is open"),
@@ -475,6 +517,12 @@ impl World {
             if a.closes == 0 || !matches!(act, Act::Close { .. }) {
                 self.beside(all, |a| place(a, Tx::Never));
             }
+        }
+        if a.requests > 0 && !a.chain.requested && !a.chain.closed {
+            self.beside(all, |a| {
+                a.chain.block += 1;
+                (a.requests, a.chain.requested) = (a.requests - 1, true);
+            });
         }
     }
 }
@@ -527,4 +575,10 @@ fn in_every_order_there_is_the_rules_hold_and_everybody_can_come_to_rest() {
 fn an_answer_that_is_lost_anywhere_changes_nothing_of_that() {
     let states = explore(World::new(1, false));
     assert!(states > 100_000, "{states} states: the world was not walked through");
+}
+
+#[test]
+fn a_request_to_close_past_the_gate_and_the_top_up_that_takes_it_back_change_nothing_of_that_either() {
+    let states = explore(World::left_by_force());
+    assert!(states > 250_000, "{states} states: the world was not walked through");
 }
