@@ -20,7 +20,7 @@ pub struct SessionConf {
     pub min_voucher_delta: Usd,
     /// A channel is settled when this much is spent and not settled. Above zero.
     pub settle_above: Usd,
-    /// And when something is spent and not settled for this long.
+    /// And when a hundredth of that is, for this long. Less is paid out when the channel is closed: a settlement costs a fee.
     pub settle_every_minutes: u64,
     /// A channel without a request for this long is closed by us.
     pub close_idle_hours: u64,

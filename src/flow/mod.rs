@@ -134,6 +134,12 @@ impl Till {
         usd.to_atoms(self.rail.decimals()).unwrap_or(Atoms(u128::MAX))
     }
 
+    /// What must be spent and not settled to be settled by age: a hundredth of `settle_above`. A settlement costs a fee whatever it brings,
+    /// and payers who use next to nothing of many channels must not cost one for each of them, again and again.
+    pub fn least_by_age(&self) -> Atoms {
+        self.atoms(Usd(self.terms.settle_above.0.div_ceil(100)))
+    }
+
     /// Least growth of a voucher.
     pub fn min_delta(&self) -> Atoms {
         self.atoms(self.terms.min_voucher_delta)

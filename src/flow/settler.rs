@@ -1,5 +1,5 @@
-//! What is owed to us is brought home: channels are settled when enough or something long enough is spent, and closed when nobody
-//! uses them any more.
+//! What is owed to us is brought home: channels are settled when enough, or a hundredth of that long enough, is spent, and closed when
+//! nobody uses them any more.
 //!
 //! Only a voucher of at most what was spent is settled, because `settle` takes all that a voucher says (TIP-1034): where none
 //! covers it yet, nothing is forced, the next one will. One transaction of ours per channel is under way at a time, whichever
@@ -147,7 +147,8 @@ pub(super) fn due(channel: &Channel, till: &Till, now: UnixSeconds) -> Option<Du
     let voucher = settleable(channel)?;
     let owed = Atoms(voucher.amount.0.saturating_sub(channel.view.settled.0));
     let old = now >= channel.settled_at.plus(till.terms.settle_every_minutes.saturating_mul(60));
-    (old || owed >= till.atoms(till.terms.settle_above)).then(|| Due::Settle(voucher.clone()))
+    let enough = if old { till.least_by_age() } else { till.atoms(till.terms.settle_above) };
+    (owed >= enough).then(|| Due::Settle(voucher.clone()))
 }
 
 fn settleable(channel: &Channel) -> Option<&Voucher> {

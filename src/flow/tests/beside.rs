@@ -155,6 +155,18 @@ async fn what_is_due_follows_from_the_terms_and_never_exceeds_what_was_spent() {
         (base.clone(), now, settle(1_500_000), "$1.50 of 1.60 spent is covered by a voucher"),
         (rich(&poor), now, None, "$0.50 is less than settle_above"),
         (rich(&poor), now.plus(3_600), settle(1_500_000), "but old enough after an hour"),
+        (
+            rich(&|c| c.view.settled = Atoms(1_490_000)),
+            now.plus(3_600),
+            settle(1_500_000),
+            "a hundredth of settle_above",
+        ),
+        (
+            rich(&|c| c.view.settled = Atoms(1_490_001)),
+            now.plus(80_000),
+            None,
+            "less waits for its close: it costs a fee",
+        ),
         (rich(&|c| c.view.settled = Atoms(1_500_000)), now.plus(3_600), None, "only a voucher over the rest would do"),
         (rich(&|c| c.our_tx = Some(some.clone())), now.plus(90_000), None, "one transaction at a time"),
         (base.clone(), now.plus(86_400), Some(Due::Close), "nobody came for a day"),
