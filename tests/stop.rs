@@ -105,6 +105,7 @@ async fn a_stream_over_a_channel_gets_its_vouchers_while_the_gate_stops_and_ends
     ] {
         let reply = bed.send(&with(&credential, body.as_bytes())).await;
         assert!(stopping(&reply), "{why}: {} {}", reply.status, reply.text());
+        assert_eq!(reply.header("x-should-retry"), None, "{why}: nothing was taken, another gate may serve it");
     }
     // The stream goes on with each voucher, however it is shown.
     let text = |stream: &Raw| String::from_utf8_lossy(&stream.seen).into_owned();

@@ -199,11 +199,15 @@ impl Gate {
     }
 
     /// One exchange on a paid path. Who showed a credential may have paid already (a push payment is on chain before we see it), so
-    /// no refusal lets a client repeat the request by itself; a 402 says so by being one.
+    /// no refusal lets a client repeat the request by itself; a 402 says so by being one. What a gate that stops sends away it has not taken.
     async fn sell(&self, session: &mut Session, visit: &mut Visit, route: &Arc<Route>) -> Outcome {
         let found = rail::found(&session.req_header().headers);
         match self.exchange(session, visit, route, &found).await {
-            Outcome::Answer(answer) if matches!(found, Found::One(_)) && answer.status > 402 => {
+            Outcome::Answer(answer)
+                if matches!(found, Found::One(_))
+                    && answer.status > 402
+                    && answer.outcome != Refusal::Stopping.code() =>
+            {
                 Outcome::Answer(answer.not_to_be_repeated())
             }
             outcome => outcome,

@@ -167,8 +167,9 @@ pub(super) fn forced(toll: &Arc<Toll>, till: &Arc<Till>, id: &ChannelId) {
             // Whoever still uses it has had his time: what the record knows of him is claimed, and nothing more leaves.
             if !in_time && !channel.leases.is_empty() {
                 let gates = channel.leases.values().map(|lease| lease.gate.clone()).collect();
-                if let Err(trouble) = reclaim::orphan(&toll, &channel, &gates).await {
-                    tracing::error!(channel = %id, ?trouble, "a forced close waits for the store");
+                let ended = reclaim::orphan(&toll, &channel, &gates).await;
+                if !matches!(ended, Ok(1..)) {
+                    tracing::error!(channel = %id, ?ended, "a forced close waits for the store");
                     tokio::time::sleep(wait).await;
                 }
                 continue;

@@ -6,18 +6,22 @@
 //! stream stands still until one comes. Whatever ends the request ends the lease: by spending what was used, and a lease that is
 //! dropped spends what it last knew to be used.
 
+mod denied;
 mod ending;
+
+use denied::unrecorded;
+pub(super) use denied::{denied_refusal, short, trouble_stop, unsure};
 
 use super::channels::{Applied, Live, Step, Trouble};
 use super::price::Cover;
-use super::{Stop, Till, Toll};
+use super::{Till, Toll};
 use crate::channel::{Channel, Denied, Effect, Lease as Held, Op};
 use crate::clock::UnixSeconds;
 use crate::journal::Receipt;
 use crate::money::Atoms;
 use crate::openai::cover::Output;
 use crate::rail::session::SessionReceipt;
-use crate::refusal::{Moved, Refusal};
+use crate::refusal::Refusal;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use std::sync::Arc;
@@ -95,8 +99,12 @@ pub struct Lease {
     /// The store did not answer when it was asked last.
     troubled: bool,
     waiting_since: Option<Instant>,
-    /// How long it has stood still in all.
+    /// In this pause the payer is waited for.
+    unsigned: bool,
+    /// How long he was waited for in all.
     paused: Duration,
+    /// How long it has stood still since its first word, for whatever reason.
+    stood: Duration,
     /// How it ends, once that has begun: however often it is tried, it is made once.
     last: Option<Step>,
     open: bool,
@@ -141,7 +149,9 @@ impl Lease {
             stopped: false,
             troubled: false,
             waiting_since: None,
+            unsigned: false,
             paused: Duration::ZERO,
+            stood: Duration::ZERO,
             last: None,
             open: true,
             is_anothers: false,
@@ -218,7 +228,7 @@ impl Lease {
 
     /// Makes the window as large as what the stream brings in half a second, while it does not stand still.
     fn keep_pace(&mut self, since: Instant) {
-        let flowing = since.elapsed().saturating_sub(self.paused);
+        let flowing = since.elapsed().saturating_sub(self.stood);
         let elapsed = u64::try_from(flowing.as_millis()).unwrap_or(u64::MAX);
         if elapsed >= 100 {
             self.window = (self.delivered.most.saturating_mul(500) / elapsed).clamp(WINDOW.0, WINDOW.1);
@@ -242,19 +252,24 @@ impl Lease {
     async fn stand(&mut self, need: Need, out: &mut Vec<Bytes>) -> Wait {
         let since = *self.waiting_since.get_or_insert_with(Instant::now);
         let longest = Duration::from_secs(self.till.terms.pause_seconds);
-        let deadline = since + longest.min((longest * PAUSES).saturating_sub(self.paused));
+        let (deadline, signed_by) =
+            (since + longest, since + longest.min((longest * PAUSES).saturating_sub(self.paused)));
         let heartbeat = Instant::now() + HEARTBEAT;
         let next = heartbeat.min(deadline);
         loop {
             // A store that does not answer keeps no heartbeat back.
             self.extended_by(next).await;
             self.told_by(next).await;
+            if self.unpayable().is_some() {
+                return Wait::Over;
+            }
             if self.has(need) {
-                self.waiting_since = None;
-                self.paused += since.elapsed();
+                self.goes_on(since.elapsed());
                 return Wait::Covered;
             }
-            if self.stopped || Instant::now() >= deadline {
+            // What is leased waits for the store alone.
+            let is_leased = self.untold && matches!(need, Need::Tokens(tokens) if self.covered >= tokens);
+            if (self.stopped && !is_leased) || Instant::now() >= deadline {
                 return Wait::Over;
             }
             if Instant::now() >= heartbeat {
@@ -268,28 +283,48 @@ impl Lease {
             if self.untold {
                 continue;
             }
-            let missing = self.missing(need);
-            let asked = match need {
+            let (missing, mut more) = (self.missing(need), 0);
+            let extends = match need {
                 Need::Tokens(tokens) => {
                     let fewest = tokens.saturating_sub(self.covered);
-                    let more = fewest.max(self.window).min(self.cover.most - self.covered);
-                    if self.extend(more) || (more > fewest && self.extend(fewest)) {
-                        continue;
-                    }
-                    self.ask(more, true, out)
+                    more = fewest.max(self.window).min(self.cover.most - self.covered);
+                    self.extend(more) || (more > fewest && self.extend(fewest))
                 }
                 Need::Charge(_) => {
-                    if missing <= self.available() {
+                    let covered = missing <= self.available();
+                    if covered {
                         self.start_extending(missing, self.window);
-                        continue;
                     }
-                    self.ask_for(missing, missing, true, out)
+                    covered
                 }
+            };
+            if extends {
+                continue;
+            }
+            // From here on it is the payer who is waited for, and not the store.
+            (self.troubled, self.unsigned) = (false, true);
+            if Instant::now() >= signed_by {
+                return Wait::Over;
+            }
+            let asked = match need {
+                Need::Tokens(_) => self.ask(more, true, out),
+                Need::Charge(_) => self.ask_for(missing, missing, true, out),
             };
             if asked {
                 return Wait::Longer;
             }
-            self.await_balance(missing, next).await;
+            self.await_balance(missing, next.min(signed_by)).await;
+        }
+    }
+
+    /// It has stood still for so long.
+    fn goes_on(&mut self, stood: Duration) {
+        self.waiting_since = None;
+        if std::mem::take(&mut self.unsigned) {
+            self.paused += stood;
+        }
+        if self.first_word.is_some() {
+            self.stood += stood;
         }
     }
 
@@ -447,10 +482,13 @@ impl Lease {
     fn take_marking(&mut self, outcome: Result<Result<Marked, Trouble>, JoinError>) {
         self.marking = None;
         match outcome {
-            // Denied: the lease is gone, as the record says.
-            Ok(Ok((channel, _))) => {
+            Ok(Ok((channel, effect))) => {
                 self.channel = channel;
-                self.is_told();
+                match effect {
+                    Ok(_) => self.is_told(),
+                    // The lease is gone, as the record says.
+                    Err(_) => self.stopped = true,
+                }
             }
             Ok(Err(_)) | Err(_) => (self.tells_at, self.untold) = (0, true),
         }
@@ -537,44 +575,4 @@ impl Lease {
         let seen = self.toll.channels.wait(&self.live, &self.channel.id, until, enough).await;
         self.stopped |= seen.is_ok_and(|channel| channel.serves().is_err());
     }
-}
-
-/// What a client is told when what he uses cannot be written down.
-fn unrecorded() -> Refusal {
-    Refusal::Store { retry_after_seconds: 10 }
-}
-
-/// What a client is told when a channel could not be changed.
-pub(super) fn trouble_stop(trouble: &Trouble) -> Stop {
-    match trouble {
-        Trouble::Unknown => Refusal::ChannelUnknown.into(),
-        Trouble::Store(e) => super::pay::store_down(e),
-        Trouble::Contended => Refusal::ChannelBusy { retry_after_seconds: 1 }.into(),
-    }
-}
-
-/// The same, where the change may have been made all the same.
-pub(super) fn unsure(trouble: &Trouble) -> Stop {
-    Stop { moved: Moved::Unknown, claimed: true, ..trouble_stop(trouble) }
-}
-
-/// What a client is told when the record denies what he asked.
-pub(super) fn denied_refusal(channel: &Channel, denied: &Denied) -> Refusal {
-    match denied {
-        Denied::Opening | Denied::Busy | Denied::TooManyLeases => Refusal::ChannelBusy { retry_after_seconds: 2 },
-        Denied::Closing | Denied::Over => Refusal::ChannelOver,
-        Denied::Quarantined => Refusal::ChannelBlocked,
-        Denied::Lower { .. } => Refusal::VoucherLower,
-        Denied::DeltaTooSmall { min_delta } => Refusal::VoucherTooFine { min_delta: *min_delta },
-        Denied::OverDeposit { deposit } => Refusal::OverDeposit { deposit: *deposit },
-        Denied::ChallengeUsed => Refusal::InvalidChallenge {
-            why: "it has bought an answer already; raise the voucher or ask for a fresh one",
-        },
-        Denied::Short { required } => short(channel, *required),
-        Denied::OutOfOrder => Refusal::Internal { place: "channel: op out of order" },
-    }
-}
-
-pub(super) fn short(channel: &Channel, required: Atoms) -> Refusal {
-    Refusal::BalanceShort { required, accepted: channel.accepted(), deposit: channel.view.deposit }
 }
